@@ -1,0 +1,145 @@
+"""What a network predicts, how predictions turn into each other, and THE loss of the diffusion stage.
+
+With x = alpha x0 + sigma eps, a prediction is p = a x0 + b eps:
+
+    eps       (a, b) = (0, 1)                        Ho et al. 2020
+    x0        (a, b) = (1, 0)
+    v         (a, b) = (-sigma, alpha)               Salimans and Ho 2022
+    velocity  (a, b) = (alpha', sigma') = dx/dt      Liu et al. 2023, Lipman et al. 2023
+
+Two equations, two unknowns: x0 = (b x - sigma p) / d, eps = (alpha p - a x) / d, d = alpha b - sigma a; `solve`
+writes this out so that it is stable at t = 0 and t = 1. No draws are made here: times come from u in (0, 1), noise from
+the loader.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.conditioning import Conditions
+from models.diffusion.process import Path, add_noise, like
+
+PREDICTIONS = ("eps", "x0", "v", "velocity")
+WEIGHTINGS = ("uniform", "min_snr")
+SMALLEST = 1e-4  # floor of a divisor: eps says nothing of x0 where alpha = 0, nor x0 of eps where sigma = 0
+
+
+def check(prediction: str) -> None:
+    """ValueError unless it is one of `PREDICTIONS`."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction: expected one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+
+
+def target(prediction: str, x0: Tensor, eps: Tensor, t: Tensor, path: Path) -> Tensor:
+    """a x0 + b eps, what a perfect network would give; x0, eps [n, ...], t [n]."""
+    check(prediction)
+    if prediction == "eps":
+        return eps
+    if prediction == "x0":
+        return x0
+    if prediction == "v":
+        return like(path.alpha(t), x0) * eps - like(path.sigma(t), x0) * x0
+    a, b = path.direction(t)
+    return like(path.speed(t), x0) * (like(a, x0) * x0 + like(b, x0) * eps)
+
+
+def solve(prediction: str, p: Tensor, x: Tensor, t: Tensor, path: Path) -> tuple[Tensor, Tensor]:
+    """Prediction p at (x, t) -> (x0, eps); p, x [n, ...], t [n].
+
+    alpha x0 + sigma eps = x holds for the pair (within `SMALLEST` at the two ends that are not solvable).
+    """
+    check(prediction)
+    alpha, sigma = like(path.alpha(t), x), like(path.sigma(t), x)
+    if prediction == "eps":
+        return (x - sigma * p) / alpha.clamp(min=SMALLEST), p
+    if prediction == "x0":
+        return p, (x - alpha * p) / sigma.clamp(min=SMALLEST)
+    if prediction == "v":
+        d = alpha.square() + sigma.square()  # alpha alpha - sigma (-sigma); 1 where variance is preserved
+        return (alpha * x - sigma * p) / d, (sigma * x + alpha * p) / d
+    a, b = (like(c, x) for c in path.direction(t))  # p / speed = a x0 + b eps, and alpha b - sigma a = 1
+    p = p / like(path.speed(t), x)
+    return b * x - sigma * p, alpha * p - a * x
+
+
+def convert(source: str, to: str, p: Tensor, x: Tensor, t: Tensor, path: Path) -> Tensor:
+    """Any prediction into any other, at the same (x, t)."""
+    x0, eps = solve(source, p, x, t, path)
+    return target(to, x0, eps, t, path)
+
+
+def min_snr_weight(prediction: str, t: Tensor, path: Path, gamma: float = 5.0) -> Tensor:
+    """Weight [n] that makes the loss of any prediction equal min(SNR, gamma) times the squared error of x0.
+
+    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy". An error e of x0 at a given x is an
+    error -alpha/sigma e of eps, -(alpha^2 + sigma^2)/sigma e of v, -speed/sigma e of the velocity; with m = sigma^2
+    min(SNR, gamma) = min(alpha^2, gamma sigma^2) nothing is divided by zero.
+    """
+    check(prediction)
+    alpha2, sigma2 = path.alpha(t).square(), path.sigma(t).square()
+    m = torch.minimum(alpha2, gamma * sigma2)
+    if prediction == "x0":
+        return torch.where(alpha2 < gamma * sigma2, alpha2 / sigma2, torch.full_like(t, gamma))
+    if prediction == "eps":
+        return torch.where(alpha2 < gamma * sigma2, torch.ones_like(t), gamma * sigma2 / alpha2)
+    if prediction == "v":
+        return m / (alpha2 + sigma2).square()
+    return m / path.speed(t).square()
+
+
+@dataclass(frozen=True)
+class Times:
+    """The distribution of training times, as a map from uniform draws.
+
+    "uniform": t = u. "logit_normal": t = sigmoid(mean + std z), z the normal quantile of u (Esser et al. 2024, section
+    3.1).
+    """
+
+    kind: str = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("uniform", "logit_normal"):
+            raise ValueError(f"times.kind: expected 'uniform' or 'logit_normal', got {self.kind!r}")
+        if self.std <= 0:
+            raise ValueError(f"times.std: expected more than 0, got {self.std}")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """u float64 [n] in (0, 1) -> t float64 [n] in (0, 1)."""
+        if self.kind == "uniform":
+            return u
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+def weight(weighting: str, prediction: str, t: Tensor, path: Path) -> Tensor:
+    """Weight of a sample's loss, [n]: 1 for "uniform", `min_snr_weight` for "min_snr"."""
+    if weighting == "uniform":
+        return torch.ones_like(t)
+    if weighting == "min_snr":
+        return min_snr_weight(prediction, t, path)
+    raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+
+
+def loss(
+    network: nn.Module,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    condition: Conditions,
+    path: Path,
+    prediction: str,
+    weighting: str = "uniform",
+) -> Tensor:
+    """Weighted mean squared error of the prediction, float32 [n], a mean over the elements of each sample.
+
+    x0 normalised latents [n, C, h, w]; noise the same shape, ~ N(0, I); t [n] in (0, 1). x_t and the loss are float32.
+    """
+    x0, noise, t = x0.float(), noise.float(), t.float()
+    p = network(add_noise(path, x0, noise, t), t, condition)
+    error = p.float() - target(prediction, x0, noise, t, path)
+    per_sample: Tensor = weight(weighting, prediction, t, path) * error.square().flatten(1).mean(dim=1)
+    return per_sample

@@ -1,0 +1,37 @@
+"""The diagonal Gaussian that an encoder gives: `moments` [n, 2C, h, w] are its means, then its log-variances, by
+channel.
+
+Normalising latents is not done here (pipeline/latents.py), nor is any noise drawn (the loader's business).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOG_VARIANCE = (-30.0, 20.0)  # bounds: exp stays in float32's range, and the moments in float16's
+
+
+def split(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """moments [n, 2C, h, w] -> mean and log-variance, [n, C, h, w] each."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    return mean, log_variance
+
+
+def clamp(moments: Tensor) -> Tensor:
+    """Moments with the log-variance held within `LOG_VARIANCE`, in float32."""
+    mean, log_variance = split(moments.float())
+    return torch.cat([mean, log_variance.clamp(*LOG_VARIANCE)], dim=1)
+
+
+def sample(moments: Tensor, noise: Tensor) -> Tensor:
+    """A draw from the posterior [n, C, h, w]: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, section 2.4)."""
+    mean, log_variance = split(moments)
+    return mean + torch.exp(0.5 * log_variance) * noise
+
+
+def kl(moments: Tensor) -> Tensor:
+    """KL(posterior || N(0, I)) in nats a sample, [n] (Kingma and Welling 2014, appendix B)."""
+    mean, log_variance = split(moments.float())
+    # 1/2 sum(mean^2 + var - 1 - log var)
+    return 0.5 * (mean.square() + torch.expm1(log_variance) - log_variance).flatten(1).sum(dim=1)

@@ -1,0 +1,144 @@
+"""Conversions as identities, weights as ratios of errors, the loss against a direct computation."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models.diffusion.objectives import PREDICTIONS, Times, convert, loss, min_snr_weight, solve, target, weight
+from models.diffusion.process import RectifiedFlow, VariancePreserving, add_noise
+
+PATHS = [RectifiedFlow(), VariancePreserving("linear"), VariancePreserving("cosine")]
+
+
+def draw(n: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    x0, eps = (torch.randn(n, 2, 3, 3, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
+    return x0, eps
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    t=st.floats(1e-3, 1 - 1e-3),
+    path=st.sampled_from(PATHS),
+    pair=st.sampled_from(list(itertools.product(PREDICTIONS, PREDICTIONS))),
+)
+def test_conversion_is_an_identity_float64(t, path, pair):
+    source, to = pair
+    x0, eps = draw(2, torch.float64)
+    times = torch.tensor([t, 0.5], dtype=torch.float64)
+    x = add_noise(path, x0, eps, times)
+    p = target(source, x0, eps, times, path)
+    q = convert(source, to, p, x, times, path)
+    torch.testing.assert_close(q, target(to, x0, eps, times, path), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(convert(to, source, q, x, times, path), p, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("prediction", ["v", "velocity"])
+def test_v_and_velocity_solve_stably_over_all_times_float32(path, prediction):
+    t = torch.linspace(1e-6, 1, 257)
+    x0, eps = draw(257, torch.float32)
+    x = add_noise(path, x0, eps, t)
+    back = solve(prediction, target(prediction, x0, eps, t, path), x, t, path)
+    # five roundings of numbers of size 4: 1e-6 of the size
+    torch.testing.assert_close(back[0], x0, rtol=1e-6, atol=3e-6)
+    torch.testing.assert_close(back[1], eps, rtol=1e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("prediction", ["eps", "x0"])
+def test_eps_and_x0_lose_float32_digits_only_by_their_divisor(path, prediction):
+    t = torch.linspace(0.01, 0.99, 257)
+    x0, eps = draw(257, torch.float32)
+    x = add_noise(path, x0, eps, t)
+    back = solve(prediction, target(prediction, x0, eps, t, path), x, t, path)
+    divisor = (path.alpha(t) if prediction == "eps" else path.sigma(t))[:, None, None, None]
+    assert torch.all((back[0] - x0).abs() * divisor < 1e-6)
+    assert torch.all((back[1] - eps).abs() * divisor < 1e-6)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_both_ends_are_finite(path, prediction, end):
+    """Also where the answer is not determined: eps says nothing of x0 where alpha = 0."""
+    x0, eps = draw(3, torch.float32)
+    t = torch.full((3,), end)
+    x = add_noise(path, x0, eps, t)
+    p = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    for answer in solve(prediction, p, x, t, path):
+        assert torch.isfinite(answer).all()
+    assert torch.isfinite(min_snr_weight(prediction, t, path)).all()
+    if end == 0.0 and prediction != "x0":
+        torch.testing.assert_close(solve(prediction, p, x, t, path)[0], x0, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_min_snr_gives_every_prediction_the_same_loss(path):
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    x0, eps = draw(50, torch.float64)
+    x = add_noise(path, x0, eps, t)
+    wrong = x0 + 0.1 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    snr = (path.alpha(t) / path.sigma(t)).square()
+    expected = snr.clamp(max=5.0) * (wrong - x0).square().flatten(1).mean(1)
+    for prediction in PREDICTIONS:
+        error = convert("x0", prediction, wrong, x, t, path) - target(prediction, x0, eps, t, path)
+        weighted = weight("min_snr", prediction, t, path) * error.square().flatten(1).mean(1)
+        torch.testing.assert_close(weighted, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_min_snr_for_eps_is_the_papers_formula():
+    path, t = VariancePreserving("linear"), torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    snr = (path.alpha(t) / path.sigma(t)).square()
+    torch.testing.assert_close(min_snr_weight("eps", t, path), snr.clamp(max=5.0) / snr)
+    torch.testing.assert_close(min_snr_weight("v", t, path), snr.clamp(max=5.0) / (snr + 1))
+
+
+def test_times():
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    assert torch.equal(Times()(u), u)
+    t = Times("logit_normal", mean=-0.4, std=1.3)(u)
+    assert t.min() > 0 and t.max() < 1 and torch.all(torch.diff(t) > 0)
+    logits = torch.logit(t)
+    assert abs(float(logits.mean()) + 0.4) < 1e-3 and abs(float(logits.std()) - 1.3) < 1e-3
+    with pytest.raises(ValueError, match="logit_normal"):
+        Times("lognormal")
+    with pytest.raises(ValueError, match="std"):
+        Times("logit_normal", std=0.0)
+
+
+class Constant(nn.Module):
+    """Predicts 0.5 everywhere and remembers what it was given."""
+
+    def forward(self, x, t, condition):
+        self.seen = x, t
+        return torch.full_like(x, 0.5).bfloat16()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_loss_is_the_mean_square_a_sample_in_float32(prediction):
+    path = RectifiedFlow()
+    x0, eps = draw(4, torch.float64)
+    t = torch.tensor([0.1, 0.4, 0.6, 0.9], dtype=torch.float64)
+    network = Constant()
+    value = loss(network, x0, eps, t, {}, path, prediction)
+    assert value.shape == (4,) and value.dtype == torch.float32
+    assert network.seen[0].dtype == network.seen[1].dtype == torch.float32
+    expected = (0.5 - target(prediction, x0, eps, t, path)).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    weighted = loss(network, x0, eps, t, {}, path, prediction, "min_snr")
+    torch.testing.assert_close(weighted.double(), expected * min_snr_weight(prediction, t, path), rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_names_are_refused():
+    x, t = torch.zeros(1, 1), torch.full((1,), 0.5)
+    with pytest.raises(ValueError, match="velocity"):
+        solve("noise", x, x, t, RectifiedFlow())
+    with pytest.raises(ValueError, match="min_snr"):
+        weight("snr", "eps", t, RectifiedFlow())

@@ -1,0 +1,72 @@
+"""Shared layers against plain formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.layers import MLP, Attention, TimeEmbedding, gated_sum, modulated_norm, sine_positions, time_features
+
+
+def test_modulated_norm_and_gate():
+    generator = torch.Generator().manual_seed(0)
+    x, (shift, scale) = torch.randn(2, 5, 8, generator=generator), torch.randn(2, 2, 8, generator=generator)
+    expected = F.layer_norm(x, (8,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+    torch.testing.assert_close(modulated_norm(x, shift, scale), expected)
+    torch.testing.assert_close(gated_sum(x, scale, 2 * x), x + scale[:, None] * 2 * x)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention_is_softmax_of_scores(qk_norm):
+    torch.manual_seed(0)
+    layer = Attention(12, heads=3, qk_norm=qk_norm)
+    x = torch.randn(2, 7, 12)
+    q, k, v = layer.qkv(x).chunk(3, dim=-1)
+    heads = []
+    for i in range(3):
+        part = slice(4 * i, 4 * i + 4)
+        a, b = q[..., part], k[..., part]
+        if qk_norm:
+            a, b = (c / (c.square().mean(-1, keepdim=True) + 1e-6).sqrt() for c in (a, b))
+        heads.append(torch.softmax(a @ b.transpose(1, 2) / 2.0, dim=-1) @ v[..., part])
+    torch.testing.assert_close(layer(x), layer.out(torch.cat(heads, -1)), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="heads"):
+        Attention(12, heads=5)
+
+
+def test_mlp_keeps_shape():
+    assert MLP(4, 16)(torch.zeros(2, 3, 4)).shape == (2, 3, 4)
+
+
+def test_time_features_are_ddpms_at_a_thousand_t():
+    t = torch.tensor([0.0, 0.001, 0.5, 1.0], dtype=torch.float64)
+    features = time_features(t, 8)
+    assert features.dtype == torch.float32 and features.shape == (4, 8)
+    for row, step in zip(features.tolist(), (0, 1, 500, 1000), strict=True):
+        angles = [step * 10000 ** (-i / 4) for i in range(4)]
+        expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
+        assert row == pytest.approx(expected, abs=1e-3)
+    assert TimeEmbedding(12)(t).shape == (4, 12)
+
+
+def test_time_embedding_tells_near_and_far_times_apart():
+    features = time_features(torch.tensor([0.5, 0.501, 0.6]), 256)
+    near, far = (features[0] - features[1]).norm(), (features[0] - features[2]).norm()
+    assert 0.5 < near < far
+
+
+def test_sine_positions():
+    table = sine_positions(16, 3, 5)
+    assert table.shape == (15, 16) and table.dtype == torch.float32
+    for row in range(3):
+        for column in range(5):
+            halves = []
+            for place in (column, row):
+                angles = [place * 10000 ** (-i / 4) for i in range(4)]
+                halves += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+            assert table[5 * row + column].tolist() == pytest.approx(halves, abs=1e-6)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        sine_positions(6, 2, 2)
