@@ -1,0 +1,450 @@
+"""The config of a run: its schema (each key with unit, range and default), strict YAML, overrides, errors with a line.
+
+One YAML file describes a run. What a model's own options are is said in the model's file (`models/<family>/<kind>.py`):
+here they are a plain mapping with a `kind`, and `check_models` validates them, late, because that needs torch.
+A key marked SPEED changes how fast or how visibly something is computed, not what: it is no part of a fingerprint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError
+
+SPEED: dict[str, Any] = {"changes_result": False}
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the config that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+# ---- run -------------------------------------------------------------------------------------------------------------
+
+
+class Run(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of the run in MLflow, and of the model.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, order and noise.")
+    root: str = Field("runs", description="Folder for artifacts and MLflow's data base; shared by all nodes.")
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+class DigitsSource(Section):
+    """scikit-learn's 1,797 handwritten digits, 8x8, in ten classes; ships inside that package."""
+
+    kind: Literal["digits"]
+
+
+class FolderSource(Section):
+    """A folder of images; the name of the folder that an image lies in is its class."""
+
+    kind: Literal["folder"]
+    path: str = Field(description="The folder; subfolders are classes.")
+
+
+class TableSource(Section):
+    """A .csv or .jsonl file with one row an image."""
+
+    kind: Literal["table"]
+    path: str = Field(description="The .csv or .jsonl file; image paths in it are relative to its folder.")
+    image: str = Field("image", description="Column of the image path.")
+    label: str | None = Field(None, description="Column of the class; none: images have no class.")
+    caption: str | None = Field(None, description="Column of the caption, kept beside the image.")
+
+
+class ArraysSource(Section):
+    """Images in an .npz file (arrays `images`, `labels`) or in IDX files, as MNIST has them."""
+
+    kind: Literal["arrays"]
+    path: str = Field(description="The .npz file, or the IDX file of images (.gz allowed).")
+    labels: str | None = Field(None, description="The IDX file of labels; an .npz file holds its own.")
+
+
+class WebDatasetSource(Section):
+    """WebDataset tars, read where they lie. Members of a sample share a key: KEY.jpg, KEY.cls, KEY.json, KEY.txt."""
+
+    kind: Literal["webdataset"]
+    path: str = Field(description="Pattern of the tars (local or fsspec URL), such as data/train-*.tar.")
+    val: str | None = Field(None, description="Pattern of the validation tars, with `data.split.by: shards`.")
+    classes: str | None = Field(None, description="JSON file with the list of class names; default: classes.json beside.")
+
+
+Source = Annotated[
+    Union[DigitsSource, FolderSource, TableSource, ArraysSource, WebDatasetSource], Field(discriminator="kind")
+]
+
+
+class Split(Section):
+    by: Literal["key", "column", "shards"] = Field(
+        "key", description="What decides on the split: hash of the sample's key, hash of a column's value, or the tars."
+    )
+    column: str | None = Field(None, description="With `by: column`: rows with the same value stay together.")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="Share of the keys (or values) held out.")
+
+    @model_validator(mode="after")
+    def _column_given(self) -> Split:
+        if (self.by == "column") != (self.column is not None):
+            raise ValueError("`column` is given if and only if `by` is column")
+        return self
+
+
+class Augment(Section):
+    crop: Literal["centre", "random"] = Field("centre", description="Where the square is cut, at read.")
+    flip: bool = Field(False, description="Mirror half of the images, at read.")
+
+
+class Cache(Section):
+    path: str | None = Field(None, description="Node-local folder for remote shards; default: in the temporary folder.")
+    gigabytes: float = Field(20.0, gt=0, description="Bound of that folder, in 10^9 bytes.")
+
+
+class Data(Section):
+    source: Source
+    size: int = Field(32, ge=8, le=2048, description="Side of the square images, in pixels.")
+    channels: Literal[1, 3] = Field(3, description="1: gray, 3: RGB.")
+    background: tuple[int, int, int] = Field((255, 255, 255), description="RGB that transparent images are put on.")
+    split: Split = Split()
+    shard_size: Positive = Field(2048, description="Images a shard, where shards are written.")
+    max_pixels: Positive = Field(50_000_000, description="Larger images are refused before they are decoded.")
+    max_quarantine: Fraction = Field(0.01, description="Share of unusable images above which ingest fails.")
+    augment: Augment = Augment()
+    on_corrupt: Literal["error", "skip"] = Field("error", description="What a sample that cannot be read does in training.")
+    lanes: Positive | None = Field(None, description="Lanes of a global batch; default: its largest divisor up to 256.")
+    loader_workers: int = Field(0, ge=0, le=64, description="Reader processes a rank; 0 reads in the rank.", json_schema_extra=SPEED)
+    cache: Cache = Field(Cache(), json_schema_extra=SPEED)
+
+    @model_validator(mode="after")
+    def _val_shards_given(self) -> Data:
+        val = getattr(self.source, "val", None)
+        if (self.split.by == "shards") != (val is not None):
+            raise ValueError("`split.by: shards` needs a webdataset source with `val`, and `val` needs `split.by: shards`")
+        return self
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+class Training(Section):
+    batch_size: Positive = Field(128, description="Global batch: samples an optimizer step, over all ranks.")
+    micro_batch: Positive | None = Field(
+        None, description="Samples a forward pass on a rank; default: the rank's whole share.", json_schema_extra=SPEED
+    )
+    steps: Positive = Field(description="Optimizer steps.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's decay of the two moments.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, on matrices only.")
+    warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    schedule: Literal["constant", "cosine", "wsd"] = Field(
+        "constant", description="After warm-up: constant, cosine to 0, or warm-up-stable-decay."
+    )
+    decay: Fraction = Field(0.2, description="With `wsd`: the share of the steps at the end that falls linearly to 0.")
+    clip: float | None = Field(1.0, gt=0, description="Bound of the gradient's global norm; null: none.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="What DeepSpeed shards over the ranks.", json_schema_extra=SPEED)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU."
+    )
+    activation_checkpointing: bool = Field(False, description="Recompute activations, to save memory.", json_schema_extra=SPEED)
+    compile: bool = Field(False, description="torch.compile.", json_schema_extra=SPEED)
+    half_lives: tuple[Positive, ...] = Field(
+        (50_000,), min_length=1, description="Half-lives of the averages of the weights, in samples; the first is used."
+    )
+    log_every: Positive = Field(10, description="Steps between two points of a curve.", json_schema_extra=SPEED)
+    validate_every: Positive = Field(500, description="Steps between validations.", json_schema_extra=SPEED)
+    preview_every: Positive = Field(500, description="Steps between grids of images.", json_schema_extra=SPEED)
+    save_every: Positive = Field(500, description="Steps between checkpoints.", json_schema_extra=SPEED)
+    keep: Positive = Field(2, description="Checkpoints kept.", json_schema_extra=SPEED)
+    max_bad_steps: Positive = Field(20, description="Steps in a row with a gradient that is not finite before a roll-back.")
+    skip: tuple[tuple[int, int], ...] = Field((), description="Stretches [from, to) of positions, in samples, to leave out.")
+    init_from: str | None = Field(None, description="Weights to begin with: an artifact's folder or a .safetensors file.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(f"`micro_batch` {self.micro_batch} does not divide `batch_size` {self.batch_size}")
+        for start, end in self.skip:
+            if start % self.batch_size or end % self.batch_size or start >= end:
+                raise ValueError(f"`skip` [{start}, {end}) is not a stretch of whole batches of {self.batch_size}")
+        return self
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+class AutoencoderLoss(Section):
+    reconstruction: Literal["l1", "l2"] = Field("l1", description="Distance of image and reconstruction, a mean over pixels.")
+    kl_weight: float = Field(1e-6, ge=0, description="Weight of the KL divergence of a posterior, in nats an image element.")
+
+
+class Autoencoder(Section):
+    from_: str | None = Field(None, alias="from", description="A finished autoencoder's folder, instead of training one.")
+    model: dict[str, Any] = Field({"kind": "kl"}, description="`kind`, `preset`, and options of models/autoencoders/.")
+    loss: AutoencoderLoss = AutoencoderLoss()
+    training: Training
+
+
+class Latents(Section):
+    views: tuple[Literal["as_is", "flip"], ...] = Field(("as_is",), min_length=1, description="Versions of each image that are encoded.")
+    batch_size: Positive = Field(64, description="Images encoded at once.", json_schema_extra=SPEED)
+
+
+class Condition(Section):
+    kind: Literal["none", "class"] = Field("class", description="What the model is told about an image.")
+    drop: Fraction = Field(0.1, description="Share of the samples whose condition is withheld, for guidance.")
+
+
+class DiffusionPath(Section):
+    kind: Literal["rectified_flow", "variance_preserving"] = Field("rectified_flow", description="The forward process.")
+    schedule: Literal["linear", "cosine"] = Field("cosine", description="With `variance_preserving`: its noise schedule.")
+
+
+class Times(Section):
+    kind: Literal["uniform", "logit_normal"] = Field("uniform", description="Density of the training times in (0, 1).")
+    mean: float = Field(0.0, description="With `logit_normal`: mean of the logit.")
+    std: float = Field(1.0, gt=0, description="With `logit_normal`: standard deviation of the logit.")
+
+
+class Diffusion(Section):
+    backbone: dict[str, Any] = Field({"kind": "dit"}, description="`kind`, `preset`, and options of models/backbones/.")
+    condition: Condition = Condition()
+    path: DiffusionPath = DiffusionPath()
+    times: Times = Times()
+    prediction: Literal["eps", "x0", "v", "velocity"] = Field("velocity", description="What the backbone is trained to give.")
+    weighting: Literal["uniform", "min_snr"] = Field("uniform", description="Weight of a time in the loss.")
+    training: Training
+
+
+class Extractor(Section):
+    kind: Literal["classifier", "torchscript", "inception"] = Field(
+        "classifier", description="Features of the Fréchet distance: a classifier trained on the real data, a file, Inception."
+    )
+    path: str | None = Field(None, description="Weights, with `torchscript` and `inception`.")
+    steps: Positive = Field(500, description="With `classifier`: training steps.")
+
+    @model_validator(mode="after")
+    def _path_given(self) -> Extractor:
+        if (self.kind == "classifier") == (self.path is not None):
+            raise ValueError("`path` is given if and only if `kind` is torchscript or inception")
+        return self
+
+
+class Evaluate(Section):
+    samples: int = Field(500, ge=2, description="Images that are generated and compared.")
+    sampler: Literal["euler", "heun", "ddim"] = Field("heun", description="Solver of the sampling equation.")
+    steps: Positive = Field(20, description="Steps of the solver.")
+    guidance: float = Field(1.0, ge=0, description="Guidance scale; 1: none.")
+    batch_size: Positive = Field(100, description="Images generated at once.")
+    extractor: Extractor = Extractor()
+    bootstrap: int = Field(100, ge=2, description="Resamples behind an interval.")
+    seed: int = Field(0, ge=0, description="Seed of the samples.")
+
+
+class ClusterConfig(Section):
+    workers: Positive | Literal["auto"] = Field("auto", description="Ranks; auto: a GPU each, or all CPUs over `threads`.")
+    threads: Positive | Literal["auto"] = Field("auto", description="CPU threads a rank; auto: the CPUs over the workers.")
+    address: str | None = Field(None, description="A running Ray cluster; default: RAY_ADDRESS, or a local one.")
+    collective_timeout: Positive = Field(300, description="Seconds after which a collective that hangs is given up.")
+    max_failures: int = Field(2, ge=0, description="Restarts of a stage's workers after one of them died.")
+
+
+class Tracking(Section):
+    uri: str | None = Field(None, description="MLflow's address; default: MLFLOW_TRACKING_URI, or SQLite in `run.root`.")
+    experiment: str = Field("latent-diffusion", description="MLflow experiment.")
+    model_name: str | None = Field(None, description="Registered model; default: `run.name`.")
+    alias: str = Field("latest-good", description="Alias that the new version gets.")
+    deadline: Positive = Field(60, description="Seconds at the end to wait for a tracker that is slow or down.")
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: Run
+    data: Data
+    autoencoder: Autoencoder
+    latents: Latents = Latents()
+    diffusion: Diffusion
+    evaluate: Evaluate = Evaluate()
+    cluster: ClusterConfig = Field(ClusterConfig(), json_schema_extra=SPEED)
+    tracking: Tracking = Field(Tracking(), json_schema_extra=SPEED)
+
+
+def result_fields(section: Section) -> dict[str, Any]:
+    """The keys of a section that change results, as plain JSON values: what goes into a fingerprint."""
+    kept: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if field.json_schema_extra == SPEED:
+            continue
+        value = getattr(section, name)
+        kept[name] = result_fields(value) if isinstance(value, Section) else _plain(value)
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without surprises: 1e-4 is a number, a key given twice is an error."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$"), list("-+0123456789.")
+)
+_Loader.yaml_implicit_resolvers = {  # integers first: the float pattern above matches them as well
+    first: sorted(pairs, key=lambda pair: pair[0] != "tag:yaml.org,2002:int")
+    for first, pairs in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a config file and put dotlist overrides (`diffusion.training.steps=100`) over it.
+
+    Raises UserError naming file, line, key, what was expected and the nearest valid key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give the path of a YAML config") from None
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if not isinstance(node, yaml.MappingNode):
+            raise UserError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+        lines = dict(_lines(node, ()))
+        loader = _Loader("")
+        values = loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    except _DoubleKey as error:
+        raise UserError(f"{path}:{error.line}: the key `{error.key}` is given twice; remove one") from None
+    for text in overrides:
+        keys = _override(values, text)
+        lines = {known: where for known, where in lines.items() if known[: len(keys)] != keys}
+        lines[keys] = f"override `{text}`"
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, path, lines)) from None
+
+
+class _DoubleKey(Exception):
+    def __init__(self, key: str, line: int) -> None:
+        self.key, self.line = key, line
+
+
+def _lines(node: yaml.Node, keys: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(path of keys, line) of everything in the document."""
+    yield keys, str(node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise _DoubleKey(key.value, key.start_mark.line + 1)
+            seen.add(key.value)
+            yield from _lines(value, (*keys, key.value))
+            yield (*keys, key.value), str(key.start_mark.line + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield from _lines(value, (*keys, i))
+
+
+def _override(values: dict[str, Any], text: str) -> tuple[str, ...]:
+    """Put `a.b.c=value` (value: YAML) into the nested mapping; returns its path."""
+    dotted, equals, value = text.partition("=")
+    keys = tuple(dotted.strip().split("."))
+    if not equals or not all(keys):
+        raise UserError(f"override `{text}`: expected KEY=VALUE, such as diffusion.training.steps=1000")
+    at = values
+    for key in keys[:-1]:
+        if not isinstance(at.setdefault(key, {}), dict):
+            raise UserError(f"override `{text}`: `{key}` is not a section")
+        at = at[key]
+    try:
+        at[keys[-1]] = yaml.load(value, Loader=_Loader)  # a subclass of SafeLoader
+    except yaml.YAMLError:
+        raise UserError(f"override `{text}`: the value is not valid YAML") from None
+    return keys
+
+
+def _explain(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], str]) -> str:
+    """The first mistake in one line, with where it is; says how many more there are."""
+    first, *more = error.errors(include_url=False)
+    where: tuple[Any, ...] = ()
+    for key in first["loc"]:  # pydantic puts the tag of a union between the keys: keys that exist in the file are real
+        if (*where, key) in lines or key == first["loc"][-1]:
+            where = (*where, key)
+    line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), "1")
+    place = line if line.startswith("override") else f"{path}:{line}"
+    key = ".".join(str(k) for k in where) or "the config"
+    if first["type"] == "extra_forbidden":
+        valid = _fields_at(where[:-1])
+        near = difflib.get_close_matches(str(where[-1]), valid, n=1, cutoff=0.5)
+        say = f"unknown key `{key}`; " + (f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(valid)}")
+    elif first["type"] == "missing":
+        say = f"`{key}` is missing; add it"
+    elif first["type"].startswith("union_tag"):
+        say = f"`{key}.kind` is {'missing' if 'not_found' in first['type'] else repr(first['input'].get('kind'))}; expected one of {', '.join(_kinds())}"
+    else:
+        given = first["input"]
+        shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+        say = f"`{key}`: {first['msg'].removeprefix('Value error, ')}{shown}"
+    return f"{place}: {say}" + (f" (and {len(more)} more)" if more else "")
+
+
+def _kinds() -> list[str]:
+    return [get_args(s.model_fields["kind"].annotation)[0] for s in get_args(get_args(Source)[0])]
+
+
+def _fields_at(keys: tuple[Any, ...]) -> list[str]:
+    """Valid keys of the section at `keys`."""
+    sections: list[type[Section]] = [Config]
+    for key in keys:
+        found: list[type[Section]] = []
+        for section in sections:
+            for name, field in section.model_fields.items():
+                if key in (name, field.alias):
+                    found += _sections(field.annotation)
+        sections = found
+    return sorted({field.alias or name for section in sections for name, field in section.model_fields.items()})
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [s for a in get_args(annotation) for s in _sections(a)] if get_origin(annotation) else []
+
+
+def check_models(config: Config) -> None:
+    """Validate the options of the models against `models/` (imports torch). Raises UserError naming the key."""
+    from models import registry
+
+    for family, options, key in (
+        ("autoencoders", config.autoencoder.model, "autoencoder.model"),
+        ("backbones", config.diffusion.backbone, "diffusion.backbone"),
+    ):
+        try:
+            registry.make_config(family, options)
+        except ValueError as error:
+            raise UserError(f"`{key}`: {error}") from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML that `load` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)

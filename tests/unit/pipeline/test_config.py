@@ -1,0 +1,110 @@
+"""The config: what is read, and the one line that each kind of mistake gives."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import config
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+MINIMAL = """\
+run: {name: small}
+data:
+  source: {kind: digits}
+autoencoder:
+  training: {steps: 10, learning_rate: 1e-3}
+diffusion:
+  training: {steps: 20}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(MINIMAL)
+    return file
+
+
+def message(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_reads_numbers_as_numbers(path: Path) -> None:
+    read = config.load(path, ["diffusion.training.learning_rate=2e-4", "autoencoder.from=some/where"])
+    assert read.autoencoder.training.learning_rate == 1e-3
+    assert read.diffusion.training.learning_rate == 2e-4
+    assert read.autoencoder.from_ == "some/where"
+    assert isinstance(read.autoencoder.training.steps, int)
+
+
+def test_dump_is_read_back(path: Path, tmp_path: Path) -> None:
+    read = config.load(path)
+    (tmp_path / "again.yaml").write_text(config.dump(read))
+    assert config.load(tmp_path / "again.yaml") == read
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_are_valid(file: Path) -> None:
+    config.check_models(config.load(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("run: {name: small}\nrun: {name: b}\n", "run.yaml:2: the key `run` is given twice"),
+        ("run: [\n", "run.yaml:2: not valid YAML"),
+        ("- a\n", "expected a mapping"),
+        (MINIMAL.replace("learning_rate", "learnin_rate"), "run.yaml:5: unknown key `autoencoder.training.learnin_rate`; did you mean `learning_rate`?"),
+        (MINIMAL.replace("steps: 10", "steps: ten"), "run.yaml:5: `autoencoder.training.steps`"),
+        (MINIMAL.replace("steps: 10, ", ""), "run.yaml:5: `autoencoder.training.steps` is missing"),
+        (MINIMAL.replace("kind: digits", "kind: digit"), "run.yaml:3: `data.source.kind` is 'digit'; expected one of digits, folder"),
+        (MINIMAL.replace("name: small", "name: ../x"), "run.yaml:1: `run.name`"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_file(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    assert expected in message(tmp_path / "run.yaml")
+
+
+def test_mistakes_in_overrides(path: Path) -> None:
+    assert "override `run.seed=-1`" in message(path, "run.seed=-1")
+    assert "expected KEY=VALUE" in message(path, "run.seed")
+    assert "`run.name.x`" not in message(path, "run.name.x=3") and "not a section" in message(path, "run.name.x=3")
+    assert "does not divide" in message(path, "diffusion.training.micro_batch=3")
+    assert "`column` is given if and only if" in message(path, "data.split.by=column")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    assert "cannot be read" in message(tmp_path / "none.yaml")
+
+
+def test_models_options_are_checked(path: Path) -> None:
+    with pytest.raises(UserError, match=r"`diffusion.backbone`: .*did you mean 'width'"):
+        config.check_models(config.load(path, ["diffusion.backbone={kind: dit, widht: 64}"]))
+    with pytest.raises(UserError, match="no backbones kind 'dti'; did you mean 'dit'"):
+        config.check_models(config.load(path, ["diffusion.backbone.kind=dti"]))
+
+
+@given(
+    workers=st.integers(1, 512), stage=st.integers(0, 3), log=st.integers(1, 1000), micro=st.sampled_from([None, 1, 2, 64])
+)
+def test_speed_changes_no_fingerprint(workers: int, stage: int, log: int, micro: int | None) -> None:
+    base = {
+        "run": {"name": "a"}, "data": {"source": {"kind": "digits"}},
+        "autoencoder": {"training": {"steps": 1}}, "diffusion": {"training": {"steps": 1}},
+    }  # fmt: skip
+    fast = {
+        **base,
+        "cluster": {"workers": workers},
+        "diffusion": {"training": {"steps": 1, "zero_stage": stage, "log_every": log, "micro_batch": micro}},
+    }
+    one, other = (config.result_fields(config.Config.model_validate(v)) for v in (base, fast))
+    assert one == other
+    changed = {**base, "diffusion": {"training": {"steps": 2}}}
+    assert config.result_fields(config.Config.model_validate(changed)) != one
