@@ -1,0 +1,86 @@
+"""A bounded local folder of copies of remote shards, shared by a machine's processes. Reading is done elsewhere."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+from pipeline.files import atomic_path, sha256_file
+
+if TYPE_CHECKING:
+    from pipeline.config import Cache
+
+GIGABYTES = 20.0  # without a config
+
+
+def cache_folder(cache: Cache | None) -> Path:
+    """Where copies are kept."""
+    if cache is not None and cache.path:
+        return Path(cache.path)
+    return Path(tempfile.gettempdir()) / f"ldm-shards-{os.getuid()}"
+
+
+def local_copy(location: str, sha256: str | None, cache: Cache | None) -> Path:
+    """The path of a local copy of `location` (an fsspec address), copied and hashed once, kept while there is room.
+
+    `sha256` (hex): what the bytes must hash to; None: not known yet. Raises UserError for a shard that cannot be read,
+    that changed since it was indexed, or that is larger than the cache. A copy that another process has mapped stays
+    readable for it when it is removed here.
+    """
+    folder = cache_folder(cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(f"{location}\n{sha256}".encode()).hexdigest()[:32]
+    path = folder / f"{name}.tar"
+    with _locked(folder / f"{name}.lock"):
+        if path.exists():
+            os.utime(path)  # used last: evicted last
+            return path
+        _copy(location, path, sha256, int((cache.gigabytes if cache else GIGABYTES) * 1e9))
+    return path
+
+
+def _copy(location: str, path: Path, sha256: str | None, limit: int) -> None:
+    import fsspec
+
+    try:
+        system, remote = fsspec.core.url_to_fs(location)
+        size = int(system.size(remote))
+        if size > limit:
+            raise UserError(f"shard {location} has {size} bytes, over the {limit} of data.cache.gigabytes: raise it")
+        with _locked(path.parent / "evict.lock"):
+            _evict(path.parent, limit - size, path)  # make room first: the bound holds while the copy is written
+        with atomic_path(path) as temporary:
+            system.get_file(remote, str(temporary))
+            if sha256 is not None and sha256_file(temporary) != sha256:
+                raise UserError(
+                    f"shard {location} changed since it was indexed (its SHA-256 differs): run ingest again"
+                )
+    except OSError as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"shard {location} cannot be copied to {path.parent} ({what}): check both") from error
+
+
+def _evict(folder: Path, limit: int, keep: Path) -> None:
+    """Remove the copies used longest ago until at most `limit` bytes are left."""
+    copies = sorted((file.stat().st_mtime_ns, file.stat().st_size, file) for file in folder.glob("*.tar"))
+    total = sum(size for _, size, _ in copies)
+    for _, size, file in copies:
+        if total <= limit:
+            return
+        if file != keep:
+            file.unlink()
+            total -= size
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,180 @@
+"""The index of an ingest artifact: which sample lies where. In memory a row a shard; the rest is memory-mapped.
+
+A shard's sidecar (`NAME.rows.npy`) holds offset, length, label, split and key of each sample, training samples first.
+Whether a shard was written by ingest or is a foreign tar that stays where it is makes no difference here.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from pipeline.data.cache import local_copy
+from pipeline.data.sources import is_remote
+from pipeline.errors import UserError
+from pipeline.files import atomic_path, digest, read_json, write_json
+
+if TYPE_CHECKING:
+    from pipeline.config import Cache
+
+Array = np.ndarray[Any, np.dtype[Any]]
+T = TypeVar("T")
+SPLITS = ("train", "val")
+OPEN = 128  # shards whose sidecar and tar are mapped at the same time
+
+
+class Open(Generic[T]):
+    """The `limit` values used last, made by `make(key)` when they are needed. Pickles as empty."""
+
+    def __init__(self, make: Callable[[Any], T], limit: int = OPEN) -> None:
+        self._make, self._limit = make, limit
+        self._values: OrderedDict[Any, T] = OrderedDict()
+
+    def __getitem__(self, key: Any) -> T:
+        if key in self._values:
+            self._values.move_to_end(key)
+        else:
+            while len(self._values) >= self._limit:
+                self._values.popitem(last=False)
+            self._values[key] = self._make(key)
+        return self._values[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_make": self._make, "_limit": self._limit, "_values": OrderedDict()}
+
+
+def map_file(path: str | Path) -> mmap.mmap:
+    """A file's bytes, mapped read-only."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def row_type(key_bytes: int) -> np.dtype[Any]:
+    """A sidecar's row. label: -1 for none. meta: the sample's .json or .txt member, length 0 for none."""
+    return np.dtype(
+        [("offset", "<u8"), ("length", "<u4"), ("label", "<i4"), ("split", "u1"), ("meta_offset", "<u8"),
+         ("meta_length", "<u4"), ("key", f"S{max(1, key_bytes)}")]
+    )  # fmt: skip
+
+
+def write_rows(path: Path, rows: list[tuple[Any, ...]]) -> None:
+    """Write a sidecar, training samples first, else in the shard's order. `rows`: tuples as in `row_type`."""
+    kind = row_type(max((len(row[-1]) for row in rows), default=1))
+    table = np.array(sorted(rows, key=lambda row: row[3]), kind)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array(file, table, version=(1, 0))
+
+
+def write_index(folder: Path, classes: list[str], shards: list[dict[str, Any]]) -> None:
+    """Write index.json. A shard: {name, location (relative to the folder, absolute, or an address), sha256 of the tar,
+    bytes, rows_sha256 of the sidecar, train, val (numbers of samples)}."""
+    write_json(folder / "index.json", {"version": 1, "classes": classes, "shards": shards})
+
+
+class Index:
+    """The samples of one split of an ingest artifact, numbered through its shards."""
+
+    def __init__(self, folder: Path, split: str, cache: Cache | None) -> None:
+        table = read_json(folder / "index.json")
+        self.folder, self.split, self.cache = folder, split, cache
+        self.classes: list[str] = table["classes"]
+        self._skip = np.array([s["train"] if split == "val" else 0 for s in table["shards"]], np.int64)
+        self.counts: Array = np.array([s[split] for s in table["shards"]], np.int64)  # samples of this split a shard
+        self._ends = np.cumsum(self.counts)
+        self._names = [s["name"] for s in table["shards"]]
+        self._locations = [s["location"] for s in table["shards"]]
+        self._sha256 = [s["sha256"] for s in table["shards"]]
+        self._rows_sha256 = [s["rows_sha256"] for s in table["shards"]]
+        self._rows: Open[Array] = Open(self._open_rows)
+        self._tars: Open[mmap.mmap] = Open(self._open_tar)
+
+    @classmethod
+    def open(cls, folder: str | Path, split: str, cache: Cache | None = None) -> Index:
+        """`split`: train or val. `cache`: where copies of remote shards are kept (default: the temporary folder)."""
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is neither train nor val")
+        return cls(Path(folder), split, cache)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Shard of sample i, and its row in that shard's sidecar."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return shard, int(i - (self._ends[shard] - self.counts[shard]) + self._skip[shard])
+
+    def samples_of(self, shard: int) -> range:
+        """The numbers of a shard's samples."""
+        return range(int(self._ends[shard] - self.counts[shard]), int(self._ends[shard]))
+
+    def shard_digest(self, shard: int) -> str:
+        """SHA-256 (hex) over what this split holds of a shard: the tar's bytes, the sidecar's, the split."""
+        return digest([self._sha256[shard], self._rows_sha256[shard], self.split])
+
+    def label(self, i: int) -> int:
+        """Class of sample i; -1 for none."""
+        return int(self._row(i)["label"])
+
+    def labels(self) -> Array:
+        """Classes of all samples, int64 [len]."""
+        rows = enumerate(zip(self._skip, self.counts, strict=True))
+        parts = [self._rows[shard]["label"][skip : skip + count] for shard, (skip, count) in rows if count]
+        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+
+    def key(self, i: int) -> str:
+        """Key of sample i, as the source names it."""
+        return bytes(self._row(i)["key"]).decode()
+
+    def read(self, i: int) -> bytes:
+        """The image file of sample i. Raises UserError, naming the shard, where it is gone."""
+        shard, row = self.locate(i)
+        place = self._rows[shard][row]
+        return self._bytes(shard, int(place["offset"]), int(place["length"]))
+
+    def meta(self, i: int) -> dict[str, Any]:
+        """Caption and attributes of sample i; empty where there are none."""
+        shard, row = self.locate(i)
+        place = self._rows[shard][row]
+        if not place["meta_length"]:
+            return {}
+        content = self._bytes(shard, int(place["meta_offset"]), int(place["meta_length"]))
+        if not content.lstrip().startswith(b"{"):
+            return {"caption": content.decode("utf-8", "replace").strip()}
+        return dict(json.loads(content))
+
+    def name(self, i: int) -> str:
+        """Sample i for messages: its shard and its member's key."""
+        shard, _ = self.locate(i)
+        return f"shard {self._locations[shard]}, member {self.key(i)}"
+
+    def _row(self, i: int) -> Any:
+        shard, row = self.locate(i)
+        return self._rows[shard][row]
+
+    def _bytes(self, shard: int, offset: int, length: int) -> bytes:
+        content = self._tars[shard][offset : offset + length]
+        if len(content) != length:
+            raise UserError(f"shard {self._locations[shard]} is shorter than when it was indexed: copy it again")
+        return content
+
+    def _open_rows(self, shard: int) -> Array:
+        rows: Array = np.load(self.folder / f"{self._names[shard]}.rows.npy", mmap_mode="r")
+        return rows
+
+    def _open_tar(self, shard: int) -> mmap.mmap:
+        location = self._locations[shard]
+        path = local_copy(location, self._sha256[shard], self.cache) if is_remote(location) else self.folder / location
+        try:
+            return map_file(path)
+        except (FileNotFoundError, ValueError):
+            raise UserError(
+                f"shard {location} is missing or empty: put it back, or run ingest again (--rebuild ingest)"
+            ) from None

@@ -1,0 +1,264 @@
+"""Batches of tensors: what `order.py` says, read and drawn for, in this process or in reader processes.
+
+A map-style dataset under PyTorch's DataLoader; what it maps is a whole request (position, sample indices, counters), so
+that any number of workers gives the same batches in the same order. All random numbers are made here, a sample at a
+time, keyed by position (training) or by sample (validation); the step that trains draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.data import transforms
+from pipeline.data.index import Index
+from pipeline.data.latent_shards import LatentIndex
+from pipeline.data.order import Draw, Order, draw_batch, seeded
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import Data
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Batch = dict[str, Any]
+PREFETCH = 4  # batches that each reader process prepares ahead
+GOLDEN = (5**0.5 - 1) / 2  # multiples modulo 1 are spread evenly: the times of validation
+
+
+class Request(NamedTuple):
+    """A rank's share of one batch: where the global batch begins, samples int64 [n], the counters of their draws."""
+
+    position: int
+    indices: Array
+    counters: Array
+    weight: Array | None  # float32 [n], validation only: 0 where the sample pads
+
+
+@dataclass(frozen=True)
+class TrainingRequests:
+    """The requests of one rank from a position on, without end."""
+
+    order: Order
+    rank: int
+    world: int
+    position: int
+
+    def __iter__(self) -> Iterator[Request]:
+        share = self.order.batch_size // self.world
+        position = self.position
+        while True:
+            first = position + self.rank * share  # sample j of the batch has the counter position + j
+            indices = self.order.share(position, self.rank, self.world)
+            yield Request(position, indices, np.arange(first, first + share), None)
+            position += self.order.batch_size
+
+
+@dataclass(frozen=True)
+class ValidationRequests:
+    """Every sample once, in order, padded with weight 0 so that all ranks have equally many requests of one size."""
+
+    samples: int
+    batch: int
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[Request]:
+        share = min(-(-self.batch // self.world), -(-self.samples // self.world))
+        for start in range(0, self.samples, share * self.world):
+            indices = np.arange(start + self.rank * share, start + (self.rank + 1) * share)
+            weight = (indices < self.samples).astype(np.float32)
+            indices = np.minimum(indices, self.samples - 1)
+            yield Request(start, indices, indices, weight)
+
+
+def image_batches(
+    index: Index,
+    order: Order,
+    data: Data,
+    seed: int,
+    rank: int,
+    world: int,
+    position: int,
+    latent: tuple[int, int, int],
+) -> Iterator[Batch]:
+    """Training batches of images from `position` on, without end; a rank's share n = B / world.
+
+    images uint8 [n, C, H, W] cropped and flipped as configured; noise float32 [n, *latent]; index int64 [n]; skipped
+    int64 [n], 1 where a corrupt sample was replaced (data.on_corrupt: skip); position int. Raises UserError, naming
+    shard and member, for a corrupt sample otherwise.
+    """
+    dataset = ImageBatches(index, data, seed, "autoencoder", latent, augment=True)
+    return _stream(dataset, TrainingRequests(order, rank, world, position), data.loader_workers)
+
+
+def image_validation(
+    index: Index, batch: int, data: Data, seed: int, rank: int, world: int, latent: tuple[int, int, int]
+) -> Iterator[Batch]:
+    """The validation images once, centre-cropped; as `image_batches`, with weight float32 [n]."""
+    dataset = ImageBatches(index, data, seed, "autoencoder/validation", latent, augment=False)
+    return _stream(dataset, ValidationRequests(len(index), batch, rank, world), 0)
+
+
+def latent_batches(
+    index: LatentIndex,
+    order: Order,
+    data: Data,
+    seed: int,
+    rank: int,
+    world: int,
+    position: int,
+    drop: float,
+    null: int,
+) -> Iterator[Batch]:
+    """Training batches of latents from `position` on, without end; a rank's share n = B / world.
+
+    moments float32 [n, 2C, h, w] of a drawn view; posterior and noise float32 [n, C, h, w], standard normal; u float64
+    [n], uniform in (0, 1); label int64 [n], `null` where the class is dropped (with probability `drop`) or unknown;
+    index int64 [n]; position int.
+    """
+    dataset = LatentBatches(index, seed, "diffusion", drop, null, stratified=False)
+    return _stream(dataset, TrainingRequests(order, rank, world, position), data.loader_workers)
+
+
+def latent_validation(
+    index: LatentIndex, batch: int, data: Data, seed: int, rank: int, world: int, null: int | None = None
+) -> Iterator[Batch]:
+    """The validation latents once, first view, u spread evenly, no class dropped; with weight float32 [n].
+
+    `null`: what stands for an unknown class; None keeps -1.
+    """
+    dataset = LatentBatches(index, seed, "diffusion/validation", 0.0, -1 if null is None else null, stratified=True)
+    return _stream(dataset, ValidationRequests(len(index), batch, rank, world), 0)
+
+
+# ---- reading a request -----------------------------------------------------------------------------------------------
+
+
+class ImageBatches(Dataset[Batch]):
+    """Maps a request to a batch of images."""
+
+    def __init__(
+        self, index: Index, data: Data, seed: int, purpose: str, latent: tuple[int, int, int], augment: bool
+    ) -> None:
+        self.index, self.data, self.seed, self.purpose, self.augment = index, data, seed, purpose, augment
+        index.cache = data.cache
+        self.spec = [
+            Draw("top", "uniform"),
+            Draw("left", "uniform"),
+            Draw("flip", "uniform"),
+            Draw("noise", "normal", latent),
+        ]
+
+    def __getitem__(self, request: Request) -> Batch:
+        draws = draw_batch(self.seed, self.purpose, request.counters, self.spec)
+        size, count = self.data.size, len(request.indices)
+        images = np.empty((count, self.data.channels, size, size), np.uint8)
+        skipped = np.zeros(count, np.int64)
+        crop, flip = self.augment and self.data.augment.crop == "random", self.augment and self.data.augment.flip
+        for row, i in enumerate(request.indices.tolist()):
+            pixels, skipped[row] = self._read(i)
+            top, left = (draws["top"][row], draws["left"][row]) if crop else (0.5, 0.5)
+            images[row] = transforms.crop_flip(pixels, size, top, left, flip and draws["flip"][row] < 0.5)
+        return _batch(request, images=images, noise=draws["noise"], skipped=skipped)
+
+    def _read(self, i: int) -> tuple[Array, bool]:
+        """Pixels [C, >= size, >= size] of sample i, and whether the next good one of its shard stands for it."""
+        shard, _ = self.index.locate(i)
+        samples = self.index.samples_of(shard)
+        for step in range(len(samples)):
+            j = samples[(i - samples.start + step) % len(samples)]
+            try:
+                return transforms.load_with_margin(self.index.read(j), self.data), step > 0
+            except transforms.BadImage as error:
+                if self.data.on_corrupt == "error":
+                    raise UserError(
+                        f"{self.index.name(j)}: {error}: restore the shard, or set data.on_corrupt: skip"
+                    ) from error
+        raise UserError(f"{self.index.name(i)}: no sample of this shard can be read: restore the shard")
+
+
+class LatentBatches(Dataset[Batch]):
+    """Maps a request to a batch of latents' moments."""
+
+    def __init__(self, index: LatentIndex, seed: int, purpose: str, drop: float, null: int, stratified: bool) -> None:
+        self.index, self.seed, self.purpose, self.drop, self.null = index, seed, purpose, drop, null
+        self.stratified = stratified
+        channels, height, width = index.shape
+        latent = (channels // 2, height, width)
+        self.spec = [
+            Draw("view", "integer", high=index.views),
+            Draw("posterior", "normal", latent),
+            Draw("u", "uniform"),
+            Draw("noise", "normal", latent),
+            Draw("drop", "uniform"),
+        ]
+
+    def __getitem__(self, request: Request) -> Batch:
+        draws = draw_batch(self.seed, self.purpose, request.counters, self.spec)
+        moments, label = self.index.read(request.indices, 0 if self.stratified else draws["view"])
+        label[(label < 0) | (draws["drop"] < self.drop)] = self.null
+        u = draws["u"]
+        if self.stratified:
+            start = seeded(self.seed, self.purpose) / 2**63
+            u = np.clip((start + (request.indices + 1) * GOLDEN) % 1.0, 2.0**-54, 1 - 2.0**-53)
+        return _batch(
+            request,
+            moments=torch.from_numpy(moments).float(),
+            posterior=draws["posterior"],
+            noise=draws["noise"],
+            u=u,
+            label=label,
+        )
+
+
+def _batch(request: Request, **values: Any) -> Batch:
+    weight = {} if request.weight is None else {"weight": request.weight}
+    tensors = {k: torch.as_tensor(v) for k, v in {**values, "index": request.indices, **weight}.items()}
+    return {**tensors, "position": request.position}
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+class _Reported(Dataset[Any]):
+    """Hands a UserError over as a value: across processes the DataLoader would bury its one line in a traceback."""
+
+    def __init__(self, dataset: Dataset[Batch]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, request: Request) -> Batch | str:
+        try:
+            return self.dataset[request]
+        except UserError as error:
+            return str(error)
+
+
+def _stream(dataset: Dataset[Batch], requests: Iterable[Request], workers: int) -> Iterator[Batch]:
+    more: dict[str, Any] = {}
+    if workers:
+        more = {"multiprocessing_context": _forkserver(), "persistent_workers": True, "prefetch_factor": PREFETCH}
+    loader = DataLoader(
+        _Reported(dataset),
+        batch_size=None,  # a request is a whole batch already
+        sampler=requests,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        **more,
+    )
+    for batch in loader:
+        if isinstance(batch, str):
+            raise UserError(batch)
+        yield batch
+
+
+def _forkserver() -> Any:
+    import multiprocessing
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.data.loader"])  # torch is imported once, not by each reader
+    return context

@@ -1,0 +1,114 @@
+"""What ingest tells about a data set: counts, sizes, classes, channel statistics, a contact sheet.
+
+Sums are exact integers by shard, so that merging them depends on no order. Which images count is decided by ingest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.data import transforms
+from pipeline.files import atomic_path, digest
+
+if TYPE_CHECKING:
+    from pipeline.config import Data
+    from pipeline.data.index import Index
+
+SHEET = 8  # the contact sheet shows SHEET x SHEET training images, evenly spread
+TRAIN, VAL = 0, 1
+
+
+def unusable(key: str, reason: str, detail: str) -> dict[str, str]:
+    """A line of quarantine.jsonl: the image's key, a reason to count by, and what was seen."""
+    return {"key": key, "reason": reason, "detail": detail}
+
+
+@dataclass
+class Statistics:
+    """Exact sums over a shard's images, so that merging them depends on no order."""
+
+    channels: int
+    quarantine: list[dict[str, str]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=lambda: [0, 0])  # by split
+    labels: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
+    sizes: Counter[str] = field(default_factory=Counter)
+    pixels: int = 0
+    sums: list[int] = field(default_factory=list)
+    squares: list[int] = field(default_factory=list)
+
+    def bad(self, key: str, error: transforms.BadImage) -> None:
+        self.quarantine.append(unusable(key, error.reason, error.detail))
+
+    def add(self, image: Any, size: tuple[int, int], label: int, split: int) -> None:
+        """Count an image (as it is kept) whose first size was `size`; pixels count where it is for training."""
+        self.counts[split] += 1
+        self.labels[split][label] += 1
+        self.sizes[f"{size[0]}x{size[1]}"] += 1
+        if split == TRAIN:
+            values = transforms.to_array(image).reshape(self.channels, -1).astype(np.uint64)  # [C, H*W]
+            self.pixels += values.shape[1]
+            for name, sums in (("sums", values.sum(1)), ("squares", (values * values).sum(1))):
+                old = getattr(self, name) or [0] * self.channels
+                setattr(self, name, [a + int(b) for a, b in zip(old, sums, strict=True)])
+
+
+def highest_label(results: list[dict[str, Any]]) -> int:
+    """The highest class number met; -1 for none."""
+    return max((int(label) for r in results for counts in r["labels"] for label in counts), default=-1)
+
+
+def report(
+    data: Data, classes: list[str], quarantine: list[dict[str, str]], results: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The data report, which is also the stage's summary; `results`: what each shard's task returned."""
+    labels: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    sizes: Counter[str] = Counter()
+    for result in results:
+        sizes.update(result["sizes"])
+        for split in (TRAIN, VAL):
+            labels[split].update(result["labels"][split])
+    pixels = sum(r["pixels"] for r in results)
+    totals = {k: [sum(v) for v in zip(*(r[k] for r in results if r[k]), strict=True)] for k in ("sums", "squares")}
+    mean = [s / pixels for s in totals["sums"]]
+    std = [max(0.0, q / pixels - m * m) ** 0.5 for q, m in zip(totals["squares"], mean, strict=True)]
+    names = {str(i): name for i, name in enumerate(classes)} | {"-1": "(none)"}
+    return {
+        "images": {"train": sum(r["train"] for r in results), "val": sum(r["val"] for r in results)},
+        "classes": classes,
+        "images_by_class": {
+            split: {names[label]: count for label, count in sorted(labels[i].items(), key=lambda item: int(item[0]))}
+            for i, split in enumerate(("train", "val"))
+        },
+        "sizes": dict(sizes.most_common(20)),
+        "distinct_sizes": len(sizes),
+        "size": data.size,
+        "channels": data.channels,
+        "channel_mean": [m / 255 for m in mean],  # of training images, in [0, 1]
+        "channel_std": [s / 255 for s in std],
+        "quarantined": len(quarantine),
+        "quarantine_reasons": dict(Counter(entry["reason"] for entry in quarantine).most_common()),
+        "shards": len(results),
+        "bytes": sum(r["shard"]["bytes"] for r in results),
+        "digest": digest([[r["shard"]["sha256"], r["shard"]["rows_sha256"]] for r in results]),
+    }
+
+
+def contact_sheet(index: Index, data: Data) -> np.ndarray[Any, Any]:
+    """A square of training images, evenly spread over the set, in reading order: uint8 [S*size, S*size, C]."""
+    chosen = np.linspace(0, len(index) - 1, SHEET * SHEET).round().astype(int)
+    images = np.stack([transforms.load_image(index.read(int(i)), data) for i in chosen])  # [S*S, C, H, W]
+    grid = images.reshape(SHEET, SHEET, data.channels, data.size, data.size).transpose(0, 3, 1, 4, 2)
+    return grid.reshape(SHEET * data.size, SHEET * data.size, data.channels)  # [S, H, S, W, C] -> [S*H, S*W, C]
+
+
+def save_png(path: Path, pixels: np.ndarray[Any, Any]) -> None:
+    """Write uint8 [H, W, 1 or 3] as a PNG file."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(temporary, format="PNG")

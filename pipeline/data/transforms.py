@@ -1,0 +1,155 @@
+"""From the bytes of an image file to uint8 arrays [C, H, W]: decode, resize, crop, flip. Opens no files.
+
+Whatever is wrong with an image is a `BadImage` with a reason; what follows from it is decided by ingest and loader.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pipeline.config import Data
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MARGIN = 1.125  # with random crops the shorter side is kept at size * MARGIN: an eighth to move in
+FORMATS = {  # extension -> the names by which Pillow may call what it holds
+    "jpg": {"JPEG", "MPO"}, "jpeg": {"JPEG", "MPO"}, "png": {"PNG"}, "webp": {"WEBP"}, "bmp": {"BMP"}, "gif": {"GIF"},
+    "tif": {"TIFF"}, "tiff": {"TIFF"}, "ppm": {"PPM"}, "pgm": {"PPM"},
+}  # fmt: skip
+
+
+class BadImage(Exception):
+    """An image that cannot be used: `reason` is one of a few words to count by, the text says more."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+def decode(
+    content: bytes, channels: int, background: tuple[int, int, int], max_pixels: int, extension: str | None = None
+) -> Image.Image:
+    """Decode to a Pillow image of mode RGB (3 channels) or L (1), upright, without transparency.
+
+    `background`: RGB 0-255 that transparent images are laid on. `extension` (no dot): refuse another format inside.
+    Raises BadImage with reason undecodable, truncated, oversized or wrongly named.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large images: the limit here is ours
+            image: Image.Image = Image.open(io.BytesIO(content))
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadImage("oversized", f"{width}x{height} is over data.max_pixels = {max_pixels}")
+            if extension in FORMATS and image.format not in FORMATS[extension]:
+                raise BadImage("wrongly named", f".{extension} holds {image.format}")
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            return to_mode(image, channels, background)
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage("oversized", str(error)) from error
+    except Exception as error:  # a damaged file raises whatever its decoder meets first
+        reason = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "undecodable"
+        raise BadImage(reason, f"{type(error).__name__}: {error}".replace("\n", " ")) from error
+
+
+def to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
+    """To RGB or L, 8 bits a channel: 16 bits scaled, palettes looked up, CMYK converted, transparency composed."""
+    from PIL import Image
+
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit gray; Pillow has no 16-bit colour
+        values = np.asarray(image).astype(np.float64)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise BadImage("undecodable", f"{image.mode} pixels outside 16 bits have no known range")
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def from_array(pixels: Array, channels: int, background: tuple[int, int, int]) -> Image.Image:
+    """An image, as `decode` gives it, of an array [h, w] or [h, w, 1, 3 or 4 (RGBA)], uint8 or uint16."""
+    from PIL import Image
+
+    if pixels.dtype == np.uint16:
+        pixels = np.rint(pixels / 257).astype(np.uint8)
+    pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    return to_mode(Image.fromarray(np.ascontiguousarray(pixels)), channels, background)
+
+
+def shrink(image: Image.Image, shorter: int, square: bool) -> Image.Image:
+    """Resize so that the shorter side is `shorter` pixels, antialiased (bicubic over the source pixels each covers);
+    `square`: keep the centre only."""
+    from PIL import Image
+
+    width, height = image.size
+    edge = min(width, height)
+    if square:
+        left, top = (width - edge) / 2, (height - edge) / 2
+        if (width, height) == (shorter, shorter):
+            return image
+        box = (left, top, left + edge, top + edge)
+        return image.resize((shorter, shorter), Image.Resampling.BICUBIC, box=box)
+    if edge == shorter:
+        return image
+    size = (max(shorter, round(width * shorter / edge)), max(shorter, round(height * shorter / edge)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def stored_side(size: int, random_crop: bool) -> int:
+    """The shorter side that is kept for training at `size` pixels."""
+    return math.ceil(size * MARGIN) if random_crop else size
+
+
+def to_array(image: Image.Image) -> Array:
+    """uint8 [C, H, W] of an RGB or L image."""
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def crop_flip(pixels: Array, size: int, top: float, left: float, flip: bool) -> Array:
+    """Cut size x size out of [C, H, W] and mirror it; `top`, `left` in [0, 1) choose among all places evenly."""
+    _, height, width = pixels.shape
+    y, x = int(top * (height - size + 1)), int(left * (width - size + 1))
+    cut = pixels[:, y : y + size, x : x + size]
+    return cut[:, :, ::-1] if flip else cut
+
+
+def centre(pixels: Array, size: int) -> Array:
+    """The middle size x size of [C, H, W]."""
+    return crop_flip(pixels, size, 0.5, 0.5, False)
+
+
+def prepare(image: Image.Image, data: Data) -> Image.Image:
+    """A decoded image at the size at which it is kept: square, or, where crops are random, with a margin to crop in."""
+    random_crop = data.augment.crop == "random"
+    return shrink(image, stored_side(data.size, random_crop), square=not random_crop)
+
+
+def load_with_margin(content: bytes, data: Data) -> Array:
+    """uint8 [C, H, W] of an image file, H and W at least `data.size`."""
+    return to_array(prepare(decode(content, data.channels, data.background, data.max_pixels), data))
+
+
+def load_image(content: bytes, data: Data) -> Array:
+    """uint8 [C, size, size] of an image file: the centre, as it is encoded and validated. Raises BadImage."""
+    return centre(load_with_margin(content, data), data.size)
+
+
+def to_png(image: Image.Image) -> bytes:
+    """PNG bytes of an image: lossless, the same bytes each time."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
