@@ -1,0 +1,36 @@
+# Everything a person types. `make demo` on a fresh clone installs, trains and shows a model.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := jobs/configs/digits.yaml
+
+.PHONY: demo test lint ui bench clean install
+
+install: $(VENV)/.installed
+
+# torch first and alone: an open range that a later package asks for would bring another build of it
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,s3]'
+	touch $@
+
+demo: install
+	$(BIN)/ldm run --config $(DEMO)
+
+test: install
+	$(BIN)/python -m pytest --cov=pipeline --cov=models --cov-report=term tests
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: install
+	$(BIN)/ldm mlflow ui
+
+bench: install
+	$(BIN)/python tests/benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info

@@ -1,0 +1,66 @@
+"""`ldm`: the group of all verbs. Each is imported when it is called, so that `ldm --help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+VERBS = {  # verb: (module, what `ldm --help` says)
+    "run": ("train_ldm", "Run all stages; finished ones are skipped."),
+    "ingest": ("ingest", "Images to shards with an index (stage 1)."),
+    "autoencoder": ("autoencoder", "Train the autoencoder (stage 2)."),
+    "encode": ("encode", "Encode every image once (stage 3)."),
+    "diffusion": ("diffusion", "Train the diffusion model on the latents (stage 4)."),
+    "evaluate": ("evaluate", "Measure samples and reconstructions (stage 5)."),
+    "sample": ("sample", "Generate images from a model."),
+    "config": ("config", "Show or check a config."),
+    "verify": ("verify", "Hash the files of all artifacts again."),
+    "mlflow": ("mlflow", "Open the tracker's pages, or send it what it missed."),
+}
+
+
+class Verbs(click.Group):
+    """Finds a verb's command in its own module."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        if "--help" in sys.argv and len(sys.argv) == 2:  # `ldm --help` needs one line of each, not its module
+            return click.Command(cmd_name, help=VERBS[cmd_name][1])
+        command: click.Command = importlib.import_module(f"jobs.{VERBS[cmd_name][0]}").command
+        return command
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ldm-pipeline")
+def group() -> None:
+    """Train latent diffusion models: images to shards, autoencoder, latents, diffusion model, scores, registry."""
+
+
+def main(command: Any = group) -> None:
+    """Run a command. Exit code 2: a user's mistake, in one line. 1: a bug, with its traceback. 130: stopped."""
+    from pipeline.errors import UserError
+
+    try:
+        command(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

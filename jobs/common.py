@@ -1,0 +1,78 @@
+"""Options and output that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.graph import Done
+
+
+def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--config FILE` and overrides `KEY=VALUE`."""
+    function = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(function)
+    return click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="YAML config.")(function)
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What every verb that runs stages takes."""
+    function = click.option(
+        "--if-busy", type=click.Choice(["refuse", "wait"]), default="refuse", help="What to do if another process writes."
+    )(function)
+    function = click.option("--rebuild", multiple=True, metavar="STAGE", help="Set this stage's artifact aside first.")(function)
+    function = click.option("--dry-run", is_flag=True, help="Show what would run, and what it needs.")(function)
+    return config_options(function)
+
+
+def read(path: Path, overrides: Sequence[str]) -> Config:
+    """The config, with the options of its models checked as well."""
+    from pipeline import config
+
+    loaded = config.load(path, overrides)
+    config.check_models(loaded)
+    return loaded
+
+
+def stage_command(stage: str, text: str) -> click.Command:
+    """The verb that runs everything up to a stage."""
+
+    @click.command(stage, help=text)
+    @run_options
+    def command(path: Path, overrides: tuple[str, ...], dry_run: bool, rebuild: tuple[str, ...], if_busy: Any) -> None:
+        from pipeline import graph
+        from pipeline.cluster import Stopped
+        from pipeline.errors import UserError
+
+        for name in rebuild:
+            if name not in graph.STAGES:
+                raise UserError(f"--rebuild {name}: expected one of {', '.join(graph.STAGES)}")
+        config = read(path, overrides)
+        if dry_run:
+            from pipeline.forecast import forecast
+
+            print(forecast(config))
+            return
+        try:
+            table(graph.run(config, stage, rebuild, if_busy))
+        except Stopped:
+            raise click.Abort from None
+
+    return command
+
+
+def table(done: Sequence[Done]) -> None:
+    """What was done, one row a stage."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("stage", "", "time", "key figure", "artifact", box=None, pad_edge=False)
+    for d in done:
+        shown.add_row(
+            d.artifact.stage, "cached" if d.cached else "ran", f"{d.seconds:.0f} s", d.headline, d.artifact.fingerprint
+        )
+    Console(width=None if Console().is_terminal else 160, soft_wrap=True).print(shown)

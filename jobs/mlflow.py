@@ -1,0 +1,43 @@
+"""`ldm mlflow ui|sync`: the tracker's pages in a browser, and what a tracker that was down has missed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli import main
+
+root_option = click.option("--root", default="runs", type=click.Path(path_type=Path), help="`run.root` of the config.")
+uri_option = click.option("--uri", default=None, help="Tracker's address; default: MLFLOW_TRACKING_URI, or SQLite in the root.")
+
+
+@click.group("mlflow")
+def command() -> None:
+    """Open the tracker's pages, or send it what it missed."""
+
+
+@command.command()
+@root_option
+@uri_option
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on the loopback.")
+def ui(root: Path, uri: str | None, port: int) -> None:
+    """Serve MLflow's pages on this machine until Ctrl-C; prints the link to the comparison of runs."""
+    from pipeline.shipper import serve
+
+    serve(root, port, uri)
+
+
+@command.command()
+@root_option
+@uri_option
+def sync(root: Path, uri: str | None) -> None:
+    """Send the tracker what it has missed. Sending twice does no harm."""
+    from pipeline.tracking import sync as send
+
+    counts = send(root, uri)
+    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main(command)

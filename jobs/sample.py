@@ -1,0 +1,37 @@
+"""`ldm sample`: images from a model: a folder, an artifact, or `models:/NAME@ALIAS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli import main
+
+
+@click.command("sample")
+@click.argument("model")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the images.")
+@click.option("-n", "--count", default=16, show_default=True, type=click.IntRange(1), help="Number of images.")
+@click.option("--classes", default=None, help="Classes by name or number, separated by commas, in turn; default: all.")
+@click.option("--sampler", default=None, type=click.Choice(["euler", "heun", "ddim"]), help="Default: the model's.")
+@click.option("--steps", default=None, type=click.IntRange(1), help="Steps of the sampler; default: the model's.")
+@click.option("--guidance", default=None, type=click.FloatRange(0), help="Guidance scale; default: the model's.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed; the same seed, the same images.")
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Images at once.")
+@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Where models:/ looks for MLflow's data base.")
+def command(
+    model: str, out: Path, count: int, classes: str | None, sampler: str | None, steps: int | None,
+    guidance: float | None, seed: int, batch_size: int, root: Path,
+) -> None:  # fmt: skip
+    """Generate images from MODEL: PNG files, a grid, and a JSON file of what made them."""
+    from pipeline.generate import load_pretrained, sample_info, write_samples
+
+    generator = load_pretrained(model, root=root)
+    request = generator.request(classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size)
+    write_samples(out, generator.sample(**request), sample_info(generator, request))
+    print(f"{count} images in {out}, the grid in {out / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    main(command)

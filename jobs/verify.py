@@ -1,0 +1,31 @@
+"""`ldm verify`: whether the artifacts on disk are still what their manifests say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli import main
+
+
+@click.command("verify")
+@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Folder of the artifacts.")
+def command(root: Path) -> None:
+    """Hash every file of every artifact again; exit code 2 if one differs."""
+    from pipeline.artifacts import Store
+    from pipeline.errors import UserError
+
+    if not (root / "artifacts").is_dir():
+        raise UserError(f"{root}: holds no artifacts; give the `run.root` of a config by --root")
+    damaged = 0
+    for artifact in Store(root).all():
+        wrong = artifact.verify()
+        damaged += len(wrong)
+        print(f"{artifact.stage}/{artifact.fingerprint}: " + (f"damaged: {', '.join(wrong)}" if wrong else "whole"))
+    if damaged:
+        raise UserError(f"{root}: {damaged} damaged files; move their artifacts away and run again")
+
+
+if __name__ == "__main__":
+    main(command)

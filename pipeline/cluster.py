@@ -1,0 +1,314 @@
+"""Work on machines: a Ray cluster (local, or the one we are in), tasks and actors over items, and training by Ray Train.
+
+The only file that imports ray. The cluster starts when the first stage needs it, so that a run whose stages are all
+cached starts none. What a rank does is in `loop.py`; which ranks talk to each other how, in `ranks.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ClusterConfig
+from pipeline.errors import UserError
+from pipeline.files import read_json
+
+IN_FLIGHT = 2  # tasks submitted ahead of each slot, so that none waits for the driver
+STOP_GRACE = 120  # seconds that workers have, after a stop was asked for, to save and end
+SOURCE = Path(__file__).resolve().parent.parent
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+}
+
+
+class Stopped(Exception):
+    """A person or the scheduler asked for an end; what was to be saved is saved."""
+
+
+class Cluster:
+    """A Ray cluster that starts when it is first used. Use as a context manager: it leaves no process behind."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self.config = config
+        self.started = False
+        self._temporary: str | None = None
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.started:
+            import ray
+
+            ray.shutdown()
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)  # Ray's own logs and sockets; nothing of ours
+
+    def start(self) -> None:
+        """Join the cluster at `cluster.address` or RAY_ADDRESS, or start a local one with token authentication."""
+        if self.started:
+            return
+        for key, value in QUIET.items():
+            os.environ.setdefault(key, value)
+        address = self.config.address or os.environ.get("RAY_ADDRESS")
+        if not address:
+            # Ray's ports listen on every interface whatever they are told: nobody without this token gets in
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            self._temporary = tempfile.mkdtemp(prefix="ldm-ray-")  # short: socket paths end at 107 characters
+        import ray
+
+        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if _in_main_thread() else {}
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        if address:
+            ray.init(address=address, **common)
+        else:
+            ray.init(
+                num_cpus=cpus(),
+                include_dashboard=True,  # without it Ray Train's state actor floods the log (Ray 2.60)
+                dashboard_host="127.0.0.1",
+                object_store_memory=200 * 2**20,  # results are small: shards and latents travel by the file system
+                _temp_dir=self._temporary,
+                **common,
+            )
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # ray.init puts its own in place
+        self.started = True
+
+    # ---- tasks and actors over items ---------------------------------------------------------------------------------
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        items: Sequence[Any],
+        threads: int = 1,
+        setup: Callable[[], Any] | None = None,
+        gpus: float = 0,
+    ) -> Iterator[Any]:
+        """`function(item)` for each item, in parallel, results in the order of the items.
+
+        With `setup`, actors call it once each (a model that is loaded, say) and then `function(state, item)`.
+        A UserError in a task is raised here as it is.
+        """
+        if not items:
+            return
+        self.start()
+        import ray
+
+        has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+        per_task = {"num_cpus": threads, "num_gpus": gpus if has_gpu else 0, "runtime_env": self._environment(threads)}
+        slots = max(1, int(ray.cluster_resources()["CPU"] // threads))
+        if has_gpu and gpus:
+            slots = max(1, int(ray.cluster_resources()["GPU"] // gpus))
+        if setup is None:
+            call = ray.remote(_call).options(**per_task)
+            pending = _bounded(lambda item: call.remote(function, item), items, slots * IN_FLIGHT)
+        else:
+            actors = [ray.remote(_Actor).options(**per_task).remote(setup, function) for _ in range(min(slots, len(items)))]
+            turn = iter(range(len(items)))
+            pending = _bounded(lambda item: actors[next(turn) % len(actors)].call.remote(item), items, len(actors) * IN_FLIGHT)
+        try:
+            for reference in pending:
+                yield ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise
+
+    def _environment(self, threads: int) -> dict[str, Any]:
+        path = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables = {**QUIET, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+        if not _gpus():
+            variables["DS_ACCELERATOR"] = "cpu"
+        if self._temporary:
+            variables["GLOO_SOCKET_IFNAME"] = "lo"
+        return {"env_vars": variables}
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def workers(self) -> int:
+        """Ranks that the config asks for: all GPUs, or else all CPUs over the threads of a rank."""
+        if self.config.workers != "auto":
+            return self.config.workers
+        self.start()
+        import ray
+
+        resources = ray.cluster_resources()
+        if resources.get("GPU"):
+            return int(resources["GPU"])
+        threads = 1 if self.config.threads == "auto" else self.config.threads
+        return max(1, int(resources["CPU"] // threads))
+
+    def threads(self, workers: int) -> int:
+        """CPU threads of a rank."""
+        if self.config.threads != "auto":
+            return self.config.threads
+        self.start()
+        import ray
+
+        return max(1, int(ray.cluster_resources()["CPU"] // workers))
+
+    def train(
+        self,
+        function: Callable[[dict[str, Any]], None],
+        arguments: dict[str, Any],
+        work: Path,
+        world: int,
+        watch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run `function(arguments)` on `world` ranks by Ray Train, and again after a rank died, from its checkpoints.
+
+        `function` writes `work/outcome.json` ({"error": one line} for a user's mistake) and looks for `work/stop`.
+        `watch` is called a few times a second (progress). Raises UserError, Stopped, or what Ray Train raised.
+        """
+        self.start()
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2.api.exceptions import TrainingFailedError
+
+        threads = self.threads(world)
+        stop = work / "stop"
+        stop.unlink(missing_ok=True)
+        trainer = TorchTrainer(
+            function,
+            train_loop_config=arguments,
+            torch_config=TorchConfig(timeout_s=self.config.collective_timeout),
+            scaling_config=ScalingConfig(
+                num_workers=world,
+                use_gpu=ray.cluster_resources().get("GPU", 0) > 0,
+                resources_per_worker={"CPU": threads},
+            ),
+            run_config=RunConfig(
+                name="train",
+                storage_path=str(work / "ray"),
+                failure_config=FailureConfig(max_failures=0),  # we restart: a user's mistake is not tried again
+                worker_runtime_env=self._environment(threads),
+            ),
+        )
+        for attempt in range(self.config.max_failures + 1):
+            (work / "outcome.json").unlink(missing_ok=True)
+            failure = _in_thread(trainer.fit, watch, stop)
+            outcome = read_json(work / "outcome.json") if (work / "outcome.json").exists() else {}
+            if "error" in outcome:
+                raise UserError(outcome["error"])
+            if stop.exists():
+                raise Stopped
+            if failure is None:
+                return
+            if not isinstance(failure, TrainingFailedError) or attempt == self.config.max_failures:
+                raise failure
+            print(f"a rank died ({str(failure).splitlines()[0][:200]}); starting again from the last checkpoint", flush=True)
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
+
+
+class _Actor:
+    def __init__(self, setup: Callable[[], Any], function: Callable[[Any, Any], Any]) -> None:
+        self.state, self.function = setup(), function
+
+    def call(self, item: Any) -> Any:
+        return self.function(self.state, item)
+
+
+def _bounded(submit: Callable[[Any], Any], items: Sequence[Any], limit: int) -> Iterator[Any]:
+    """References in order, with at most `limit` submitted and not yet taken."""
+    waiting: list[Any] = []
+    for item in items:
+        waiting.append(submit(item))
+        if len(waiting) >= limit:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+def _in_thread(run: Callable[[], Any], watch: Callable[[], None], stop: Path) -> BaseException | None:
+    """Run in a thread, so that this one can look at signals and progress. Returns what was raised."""
+    raised: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            run()
+        except BaseException as error:  # handed to the main thread, which raises it
+            raised.append(error)
+
+    thread = threading.Thread(target=target, name="ray-train", daemon=True)
+    thread.start()
+    asked = None
+    with _on_signal(stop):
+        while thread.is_alive():
+            thread.join(0.3)
+            watch()
+            if stop.exists():
+                asked = asked or time.monotonic()
+                if time.monotonic() - asked > STOP_GRACE:
+                    raise TimeoutError(f"the workers did not end within {STOP_GRACE} s of the request to stop")
+    watch()
+    return raised[0] if raised else None
+
+
+@contextmanager
+def _on_signal(stop: Path) -> Iterator[None]:
+    """Ctrl-C, SIGTERM (a job's end) and SIGUSR1 (Slurm's notice) ask the ranks to save and stop; twice: at once."""
+    if not _in_main_thread():
+        yield
+        return
+
+    def ask(number: int, _: Any) -> None:
+        if stop.exists() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.write_text(signal.Signals(number).name)
+        print(f"{signal.Signals(number).name}: saving, then stopping", flush=True)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def cpus() -> int:
+    """CPUs that this process may use (a Slurm step or a container may allow fewer than the machine has)."""
+    return len(os.sched_getaffinity(0))
+
+
+def _gpus() -> bool:
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0))
+
+
+class Inline:
+    """The same `map` in this process, without Ray: for tests and for work too small to place."""
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        items: Sequence[Any],
+        threads: int = 1,
+        setup: Callable[[], Any] | None = None,
+        gpus: float = 0,
+    ) -> Iterator[Any]:
+        state = [setup()] if setup else []
+        for item in items:
+            yield function(*state, item)

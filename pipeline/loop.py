@@ -1,0 +1,288 @@
+"""THE training loop, top to bottom, for every trained stage.
+
+Restore, then for each batch: step, guard, log, preview, validate, save; then finish. What a step computes is
+engine.py's business, which samples come next data/order.py's, what the losses and pictures are the stage's (`Task`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pipeline.checkpoint import Saver, restore
+from pipeline.engine import Engine, LossFn, StepStats
+from pipeline.errors import UserError
+from pipeline.guard import Guard, Stretch, Watchdog
+from pipeline.ranks import Ranks
+
+if TYPE_CHECKING:
+    from pipeline.config import Training
+
+STALL_S = 600.0  # seconds without a step after which the watchdog says where it hangs
+
+
+class Log(Protocol):
+    """Where curves and pictures go (pipeline/tracking.py has one)."""
+
+    def metrics(self, values: dict[str, float], step: int) -> None: ...
+    def image(self, key: str, image: np.ndarray, step: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stage trains. All callables run on all ranks.
+
+    name: prefix of its curves. loss: for `Engine`. batches: this rank's shares from a position on, endless, each with
+    the `position` at which its global batch begins. validate: metric -> value, equal on all ranks. preview: key ->
+    uint8 image [H, W, 3] (rank 0's are shown).
+    """
+
+    name: str
+    loss: LossFn
+    batches: Callable[[int], Iterator[dict[str, Any]]]
+    validate: Callable[[Engine], dict[str, float]] | None = None
+    preview: Callable[[Engine], dict[str, np.ndarray]] | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is, for a bar or a line. Seconds left are an estimate from the last interval's rate."""
+
+    name: str
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+
+    def __str__(self) -> str:
+        left = time.strftime("%H:%M:%S", time.gmtime(self.seconds_left))
+        return (
+            f"{self.name}: step {self.step}/{self.steps}, loss {self.loss:.5g}, "
+            f"{self.images_per_second:.4g} images/s, {left} left"
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a call of `train` ended. `finished` is False after a stop request: the same call again goes on from there."""
+
+    position: int
+    step: int
+    finished: bool
+    resumed_from: int | None
+    loss: float
+    bad_steps: int
+    skipped: tuple[Stretch, ...]  # positions [from, to) that were left out
+    seconds: float
+
+
+def train(
+    engine: Engine,
+    task: Task,
+    training: Training,
+    ranks: Ranks,
+    folder: Path,
+    log: Log,
+    stop: Callable[[], bool],
+    *,
+    token: int = 0,
+    begin_from: Path | None = None,
+    on_step: Callable[[int, StepStats], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Summary:
+    """Train to `training.steps`, or until any rank's `stop()` is true; go on from the newest checkpoint in `folder`.
+
+    folder: where checkpoints lie; token: of the lease that guards it. begin_from: the checkpoints of another run (a
+    shorter one) to go on from where `folder` has none. on_step: told each step's position and stats. progress: gets a
+    line each log_every steps on rank 0 (default: printed). say: gets warnings (default: to stderr). All ranks call.
+    """
+    say, progress = say or _say, progress or _show
+    began, folder = time.monotonic(), Path(folder)
+    batch, end = training.batch_size, training.steps * training.batch_size
+    guard = Guard(training.max_bad_steps, training.skip)
+    saver = Saver(folder, training.keep, token, engine)
+    position, resumed_from = _begin(engine, guard, saver, folder, begin_from, say)
+
+    meter, loss, stopped, failed = _Meter(task.name, training), math.nan, False, False
+    batches: Iterator[dict[str, Any]] | None = None
+    try:
+        with Watchdog(STALL_S, say) as watchdog:
+            while position < end and not stopped and not failed:
+                if guard.jump(position) != position:
+                    position = guard.jump(position)
+                    _close(batches)
+                    batches = None
+                    continue
+                watchdog.beat(f"waiting for the batch at position {position}")
+                batches = batches or task.batches(position)
+                data = next(batches)
+                _check_position(data, position)
+
+                watchdog.beat(f"in the step at position {position}")
+                stats = engine.step(data, position, flags=(stop(), saver.failed()))
+                stopped, failed = stats.flags
+                if on_step:
+                    on_step(position, stats)
+                bad_stretch = guard.look(position, batch, stats.skipped)
+                position, loss = position + batch, stats.loss
+                if bad_stretch:
+                    position = _roll_back(engine, saver, folder, bad_stretch, say)
+                    _close(batches)
+                    batches = None
+                    continue
+
+                step, last = position // batch, position >= end
+                meter.count(batch)
+                if ranks.first and (step % training.log_every == 0 or last):
+                    _log(meter, stats, step, log, progress)
+                with meter.pause():
+                    if task.preview and (step % training.preview_every == 0 or last):
+                        watchdog.beat(f"in the preview at step {step}")
+                        _preview(task.preview, engine, ranks, log, step)
+                    if task.validate and (step % training.validate_every == 0 or last):
+                        watchdog.beat(f"in validation at step {step}")
+                        _validate(task, task.validate, engine, ranks, log, step)
+                    if last or (not stats.skipped and (step % training.save_every == 0 or stopped)):
+                        watchdog.beat(f"in the checkpoint at step {step}")
+                        saver.save(position, {"guard": guard.state()})
+            watchdog.beat("writing the last checkpoint")
+            _finish(saver, ranks)
+    finally:
+        _close(batches)
+        saver.close()
+    seconds, skipped = time.monotonic() - began, tuple(guard.skip)
+    return Summary(position, position // batch, position >= end, resumed_from, loss, guard.total, skipped, seconds)
+
+
+def _begin(
+    engine: Engine, guard: Guard, saver: Saver, folder: Path, begin_from: Path | None, say: Callable[[str], None]
+) -> tuple[int, int | None]:
+    """(position to begin at, the same if a checkpoint gave it). There is a checkpoint to go back to afterwards."""
+    here = restore(folder, engine, say=say)
+    found = restore(Path(begin_from), engine, say=say) if here is None and begin_from is not None else here
+    if here is None and begin_from is not None and found is None:
+        raise UserError(f"{begin_from}: no whole checkpoint to go on from")
+    if found is not None:
+        guard.load(found["guard"])
+    position = 0 if found is None else int(found["position"])
+    if here is None:
+        saver.save(position, {"guard": guard.state()})
+    return position, None if found is None else position
+
+
+def _roll_back(engine: Engine, saver: Saver, folder: Path, stretch: Stretch, say: Callable[[str], None]) -> int:
+    """Back to the last checkpoint before a bad stretch; gives its position. The guard leaves the stretch out."""
+    saver.wait()
+    found = restore(folder, engine, before=stretch[0], say=say)
+    if found is None:
+        raise UserError(
+            f"{folder}: the gradient is not finite from position {stretch[0]} on, and no whole checkpoint is left"
+        )
+    position = int(found["position"])
+    if engine.ranks.first:
+        say(
+            f"the gradient was not finite from position {stretch[0]} to {stretch[1]}: back to the checkpoint at "
+            f"{position}, and on without that stretch"
+        )
+    return position
+
+
+def _check_position(data: dict[str, Any], position: int) -> None:
+    if data.get("position", position) != position:
+        raise RuntimeError(f"the loader gave the batch at position {data['position']} where {position} was asked for")
+
+
+def _close(batches: Iterator[dict[str, Any]] | None) -> None:
+    """End an iterator of batches, and with it the processes of its loader."""
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
+
+
+def _finish(saver: Saver, ranks: Ranks) -> None:
+    """Wait for the last checkpoint; trouble on one rank is trouble on all."""
+    trouble: UserError | None = None
+    try:
+        saver.wait()
+    except UserError as error:
+        trouble = error
+    told = [text for text in ranks.gather_objects(str(trouble) if trouble else None) if text]
+    if told:
+        raise trouble or UserError(told[0])
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+class _Meter:
+    """Images a second over the interval since the last reading; validation, previews and saves are not counted."""
+
+    def __init__(self, name: str, training: Training) -> None:
+        self.name, self.training = name, training
+        self._start, self._images, self._paused = time.perf_counter(), 0, 0.0
+
+    def count(self, images: int) -> None:
+        self._images += images
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def rate(self) -> float:
+        now = time.perf_counter()
+        rate = self._images / max(1e-9, now - self._start - self._paused)
+        self._start, self._images, self._paused = now, 0, 0.0
+        return rate
+
+
+def _log(meter: _Meter, stats: StepStats, step: int, log: Log, progress: Callable[[Progress], None]) -> None:
+    """The step's own values (not a mean over an interval: a resumed run logs the same points)."""
+    rate, training = meter.rate(), meter.training
+    values = {
+        "train_loss": stats.loss,
+        **{f"train_{name}": value for name, value in stats.parts.items()},
+        "grad_norm": stats.grad_norm,
+        "learning_rate": stats.learning_rate,
+        "images_per_second": rate,
+    }
+    if stats.loss_scale != 1:
+        values["loss_scale"] = stats.loss_scale
+    log.metrics({f"{meter.name}/{key}": value for key, value in values.items() if math.isfinite(value)}, step)
+    left = (training.steps - step) * training.batch_size / rate
+    progress(Progress(meter.name, step, training.steps, stats.loss, rate, left))
+
+
+def _preview(
+    preview: Callable[[Engine], dict[str, np.ndarray]], engine: Engine, ranks: Ranks, log: Log, step: int
+) -> None:
+    for key, image in preview(engine).items():
+        if ranks.first:
+            log.image(key, image, step)
+
+
+def _validate(
+    task: Task, validate: Callable[[Engine], dict[str, float]], engine: Engine, ranks: Ranks, log: Log, step: int
+) -> None:
+    values = {f"{task.name}/val_{key}": value for key, value in validate(engine).items()}
+    if ranks.first:
+        log.metrics({key: value for key, value in values.items() if math.isfinite(value)}, step)
+
+
+def _show(progress: Progress) -> None:
+    print(progress, flush=True)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,107 @@
+"""What the tracker shows of a pipeline: a parent run named as the config, a child run a stage that ran, links between.
+
+Everything here ends in a spool (`tracking.py`); what MLflow is, only `shipper.py` knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline import tracking
+from pipeline.artifacts import Artifact, Writer
+from pipeline.config import Config, Section, result_fields
+from pipeline.tracking import Spool
+
+
+class PipelineRun:
+    """The parent run of one call of the pipeline. As a context manager: it starts and drains the shipper.
+
+    The run key is the pipeline's fingerprint, so that the same pipeline is found again and goes on in the same run.
+    """
+
+    NUMBERS = {"ingest": 1, "autoencoder": 2, "encode": 3, "diffusion": 4, "evaluate": 5, "register": 6}
+
+    def __init__(self, config: Config, root: Path, key: str, all_cached: bool) -> None:
+        self.config, self.root, self.run = config, root, f"pipeline/{key}"
+        self.folder = root / "pipelines" / key / "spool"
+        self.all_cached = all_cached and self.folder.exists()
+        self.rows: list[tuple[str, str, str, str]] = []
+
+    def __enter__(self) -> PipelineRun:
+        if self.all_cached:  # nothing new to say
+            return self
+        token = len(list(self.folder.glob("*.jsonl"))) + 1 if self.folder.exists() else 1
+        self.spool = Spool(self.folder, self.run, token)
+        self.shipper = tracking.start(self.root, self.config.tracking.uri)
+        self.spool.start(
+            self.config.run.name,
+            tags={"ldm.pipeline": self.run.partition("/")[2], "ldm.seed": str(self.config.run.seed)},
+            params=flatten(result_fields(self.config)),
+            experiment=self.config.tracking.experiment,
+        )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.all_cached:
+            return
+        self.spool.end("FINISHED" if error is None else "KILLED" if kind and kind.__name__ in ("Stopped", "KeyboardInterrupt") else "FAILED")
+        left = self.shipper.drain(self.config.tracking.deadline)
+        if left:
+            print(tracking.left_message(self.root, self.shipper.uri, left), flush=True)
+
+    @contextmanager
+    def stage(self, stage: str, writer: Writer, steps: int | None) -> Iterator[Spool]:
+        """The child run of a stage that runs now."""
+        spool = Spool(writer.work / "spool", f"{stage}/{writer.fingerprint}", writer.token)
+        inputs = {f"ldm.input.{name}": f"{a.fingerprint} {a.content[:12]}" for name, a in writer.inputs.items()}
+        spool.start(
+            f"{self.NUMBERS[stage]} {stage}",
+            parent=self.run,
+            tags={"ldm.stage": stage, "ldm.fingerprint": writer.fingerprint, "ldm.artifact": str(writer.path), **inputs},
+            params=flatten(writer.recipe),
+            experiment=self.config.tracking.experiment,
+            steps=steps,
+        )
+        try:
+            yield spool
+        except BaseException as error:
+            spool.end("KILLED" if type(error).__name__ in ("Stopped", "KeyboardInterrupt") else "FAILED")
+            raise
+        spool.end("FINISHED")
+
+    def cached(self, stage: str, artifact: Artifact, headline: str) -> None:
+        """A stage that was there already: linked, its curves copied to this parent."""
+        self._row(stage, artifact, "cached", headline)
+        if not self.all_cached:
+            self.spool.adopt(f"{stage}/{artifact.fingerprint}", artifact.path / "work" / "spool")
+
+    def finished(self, stage: str, artifact: Artifact, seconds: float, headline: str) -> None:
+        """A stage that has just run."""
+        self._row(stage, artifact, f"{seconds:.0f} s", headline)
+        self.spool.metrics({f"time/{stage}": seconds}, 0)
+        if stage == "ingest":
+            source = self.config.data.source
+            self.spool.dataset(source.kind, artifact.content[:32], getattr(source, "path", source.kind))
+
+    def _row(self, stage: str, artifact: Artifact, took: str, headline: str) -> None:
+        self.rows.append((f"[{stage}]({{{{run:{stage}/{artifact.fingerprint}}}}})", took, headline, f"`{artifact.fingerprint}`"))
+        if not self.all_cached:
+            verdict = self.rows[-1][2]
+            table = ["| stage | time | key figure | artifact |", "| --- | --- | --- | --- |"]
+            table += [f"| {' | '.join(row)} |" for row in self.rows]
+            self.spool.note("\n".join([verdict, "", *table]))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested sections as dotted keys: what MLflow shows as params."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key.rstrip("_")] = str(value.model_dump() if isinstance(value, Section) else value)
+    return flat

@@ -1,0 +1,196 @@
+"""Stage 2, autoencoder: images -> latents -> images, trained with a reconstruction loss and a KL divergence.
+
+The network is in `models/autoencoders/`, the loop in `loop.py`. Here: what is built, the loss, validation, previews, and
+the yardstick that the result is measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Artifact, Writer
+from pipeline.config import Config, result_fields
+from pipeline.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from pipeline.cluster import Cluster
+    from pipeline.engine import Engine
+    from pipeline.loop import Task
+    from pipeline.ranks import Ranks
+    from pipeline.tracking import Spool
+
+INPUTS = ("ingest",)
+PREVIEW_IMAGES = 8  # held-out images in a preview, each above its reconstruction: a square of 4 x 4
+PCA_IMAGES = 5_000  # training images behind the patch PCA: its covariance has at most 192 x 192 numbers
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What decides on the weights besides the data."""
+    from models import registry
+
+    own = {**result_fields(config.autoencoder), "model": registry.resolve("autoencoders", config.autoencoder.model)}
+    own.pop("from_")
+    data = result_fields(config.data)
+    return {**own, "seed": config.run.seed, "order": {key: data[key] for key in ("augment", "lanes", "on_corrupt")}}
+
+
+def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool) -> dict[str, Any]:
+    """Train by the cluster's ranks, then write how to build the model and compare it with patch PCA."""
+    from pipeline.stages import trained
+
+    summary = trained.train("autoencoder", config, inputs, writer, cluster, spool)
+    options = {"model": config.autoencoder.model, "channels": config.data.channels}
+    write_json(writer.path / "model.json", options)
+    summary["pca_psnr"] = patch_pca(config, inputs["ingest"], load_model(writer.path))
+    spool.metrics({"autoencoder/pca_psnr": summary["pca_psnr"]}, summary["step"])
+    return summary
+
+
+def headline(summary: dict[str, Any]) -> str:
+    return f"PSNR {summary['val_psnr']:.2f} dB on held-out images (patch PCA of the same size: {summary['pca_psnr']:.2f} dB)"
+
+
+def load_model(folder: Path, which: str = "ema") -> nn.Module:
+    """The trained autoencoder of an artifact, on the CPU, in evaluation mode."""
+    from safetensors.torch import load_file
+
+    from models import registry
+    from pipeline.files import read_json
+
+    options = read_json(folder / "model.json")
+    model: nn.Module = registry.build("autoencoders", options["model"], channels=options["channels"])
+    model.load_state_dict(load_file(folder / f"{which}.safetensors"))
+    return model.eval()
+
+
+# ---- on a rank -------------------------------------------------------------------------------------------------------
+
+
+def images_to_floats(images: Tensor) -> Tensor:
+    """uint8 [n, c, H, W] -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn.Module, Task]:
+    """The network with its first weights, and what the loop needs to know about this stage."""
+    import torch
+
+    from models import posterior, registry
+    from pipeline.data import loader
+    from pipeline.data.index import Index
+    from pipeline.data.order import Order, lanes
+    from pipeline.generate import grid
+    from pipeline.loop import Task
+    from pipeline.stages.trained import to_device, weight_seed
+
+    training, loss_config, data = config.autoencoder.training, config.autoencoder.loss, config.data
+    torch.manual_seed(weight_seed(config.run.seed, "autoencoder"))
+    model: Any = registry.build("autoencoders", config.autoencoder.model, channels=data.channels)
+    side = data.size // model.factor
+    latent = (model.latent_channels, side, side)
+    train, val = (Index.open(inputs["ingest"].path, split) for split in ("train", "val"))
+    order = Order(train.counts, training.batch_size, data.lanes or lanes(training.batch_size), config.run.seed)
+
+    def parts(network: nn.Module, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction, and by image the distance (mean over elements) and the KL divergence (nats an element)."""
+        x = images_to_floats(images)
+        reconstruction, moments = network(x, noise)
+        difference = reconstruction.float() - x
+        distance = difference.abs() if loss_config.reconstruction == "l1" else difference.square()
+        return reconstruction.float(), distance.mean((1, 2, 3)), posterior.kl(moments.float()) / x[0].numel()
+
+    def loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        # E_q[|x - D(z)|] + beta KL(q(z|x) || N(0, 1)): Kingma & Welling 2013, eq. 7, as weighted by Rombach et al. 2022
+        _, distance, kl = parts(network, batch["images"], batch["noise"])
+        return {
+            "loss": distance.mean() + loss_config.kl_weight * kl.mean(),
+            "reconstruction": distance.mean().detach(),
+            "kl": kl.mean().detach(),
+        }
+
+    def batches(position: int) -> Iterator[dict[str, Any]]:
+        return loader.image_batches(train, order, data, config.run.seed, ranks.rank, ranks.world, position, latent)
+
+    def validation() -> Iterator[dict[str, Any]]:
+        return loader.image_validation(val, training.batch_size, data, config.run.seed, ranks.rank, ranks.world, latent)
+
+    @torch.no_grad()
+    def validate(engine: Engine) -> dict[str, float]:
+        """Means over the held-out images; PSNR (dB, of images in [0, 1]) is a mean of each image's own."""
+        total = torch.zeros(4, dtype=torch.float64)
+        with engine.weights("ema"):
+            for batch in validation():
+                batch = to_device(batch, ranks.device)
+                reconstruction, distance, kl = parts(engine.module, batch["images"], batch["noise"])
+                target = images_to_floats(batch["images"])
+                mse = (reconstruction.clamp(-1, 1) - target).square().mean((1, 2, 3)) / 4  # [-1, 1] -> [0, 1]
+                psnr = -10 * mse.clamp(min=1e-10).log10()
+                values = torch.stack([distance + loss_config.kl_weight * kl, psnr, kl, torch.ones_like(kl)])  # [4, n]
+                total += (values * batch["weight"]).sum(1).double().cpu()
+        *sums, count = ranks.sum_floats(total.tolist())
+        return dict(zip(("val_loss", "val_psnr", "val_kl"), (s / count for s in sums), strict=True))
+
+    shown = next(validation_images(val, data, PREVIEW_IMAGES))
+
+    @torch.no_grad()
+    def preview(engine: Engine) -> dict[str, Any]:
+        images = shown.to(ranks.device)
+        noise = torch.zeros(len(images), *latent, device=ranks.device)  # the posterior's mean
+        with engine.weights("ema"):
+            reconstruction, _, _ = parts(engine.module, images, noise)
+        back = ((reconstruction.clamp(-1, 1) + 1) * 127.5).round().byte()
+        half = len(images) // 2
+        rows = torch.cat([images[:half], back[:half], images[half:], back[half:]])  # originals above reconstructions
+        return {"reconstructions/val": grid(rows.permute(0, 2, 3, 1).cpu().numpy(), columns=half)}
+
+    return model, Task("autoencoder", loss, batches, validate, preview)
+
+
+def validation_images(index: Any, data: Any, batch: int) -> Iterator[torch.Tensor]:
+    """Images [n, c, H, W] uint8 of an index in its own order, `batch` at a time, the last ones fewer."""
+    import numpy as np
+    import torch
+
+    from pipeline.data import transforms
+
+    for first in range(0, len(index), batch):
+        rows = range(first, min(first + batch, len(index)))
+        yield torch.from_numpy(np.stack([transforms.load_image(index.read(i), data) for i in rows]))
+
+
+# ---- the yardstick ---------------------------------------------------------------------------------------------------
+
+
+def patch_pca(config: Config, data: Artifact, model: Any) -> float:
+    """PSNR (dB) on the held-out images of the best linear code with as many numbers as the latents.
+
+    Each patch of factor x factor pixels becomes its first `latent_channels` principal components (fitted to training
+    images): what an autoencoder of the same size has to beat. Same mean over images as `val_psnr`.
+    """
+    import itertools
+
+    import torch
+
+    from pipeline.data.index import Index
+
+    side, keep = model.factor, model.latent_channels
+
+    def patches(images: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.unfold(images.double() / 255, side, stride=side)  # [n, c*side*side, patches]
+        return x.transpose(1, 2)
+
+    batches = validation_images(Index.open(data.path, "train"), config.data, 500)
+    train = torch.cat([patches(b).flatten(0, 1) for b in itertools.islice(batches, PCA_IMAGES // 500)])
+    mean = train.mean(0)
+    basis = torch.linalg.eigh((train - mean).T @ (train - mean))[1][:, -keep:]  # [c*side*side, keep]
+    psnr = []
+    for images in validation_images(Index.open(data.path, "val"), config.data, 500):
+        x = patches(images) - mean
+        mse = (x - x @ basis @ basis.T).square().mean((1, 2))
+        psnr.append(-10 * mse.clamp(min=1e-10).log10())
+    return float(torch.cat(psnr).mean())

@@ -1,0 +1,168 @@
+"""Stage 3, encode: every image once through the autoencoder; its moments, cached as latent shards, and their statistics.
+
+A latent shard belongs to one image shard and lies in a pool that all runs share, named by what it is made of: the
+image shard's bytes and rows, the autoencoder's content, the views. A changed image shard costs one encoded shard, and a
+restart encodes only what is missing. Drawing and normalising are left to `latents.py`, reading to `data/loader.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.artifacts import Artifact, Writer
+from pipeline.config import Config, result_fields
+from pipeline.errors import UserError
+from pipeline.files import digest, read_json, write_json
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster, Inline
+    from pipeline.tracking import Spool
+
+INPUTS = ("ingest", "autoencoder")
+SPLITS = ("train", "val")
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What decides on the latents besides the data and the autoencoder."""
+    return result_fields(config.latents)
+
+
+def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster | Inline, spool: Spool) -> dict[str, Any]:
+    """Encode what the pool lacks, merge the statistics in shard order, write `shards.json` and `latents.json`."""
+    import time
+
+    from pipeline import latents
+    from pipeline.data.index import Index
+
+    data, autoencoder = inputs["ingest"], inputs["autoencoder"]
+    pool = writer.path.parent.parent.parent / "latents"
+    pool.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for split in SPLITS:
+        index = Index.open(data.path, split)
+        for shard in range(len(index.counts)):
+            if index.counts[shard]:
+                key = digest([index.shard_digest(shard), autoencoder.content, recipe(config), result_fields(config.data)["size"]])
+                jobs.append({"split": split, "shard": shard, "count": int(index.counts[shard]), "path": str(pool / f"{key[:32]}.tar")})
+    missing = [job for job in jobs if not entry_path(job["path"]).exists()]
+    begun, images = time.monotonic(), 0
+    threads = config.cluster.threads if config.cluster.threads != "auto" else 1
+    setup = partial(load_encoder, str(data.path), str(autoencoder.path), config.latents.model_dump(), config.data.model_dump(mode="json"), threads)
+    for done, count in enumerate(cluster.map(encode_shard, missing, threads=threads, setup=setup, gpus=1), 1):
+        images += count
+        rate = images / (time.monotonic() - begun)
+        spool.metrics({"encode/images_per_second": rate}, done)
+        print(f"encode: shard {done} of {len(missing)}, {rate:.0f} images/s", flush=True)
+    entries = [{**job, **read_json(entry_path(job["path"]))} for job in jobs]
+    shards = [{k: e[k] for k in ("split", "shard", "count", "bytes", "sha256")} | {"file": Path(e["path"]).name} for e in entries]
+    space = latents.merge(e["sums"] for e in entries if e["split"] == "train")
+    if not bool(np.isfinite(space.mean.numpy()).all() and (space.std.numpy() > 0).all()):
+        raise UserError(f"{autoencoder.path}: the autoencoder gives latents that are not finite or constant; train it again")
+    write_json(writer.path / "shards.json", {"pool": "latents", "shards": shards})
+    space.save(writer.path / "latents.json")
+    channels, size = entries[0]["shape"][0] // 2, entries[0]["shape"][1]
+    return {
+        "shape": [channels, size, size],
+        "images": {split: sum(e["count"] for e in entries if e["split"] == split) for split in SPLITS},
+        "views": list(config.latents.views),
+        "shards": len(jobs),
+        "encoded": len(missing),
+        "bytes": sum(e["bytes"] for e in entries),
+        "mean": space.mean.tolist(),
+        "std": space.std.tolist(),
+    }
+
+
+def headline(summary: dict[str, Any]) -> str:
+    shape = "x".join(map(str, summary["shape"]))
+    return f"{sum(summary['images'].values()):,} latents {shape}, {summary['encoded']} of {summary['shards']} shards encoded"
+
+
+def entry_path(shard: str | Path) -> Path:
+    """The record beside a latent shard, written after it: its presence says that the shard is whole."""
+    return Path(shard).with_suffix(".json")
+
+
+def shard_paths(artifact: Artifact, split: str) -> list[Path]:
+    """The latent shards of a split, in order. Raises UserError if the pool lost one."""
+    listing = read_json(artifact.path / "shards.json")
+    pool = artifact.path.parent.parent.parent / listing["pool"]
+    paths = []
+    for shard in listing["shards"]:
+        if shard["split"] == split:
+            path = pool / shard["file"]
+            if not path.exists() or path.stat().st_size != shard["bytes"]:
+                raise UserError(f"{path}: missing or of another size; run again with --rebuild encode")
+            paths.append(path)
+    return paths
+
+
+# ---- on a worker -----------------------------------------------------------------------------------------------------
+
+
+def load_encoder(data: str, autoencoder: str, latents: dict[str, Any], images: dict[str, Any], threads: int) -> dict[str, Any]:
+    """What an actor keeps: the autoencoder in evaluation mode, in fp32 with TF32 off, and the open indices."""
+    import torch
+
+    from pipeline.config import Data
+    from pipeline.data.index import Index
+    from pipeline.stages.autoencoder import load_model
+
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        "model": load_model(Path(autoencoder)).to(device),
+        "device": device,
+        "index": {split: Index.open(data, split) for split in SPLITS},
+        "views": latents["views"],
+        "batch": latents["batch_size"],
+        "data": Data.model_validate(images),
+    }
+
+
+def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
+    """Encode one image shard into one latent shard; returns the number of images."""
+    from pipeline import latents
+    from pipeline.data import latent_shards
+    from pipeline.files import sha256_file
+
+    index, path = state["index"][job["split"]], Path(job["path"])
+    rows = index.samples_of(job["shard"])
+    moments = np.concatenate(list(_moments(state, index, rows)))  # [n, v, 2C, h, w] float16
+    labels = np.array([index.label(i) for i in rows], np.int64)
+    latent_shards.write(path, moments, labels, [index.key(i) for i in rows])
+    write_json(
+        entry_path(path),
+        {
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+            "shape": list(moments.shape[2:]),
+            "sums": latents.sums(moments),  # of the rounded moments: of what is read later
+        },
+    )
+    return job["count"]
+
+
+def _moments(state: dict[str, Any], index: Any, rows: range) -> Iterator[np.ndarray[Any, Any]]:
+    import torch
+
+    from pipeline.data import transforms
+
+    data = state["data"]
+    for first in range(0, len(rows), state["batch"]):
+        part = rows[first : first + state["batch"]]
+        images = np.stack([transforms.load_image(index.read(i), data) for i in part])  # [n, c, H, W] uint8
+        x = torch.from_numpy(images).to(state["device"]).float() / 127.5 - 1
+        with torch.no_grad():
+            views = [state["model"].encode(x if view == "as_is" else x.flip(-1)) for view in state["views"]]
+        stacked = torch.stack(views, 1).half().cpu().numpy()  # v x [n, 2C, h, w] -> [n, v, 2C, h, w]
+        if not np.isfinite(stacked).all():
+            raise UserError(f"shard with {index.key(part[0])}: the autoencoder's moments leave float16; train it again")
+        yield stacked

@@ -1,0 +1,71 @@
+"""Stage 6, register: one folder that is a model by itself, and a new version of it in MLflow's registry.
+
+The folder's form is `generate.py`'s; the version is made by the shipper from the spool, so that a tracker that is down
+delays it and loses nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Artifact, Writer
+from pipeline.config import Config
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
+    from pipeline.tracking import Spool
+
+INPUTS = ("ingest", "autoencoder", "encode", "diffusion", "evaluate")
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """The name and how the model samples where it is not told."""
+    return {"name": config.tracking.model_name or config.run.name, "alias": config.tracking.alias, "defaults": defaults(config)}
+
+
+def defaults(config: Config) -> dict[str, Any]:
+    """How the model samples where it is not told: as it was evaluated."""
+    section = config.evaluate
+    return {"sampler": section.sampler, "steps": section.steps, "guidance": section.guidance}
+
+
+def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool) -> dict[str, Any]:
+    """Write `model/`, and leave to the shipper to register it under the config's name and alias."""
+    from safetensors.torch import load_file
+
+    from pipeline.files import read_json
+    from pipeline.generate import save_pretrained
+    from pipeline.latents import LatentSpace
+
+    name, alias = config.tracking.model_name or config.run.name, config.tracking.alias
+    lineage = {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in inputs.values()}
+    save_pretrained(
+        writer.path / "model",
+        name=name,
+        image={"size": config.data.size, "channels": config.data.channels},
+        options=read_json(inputs["diffusion"].path / "model.json"),
+        autoencoder=read_json(inputs["autoencoder"].path / "model.json")["model"],
+        autoencoder_weights=load_file(inputs["autoencoder"].path / "ema.safetensors"),
+        denoiser_weights=load_file(inputs["diffusion"].path / "ema.safetensors"),
+        space=LatentSpace.load(inputs["encode"].path / "latents.json"),
+        defaults=defaults(config),
+        lineage=lineage,
+    )
+    spool.model(writer.path / "model", name, alias, description(inputs), {"ldm.diffusion": inputs["diffusion"].fingerprint})
+    return {"name": name, "alias": alias, "uri": f"models:/{name}@{alias}"}
+
+
+def headline(summary: dict[str, Any]) -> str:
+    return str(summary["uri"])
+
+
+def description(inputs: dict[str, Artifact]) -> str:
+    """Markdown: the score first (the list of versions shows that line only), then what the model was made of."""
+    from pipeline import graph
+
+    lines = [graph.module("evaluate").headline(inputs["evaluate"].summary), "", "| made of | key figure | artifact |", "| --- | --- | --- |"]
+    for stage, artifact in inputs.items():
+        figure = graph.module(stage).headline(artifact.summary)
+        link = f"[{stage}]({{{{run:{stage}/{artifact.fingerprint}}}}})"
+        lines.append(f"| {link} | {figure} | `{artifact.fingerprint}`, content `{artifact.content[:12]}` |")
+    return "\n".join(lines)

@@ -1,0 +1,206 @@
+"""What the trained stages share: from the driver's arguments to a rank's engine and loop, and to the files of weights.
+
+What is trained and on which loss is in `autoencoder.py` and `diffusion.py`; how, in `loop.py` and `engine.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Artifact, Writer
+from pipeline.config import Config, Training
+from pipeline.errors import UserError
+from pipeline.files import atomic_path, digest, read_json, write_json
+from pipeline.tracking import Spool
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
+
+STOP_POLL = 1.0  # seconds between two looks at the stop file, which may lie on a network file system
+
+
+def train(
+    name: str, config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool
+) -> dict[str, Any]:
+    """Train one stage on the cluster; returns the loop's summary. The weights lie in the artifact when it returns."""
+    from pipeline.data.order import lanes, largest_world
+
+    training: Training = getattr(config, name).training
+    world = largest_world(config.data.lanes or lanes(training.batch_size), cluster.workers())
+    arguments = {
+        "stage": name,
+        "config": config.model_dump(mode="json", by_alias=True),
+        "inputs": {key: str(artifact.path) for key, artifact in inputs.items()},
+        "path": str(writer.path),
+        "token": writer.token,
+        "run": spool.run,
+        "threads": cluster.threads(world),
+        "begin_from": shorter_run(config, name, writer),
+    }
+    spool.tags({"ldm.world_size": str(world)})
+    cluster.train(rank, arguments, writer.work, world, watch=Progress(name, writer.work / "progress.json"))
+    return dict(read_json(writer.work / "summary.json"))
+
+
+def shorter_run(config: Config, name: str, writer: Writer) -> str | None:
+    """Checkpoints of a run that differs in having fewer steps only, where the schedule allows to go on from them."""
+    training: Training = getattr(config, name).training
+    best, folder = 0, None
+    for path in writer.path.parent.glob("*/work/recipe.json"):
+        recipe = read_json(path)
+        steps = recipe["recipe"]["training"]["steps"]
+        other = {**recipe["recipe"], "training": {**recipe["recipe"]["training"], "steps": training.steps}}
+        same = other == writer.recipe and recipe["inputs"] == writer.input_contents() and path.parent != writer.work
+        if same and best < steps < training.steps and (path.parent / "checkpoints").is_dir():
+            best, folder = steps, path.parent / "checkpoints"
+    write_json(writer.work / "recipe.json", {"recipe": writer.recipe, "inputs": writer.input_contents()})
+    if folder is None:
+        return None
+    if training.schedule == "cosine":
+        print(f"{name}: a run of {best} steps exists, but the cosine schedule of {training.steps} steps is another from the start on")
+        return None
+    print(f"{name}: goes on from the last checkpoint of the run of {best} steps that fits ({folder})")
+    return str(folder)
+
+
+def rank(arguments: dict[str, Any]) -> None:
+    """One rank's whole life. A user's mistake is left in `work/outcome.json` for the driver."""
+    work = Path(arguments["path"]) / "work"
+    try:
+        _rank(arguments, work)
+    except UserError as error:
+        write_json(work / "outcome.json", {"error": str(error)})
+        raise
+
+
+def _rank(arguments: dict[str, Any], work: Path) -> None:
+    import torch
+
+    from pipeline import loop
+    from pipeline.engine import Engine
+    from pipeline.ranks import open_ranks
+
+    torch.set_num_threads(arguments["threads"])
+    config = Config.model_validate(arguments["config"])
+    name, ranks = arguments["stage"], open_ranks(arguments.get("device"))
+    training: Training = getattr(config, name).training
+    module = importlib.import_module(f"pipeline.stages.{name}")
+    inputs = {key: Artifact.load(path) for key, path in arguments["inputs"].items()}
+    model, task = module.build(config, inputs, ranks)
+    engine = Engine(model, task.loss, training, ranks)
+    validated: dict[str, float] = {}
+
+    def validate(engine: Engine) -> dict[str, float]:
+        validated.update(task.validate(engine))
+        return dict(validated)
+
+    summary = loop.train(
+        engine,
+        replace(task, validate=validate),
+        training,
+        ranks,
+        work / "checkpoints",
+        Spool(work / "spool", arguments["run"], arguments["token"]) if ranks.first else Silent(),
+        stopper(work, arguments["token"]),
+        token=arguments["token"],
+        begin_from=Path(arguments["begin_from"]) if arguments["begin_from"] else None,
+        progress=lambda progress: write_json(work / "progress.json", asdict(progress)),
+    )
+    if not summary.finished:
+        return
+    if not validated:  # a kill between the last checkpoint and this line
+        validate(engine)
+    for which in ("ema", "live"):
+        weights = engine.export(which)  # all ranks; whole on rank 0
+        if ranks.first:
+            save_weights(Path(arguments["path"]) / f"{which}.safetensors", weights)
+    if ranks.first:
+        write_json(work / "summary.json", {**asdict(summary), **validated, "world_size": ranks.world})
+    ranks.barrier()
+
+
+class Silent:
+    """The log of all ranks but the first."""
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Nothing: rank 0 logs."""
+
+    def image(self, key: str, image: Any, step: int) -> None:
+        """Nothing: rank 0 logs."""
+
+
+def weight_seed(seed: int, purpose: str) -> int:
+    """Seed of a network's first weights: 63 bits of the digest of (seed, purpose)."""
+    return int(digest([seed, purpose, "weights"])[:16], 16) >> 1
+
+
+def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
+    """A batch with its tensors on the device."""
+    return {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
+
+
+def save_weights(path: Path, weights: dict[str, Any]) -> None:
+    """Whole weights as one safetensors file."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({key: value.contiguous().cpu() for key, value in weights.items()}, temporary)
+
+
+def stopper(work: Path, token: int) -> Callable[[], bool]:
+    """Whether the driver asked for an end, or another process took the artifact over; looks once a second at most."""
+    looked, found = 0.0, False
+
+    def stop() -> bool:
+        nonlocal looked, found
+        if not found and time.monotonic() - looked > STOP_POLL:
+            looked = time.monotonic()
+            found = (work / "stop").exists() or (work / "lease" / f"{token + 1:06d}.json").exists()
+        return found
+
+    return stop
+
+
+class Progress:
+    """Shows on the driver what rank 0 wrote last: a bar on a terminal, a plain line now and then in a log."""
+
+    LINE_EVERY = 10.0  # seconds between two lines in a log
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name, self.path = name, path
+        self.bar: Any = None
+        self.shown, self.last = 0.0, -1
+        path.unlink(missing_ok=True)
+
+    def __call__(self) -> None:
+        if not self.path.exists():
+            return
+        now = read_json(self.path)
+        if now["step"] == self.last:
+            return
+        self.last = now["step"]
+        left = time.strftime("%H:%M:%S", time.gmtime(now["seconds_left"]))
+        text = f"loss {now['loss']:.4f}, {now['images_per_second']:.0f} images/s, {left} left"
+        if sys.stdout.isatty():
+            self._bar(now, text)
+        elif time.monotonic() - self.shown > self.LINE_EVERY or now["step"] == now["steps"]:
+            self.shown = time.monotonic()
+            print(f"{self.name}: step {now['step']} of {now['steps']}, {text}", flush=True)
+
+    def _bar(self, now: dict[str, Any], text: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        if self.bar is None:
+            self.bar = Bar(TextColumn(self.name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            self.bar.start()
+            self.bar.add_task(text, total=now["steps"])
+        self.bar.update(self.bar.task_ids[0], completed=now["step"], description=text)
+        if now["step"] == now["steps"]:
+            self.bar.stop()

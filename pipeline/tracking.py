@@ -1,0 +1,331 @@
+"""The tracker as training sees it: a spool of lines on disk that costs microseconds and never fails for a network.
+
+Knows files and links, not MLflow: `pipeline/shipper.py`, another process, reads the spools, and sends them by
+`pipeline/mlflow_store.py`.
+A spool line is one JSON object; every line has `run` (the run key), `kind` and `ts_ms` (when it happened).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.files import atomic_path, read_json
+from pipeline.spool import process_identity, spool_ends, spool_files, spool_stem, whole_lines
+
+if TYPE_CHECKING:
+    import numpy as np
+
+UI = "http://127.0.0.1:5000"  # where `ldm mlflow ui` (make ui) listens unless told otherwise
+CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"  # a fresh browser opens the GenAI view without it
+
+
+# ---- where things are
+
+
+def resolve_uri(root: str | Path, uri: str | None = None) -> str:
+    """The tracking URI: `uri` (the config's), else MLFLOW_TRACKING_URI, else SQLite beside the runs. Always absolute.
+
+    UserError for a plain folder or file: URI, which MLflow no longer takes as a store.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(root).absolute()}/mlflow.db"
+    scheme = uri.partition(":")[0]
+    if scheme == "sqlite":
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    if "://" not in uri or scheme == "file":
+        raise UserError(
+            f"tracking.uri: {uri!r} is not a tracker; expected http(s)://HOST:PORT or sqlite:///FILE; "
+            "leave it out for SQLite beside the runs"
+        )
+    return uri.rstrip("/")
+
+
+def public_uri(uri: str) -> str:
+    """`uri` without a user name and password: for messages and for the state file."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def tracking_folder(root: str | Path) -> Path:
+    """Where the shipper keeps its lock, its log and `state.json` (offsets and run ids, by tracking URI)."""
+    return Path(root) / "tracking"
+
+
+def read_store(root: str | Path, uri: str) -> dict[str, Any]:
+    """What the shipper has noted for `uri` (see `pipeline.shipper.Shipping`). Empty before its first pass."""
+    path = tracking_folder(root) / "state.json"
+    stores: dict[str, dict[str, Any]] = read_json(path)["stores"] if path.exists() else {}
+    return stores.get(public_uri(uri), {})
+
+
+def chart_link(base: str, experiment: str) -> str:
+    """The page that compares pipelines: the runs of an experiment as charts. `base` is the server's address."""
+    return f"{base}/#/experiments/{experiment}/runs?{CHARTS}"
+
+
+def run_path(experiment: str, run: str) -> str:
+    """The link to a run from inside MLflow's pages (markdown of a note)."""
+    return f"#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+
+
+def run_url(root: str | Path, run_key: str, uri: str | None = None) -> str | None:
+    """The address of a run's page, None while the shipper has not made the run. With SQLite: where `make ui` serves."""
+    uri = resolve_uri(root, uri)
+    run = read_store(root, uri).get("runs", {}).get(run_key)
+    if run is None:
+        return None
+    base = public_uri(uri) if uri.startswith("http") else UI
+    return f"{base}/{run_path(run['experiment'], run['id'])}"
+
+
+# ---- the spool, written
+
+
+class Spool:
+    """Appends what happens in one run to `<folder>/<run key>.<token>.jsonl`; the same process or its successor may
+    open it again. `metrics` and `image` leave out steps that are there already, so a resumed run doubles nothing.
+
+    `run` is the run key: one name for ever for this run (as `diffusion/<fingerprint>`). `token` is the lease token.
+    """
+
+    def __init__(self, folder: str | Path, run: str, token: int) -> None:
+        self.folder, self.run, self.token = Path(folder), run, token
+        self._last: dict[str, int] = {}  # metric or image key -> last step spooled
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{spool_stem(run)}.{token:08d}.jsonl"
+        mine = sorted(self.folder.glob(f"{spool_stem(run)}.*.jsonl"))
+        for older in mine:
+            self._remember(older)
+        size = path.stat().st_size if path.exists() else 0
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            self._write(b"\n")  # close what a kill tore: readers pass over it
+        if path not in mine:
+            self._append("open", follows={older.name: older.stat().st_size for older in mine if older < path})
+
+    def __reduce__(self) -> tuple[type[Spool], tuple[Path, str, int]]:
+        return Spool, (self.folder, self.run, self.token)  # to a worker: it opens the file itself
+
+    def _remember(self, path: Path) -> None:
+        for _, event in whole_lines(path):
+            if event and event["kind"] in ("metrics", "image"):
+                for key in event.get("values", {f"image {event.get('key')}": None}):
+                    self._last[key] = max(event["step"], self._last.get(key, event["step"]))
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        event = {"run": self.run, "kind": kind, "ts_ms": time.time_ns() // 1_000_000, **fields}
+        self._write(json.dumps(event, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        """One write at the end of the file: a kill tears at most the last line."""
+        if os.write(self._file, line) != len(line):
+            raise OSError(f"{self.folder}: the disk took only part of a line; free some space and run again")
+
+    def _is_new(self, key: str, step: int) -> bool:
+        if step <= self._last.get(key, -1):
+            return False
+        self._last[key] = step
+        return True
+
+    def start(
+        self,
+        name: str,
+        parent: str | None = None,
+        tags: Mapping[str, object] | None = None,
+        params: Mapping[str, object] | None = None,
+        experiment: str = "ldm",
+        steps: int | None = None,
+    ) -> None:
+        """The run begins, or goes on after a stop. `parent` is a run key. `steps` is the last step there will be: by
+        it the parent's mirror of this run's curves is thinned evenly. Call it in the process whose life is the run's.
+        """
+        self._append(
+            "start",
+            name=name,
+            parent=parent,
+            tags={k: str(v) for k, v in (tags or {}).items()},
+            params={k: str(v) for k, v in (params or {}).items()},
+            experiment=experiment,
+            steps=steps,
+            writer=process_identity(os.getpid()),
+        )
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Values at a step. What is not finite is spooled by name and drawn as a gap."""
+        new = {k: float(v) for k, v in values.items() if self._is_new(k, step)}
+        if new:
+            written: dict[str, float | str] = {k: v if math.isfinite(v) else str(v) for k, v in new.items()}
+            self._append("metrics", step=int(step), values=written)
+
+    def image(self, key: str, image: np.ndarray, step: int) -> None:
+        """A picture, uint8 [H, W, 3] or [H, W, 1], under `key` (`samples/ema`) at `step`. Kept beside the spool."""
+        from PIL import Image
+
+        if image.dtype != "uint8" or image.ndim != 3 or image.shape[2] not in (1, 3):
+            raise ValueError(f"image {key}: expected uint8 [H, W, 1 or 3], got {image.dtype} {list(image.shape)}")
+        if not self._is_new(f"image {key}", step):
+            return
+        path = self.folder / "images" / f"{spool_stem(key)}-{step:09d}.png"
+        with atomic_path(path) as temporary:
+            Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(temporary, format="png")
+        self._append("image", key=key, step=int(step), path=str(path.absolute()))
+
+    def tags(self, values: Mapping[str, object]) -> None:
+        """More tags, or new values of them: world size, devices, fingerprints."""
+        self._append("tags", tags={k: str(v) for k, v in values.items()})
+
+    def file(self, path: str | Path, artifact_path: str = "") -> None:
+        """A file to be kept with the run, in the folder `artifact_path` of its artifacts. It must stay where it is."""
+        self._append("file", path=str(Path(path).absolute()), artifact_path=artifact_path)
+
+    def note(self, markdown: str) -> None:
+        """The run's description, verdict first. `{{run:KEY}}` and `{{model:KEY}}` (KEY: the key of a run, or of the run
+        that registered a model) become links as soon as these exist, e.g. `[2 autoencoder]({{run:autoencoder/ab12}})`.
+        """
+        self._append("note", markdown=markdown)
+
+    def dataset(self, name: str, digest: str, source: str) -> None:
+        """The data set that the run reads: its name, content digest (hex) and where it lies."""
+        self._append("dataset", name=name, digest=digest, source=source)
+
+    def adopt(self, run: str, folder: str | Path) -> None:
+        """Copy the curves of a cached stage (run key, its spool folder) into this run, as its mirror would have."""
+        self._append("adopt", of=run, folder=str(Path(folder).absolute()))
+
+    def model(
+        self, folder: str | Path, name: str, alias: str, description: str, tags: Mapping[str, object] | None = None
+    ) -> None:
+        """Register the model folder (`pipeline.generate`) as a new version of `name`, and point `alias` at it.
+
+        A folder of the same content is registered once. `description` may hold the placeholders of `note`.
+        """
+        self._append(
+            "model",
+            folder=str(Path(folder).absolute()),
+            name=name,
+            alias=alias,
+            description=description,
+            tags={k: str(v) for k, v in (tags or {}).items()},
+        )
+
+    def end(self, status: str = "FINISHED") -> None:
+        """The run ends: FINISHED, FAILED or KILLED. The spool is on disk when this returns."""
+        self._append("end", status=status)
+        os.fsync(self._file)
+
+
+# ---- the shipper's process
+
+
+def left(root: str | Path, uri: str) -> int:
+    """How many whole lines of the spools are not yet in the tracker."""
+    offsets = read_store(root, uri).get("offsets", {})
+    pipelines, stages = spool_files(root)
+    return sum(
+        sum(1 for _ in whole_lines(path, offsets.get(str(path.relative_to(root)), 0), end))
+        for path, end in spool_ends(pipelines + stages).items()
+    )
+
+
+def left_message(root: str | Path, uri: str, lines: int) -> str:
+    """The one line that tells what did not reach the tracker, why, and what to type."""
+    why = read_store(root, uri).get("trouble") or "it was slow"
+    where = public_uri(uri)
+    return f"tracker {where}: {lines} lines not sent yet ({why}); nothing is lost, `ldm mlflow sync` sends them"
+
+
+@dataclass(frozen=True)
+class Shipper:
+    """A running shipper. It ends by itself when this process is gone or has closed its standard input."""
+
+    root: Path
+    uri: str
+    process: subprocess.Popen[bytes]
+
+    def drain(self, deadline_s: float = 20.0) -> int:
+        """Let it send the rest and end, `deadline_s` seconds at most; how many lines are left (see `left_message`)."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # end of file: a last drain, then it leaves
+        try:
+            self.process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()  # replay is idempotent: killing it loses and doubles nothing
+            self.process.wait()
+        return left(self.root, self.uri)
+
+
+def _shipper_command(root: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline.shipper", "--root", str(root), *more]
+
+
+def _shipper_environment(uri: str) -> dict[str, str]:
+    source = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return os.environ | own | {"MLFLOW_TRACKING_URI": uri}  # not in the command line: it may hold a password
+
+
+def start(root: str | Path, uri: str | None = None) -> Shipper:
+    """Start the shipper of `root` in a process of its own (its log: `<root>/tracking/shipper.log`). Returns at once."""
+    root, uri = Path(root).absolute(), resolve_uri(root, uri)
+    folder = tracking_folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "shipper.log"
+    mode = "ab" if log.exists() and log.stat().st_size < 1 << 20 else "wb"
+    with open(log, mode) as output:
+        process = subprocess.Popen(
+            _shipper_command(root, "--parent", str(os.getpid())),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=_shipper_environment(uri),
+            cwd=folder,
+            start_new_session=True,  # Ctrl-C is for us: the shipper sends the rest first
+        )
+    return Shipper(root, uri, process)
+
+
+def sync(root: str | Path, uri: str | None = None, deadline_s: float = 600.0) -> dict[str, int]:
+    """Send everything that is left, repair runs whose writer was killed, and count: {"sent", "left", "refused"}.
+
+    UserError if the tracker cannot be reached, with the reason and how many lines stay behind.
+    """
+    root, uri = Path(root).absolute(), resolve_uri(root, uri)
+    folder = tracking_folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    before, refused = left(root, uri), read_store(root, uri).get("refused", 0)
+    with open(folder / "shipper.log", "ab") as output:
+        done = subprocess.run(
+            _shipper_command(root, "--drain-seconds", str(deadline_s)),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_shipper_environment(uri),
+            cwd=folder,
+            check=False,
+        )
+    if done.returncode:
+        raise RuntimeError(f"the shipper failed: {(folder / 'shipper.log').read_text()[-2000:]}")
+    after = left(root, uri)
+    if after:
+        raise UserError(left_message(root, uri, after) + f"; details in {folder / 'shipper.log'}")
+    return {"sent": before, "left": after, "refused": read_store(root, uri).get("refused", 0) - refused}
+
+
+def fetch_model(uri: str, root: str | Path = "runs", tracking_uri: str | None = None) -> Path:
+    """The local folder (config.json, weights) of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; downloaded if need be.
+
+    UserError if there is no such model.
+    """
+    from pipeline.mlflow_store import download_model
+
+    return download_model(uri, resolve_uri(root, tracking_uri))

@@ -1,0 +1,149 @@
+"""Stop and go on: the loop in plain processes, killed by SIGKILL at a random step, resumed at the same or another world
+size and ZeRO stage; bad steps and the roll-back. All runs are made once, by one process that forks the ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+STEPS, BATCH = 14, 8
+STAGES, ACCUMULATIONS = (0, 2, 3), (1, 2)
+STRETCH = [5 * BATCH, 25 * BATCH]  # 20 bad steps
+
+
+def scenarios(root: Path, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    chance = random.Random(seed)
+    runs: list[dict[str, Any]] = []
+    kills: dict[str, int] = {}
+
+    def add(name: str, folder: str, stage: int, world: int, accumulation: int = 1, kill: bool = False, **more: Any) -> None:
+        if kill:
+            kills[name] = more["kill"] = chance.randrange(more.pop("after", 1), more.pop("until", STEPS - 1))
+            more["kill_rank"] = chance.randrange(world)
+        more["training"] = {"steps": STEPS, "save_every": 3} | more.get("training", {})
+        if "copy" in more:
+            more["copy"] = str(root / more["copy"])
+        runs.append(
+            {"out": str(root / name), "folder": str(root / folder), "stage": stage, "world": world}
+            | {"accumulation": accumulation} | more
+        )  # fmt: skip
+
+    for stage in STAGES:
+        for accumulation in ACCUMULATIONS:
+            key = f"{stage}-{accumulation}"
+            add(f"whole-{key}", f"f-whole-{key}", stage, 2, accumulation)
+            add(f"killed-{key}", f"f-killed-{key}", stage, 2, accumulation, kill=True)
+            if accumulation == 1:
+                add(f"to1-{key}", f"f-to1-{key}", stage, 1, 1, copy=f"f-killed-{key}", seed=1)
+            add(f"resumed-{key}", f"f-killed-{key}", stage, 2, accumulation, seed=1)
+        add(f"one-{stage}", f"f-one-{stage}", stage, 1, 2, kill=True)
+        add(f"to2-{stage}", f"f-one-{stage}", stage, 2, 1, seed=1)
+    add("chain-2", "f-chain", 2, 2, kill=True, until=6)
+    add("chain-3", "f-chain", 3, 1, kill=True, after=7, until=11, seed=1)
+    add("chain-0", "f-chain", 0, 2, seed=1)
+    for stage in (0, 1, 2, 3):
+        for leave_out in (False, True):
+            add(f"bad-{stage}-{leave_out}", "none", stage, 2, 2, kind="bad_step", leave_out=leave_out)
+    long = {"steps": 32, "save_every": 2}
+    for stage in STAGES:
+        bad = list(range(*STRETCH, BATCH))
+        add(f"back-{stage}", f"f-back-{stage}", stage, 2, 2, bad=bad, training=long)
+        add(f"told-{stage}", f"f-told-{stage}", stage, 2, 2, training=long | {"skip": [STRETCH]})
+    return runs, kills
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    root = tmp_path_factory.mktemp("resume")
+    seed = int(os.environ.get("RESUME_SEED", random.randrange(10**6)))
+    print(f"RESUME_SEED={seed}")
+    runs, kills = scenarios(root, seed)
+    (root / "scenarios.json").write_text(json.dumps(runs))
+    command = [sys.executable, str(HERE / "training_process.py"), str(root / "scenarios.json")]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=560)
+    assert done.returncode == 0, f"RESUME_SEED={seed}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return root, kills
+
+
+def steps(root: Path, name: str) -> dict[int, dict[str, Any]]:
+    """position -> the last row that a run wrote for it."""
+    rows = [json.loads(line) for line in (root / f"{name}.steps.jsonl").read_text().splitlines()]
+    return {row["position"]: row for row in rows}
+
+
+def end(root: Path, name: str) -> dict[str, Any]:
+    return json.loads((root / f"{name}.json").read_text())
+
+
+def assert_close(root: Path, name: str, whole: str) -> None:
+    """Every step of the run that went on: within 1e-5 of the run that was never stopped."""
+    reference, resumed = steps(root, whole), steps(root, name)
+    assert max(resumed) == (STEPS - 1) * BATCH
+    for position, row in resumed.items():
+        loss, wanted = float.fromhex(row["loss"]), float.fromhex(reference[position]["loss"])
+        assert abs(loss - wanted) <= 1e-5 * abs(wanted), (name, position, loss, wanted)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("accumulation", ACCUMULATIONS)
+def test_killed_and_resumed_is_equal_bit_for_bit(results: Any, stage: int, accumulation: int) -> None:
+    root, kills = results
+    key = f"{stage}-{accumulation}"
+    whole, resumed = steps(root, f"whole-{key}"), steps(root, f"resumed-{key}")
+    assert max(resumed) == (STEPS - 1) * BATCH
+    assert min(resumed) <= (kills[f"killed-{key}"] + 1) * BATCH
+    assert all(whole[position] == row for position, row in resumed.items())
+    for what in ("live", "ema"):
+        assert end(root, f"whole-{key}")[what] == end(root, f"resumed-{key}")[what]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_curve_has_the_same_points(results: Any, stage: int) -> None:
+    root, _ = results
+    whole = {step: values for step, values in end(root, f"whole-{stage}-1")["points"]}
+    for step, values in end(root, f"resumed-{stage}-1")["points"]:
+        for key in ("test/train_loss", "test/train_twice", "test/grad_norm", "test/learning_rate"):
+            assert values[key] == whole[step][key]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_another_world_size(results: Any, stage: int) -> None:
+    root, _ = results
+    assert_close(root, f"to1-{stage}-1", f"whole-{stage}-1")
+    assert_close(root, f"to2-{stage}", f"whole-{stage}-1")
+
+
+def test_another_stage(results: Any) -> None:
+    root, _ = results
+    assert_close(root, "chain-0", "whole-0-1")
+    assert end(root, "chain-0")["resumed_from"] >= 6 * BATCH
+
+
+@pytest.mark.parametrize("stage", (0, 1, 2, 3))
+def test_an_inf_on_one_rank_changes_nothing(results: Any, stage: int) -> None:
+    root, _ = results
+    spoilt, without = end(root, f"bad-{stage}-False"), end(root, f"bad-{stage}-True")
+    assert [skipped for skipped, _ in spoilt["losses"]] == [False, False, False, True, False, False]
+    assert spoilt["different"] == []
+    assert [row for row in spoilt["losses"] if not row[0]] == without["losses"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_twenty_bad_steps_roll_back_and_are_left_out(results: Any, stage: int) -> None:
+    root, _ = results
+    back, told = end(root, f"back-{stage}"), end(root, f"told-{stage}")
+    assert back["bad_steps"] == 20
+    assert back["skipped"] == told["skipped"] == [STRETCH]
+    assert "back to the checkpoint at 32" in back["said"][0]
+    good = {position: row for position, row in steps(root, f"back-{stage}").items() if not row["bad"]}
+    assert good == steps(root, f"told-{stage}")
+    assert (back["live"], back["ema"]) == (told["live"], told["ema"])

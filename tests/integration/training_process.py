@@ -1,0 +1,233 @@
+"""Runs the training loop in plain processes, for tests: python training_process.py SCENARIOS.json
+
+SCENARIOS.json holds a list of runs, done one after the other, each by `world` forked processes. A run trains a small
+network on batches that are a pure function of position. Rank 0 appends each step to `<out>.steps.jsonl` (floats in hex)
+and writes `<out>.json` at the end. A run may kill itself with SIGKILL at a step, or get one inf into one rank's gradient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo")
+warnings.filterwarnings("ignore")
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+BATCH, WIDTH = 8, 24
+
+
+class Net(nn.Module):
+    """Tied, frozen, single-element and (for ZeRO 3) both persistent and non-persistent parameters, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, 360)
+        self.wide = nn.Linear(360, 360)  # 129,600 elements: over ZeRO 3's persistence threshold
+        self.tied = nn.Linear(360, 360)
+        self.tied.weight = self.wide.weight
+        self.norm = nn.LayerNorm(360)
+        self.frozen = nn.Linear(360, 360).requires_grad_(False)
+        self.gain = nn.Parameter(torch.ones(1))
+        self.out = nn.Linear(360, WIDTH)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        h = self.norm(F.silu(self.wide(F.silu(self.first(x)))))
+        return self.out(self.gain * (self.frozen(h) + F.silu(self.tied(h))))
+
+
+def batches(position: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
+    """This rank's shares, from a position on."""
+    share = BATCH // world
+    while True:
+        generator = torch.Generator().manual_seed(1000 + position)
+        x = torch.randn(BATCH, WIDTH, generator=generator)[rank * share : (rank + 1) * share]
+        yield {"x": x, "position": position}
+        position += BATCH
+
+
+def loss_function(rank: int, bad: list[int]) -> Any:
+    """Reconstruction; at a bad position the last rank's gradient gets one inf in its first micro-batch."""
+    done: set[int] = set()
+
+    def loss(module: nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        out = module(batch["x"])
+        value = F.mse_loss(out, batch["x"])
+        position = batch["position"]
+        if position in bad and position not in done and rank >= 0:
+            done.add(position)
+            spoil = torch.zeros_like(out)
+            spoil[0, 0] = torch.inf
+            out.register_hook(lambda gradient: gradient + spoil)
+        if position not in bad:
+            done.clear()
+        return {"loss": value, "twice": 2 * value.detach()}
+
+    return loss
+
+
+class Curves:
+    """A log that keeps all it is given."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self.points.append((step, values))
+
+    def image(self, key: str, image: Any, step: int) -> None:
+        self.points.append((step, {key: float(image.mean())}))
+
+
+def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run(scenario: dict[str, Any], rank: int, store: str) -> None:
+    """One rank of one scenario."""
+    import torch.distributed as dist
+
+    from pipeline.config import Training
+    from pipeline.engine import Engine
+    from pipeline.loop import Task, train
+    from pipeline.ranks import open_ranks
+
+    torch.set_num_threads(1)
+    world = scenario["world"]
+    os.environ.update(LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
+    ranks = open_ranks()
+    training = Training(
+        batch_size=BATCH, micro_batch=BATCH // world // scenario["accumulation"], zero_stage=scenario["stage"],
+        learning_rate=3e-3, weight_decay=0.1, warmup=3, schedule="cosine", half_lives=(32, 400), log_every=2, keep=3,
+        **scenario["training"],
+    )  # fmt: skip
+    torch.manual_seed(scenario.get("seed", 0))
+    loss = loss_function(rank if rank == world - 1 else -1, scenario.get("bad", []))
+    engine = Engine(Net(), loss, training, ranks)
+    out, kill = scenario["out"], scenario.get("kill")
+
+    def on_step(position: int, stats: Any) -> None:
+        if rank == 0:
+            row = {"position": position, "loss": stats.loss.hex(), "norm": stats.grad_norm.hex(), "bad": stats.skipped}
+            with open(f"{out}.steps.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+        if kill is not None and position == kill * BATCH and rank == scenario.get("kill_rank", 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    task = Task("test", loss, lambda position: batches(position, rank, world))
+    curves, said = Curves(), []
+    summary = train(
+        engine, task, training, ranks, Path(scenario["folder"]), curves, lambda: False,
+        on_step=on_step, progress=lambda progress: None, say=said.append, token=scenario.get("token", 1),
+    )  # fmt: skip
+    live, ema = engine.export("live"), engine.export("ema")
+    if rank == 0:
+        result = {
+            "live": fingerprint(live), "ema": fingerprint(ema), "said": said, "points": curves.points,
+            "resumed_from": summary.resumed_from, "skipped": summary.skipped, "bad_steps": summary.bad_steps,
+        }  # fmt: skip
+        Path(f"{out}.json").write_text(json.dumps(result))
+    ranks.barrier()
+
+
+def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
+    """One step with an inf on the last rank between good ones: what changed, bit by bit, and what the next steps gave."""
+    import torch.distributed as dist
+
+    from pipeline.config import Training
+    from pipeline.engine import Engine
+    from pipeline.ranks import open_ranks
+
+    torch.set_num_threads(1)
+    world = scenario["world"]
+    os.environ.update(LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
+    ranks = open_ranks()
+    training = Training(
+        batch_size=BATCH, micro_batch=BATCH // world // scenario["accumulation"], zero_stage=scenario["stage"], steps=10,
+        learning_rate=3e-3, weight_decay=0.1, half_lives=(32,), precision=scenario.get("precision", "auto"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    engine = Engine(Net(), loss_function(rank if rank == world - 1 else -1, [3 * BATCH]), training, ranks)
+    feed = batches(0, rank, world)
+    losses, different = [], []
+
+    def everything() -> dict[str, torch.Tensor]:
+        part = engine.partition
+        state = {f"{k}/{i}": t.clone() for k, ts in part.slots(engine.averages).items() for i, t in enumerate(ts)}
+        state |= {f"step/{i}": part.state(flat)["step"].clone() for i, flat in enumerate(part.flats[: part.trainable])}
+        return state | {f"forward/{name}": t for name, t in engine.export("live").items() if name != "seen"}
+
+    for step, batch in zip(range(6), feed, strict=False):
+        if scenario["leave_out"] and step == 3:
+            continue
+        before = everything()
+        stats = engine.step(batch, step * BATCH)
+        losses.append((stats.skipped, stats.loss.hex()))
+        if step == 3:
+            after = everything()
+            different = [key for key in before if not torch.equal(before[key], after[key])]
+    different = sorted({key for keys in ranks.gather_objects(different) for key in keys})
+    if rank == 0:
+        Path(f"{scenario['out']}.json").write_text(json.dumps({"losses": losses, "different": different}))
+    ranks.barrier()
+
+
+def fork(scenario: dict[str, Any]) -> None:
+    """Run a scenario's ranks; when one dies, all are killed, as by the loss of a machine."""
+    if "copy" in scenario:
+        shutil.copytree(scenario["copy"], scenario["folder"])
+    with tempfile.TemporaryDirectory() as folder:
+        pids = {}
+        for rank in range(scenario["world"]):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    {"train": run, "bad_step": run_bad_step}[scenario.get("kind", "train")](scenario, rank, f"{folder}/store")
+                except BaseException:
+                    import traceback
+
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            pids[pid] = rank
+        codes = {}
+        while pids:
+            pid, status = os.wait()
+            codes[pids.pop(pid)] = os.waitstatus_to_exitcode(status)
+            if status:
+                for other in pids:
+                    os.kill(other, signal.SIGKILL)
+        killed = scenario.get("kill") is not None
+        if killed != (-signal.SIGKILL in codes.values()) or (not killed and any(codes.values())):
+            raise SystemExit(f"{scenario['out']}: exit codes {codes}")
+
+
+if __name__ == "__main__":
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  what is slow to import, once, before the forks
+    import torch._dynamo
+
+    import pipeline.config
+    import pipeline.loop  # noqa: F401
+
+    for each in json.loads(Path(sys.argv[1]).read_text()):
+        fork(each)

@@ -1,0 +1,143 @@
+"""The loop in one process: what is logged when, stopping and going on, errors of a checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import Training
+from pipeline.engine import Engine, StepStats
+from pipeline.errors import UserError
+from pipeline.loop import Progress, Summary, Task, train
+from pipeline.ranks import open_ranks
+
+
+def batches(position: int) -> Iterator[dict[str, Any]]:
+    for at in itertools.count(position, 4):
+        yield {"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(at)), "position": at}
+
+
+def loss(module: nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {"loss": (module(batch["x"]) - batch["x"]).square().mean()}
+
+
+class Record:
+    """A log, and the losses by position."""
+
+    def __init__(self) -> None:
+        self.points: dict[int, dict[str, float]] = {}
+        self.images: list[tuple[str, int]] = []
+        self.losses: dict[int, float] = {}
+        self.lines: list[str] = []
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self.points.setdefault(step, {}).update(values)
+
+    def image(self, key: str, image: np.ndarray, step: int) -> None:
+        self.images.append((key, step))
+
+    def step(self, position: int, stats: StepStats) -> None:
+        self.losses[position] = stats.loss
+
+
+def run(folder: Path, steps: int = 12, stop_after: int | None = None, task: Task | None = None, **more: Any) -> tuple[Summary, Record]:
+    training = Training(batch_size=4, steps=steps, learning_rate=1e-2, half_lives=(8,), zero_stage=0, log_every=3,
+                        validate_every=6, preview_every=5, save_every=4,
+                        **{k: more.pop(k) for k in ("skip", "max_bad_steps") if k in more})  # fmt: skip
+    ranks = open_ranks()
+    torch.manual_seed(0)
+    engine = Engine(nn.Linear(3, 3), loss, training, ranks)
+    record = Record()
+    task = task or Task(
+        "test", loss, batches,
+        validate=lambda engine: {"loss": 1.5, "odd": float("nan")},
+        preview=lambda engine: {"samples/ema": np.zeros((2, 2, 3), np.uint8)},
+    )  # fmt: skip
+    summary = train(
+        engine, task, training, ranks, folder, record, lambda: stop_after is not None and len(record.losses) >= stop_after,
+        on_step=record.step, progress=lambda progress: record.lines.append(str(progress)), say=record.lines.append, **more,
+    )  # fmt: skip
+    return summary, record
+
+
+def test_what_is_logged_and_when(tmp_path: Path) -> None:
+    summary, record = run(tmp_path)
+    assert (summary.finished, summary.step, summary.position, summary.resumed_from) == (True, 12, 48, None)
+    assert [s for s, values in record.points.items() if "test/train_loss" in values] == [3, 6, 9, 12]
+    assert [s for s, values in record.points.items() if values.get("test/val_loss") == 1.5] == [6, 12]
+    assert record.images == [("samples/ema", 5), ("samples/ema", 10), ("samples/ema", 12)]
+    assert record.points[6]["test/train_loss"] == record.losses[20]  # the loss of step 6, which begins at position 20
+    assert not any("odd" in key for values in record.points.values() for key in values)
+    assert record.points[3]["test/images_per_second"] > 0
+    assert record.lines[0].startswith("test: step 3/12, loss ")
+
+
+def test_a_stop_request_saves_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    _, whole = run(tmp_path / "whole")
+    first, before = run(tmp_path / "run", stop_after=6)  # the seventh step sees it
+    assert (first.finished, first.step) == (False, 7)
+    second, after = run(tmp_path / "run")
+    assert (second.finished, second.resumed_from) == (True, 28)
+    assert before.losses | after.losses == whole.losses
+    assert not before.losses.keys() & after.losses.keys()
+    third, nothing = run(tmp_path / "run")
+    assert third.finished and third.step == 12 and not nothing.losses
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
+    _, whole = run(tmp_path / "long", steps=16)
+    run(tmp_path / "short", steps=8)
+    summary, rest = run(tmp_path / "new", steps=16, begin_from=tmp_path / "short")
+    assert summary.resumed_from == 32
+    assert rest.losses == {position: value for position, value in whole.losses.items() if position >= 32}
+    with pytest.raises(UserError, match="no whole checkpoint to go on from"):
+        run(tmp_path / "other", begin_from=tmp_path / "nowhere")
+
+
+def test_a_stretch_to_skip_is_left_out(tmp_path: Path) -> None:
+    summary, record = run(tmp_path, skip=((12, 20), (40, 48)))
+    assert summary.finished and summary.position == 48
+    assert sorted(record.losses) == [0, 4, 8, 20, 24, 28, 32, 36]
+
+
+def test_a_full_disk_ends_the_run_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, stop_after=5)
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        run(tmp_path)
+    monkeypatch.undo()
+    summary, _ = run(tmp_path)
+    assert summary.finished and summary.resumed_from == 24
+
+
+def test_a_loader_that_disagrees_is_a_bug(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="batch at position 4 where 0 was asked for"):
+        run(tmp_path, task=Task("test", loss, lambda position: batches(position + 4)))
+
+
+def test_the_loader_is_closed(tmp_path: Path) -> None:
+    closed = []
+
+    def watched(position: int) -> Iterator[dict[str, Any]]:
+        try:
+            yield from batches(position)
+        finally:
+            closed.append(position)
+
+    run(tmp_path, task=Task("test", loss, watched), skip=((8, 12),))
+    assert closed == [0, 12]
+
+
+def test_a_line_of_progress() -> None:
+    assert str(Progress("diffusion", 10, 100, 0.123456, 250.4, 75)) == (
+        "diffusion: step 10/100, loss 0.12346, 250.4 images/s, 00:01:15 left"
+    )
