@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--config FILE` and overrides `KEY=VALUE`."""
     function = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(function)
-    return click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="YAML config.")(function)
+    return click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="YAML config.")(
+        function
+    )
 
 
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What every verb that runs stages takes."""
     function = click.option(
-        "--if-busy", type=click.Choice(["refuse", "wait"]), default="refuse", help="What to do if another process writes."
+        "--if-busy",
+        type=click.Choice(["refuse", "wait"]),
+        default="refuse",
+        help="What to do if another process writes.",
     )(function)
-    function = click.option("--rebuild", multiple=True, metavar="STAGE", help="Set this stage's artifact aside first.")(function)
+    function = click.option("--rebuild", multiple=True, metavar="STAGE", help="Set this stage's artifact aside first.")(
+        function
+    )
     function = click.option("--dry-run", is_flag=True, help="Show what would run, and what it needs.")(function)
     return config_options(function)
 

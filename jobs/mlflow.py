@@ -9,7 +9,9 @@ import click
 from jobs.cli import main
 
 root_option = click.option("--root", default="runs", type=click.Path(path_type=Path), help="`run.root` of the config.")
-uri_option = click.option("--uri", default=None, help="Tracker's address; default: MLFLOW_TRACKING_URI, or SQLite in the root.")
+uri_option = click.option(
+    "--uri", default=None, help="Tracker's address; default: MLFLOW_TRACKING_URI, or SQLite in the root."
+)
 
 
 @click.group("mlflow")
@@ -23,7 +25,7 @@ def command() -> None:
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on the loopback.")
 def ui(root: Path, uri: str | None, port: int) -> None:
     """Serve MLflow's pages on this machine until Ctrl-C; prints the link to the comparison of runs."""
-    from pipeline.shipper import serve
+    from pipeline.tracking_server import serve
 
     serve(root, port, uri)
 

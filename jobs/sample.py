@@ -17,9 +17,13 @@ from jobs.cli import main
 @click.option("--sampler", default=None, type=click.Choice(["euler", "heun", "ddim"]), help="Default: the model's.")
 @click.option("--steps", default=None, type=click.IntRange(1), help="Steps of the sampler; default: the model's.")
 @click.option("--guidance", default=None, type=click.FloatRange(0), help="Guidance scale; default: the model's.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed; the same seed, the same images.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed; the same seed, the same images."
+)
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Images at once.")
-@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Where models:/ looks for MLflow's data base.")
+@click.option(
+    "--root", default="runs", type=click.Path(path_type=Path), help="Where models:/ looks for MLflow's data base."
+)
 def command(
     model: str, out: Path, count: int, classes: str | None, sampler: str | None, steps: int | None,
     guidance: float | None, seed: int, batch_size: int, root: Path,
@@ -28,7 +32,9 @@ def command(
     from pipeline.generate import load_pretrained, sample_info, write_samples
 
     generator = load_pretrained(model, root=root)
-    request = generator.request(classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size)
+    request = generator.request(
+        classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size
+    )
     write_samples(out, generator.sample(**request), sample_info(generator, request))
     print(f"{count} images in {out}, the grid in {out / 'grid.png'}")
 

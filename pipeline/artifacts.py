@@ -6,7 +6,8 @@
         work/                scratch of the writer: leases, checkpoints, spool; no part of the content
 
 *Fingerprint*: what was asked for (stage, format, config fields that change the result, inputs' fingerprints).
-*Content*: what came out (digests of the files). Two trainings of one recipe have one fingerprint, and may have two contents.
+*Content*: what came out (digests of the files). Two trainings of one recipe have one fingerprint, and may have two
+contents.
 What a stage computes is in `stages/`; in which order, in `graph.py`.
 """
 
@@ -67,7 +68,9 @@ class Artifact:
             for name, entry in manifest["files"].items():
                 size = (path / name).stat().st_size
                 if size != entry["bytes"]:
-                    raise UserError(f"{path / name}: {size} bytes, expected {entry['bytes']}; move {path} away and run again")
+                    raise UserError(
+                        f"{path / name}: {size} bytes, expected {entry['bytes']}; move {path} away and run again"
+                    )
             keys = ("stage", "fingerprint", "content", "recipe", "summary", "inputs")
             return cls(path=path, manifest=manifest, **{key: manifest[key] for key in keys})
         except FileNotFoundError as error:
@@ -77,7 +80,9 @@ class Artifact:
 
     def verify(self) -> list[str]:
         """Hash every file again; returns the names of those that differ."""
-        return [name for name, entry in self.manifest["files"].items() if sha256_file(self.path / name) != entry["sha256"]]
+        return [
+            name for name, entry in self.manifest["files"].items() if sha256_file(self.path / name) != entry["sha256"]
+        ]
 
 
 class Store:
@@ -119,7 +124,7 @@ class Store:
     def set_aside(self, artifact: Artifact) -> Path:
         """Rename an artifact's folder, so that it is made again; nothing is deleted."""
         target = artifact.path.with_name(f"{artifact.path.name}.old-{artifact.content[:8]}-{os.getpid()}")
-        os.rename(artifact.path, target)
+        artifact.path.rename(target)
         return target
 
 
@@ -314,7 +319,7 @@ class Lease:
             return {}  # created, but not yet written
 
     def _wait_for(self, token: int) -> None:
-        """Return when the holder has released the lease or is dead. Raises UserError if it lives and we must not wait."""
+        """Return when the holder has released the lease or is dead. UserError if it lives and we must not wait."""
         seen, since = self._read(token).get("beat"), time.monotonic()
         while True:
             holder = self._read(token)

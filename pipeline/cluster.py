@@ -1,4 +1,4 @@
-"""Work on machines: a Ray cluster (local, or the one we are in), tasks and actors over items, and training by Ray Train.
+"""Work on machines: a Ray cluster (local, or the one we are in), tasks and actors over items, training by Ray Train.
 
 The only file that imports ray. The cluster starts when the first stage needs it, so that a run whose stages are all
 cached starts none. What a rank does is in `loop.py`; which ranks talk to each other how, in `ranks.py`.
@@ -118,9 +118,13 @@ class Cluster:
             call = ray.remote(_call).options(**per_task)
             pending = _bounded(lambda item: call.remote(function, item), items, slots * IN_FLIGHT)
         else:
-            actors = [ray.remote(_Actor).options(**per_task).remote(setup, function) for _ in range(min(slots, len(items)))]
+            actors = [
+                ray.remote(_Actor).options(**per_task).remote(setup, function) for _ in range(min(slots, len(items)))
+            ]
             turn = iter(range(len(items)))
-            pending = _bounded(lambda item: actors[next(turn) % len(actors)].call.remote(item), items, len(actors) * IN_FLIGHT)
+            pending = _bounded(
+                lambda item: actors[next(turn) % len(actors)].call.remote(item), items, len(actors) * IN_FLIGHT
+            )
         try:
             for reference in pending:
                 yield ray.get(reference)
@@ -212,7 +216,10 @@ class Cluster:
                 return
             if not isinstance(failure, TrainingFailedError) or attempt == self.config.max_failures:
                 raise failure
-            print(f"a rank died ({str(failure).splitlines()[0][:200]}); starting again from the last checkpoint", flush=True)
+            print(
+                f"a rank died ({str(failure).splitlines()[0][:200]}); starting again from the last checkpoint",
+                flush=True,
+            )
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:

@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -33,7 +33,9 @@ class Section(BaseModel):
 
 
 class Run(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of the run in MLflow, and of the model.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of the run in MLflow, and of the model."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, order and noise.")
     root: str = Field("runs", description="Folder for artifacts and MLflow's data base; shared by all nodes.")
 
@@ -78,11 +80,14 @@ class WebDatasetSource(Section):
     kind: Literal["webdataset"]
     path: str = Field(description="Pattern of the tars (local or fsspec URL), such as data/train-*.tar.")
     val: str | None = Field(None, description="Pattern of the validation tars, with `data.split.by: shards`.")
-    classes: str | None = Field(None, description="JSON file with the list of class names; default: classes.json beside.")
+    classes: str | None = Field(
+        None, description="JSON file with the list of class names; default: classes.json beside."
+    )
 
 
 Source = Annotated[
-    Union[DigitsSource, FolderSource, TableSource, ArraysSource, WebDatasetSource], Field(discriminator="kind")
+    DigitsSource | FolderSource | TableSource | ArraysSource | WebDatasetSource,
+    Field(discriminator="kind"),
 ]
 
 
@@ -120,16 +125,22 @@ class Data(Section):
     max_pixels: Positive = Field(50_000_000, description="Larger images are refused before they are decoded.")
     max_quarantine: Fraction = Field(0.01, description="Share of unusable images above which ingest fails.")
     augment: Augment = Augment()
-    on_corrupt: Literal["error", "skip"] = Field("error", description="What a sample that cannot be read does in training.")
+    on_corrupt: Literal["error", "skip"] = Field(
+        "error", description="What a sample that cannot be read does in training."
+    )
     lanes: Positive | None = Field(None, description="Lanes of a global batch; default: its largest divisor up to 256.")
-    loader_workers: int = Field(0, ge=0, le=64, description="Reader processes a rank; 0 reads in the rank.", json_schema_extra=SPEED)
+    loader_workers: int = Field(
+        0, ge=0, le=64, description="Reader processes a rank; 0 reads in the rank.", json_schema_extra=SPEED
+    )
     cache: Cache = Field(Cache(), json_schema_extra=SPEED)
 
     @model_validator(mode="after")
     def _val_shards_given(self) -> Data:
         val = getattr(self.source, "val", None)
         if (self.split.by == "shards") != (val is not None):
-            raise ValueError("`split.by: shards` needs a webdataset source with `val`, and `val` needs `split.by: shards`")
+            raise ValueError(
+                "`split.by: shards` needs a webdataset source with `val`, and `val` needs `split.by: shards`"
+            )
         return self
 
 
@@ -152,11 +163,15 @@ class Training(Section):
     )
     decay: Fraction = Field(0.2, description="With `wsd`: the share of the steps at the end that falls linearly to 0.")
     clip: float | None = Field(1.0, gt=0, description="Bound of the gradient's global norm; null: none.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="What DeepSpeed shards over the ranks.", json_schema_extra=SPEED)
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="What DeepSpeed shards over the ranks.", json_schema_extra=SPEED
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU."
     )
-    activation_checkpointing: bool = Field(False, description="Recompute activations, to save memory.", json_schema_extra=SPEED)
+    activation_checkpointing: bool = Field(
+        False, description="Recompute activations, to save memory.", json_schema_extra=SPEED
+    )
     compile: bool = Field(False, description="torch.compile.", json_schema_extra=SPEED)
     half_lives: tuple[Positive, ...] = Field(
         (50_000,), min_length=1, description="Half-lives of the averages of the weights, in samples; the first is used."
@@ -166,9 +181,15 @@ class Training(Section):
     preview_every: Positive = Field(500, description="Steps between grids of images.", json_schema_extra=SPEED)
     save_every: Positive = Field(500, description="Steps between checkpoints.", json_schema_extra=SPEED)
     keep: Positive = Field(2, description="Checkpoints kept.", json_schema_extra=SPEED)
-    max_bad_steps: Positive = Field(20, description="Steps in a row with a gradient that is not finite before a roll-back.")
-    skip: tuple[tuple[int, int], ...] = Field((), description="Stretches [from, to) of positions, in samples, to leave out.")
-    init_from: str | None = Field(None, description="Weights to begin with: an artifact's folder or a .safetensors file.")
+    max_bad_steps: Positive = Field(
+        20, description="Steps in a row with a gradient that is not finite before a roll-back."
+    )
+    skip: tuple[tuple[int, int], ...] = Field(
+        (), description="Stretches [from, to) of positions, in samples, to leave out."
+    )
+    init_from: str | None = Field(
+        None, description="Weights to begin with: an artifact's folder or a .safetensors file."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
@@ -184,19 +205,27 @@ class Training(Section):
 
 
 class AutoencoderLoss(Section):
-    reconstruction: Literal["l1", "l2"] = Field("l1", description="Distance of image and reconstruction, a mean over pixels.")
-    kl_weight: float = Field(1e-6, ge=0, description="Weight of the KL divergence of a posterior, in nats an image element.")
+    reconstruction: Literal["l1", "l2"] = Field(
+        "l1", description="Distance of image and reconstruction, a mean over pixels."
+    )
+    kl_weight: float = Field(
+        1e-6, ge=0, description="Weight of the KL divergence of a posterior, in nats an image element."
+    )
 
 
 class Autoencoder(Section):
-    from_: str | None = Field(None, alias="from", description="A finished autoencoder's folder, instead of training one.")
+    from_: str | None = Field(
+        None, alias="from", description="A finished autoencoder's folder, instead of training one."
+    )
     model: dict[str, Any] = Field({"kind": "kl"}, description="`kind`, `preset`, and options of models/autoencoders/.")
     loss: AutoencoderLoss = AutoencoderLoss()
     training: Training
 
 
 class Latents(Section):
-    views: tuple[Literal["as_is", "flip"], ...] = Field(("as_is",), min_length=1, description="Versions of each image that are encoded.")
+    views: tuple[Literal["as_is", "flip"], ...] = Field(
+        ("as_is",), min_length=1, description="Versions of each image that are encoded."
+    )
     batch_size: Positive = Field(64, description="Images encoded at once.", json_schema_extra=SPEED)
 
 
@@ -207,7 +236,9 @@ class Condition(Section):
 
 class DiffusionPath(Section):
     kind: Literal["rectified_flow", "variance_preserving"] = Field("rectified_flow", description="The forward process.")
-    schedule: Literal["linear", "cosine"] = Field("cosine", description="With `variance_preserving`: its noise schedule.")
+    schedule: Literal["linear", "cosine"] = Field(
+        "cosine", description="With `variance_preserving`: its noise schedule."
+    )
 
 
 class Times(Section):
@@ -221,14 +252,17 @@ class Diffusion(Section):
     condition: Condition = Condition()
     path: DiffusionPath = DiffusionPath()
     times: Times = Times()
-    prediction: Literal["eps", "x0", "v", "velocity"] = Field("velocity", description="What the backbone is trained to give.")
+    prediction: Literal["eps", "x0", "v", "velocity"] = Field(
+        "velocity", description="What the backbone is trained to give."
+    )
     weighting: Literal["uniform", "min_snr"] = Field("uniform", description="Weight of a time in the loss.")
     training: Training
 
 
 class Extractor(Section):
     kind: Literal["classifier", "torchscript", "inception"] = Field(
-        "classifier", description="Features of the Fréchet distance: a classifier trained on the real data, a file, Inception."
+        "classifier",
+        description="Features of the Fréchet distance: a classifier trained on the real data, a file, Inception.",
     )
     path: str | None = Field(None, description="Weights, with `torchscript` and `inception`.")
     steps: Positive = Field(500, description="With `classifier`: training steps.")
@@ -252,15 +286,21 @@ class Evaluate(Section):
 
 
 class ClusterConfig(Section):
-    workers: Positive | Literal["auto"] = Field("auto", description="Ranks; auto: a GPU each, or all CPUs over `threads`.")
-    threads: Positive | Literal["auto"] = Field("auto", description="CPU threads a rank; auto: the CPUs over the workers.")
+    workers: Positive | Literal["auto"] = Field(
+        "auto", description="Ranks; auto: a GPU each, or all CPUs over `threads`."
+    )
+    threads: Positive | Literal["auto"] = Field(
+        "auto", description="CPU threads a rank; auto: the CPUs over the workers."
+    )
     address: str | None = Field(None, description="A running Ray cluster; default: RAY_ADDRESS, or a local one.")
     collective_timeout: Positive = Field(300, description="Seconds after which a collective that hangs is given up.")
     max_failures: int = Field(2, ge=0, description="Restarts of a stage's workers after one of them died.")
 
 
 class Tracking(Section):
-    uri: str | None = Field(None, description="MLflow's address; default: MLFLOW_TRACKING_URI, or SQLite in `run.root`.")
+    uri: str | None = Field(
+        None, description="MLflow's address; default: MLFLOW_TRACKING_URI, or SQLite in `run.root`."
+    )
     experiment: str = Field("latent-diffusion", description="MLflow experiment.")
     model_name: str | None = Field(None, description="Registered model; default: `run.name`.")
     alias: str = Field("latest-good", description="Alias that the new version gets.")
@@ -303,7 +343,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$"), list("-+0123456789.")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$"),
+    list("-+0123456789."),
 )
 _Loader.yaml_implicit_resolvers = {  # integers first: the float pattern above matches them as well
     first: sorted(pairs, key=lambda pair: pair[0] != "tag:yaml.org,2002:int")
@@ -320,7 +362,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give the path of a YAML config") from None
+        raise UserError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give the path of a YAML config"
+        ) from None
     try:
         node = yaml.compose(text, Loader=_Loader)
         if not isinstance(node, yaml.MappingNode):
@@ -377,7 +421,7 @@ def _override(values: dict[str, Any], text: str) -> tuple[str, ...]:
             raise UserError(f"override `{text}`: `{key}` is not a section")
         at = at[key]
     try:
-        at[keys[-1]] = yaml.load(value, Loader=_Loader)  # a subclass of SafeLoader
+        at[keys[-1]] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
     except yaml.YAMLError:
         raise UserError(f"override `{text}`: the value is not valid YAML") from None
     return keys
@@ -396,11 +440,14 @@ def _explain(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], st
     if first["type"] == "extra_forbidden":
         valid = _fields_at(where[:-1])
         near = difflib.get_close_matches(str(where[-1]), valid, n=1, cutoff=0.5)
-        say = f"unknown key `{key}`; " + (f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(valid)}")
+        say = f"unknown key `{key}`; " + (
+            f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(valid)}"
+        )
     elif first["type"] == "missing":
         say = f"`{key}` is missing; add it"
     elif first["type"].startswith("union_tag"):
-        say = f"`{key}.kind` is {'missing' if 'not_found' in first['type'] else repr(first['input'].get('kind'))}; expected one of {', '.join(_kinds())}"
+        given = repr(first["input"].get("kind")) if first["type"] == "union_tag_invalid" else "missing"
+        say = f"`{key}.kind` is {given}; expected one of {', '.join(_kinds())}"
     else:
         given = first["input"]
         shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever believed, and hashing them. Knows nothing of stages or artifacts."""
+"""Writing files so that nothing half-written is believed, and hashing them. Knows nothing of stages or artifacts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

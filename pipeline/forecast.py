@@ -29,7 +29,10 @@ def forecast(config: Config) -> str:
         "autoencoder": registry.parameters("autoencoders", config.autoencoder.model, channels=config.data.channels),
         "diffusion": registry.parameters("backbones", config.diffusion.backbone, channels=channels, size=side),
     }
-    lines = [dump(config), f"latents: {channels} x {side} x {side} (an image: {config.data.channels} x {config.data.size} x {config.data.size})"]
+    lines = [
+        dump(config),
+        f"latents: {channels} x {side} x {side} (images: {config.data.channels} x {config.data.size}^2)",
+    ]
     for name, parameters in sizes.items():
         training: Training = getattr(config, name).training
         lines.append(f"{name}: {parameters:,} parameters; {arithmetic(config, training, lanes(training.batch_size))}")
@@ -44,7 +47,8 @@ def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
     """The global batch in words."""
     world = config.cluster.workers
     lane_count = config.data.lanes or default_lanes
-    text = f"{training.steps:,} steps x {training.batch_size} = {training.steps * training.batch_size:,} samples in {lane_count} lanes"
+    samples = training.steps * training.batch_size
+    text = f"{training.steps:,} steps x {training.batch_size} = {samples:,} samples in {lane_count} lanes"
     if isinstance(world, int):
         share = training.batch_size // world
         micro = min(training.micro_batch or share, share)

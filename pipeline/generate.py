@@ -3,8 +3,7 @@
     config.json              how to build it and what it was made of      latents.json   the latent space
     autoencoder.safetensors  denoiser.safetensors (averaged weights)
 
-No pickle. Networks, samplers and guidance are in `models/`, the latent space in `latents.py`; who trained what is a matter
-of the stages.
+No pickle. Networks, samplers and guidance are in `models/`, the latent space in `latents.py`, training in `stages/`.
 """
 
 from __future__ import annotations
@@ -93,7 +92,8 @@ class Generator:
         labels = self._labels(classes)
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch_size": batch_size}
         filled = {**self.defaults, **{key: value for key, value in chosen.items() if value is not None}}
-        request = {"n": n if n is not None else len(labels) if classes is not None else 16, "seed": seed, "classes": labels}
+        count = n if n is not None else len(labels) if classes is not None else 16
+        request = {"n": count, "seed": seed, "classes": labels}
         for key, value in {**request, **filled}.items():
             if key in ("n", "steps", "batch_size") and (not isinstance(value, int) or value < 1):
                 raise UserError(f"{key}: {value} given, expected a whole number of at least 1")
@@ -104,7 +104,9 @@ class Generator:
         if not math.isfinite(filled["guidance"]) or filled["guidance"] < 0:
             raise UserError(f"guidance: {filled['guidance']} given, expected a number of at least 0 (1 is no guidance)")
         if filled["guidance"] != 1 and not (self.classes and self.options["condition"].get("drop", 0) > 0):
-            raise UserError(f"guidance: {filled['guidance']} needs a model trained with dropped classes (`condition.drop`); give 1")
+            raise UserError(
+                f"guidance: {filled['guidance']} needs a model trained with `condition.drop` above 0; give 1"
+            )
         return {**request, **filled}
 
     def encode(self, images: Images, batch_size: int = 32) -> Tensor:
@@ -144,7 +146,7 @@ class Generator:
             x = torch.from_numpy(draw_batch(request["seed"], "sample", rows, noise)["noise"]).to(self.device)
             chosen = torch.tensor([labels[i % len(labels)] for i in rows] if labels else [0] * size, device=self.device)
             condition = {"class": chosen} if labels else {}
-            x = x * path.sigma(times[0]).float()  # x at the first time: all noise (sigma is 1 there but for linear betas)
+            x = x * path.sigma(times[0]).float()  # x at the first time: noise alone, alpha is at most 0.007 there
             with torch.no_grad():
                 yield self.decode(SAMPLERS[request["sampler"]](denoise, path, x, times, condition), size)
 
@@ -235,22 +237,25 @@ def save_pretrained(
     return config
 
 
-def load_pretrained(source: str | Path, device: str | torch.device | None = None) -> Generator:
+def load_pretrained(
+    source: str | Path, device: str | torch.device | None = None, root: str | Path = "runs"
+) -> Generator:
     """The generator in a model folder, a diffusion artifact's folder, or a registered model (`models:/NAME@ALIAS`).
 
-    Default device: a GPU if there is one. Raises UserError where something is missing, damaged, or does not fit.
+    Default device: a GPU if there is one. `root`: where `models:/` finds MLflow's data base, unless
+    MLFLOW_TRACKING_URI says. Raises UserError where something is missing, damaged, or does not fit.
     """
     if str(source).startswith("models:"):
         from pipeline.tracking import fetch_model
 
-        source = fetch_model(str(source))
+        source = fetch_model(str(source), root)
     folder, where = Path(source), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if (folder / "manifest.json").exists() and not (folder / "config.json").exists():
         return from_artifact(Artifact.load(folder), where)
     config = _read_config(folder)
     for file, digest in config["weights"].items():
         if not (folder / file).is_file() or sha256_file(folder / file) != digest:
-            raise UserError(f"{folder / file}: missing or damaged (its checksum is not the one in config.json); fetch the model again")
+            raise UserError(f"{folder / file}: missing, or not the file that config.json names; fetch the model again")
     autoencoder = registry.build("autoencoders", config["autoencoder"], channels=config["image"]["channels"])
     network = build_network(config)
     for module, file in zip((autoencoder, network), WEIGHTS, strict=True):
@@ -269,15 +274,16 @@ def load_pretrained(source: str | Path, device: str | torch.device | None = None
 def from_artifact(diffusion: Artifact, device: torch.device) -> Generator:
     """The generator of a finished diffusion stage; its autoencoder and latents are looked for beside it."""
     if diffusion.stage != "diffusion":
-        raise UserError(f"{diffusion.path}: an artifact of the stage {diffusion.stage}; give one of diffusion, or a model folder")
+        raise UserError(f"{diffusion.path}: an artifact of {diffusion.stage}; give one of diffusion, or a model folder")
     store, inputs = Store(diffusion.path.parents[2]), {}
     for name in ("autoencoder", "encode"):
-        recorded = diffusion.inputs[name]
-        found = store.find(name, recorded["fingerprint"])
-        if found is None or found.content != recorded["content"]:
+        made_of = diffusion.inputs[name]
+        beside = store.folder(name, made_of["fingerprint"])
+        found = Artifact.load(beside if beside.exists() else made_of["path"])
+        if found.content != made_of["content"]:
             raise UserError(
-                f"{diffusion.path}: its {name}/{recorded['fingerprint']} (content {recorded['content'][:12]}) is not under "
-                f"{store.root}; sample from the registered model instead"
+                f"{diffusion.path}: made with {name} {made_of['fingerprint']} (content {made_of['content'][:12]}), but "
+                f"there is {found.name}; sample from the registered model instead"
             )
         inputs[name] = found
     return from_artifacts(inputs["autoencoder"], inputs["encode"], diffusion, device)
@@ -297,10 +303,11 @@ def from_artifacts(
     network = build_network(options)
     load_weights(network, diffusion.path / "ema.safetensors")
     files = zip(WEIGHTS, (autoencoder, diffusion), strict=True)
+    made_of = (autoencoder, latents, diffusion)
     about = {
         "name": diffusion.name,
         "weights": {file: sha256_file(artifact.path / "ema.safetensors") for file, artifact in files},
-        "lineage": {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in (autoencoder, latents, diffusion)},
+        "lineage": {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in made_of},
     }
     decoder = load_model(autoencoder.path).eval().to(device)
     space = LatentSpace.load(latents.path / "latents.json")
@@ -328,7 +335,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = read_json(folder / "config.json")
         found = config["format"]
     except FileNotFoundError:
-        raise UserError(f"{folder}: no model is there (config.json is missing); give a model folder, a diffusion artifact, or models:/NAME@ALIAS") from None
+        expected = "give a model folder, a diffusion artifact's folder, or models:/NAME@ALIAS"
+        raise UserError(f"{folder}: no model is there (config.json is missing); {expected}") from None
     except (json.JSONDecodeError, KeyError, TypeError):
         raise UserError(f"{folder / 'config.json'}: not the config of a model") from None
     if found != FORMAT:
@@ -349,8 +357,8 @@ def grid(images: Images, columns: int | None = None) -> Images:
     rows = math.ceil(n / columns)
     sheet = np.full((rows * columns, height, width, 3), 255, np.uint8)
     sheet[:n] = images  # gray is repeated into RGB
-    # [r, c, H, W, 3] -> [r, H, c, W, 3] -> [r H, c W, 3]
-    return sheet.reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
+    cells = sheet.reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4)  # [r, H, c, W, 3]
+    return cells.reshape(rows * height, columns * width, 3)
 
 
 def write_samples(folder: str | Path, images: Images, info: Mapping[str, Any]) -> Path:

@@ -53,7 +53,7 @@ def module(stage: str) -> ModuleType:
 
 
 def plan(config: Config, store: Store, until: str = STAGES[-1]) -> list[Step]:
-    """The stages up to `until` with their fingerprints and what is finished of them. Reads the source's listing, runs nothing."""
+    """The stages up to `until` with their fingerprints and what is finished of them. Runs nothing."""
     steps: dict[str, Step] = {}
     known: dict[str, str] = {}
     for stage in STAGES[: STAGES.index(until) + 1]:
@@ -117,8 +117,8 @@ def _run_stage(
     finished = Store(config.run.root).find(stage, writer.fingerprint)  # by another process, while we waited
     if finished:
         return finished
-    section = getattr(config, stage, None)
-    steps = section.training.steps if hasattr(section, "training") else None
+    training = getattr(getattr(config, stage, None), "training", None)
+    steps = training.steps if training else None
     with tracked.stage(stage, writer, steps) as spool, _disk(writer):
         summary = module(stage).run(config, inputs, writer, cluster, spool)
         return writer.finish(summary)
@@ -154,5 +154,3 @@ def resolve(config: Config) -> Config:
         if values[name]["training"]["precision"] == "auto":
             values[name]["training"]["precision"] = "fp32" if (name, kind) == ("autoencoder", "fp16") else kind
     return Config.model_validate(values)
-
-

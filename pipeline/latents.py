@@ -1,8 +1,8 @@
 """The latent space of one autoencoder on one data set: raw moments <-> normalised latents, in one object, both ways.
 
-The autoencoder gives a posterior's moments (mean and log-variance). Those are what the cached latents hold, raw. Here a
-latent is drawn from the posterior and normalised by the channel's mean and standard deviation, and brought back before it
-is decoded. There is no scale factor: mean and deviation are measured over the training split.
+The autoencoder gives a posterior's moments (mean and log-variance). The cached latents hold those, raw. Here a latent
+is drawn from the posterior and normalised by the channel's mean and standard deviation, and brought back before it is
+decoded. There is no scale factor: mean and deviation are measured over the training split.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def sums(moments: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 
 def merge(shards: Iterable[dict[str, Any]]) -> LatentSpace:
-    """The latent space from the shards' sums, added in the order given, so that its bits do not depend on who made them."""
+    """The latent space from the shards' sums, added in the order given: its bits do not depend on who made them."""
     count, total = 0, {name: np.zeros(()) for name in ("mean", "square", "variance")}
     for shard in shards:
         count += shard["count"]

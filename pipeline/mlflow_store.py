@@ -68,12 +68,20 @@ def reaching() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        kind = Refused if error.error_code in REFUSED else Down
-        raise kind(" ".join(str(error).split())[:300]) from error
+        if error.error_code in REFUSED:
+            raise Refused(" ".join(str(error).split())[:300]) from error
+        raise Down(_reason(error)) from error
     except requests.RequestException as error:
-        raise Down(" ".join(str(error).split())[:300]) from error
+        raise Down(_reason(error)) from error
     except (OSError, TypeError, ValueError) as error:  # a file that is gone, a field of the wrong type
         raise Refused(f"{type(error).__name__}: {error}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause in a few words ("Connection refused", "database is locked"): clients wrap it several times."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:200]
 
 
 def create_database(uri: str, root: Path) -> None:

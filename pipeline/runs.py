@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline import tracking
+from pipeline import graph, tracking
 from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config, Section, result_fields
 from pipeline.tracking import Spool
@@ -22,8 +22,6 @@ class PipelineRun:
 
     The run key is the pipeline's fingerprint, so that the same pipeline is found again and goes on in the same run.
     """
-
-    NUMBERS = {"ingest": 1, "autoencoder": 2, "encode": 3, "diffusion": 4, "evaluate": 5, "register": 6}
 
     def __init__(self, config: Config, root: Path, key: str, all_cached: bool) -> None:
         self.config, self.root, self.run = config, root, f"pipeline/{key}"
@@ -45,10 +43,18 @@ class PipelineRun:
         )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.all_cached:
             return
-        self.spool.end("FINISHED" if error is None else "KILLED" if kind and kind.__name__ in ("Stopped", "KeyboardInterrupt") else "FAILED")
+        self.spool.end(
+            "FINISHED"
+            if error is None
+            else "KILLED"
+            if kind and kind.__name__ in ("Stopped", "KeyboardInterrupt")
+            else "FAILED"
+        )
         left = self.shipper.drain(self.config.tracking.deadline)
         if left:
             print(tracking.left_message(self.root, self.shipper.uri, left), flush=True)
@@ -59,9 +65,14 @@ class PipelineRun:
         spool = Spool(writer.work / "spool", f"{stage}/{writer.fingerprint}", writer.token)
         inputs = {f"ldm.input.{name}": f"{a.fingerprint} {a.content[:12]}" for name, a in writer.inputs.items()}
         spool.start(
-            f"{self.NUMBERS[stage]} {stage}",
+            f"{graph.STAGES.index(stage) + 1} {stage}",
             parent=self.run,
-            tags={"ldm.stage": stage, "ldm.fingerprint": writer.fingerprint, "ldm.artifact": str(writer.path), **inputs},
+            tags={
+                "ldm.stage": stage,
+                "ldm.fingerprint": writer.fingerprint,
+                "ldm.artifact": str(writer.path),
+                **inputs,
+            },
             params=flatten(writer.recipe),
             experiment=self.config.tracking.experiment,
             steps=steps,
@@ -88,7 +99,9 @@ class PipelineRun:
             self.spool.dataset(source.kind, artifact.content[:32], getattr(source, "path", source.kind))
 
     def _row(self, stage: str, artifact: Artifact, took: str, headline: str) -> None:
-        self.rows.append((f"[{stage}]({{{{run:{stage}/{artifact.fingerprint}}}}})", took, headline, f"`{artifact.fingerprint}`"))
+        self.rows.append(
+            (f"[{stage}]({{{{run:{stage}/{artifact.fingerprint}}}}})", took, headline, f"`{artifact.fingerprint}`")
+        )
         if not self.all_cached:
             verdict = self.rows[-1][2]
             table = ["| stage | time | key figure | artifact |", "| --- | --- | --- | --- |"]

@@ -26,6 +26,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 CHUNK = 128  # images a forward pass
 LARGEST = 64  # pixels; larger images are made smaller before the classifier
 TRAIN_BATCH = 128
+RATE = 3e-3  # the peak learning rate
 
 
 @dataclass(frozen=True)
@@ -67,25 +68,25 @@ class Extractor:
 
 
 class Classifier(nn.Module):
-    """A small convolution network: halve the image until it is 4 pixels wide, mean over space, linear to classes."""
+    """A small convolution network: halve the image until it is 4 pixels wide, one layer of features, one of classes."""
 
-    def __init__(self, channels: int, size: int, classes: int, width: int = 32, features: int = 64) -> None:
+    def __init__(self, channels: int, size: int, classes: int, width: int = 64) -> None:
         super().__init__()
         self.size = min(size, LARGEST)
         layers: list[nn.Module] = []
-        side, before, after = self.size, channels, width
+        side, before, after = self.size, channels, 16
         while side > 4:
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-            side, before, after = (side + 1) // 2, after, min(after * 2, features)
-        self.body = nn.Sequential(*layers, nn.Conv2d(before, features, 3, padding=1), nn.SiLU())
-        self.head = nn.Linear(features, classes)
+            side, before, after = (side + 1) // 2, after, min(after * 2, width)
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * side * side, width), nn.SiLU())
+        self.head = nn.Linear(width, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 [n, C, H, W] -> [n, features], what the last layer sees."""
+        """uint8 [n, C, H, W] -> [n, width], what the last layer sees."""
         x = images.float() / 127.5 - 1
         if x.shape[-1] != self.size:
             x = functional.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
-        result: Tensor = self.body(x).mean((2, 3))  # [n, features, 4, 4] -> [n, features]
+        result: Tensor = self.body(x)
         return result
 
     def forward(self, images: Tensor) -> Tensor:
@@ -97,59 +98,83 @@ class Classifier(nn.Module):
 def train_classifier(
     images: Images, labels: Array, held_out: Images, held_out_labels: Array, *, classes: int, steps: int, seed: int
 ) -> Extractor:
-    """Train a classifier on real images by a plain loop (AdamW, one-cycle rate) and measure it on held-out ones.
+    """Train a classifier on real images by a plain loop and measure it on held-out ones. Labels are int64 [n].
 
-    Deterministic by `seed` on one machine with one number of threads: batches by Philox, weights by a local generator.
+    AdamW, one-cycle rate, each batch shifted by up to a sixteenth of the image. Deterministic by `seed` on one machine
+    with one number of threads: batches by Philox, weights from a generator of its own.
     """
-    if len(set(labels.tolist())) < 2:
+    if len(np.unique(labels)) < 2:
         raise ValueError("a classifier needs images of at least two classes")
     model = _built(images, classes, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=max(steps, 10), pct_start=0.2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(steps, 10), pct_start=0.2)
     random = np.random.Generator(np.random.Philox(seed))
     for _ in range(steps):
         rows = random.integers(len(images), size=TRAIN_BATCH)
-        loss = functional.cross_entropy(model(_nchw(images[rows])), torch.from_numpy(labels[rows].astype(np.int64)))
+        batch = _shifted(_nchw(images[rows]), random)
+        loss = functional.cross_entropy(model(batch), torch.from_numpy(labels[rows].astype(np.int64)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    extractor = _network("classifier", model.eval(), "classifier trained on the real training images", with_classes=True)
-    correct = extractor.classify(held_out) == held_out_labels
-    facts = {
-        "held_out_accuracy": float(correct.mean()),
-        "held_out_images": len(held_out),
-        "train_images": len(images),
-        "steps": steps,
-        "seed": seed,
-    }
-    description = f"{extractor.description} ({len(images)} images, {facts['held_out_accuracy']:.1%} right on {len(held_out)} held out)"
-    return Extractor(extractor.kind, extractor.digest, description, extractor.features, extractor.logits, facts, model)
+    model.eval()
+    right = float((_apply(model, held_out).argmax(1) == held_out_labels).mean())
+    return Extractor(
+        kind="classifier",
+        digest=digest(model.state_dict()),
+        description=f"classifier trained on {len(images)} real images, right on {right:.1%} of {len(held_out)} others",
+        features=model.features,
+        logits=model,
+        facts={
+            "held_out_accuracy": right,
+            "held_out_images": len(held_out),
+            "train_images": len(images),
+            "steps": steps,
+            "seed": seed,
+        },
+        module=model,
+    )
+
+
+def _shifted(images: Tensor, random: np.random.Generator) -> Tensor:
+    """The batch [n, C, H, W] moved by up to a sixteenth of its size, its edges repeated."""
+    height, width = images.shape[-2:]
+    margin = height // 16
+    top, left = random.integers(2 * margin + 1, size=2)
+    padded = functional.pad(images.float(), (margin, margin, margin, margin), mode="replicate")
+    return padded[:, :, top : top + height, left : left + width]
 
 
 def random_network(images: Images, reason: str, seed: int = 0) -> Extractor:
-    """An untrained network of the classifier's layout: what is left where nothing can be trained. `reason`: why."""
+    """An untrained network of the classifier's layout, for where nothing can be trained. `reason`: why."""
     model = _built(images, 2, seed).eval()
-    description = f"untrained random convolutions, since {reason}: a weak measure, good only for comparing like with like"
-    return _network("random", model, description, with_classes=False, facts={"seed": seed, "reason": reason})
+    return Extractor(
+        kind="random",
+        digest=digest(model.state_dict()),
+        description=f"untrained random convolutions (weak, for comparisons under the same digest only), since {reason}",
+        features=model.features,
+        facts={"seed": seed, "reason": reason},
+        module=model,
+    )
 
 
 def torchscript(path: str | Path) -> Extractor:
-    """A TorchScript module called with uint8 [n, 3, H, W] that gives features [n, d]. Raises UserError if it does not."""
+    """A TorchScript module: uint8 [n, 3, H, W] -> features [n, d]. Raises UserError if it does not do that."""
     path = _existing(path, "torchscript")
     try:
         module = torch.jit.load(str(path), map_location="cpu").eval()
     except RuntimeError as error:
-        raise UserError(f"{path}: not a TorchScript file ({str(error).splitlines()[0]}); save one with torch.jit.save") from None
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: not a TorchScript file ({first}); save one with torch.jit.save") from None
 
     def features(images: Tensor) -> Tensor:
         try:
             result = module(images.expand(-1, 3, -1, -1))
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1]
-            raise UserError(f"{path}: failed on uint8 images {tuple(images.shape)} ({last}); it must take them") from None
+            raise UserError(f"{path}: fails on uint8 images {list(images.shape)} ({last}); wrap it for these") from None
         if not isinstance(result, Tensor) or result.ndim != 2 or len(result) != len(images):
-            raise UserError(f"{path}: expected features [n, d] for images uint8 [n, 3, H, W]; wrap the module so that it gives them")
+            raise UserError(f"{path}: gives no features [n, d] for uint8 images [n, 3, H, W]; wrap it so that it does")
         return result
 
     return Extractor("torchscript", sha256_file(path), f"TorchScript module {path.name}", features)
@@ -164,7 +189,7 @@ def inception(path: str | Path) -> Extractor:
         module = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     except ModuleNotFoundError:
         raise UserError(
-            "evaluate.extractor.kind is inception, which needs the package torch-fidelity: install it, or use classifier"
+            "`evaluate.extractor.kind` inception needs the package torch-fidelity: install it, or use kind classifier"
         ) from None
     return Extractor(
         "inception",
@@ -191,13 +216,6 @@ def _built(images: Images, classes: int, seed: int) -> Classifier:
         return Classifier(images.shape[-1], images.shape[1], classes)
 
 
-def _network(
-    kind: str, model: Classifier, description: str, with_classes: bool, facts: dict[str, Any] | None = None
-) -> Extractor:
-    logits = model if with_classes else None
-    return Extractor(kind, digest(model.state_dict()), description, model.features, logits, facts or {}, model)
-
-
 def _nchw(images: Images) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))  # [n, H, W, C] -> [n, C, H, W]
 
@@ -212,5 +230,5 @@ def _apply(function: Callable[[Tensor], Tensor], images: Images) -> Array:
 def _existing(path: str | Path, kind: str) -> Path:
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"evaluate.extractor.path: {path} does not exist; give the weights of kind {kind}")
+        raise UserError(f"`evaluate.extractor.path`: {path} does not exist; give the weights of kind {kind}")
     return path

@@ -4,8 +4,8 @@ The distance of the Gaussians fitted to two sets of features (Dowson and Landau,
 
     d^2 = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2))
 
-Estimated from n images it is too large by about c/n (Chong and Forsyth, 2020), so figures are compared at equal counts
-only. Where features come from is in `features.py`; which sets are compared, in `stages/evaluate.py`.
+Estimated from n images it is too large by about c/n (Chong and Forsyth, 2020), so figures are compared at equal
+counts only. Where features come from is in `features.py`; which sets are compared, in `stages/evaluate.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEVEL = 0.95  # of the interval
 class Figure:
     """A Fréchet distance (squared, as FID is) and all that must be equal before it is compared with another.
 
-    interval: 95%, by bootstrap. images: in each of the two sets. reference: digest of the real images compared with.
+    interval: 95%, by bootstrap. images: in each of the two sets. real: digest of the real images, both halves.
     rank_deficient: fewer images than features, so that the distance lives in the space the images span.
     """
 
@@ -33,12 +33,18 @@ class Figure:
     images: int
     features: int
     extractor: str
-    reference: str
+    real: str
     bootstrap: int
     rank_deficient: bool
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Figure:
+        """The inverse of `json`."""
+        low, high = values["interval"]
+        return cls(**{**values, "interval": (low, high)})
 
 
 def distance(first: Features, second: Features) -> float:
@@ -66,35 +72,39 @@ def fast_distance(first: Features, second: Features) -> float:
     A1 A2^T, since the eigenvalues of S1 S2 are their squares. Where n > d, A is replaced by the R of its QR.
     """
     _check(first, second)
-    roots = []
+    roots: list[Features] = []
     for values in (first, second):
-        centred = (values - values.mean(0)) / np.sqrt(len(values) - 1)  # [n, d]
-        roots.append(np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred)
-    cross = float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
+        centred: Features = (values - values.mean(0)) / np.sqrt(len(values) - 1)  # [n, d]
+        roots.append(np.linalg.qr(centred).R if len(centred) > centred.shape[1] else centred)
+    cross = float(np.linalg.svdvals(roots[0] @ roots[1].T).sum())
     mean_gap = float(np.square(first.mean(0) - second.mean(0)).sum())
     return max(0.0, mean_gap + sum(float(np.square(root).sum()) for root in roots) - 2 * cross)
 
 
 def figure(
-    first: Features, second: Features, *, extractor: str, reference: str, resamples: int, seed: int, paired: bool = False
+    first: Features,
+    second: Features,
+    *,
+    extractor: str,
+    real: str,
+    resamples: int,
+    seed: int,
 ) -> Figure:
-    """The distance of two sets of equal count, with its interval. Raises ValueError with the reason if it says nothing.
-
-    paired: row i of both comes from one image (image and reconstruction), so rows are drawn together.
+    """The distance of two sets of equal count, with its interval. ValueError with the reason if it says nothing.
 
     The interval is the spread of the distance over pairs of resamples, moved to the figure: a resample repeats images,
-    which enlarges its distance as a smaller count would, so that the plain percentiles would miss the figure itself.
+    which enlarges its distance as a smaller count would, so that plain percentiles would miss the figure itself.
     """
     if len(first) != len(second):
-        raise ValueError(f"sets of {len(first)} and {len(second)} images: the distance depends on the count; use equal ones")
+        raise ValueError(f"sets of {len(first)} and {len(second)} images: the distance depends on the count")
     if len(first) < MIN_IMAGES:
-        raise ValueError(f"{len(first)} images are too few for a covariance; at least {MIN_IMAGES} a set are needed")
+        raise ValueError(f"{len(first)} images a set are too few for a covariance; at least {MIN_IMAGES} are needed")
     value, n = distance(first, second), len(first)
     random = np.random.Generator(np.random.Philox(seed))
     values = np.empty(resamples)
     for k in range(resamples):
         rows = random.integers(n, size=(2, n))
-        values[k] = fast_distance(first[rows[0]], second[rows[0 if paired else 1]])
+        values[k] = fast_distance(first[rows[0]], second[rows[1]])
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - values.mean() + value
     return Figure(
         value=value,
@@ -102,7 +112,7 @@ def figure(
         images=n,
         features=first.shape[1],
         extractor=extractor,
-        reference=reference,
+        real=real,
         bootstrap=resamples,
         rank_deficient=n <= first.shape[1],
     )
@@ -114,8 +124,8 @@ def why_not_comparable(first: Figure, second: Figure) -> str | None:
         return f"features of two extractors ({first.extractor[:12]} and {second.extractor[:12]})"
     if first.images != second.images:
         return f"{first.images} and {second.images} images: the distance depends on the count"
-    if first.reference != second.reference:
-        return f"two sets of real images ({first.reference[:12]} and {second.reference[:12]})"
+    if first.real != second.real:
+        return f"two sets of real images ({first.real[:12]} and {second.real[:12]})"
     return None
 
 
@@ -144,6 +154,6 @@ def _given(width: int) -> Any:
     """An extractor for torchmetrics that hands on what it is given."""
     from torch import nn
 
-    module = nn.Identity()
+    module: Any = nn.Identity()
     module.num_features = width
     return module

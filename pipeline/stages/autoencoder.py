@@ -1,7 +1,7 @@
 """Stage 2, autoencoder: images -> latents -> images, trained with a reconstruction loss and a KL divergence.
 
-The network is in `models/autoencoders/`, the loop in `loop.py`. Here: what is built, the loss, validation, previews, and
-the yardstick that the result is measured against.
+The network is in `models/autoencoders/`, the loop in `loop.py`. Here: what is built, the loss, validation, previews,
+and the yardstick that the result is measured against.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
 
 
 def headline(summary: dict[str, Any]) -> str:
-    return f"PSNR {summary['val_psnr']:.2f} dB on held-out images (patch PCA of the same size: {summary['pca_psnr']:.2f} dB)"
+    own, linear = summary["val_psnr"], summary["pca_psnr"]
+    return f"PSNR {own:.2f} dB on held-out images (patch PCA of the same size: {linear:.2f} dB)"
 
 
 def load_model(folder: Path, which: str = "ema") -> nn.Module:
@@ -83,17 +84,17 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from models import posterior, registry
     from pipeline.data import loader
     from pipeline.data.index import Index
-    from pipeline.data.order import Order, lanes
+    from pipeline.data.order import Order, lanes, seeded
     from pipeline.generate import grid
     from pipeline.loop import Task
-    from pipeline.stages.trained import to_device, weight_seed
+    from pipeline.stages.trained import to_device
 
     training, loss_config, data = config.autoencoder.training, config.autoencoder.loss, config.data
-    torch.manual_seed(weight_seed(config.run.seed, "autoencoder"))
+    torch.manual_seed(seeded(config.run.seed, "autoencoder/weights"))
     model: Any = registry.build("autoencoders", config.autoencoder.model, channels=data.channels)
     side = data.size // model.factor
     latent = (model.latent_channels, side, side)
-    train, val = (Index.open(inputs["ingest"].path, split) for split in ("train", "val"))
+    train, val = (Index.open(inputs["ingest"].path, split, data.cache) for split in ("train", "val"))
     order = Order(train.counts, training.batch_size, data.lanes or lanes(training.batch_size), config.run.seed)
 
     def parts(network: nn.Module, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,12 +185,12 @@ def patch_pca(config: Config, data: Artifact, model: Any) -> float:
         x = torch.nn.functional.unfold(images.double() / 255, side, stride=side)  # [n, c*side*side, patches]
         return x.transpose(1, 2)
 
-    batches = validation_images(Index.open(data.path, "train"), config.data, 500)
+    batches = validation_images(Index.open(data.path, "train", config.data.cache), config.data, 500)
     train = torch.cat([patches(b).flatten(0, 1) for b in itertools.islice(batches, PCA_IMAGES // 500)])
     mean = train.mean(0)
     basis = torch.linalg.eigh((train - mean).T @ (train - mean))[1][:, -keep:]  # [c*side*side, keep]
     psnr = []
-    for images in validation_images(Index.open(data.path, "val"), config.data, 500):
+    for images in validation_images(Index.open(data.path, "val", config.data.cache), config.data, 500):
         x = patches(images) - mean
         mse = (x - x @ basis @ basis.T).square().mean((1, 2))
         psnr.append(-10 * mse.clamp(min=1e-10).log10())

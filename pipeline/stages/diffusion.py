@@ -1,7 +1,7 @@
 """Stage 4, diffusion: a network that predicts noise (or its like) in the latent space, trained on cached latents.
 
-The network is in `models/backbones/`, the loss in `models/diffusion/objectives.py`, the loop in `loop.py`. Here: what is
-built, validation, previews, and the yardstick that the validation loss is measured against.
+The network is in `models/backbones/`, the loss in `models/diffusion/objectives.py`, the loop in `loop.py`. Here: what
+is built, validation, previews, and the yardstick that the validation loss is measured against.
 """
 
 from __future__ import annotations
@@ -80,17 +80,17 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from models.diffusion.process import make_path
     from pipeline.data import loader
     from pipeline.data.latent_shards import LatentIndex
-    from pipeline.data.order import Order, lanes
+    from pipeline.data.order import Order, lanes, seeded
     from pipeline.generate import build_network, generator, grid
     from pipeline.latents import LatentSpace
     from pipeline.loop import Task
     from pipeline.stages.autoencoder import load_model
     from pipeline.stages.encode import shard_paths
-    from pipeline.stages.trained import to_device, weight_seed
+    from pipeline.stages.trained import to_device
 
     section, training, seed = config.diffusion, config.diffusion.training, config.run.seed
     what = options(config, inputs)
-    torch.manual_seed(weight_seed(seed, "diffusion"))
+    torch.manual_seed(seeded(seed, "diffusion/weights"))
     network = build_network(what, activation_checkpointing=training.activation_checkpointing)
     path = make_path(section.path.kind, section.path.schedule)
     space = LatentSpace.load(inputs["encode"].path / "latents.json")
@@ -138,7 +138,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         classes = [i % null for i in range(PREVIEW_IMAGES)] if null and section.condition.kind == "class" else None
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device)
-            images = sampler.sample(classes, n=PREVIEW_IMAGES, seed=seed, steps=PREVIEW_STEPS, batch_size=PREVIEW_IMAGES)
+            images = sampler.sample(
+                classes, n=PREVIEW_IMAGES, seed=seed, steps=PREVIEW_STEPS, batch_size=PREVIEW_IMAGES
+            )
         return {"samples/ema": grid(images, columns=4)}
 
     return network, Task("diffusion", loss, batches, validate, preview)

@@ -1,4 +1,4 @@
-"""Stage 3, encode: every image once through the autoencoder; its moments, cached as latent shards, and their statistics.
+"""Stage 3, encode: every image once through the autoencoder; its moments, cached as latent shards, and statistics.
 
 A latent shard belongs to one image shard and lies in a pool that all runs share, named by what it is made of: the
 image shard's bytes and rows, the autoencoder's content, the views. A changed image shard costs one encoded shard, and a
@@ -32,7 +32,9 @@ def recipe(config: Config) -> dict[str, Any]:
     return result_fields(config.latents)
 
 
-def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster | Inline, spool: Spool) -> dict[str, Any]:
+def run(
+    config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster | Inline, spool: Spool
+) -> dict[str, Any]:
     """Encode what the pool lacks, merge the statistics in shard order, write `shards.json` and `latents.json`."""
     import time
 
@@ -42,27 +44,48 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     data, autoencoder = inputs["ingest"], inputs["autoencoder"]
     pool = writer.path.parent.parent.parent / "latents"
     pool.mkdir(parents=True, exist_ok=True)
-    jobs = []
+    jobs: list[dict[str, Any]] = []
     for split in SPLITS:
-        index = Index.open(data.path, split)
+        index = Index.open(data.path, split, config.data.cache)
         for shard in range(len(index.counts)):
             if index.counts[shard]:
-                key = digest([index.shard_digest(shard), autoencoder.content, recipe(config), result_fields(config.data)["size"]])
-                jobs.append({"split": split, "shard": shard, "count": int(index.counts[shard]), "path": str(pool / f"{key[:32]}.tar")})
+                key = digest(
+                    [index.shard_digest(shard), autoencoder.content, recipe(config), result_fields(config.data)["size"]]
+                )
+                jobs.append(
+                    {
+                        "split": split,
+                        "shard": shard,
+                        "count": int(index.counts[shard]),
+                        "path": str(pool / f"{key[:32]}.tar"),
+                    }
+                )
     missing = [job for job in jobs if not entry_path(job["path"]).exists()]
     begun, images = time.monotonic(), 0
     threads = config.cluster.threads if config.cluster.threads != "auto" else 1
-    setup = partial(load_encoder, str(data.path), str(autoencoder.path), config.latents.model_dump(), config.data.model_dump(mode="json"), threads)
+    setup = partial(
+        load_encoder,
+        str(data.path),
+        str(autoencoder.path),
+        config.latents.model_dump(),
+        config.data.model_dump(mode="json"),
+        threads,
+    )
     for done, count in enumerate(cluster.map(encode_shard, missing, threads=threads, setup=setup, gpus=1), 1):
         images += count
         rate = images / (time.monotonic() - begun)
         spool.metrics({"encode/images_per_second": rate}, done)
         print(f"encode: shard {done} of {len(missing)}, {rate:.0f} images/s", flush=True)
     entries = [{**job, **read_json(entry_path(job["path"]))} for job in jobs]
-    shards = [{k: e[k] for k in ("split", "shard", "count", "bytes", "sha256")} | {"file": Path(e["path"]).name} for e in entries]
+    shards = [
+        {k: e[k] for k in ("split", "shard", "count", "bytes", "sha256")} | {"file": Path(e["path"]).name}
+        for e in entries
+    ]
     space = latents.merge(e["sums"] for e in entries if e["split"] == "train")
     if not bool(np.isfinite(space.mean.numpy()).all() and (space.std.numpy() > 0).all()):
-        raise UserError(f"{autoencoder.path}: the autoencoder gives latents that are not finite or constant; train it again")
+        raise UserError(
+            f"{autoencoder.path}: the autoencoder gives latents that are not finite or constant; train it again"
+        )
     write_json(writer.path / "shards.json", {"pool": "latents", "shards": shards})
     space.save(writer.path / "latents.json")
     channels, size = entries[0]["shape"][0] // 2, entries[0]["shape"][1]
@@ -80,7 +103,8 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
 
 def headline(summary: dict[str, Any]) -> str:
     shape = "x".join(map(str, summary["shape"]))
-    return f"{sum(summary['images'].values()):,} latents {shape}, {summary['encoded']} of {summary['shards']} shards encoded"
+    count = sum(summary["images"].values())
+    return f"{count:,} latents {shape}, {summary['encoded']} of {summary['shards']} shards encoded"
 
 
 def entry_path(shard: str | Path) -> Path:
@@ -105,7 +129,9 @@ def shard_paths(artifact: Artifact, split: str) -> list[Path]:
 # ---- on a worker -----------------------------------------------------------------------------------------------------
 
 
-def load_encoder(data: str, autoencoder: str, latents: dict[str, Any], images: dict[str, Any], threads: int) -> dict[str, Any]:
+def load_encoder(
+    data: str, autoencoder: str, latents: dict[str, Any], images: dict[str, Any], threads: int
+) -> dict[str, Any]:
     """What an actor keeps: the autoencoder in evaluation mode, in fp32 with TF32 off, and the open indices."""
     import torch
 
@@ -113,6 +139,7 @@ def load_encoder(data: str, autoencoder: str, latents: dict[str, Any], images: d
     from pipeline.data.index import Index
     from pipeline.stages.autoencoder import load_model
 
+    settings = Data.model_validate(images)
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -120,10 +147,10 @@ def load_encoder(data: str, autoencoder: str, latents: dict[str, Any], images: d
     return {
         "model": load_model(Path(autoencoder)).to(device),
         "device": device,
-        "index": {split: Index.open(data, split) for split in SPLITS},
+        "index": {split: Index.open(data, split, settings.cache) for split in SPLITS},
         "views": latents["views"],
         "batch": latents["batch_size"],
-        "data": Data.model_validate(images),
+        "data": settings,
     }
 
 
@@ -147,7 +174,7 @@ def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
             "sums": latents.sums(moments),  # of the rounded moments: of what is read later
         },
     )
-    return job["count"]
+    return int(job["count"])
 
 
 def _moments(state: dict[str, Any], index: Any, rows: range) -> Iterator[np.ndarray[Any, Any]]:

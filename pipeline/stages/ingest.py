@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +155,12 @@ def _write_shards(
         for which, (name, rows) in enumerate(zip(("train", "val"), split, strict=True))
         for number, start in enumerate(range(0, len(rows), data.shard_size))
     ]
-    function = partial(write_shard, data=data, classes=listing.classes, folder=folder, work=work)
-    return listing.classes, quarantine, list(cluster.map(function, plans, threads=1))
+    classes = listing.classes  # the task carries these, not the whole listing
+
+    def task(plan: Plan) -> dict[str, Any]:
+        return write_shard(plan, data, classes, folder, work)
+
+    return classes, quarantine, list(cluster.map(task, plans, threads=1))
 
 
 def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: Path) -> dict[str, Any]:
@@ -225,7 +228,14 @@ def _index_tars(
     assert data.source.kind == "webdataset"
     classes = sources.tar_classes(data.source)
     plans = [TarPlan(f"shard-{number:05d}", tar) for number, tar in enumerate(tars)]
-    hashed = list(cluster.map(partial(hash_tar, data=data, work=work), plans, threads=1))
+
+    def hash_task(plan: TarPlan) -> np.ndarray[Any, Any]:
+        return hash_tar(plan, data, work)
+
+    def task(plan: TarPlan) -> dict[str, Any]:
+        return index_tar(plan, data, classes, folder, work)
+
+    hashed = list(cluster.map(hash_task, plans, threads=1))
     # Exactly equal images: the first place in the order of shards stays, the others are left out.
     places = np.cumsum([0] + [len(digests) for digests in hashed])
     _, first = np.unique(np.concatenate(hashed), return_index=True)
@@ -234,8 +244,7 @@ def _index_tars(
         TarPlan(plan.name, plan.tar, frozenset((repeated[(repeated >= start) & (repeated < end)] - start).tolist()))
         for plan, start, end in zip(plans, places[:-1], places[1:], strict=True)
     ]
-    function = partial(index_tar, data=data, classes=classes, folder=folder, work=work)
-    return classes, [], list(cluster.map(function, plans, threads=1))
+    return classes, [], list(cluster.map(task, plans, threads=1))
 
 
 def _samples(path: Path, plan: TarPlan) -> Iterator[tuple[str, dict[str, shards.Member], shards.Member | None]]:

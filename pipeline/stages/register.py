@@ -20,7 +20,11 @@ INPUTS = ("ingest", "autoencoder", "encode", "diffusion", "evaluate")
 
 def recipe(config: Config) -> dict[str, Any]:
     """The name and how the model samples where it is not told."""
-    return {"name": config.tracking.model_name or config.run.name, "alias": config.tracking.alias, "defaults": defaults(config)}
+    return {
+        "name": config.tracking.model_name or config.run.name,
+        "alias": config.tracking.alias,
+        "defaults": defaults(config),
+    }
 
 
 def defaults(config: Config) -> dict[str, Any]:
@@ -51,7 +55,9 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         defaults=defaults(config),
         lineage=lineage,
     )
-    spool.model(writer.path / "model", name, alias, description(inputs), {"ldm.diffusion": inputs["diffusion"].fingerprint})
+    spool.model(
+        writer.path / "model", name, alias, description(inputs), {"ldm.diffusion": inputs["diffusion"].fingerprint}
+    )
     return {"name": name, "alias": alias, "uri": f"models:/{name}@{alias}"}
 
 
@@ -63,7 +69,12 @@ def description(inputs: dict[str, Artifact]) -> str:
     """Markdown: the score first (the list of versions shows that line only), then what the model was made of."""
     from pipeline import graph
 
-    lines = [graph.module("evaluate").headline(inputs["evaluate"].summary), "", "| made of | key figure | artifact |", "| --- | --- | --- |"]
+    lines = [
+        graph.module("evaluate").headline(inputs["evaluate"].summary),
+        "",
+        "| made of | key figure | artifact |",
+        "| --- | --- | --- |",
+    ]
     for stage, artifact in inputs.items():
         figure = graph.module(stage).headline(artifact.summary)
         link = f"[{stage}]({{{{run:{stage}/{artifact.fingerprint}}}}})"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config, Training
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, digest, read_json, write_json
+from pipeline.files import atomic_path, read_json, write_json
 from pipeline.tracking import Spool
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def shorter_run(config: Config, name: str, writer: Writer) -> str | None:
     if folder is None:
         return None
     if training.schedule == "cosine":
-        print(f"{name}: a run of {best} steps exists, but the cosine schedule of {training.steps} steps is another from the start on")
+        print(f"{name}: a run of {best} steps exists, but the cosine of {training.steps} steps differs from the start")
         return None
     print(f"{name}: goes on from the last checkpoint of the run of {best} steps that fits ({folder})")
     return str(folder)
@@ -133,11 +133,6 @@ class Silent:
 
     def image(self, key: str, image: Any, step: int) -> None:
         """Nothing: rank 0 logs."""
-
-
-def weight_seed(seed: int, purpose: str) -> int:
-    """Seed of a network's first weights: 63 bits of the digest of (seed, purpose)."""
-    return int(digest([seed, purpose, "weights"])[:16], 16) >> 1
 
 
 def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:

@@ -24,7 +24,9 @@ def scenarios(root: Path, seed: int) -> tuple[list[dict[str, Any]], dict[str, in
     runs: list[dict[str, Any]] = []
     kills: dict[str, int] = {}
 
-    def add(name: str, folder: str, stage: int, world: int, accumulation: int = 1, kill: bool = False, **more: Any) -> None:
+    def add(
+        name: str, folder: str, stage: int, world: int, accumulation: int = 1, kill: bool = False, **more: Any
+    ) -> None:
         if kill:
             kills[name] = more["kill"] = chance.randrange(more.pop("after", 1), more.pop("until", STEPS - 1))
             more["kill_rank"] = chance.randrange(world)
@@ -47,7 +49,7 @@ def scenarios(root: Path, seed: int) -> tuple[list[dict[str, Any]], dict[str, in
         add(f"one-{stage}", f"f-one-{stage}", stage, 1, 2, kill=True)
         add(f"to2-{stage}", f"f-one-{stage}", stage, 2, 1, seed=1)
     add("chain-2", "f-chain", 2, 2, kill=True, until=6)
-    add("chain-3", "f-chain", 3, 1, kill=True, after=7, until=11, seed=1)
+    add("chain-3", "f-chain", 3, 1, kill=True, after=7, until=11, whole=6 * BATCH, seed=1)
     add("chain-0", "f-chain", 0, 2, seed=1)
     for stage in (0, 1, 2, 3):
         for leave_out in (False, True):

@@ -2,7 +2,7 @@
 
 SCENARIOS.json holds a list of runs, done one after the other, each by `world` forked processes. A run trains a small
 network on batches that are a pure function of position. Rank 0 appends each step to `<out>.steps.jsonl` (floats in hex)
-and writes `<out>.json` at the end. A run may kill itself with SIGKILL at a step, or get one inf into one rank's gradient.
+and writes `<out>.json` at the end. A run may kill itself with SIGKILL at a step, or get an inf in one rank's gradient.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,11 @@ def loss_function(rank: int, bad: list[int]) -> Any:
     return loss
 
 
+def whole(folder: Path, position: int) -> bool:
+    """Whether there is a whole checkpoint made at this position or later."""
+    return any(int(path.parent.name.split("-")[1]) >= position for path in folder.glob("step-*/manifest.json"))
+
+
 class Curves:
     """A log that keeps all it is given."""
 
@@ -131,6 +137,8 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
             with open(f"{out}.steps.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
         if kill is not None and position == kill * BATCH and rank == scenario.get("kill_rank", 0):
+            while not whole(Path(scenario["folder"]), scenario.get("whole", 0)):  # the resumed runs have another seed
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
     task = Task("test", loss, lambda position: batches(position, rank, world))
@@ -150,7 +158,7 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
 
 
 def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
-    """One step with an inf on the last rank between good ones: what changed, bit by bit, and what the next steps gave."""
+    """A step with an inf on the last rank between good ones: what changed, bit by bit, and what the next steps gave."""
     import torch.distributed as dist
 
     from pipeline.config import Training
@@ -163,8 +171,8 @@ def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
     ranks = open_ranks()
     training = Training(
-        batch_size=BATCH, micro_batch=BATCH // world // scenario["accumulation"], zero_stage=scenario["stage"], steps=10,
-        learning_rate=3e-3, weight_decay=0.1, half_lives=(32,), precision=scenario.get("precision", "auto"),
+        batch_size=BATCH, micro_batch=BATCH // world // scenario["accumulation"], zero_stage=scenario["stage"],
+        steps=10, learning_rate=3e-3, weight_decay=0.1, half_lives=(32,), precision=scenario.get("precision", "auto"),
     )  # fmt: skip
     torch.manual_seed(0)
     engine = Engine(Net(), loss_function(rank if rank == world - 1 else -1, [3 * BATCH]), training, ranks)
@@ -202,7 +210,9 @@ def fork(scenario: dict[str, Any]) -> None:
             pid = os.fork()
             if pid == 0:
                 try:
-                    {"train": run, "bad_step": run_bad_step}[scenario.get("kind", "train")](scenario, rank, f"{folder}/store")
+                    {"train": run, "bad_step": run_bad_step}[scenario.get("kind", "train")](
+                        scenario, rank, f"{folder}/store"
+                    )
                 except BaseException:
                     import traceback
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import pytest
@@ -18,7 +17,6 @@ DROPPED = '''
 """A backbone in one file: two convolutions that the time and the condition shift."""
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from models.layers import TimeEmbedding
@@ -27,19 +25,20 @@ from models.layers import TimeEmbedding
 @dataclass(frozen=True)
 class Config:
     width: int = 16  # channels between the two convolutions
+    limit: float | None = None  # bound of the hidden values
 
 
 class Model(nn.Module):
     def __init__(self, config, channels, size):
         super().__init__()
-        self.condition_width = config.width
+        self.condition_width, self.limit = config.width, config.limit
         self.time = TimeEmbedding(config.width)
         self.first = nn.Conv2d(channels, config.width, 3, padding=1)
         self.last = nn.Conv2d(config.width, channels, 3, padding=1)
 
     def forward(self, x, t, condition):
         shift = self.time(t) + condition.vector
-        return self.last(torch.relu(self.first(x) + shift[:, :, None, None]))
+        return self.last((self.first(x) + shift[:, :, None, None]).clamp(0, self.limit))
 '''
 
 
@@ -48,7 +47,6 @@ def dropped(tmp_path, monkeypatch):
     """A file on the path of models.backbones, as if it lay in the folder; gone afterwards."""
     (tmp_path / "shifted_convs.py").write_text(DROPPED)
     monkeypatch.setattr(models.backbones, "__path__", [*models.backbones.__path__, str(tmp_path)])
-    importlib.invalidate_caches()
     yield "shifted_convs"
     sys.modules.pop("models.backbones.shifted_convs", None)
 
@@ -56,6 +54,8 @@ def dropped(tmp_path, monkeypatch):
 def test_a_dropped_file_trains_two_steps_by_its_kind(dropped):
     assert len(DROPPED.strip().splitlines()) <= 60
     assert dropped in registry.kinds("backbones")
+    assert registry.make_config("backbones", {"kind": dropped, "limit": None}).limit is None
+    assert registry.make_config("backbones", {"kind": dropped, "limit": 2}).limit == 2.0
     torch.manual_seed(0)
     network = build_network({"kind": dropped, "width": 24}, "class", channels=4, size=8, classes=3)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
@@ -116,9 +116,13 @@ def test_every_preset_of_every_kind_is_valid(family):
         ("autoencoders", {"kind": "kl", "multipliers": 3}, ["multipliers", "3"]),
         ("autoencoders", {"kind": "kl", "width": 48}, ["groups", "48"]),
         ("autoencoders", {"kind": "kl", "multipliers": []}, ["multipliers"]),
+        ("autoencoders", {"kind": "kl", "blocks": 0}, ["blocks", "at least 1"]),
+        ("backbones", {"kind": "dit", "width": 6, "heads": 3}, ["width", "multiple of 4"]),
+        ("backbones", {"kind": "dit", "mlp_ratio": 0}, ["mlp_ratio", "0"]),
+        ("backbones", {"kind": "shifted_convs", "limit": "x"}, ["limit", "float", "'x'"]),
     ],
 )
-def test_errors_name_the_field_and_the_nearest(family, options, words):
+def test_errors_name_the_field_and_the_nearest(dropped, family, options, words):
     with pytest.raises(ValueError) as caught:
         registry.make_config(family, options)
     message = str(caught.value)

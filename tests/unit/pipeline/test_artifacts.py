@@ -1,7 +1,6 @@
 """Artifacts: nothing half-written is believed; one writer; what was made of what is checked."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,9 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_path, canonical_json, write_json
 
 
-def make(store: Store, stage: str = "ingest", text: str = "hello", inputs: dict[str, Artifact] | None = None) -> Artifact:
+def make(
+    store: Store, stage: str = "ingest", text: str = "hello", inputs: dict[str, Artifact] | None = None
+) -> Artifact:
     inputs = inputs or {}
     name = fingerprint(stage, {"size": 8}, {k: a.fingerprint for k, a in inputs.items()})
     with store.write(stage, name, {"size": 8}, inputs) as writer:
@@ -103,7 +104,10 @@ def hold(root: Path) -> subprocess.Popen[str]:
 def test_a_living_holder_is_named(tmp_path: Path) -> None:
     holder = hold(tmp_path)
     try:
-        with pytest.raises(UserError, match=f"written by process {holder.pid} on "), Store(tmp_path).write("ingest", "abc", {}, {}):
+        with (
+            pytest.raises(UserError, match=f"written by process {holder.pid} on "),
+            Store(tmp_path).write("ingest", "abc", {}, {}),
+        ):
             pass
     finally:
         holder.kill()
@@ -120,7 +124,16 @@ def test_a_dead_holder_is_taken_over_at_once(tmp_path: Path) -> None:
 
 def foreign(tmp_path: Path, **fields: object) -> Path:
     folder = tmp_path / "artifacts/ingest/abc/work/lease"
-    holder = {"host": "elsewhere", "boot": "b", "pid": 1, "started": "1", "slurm_job": None, "slurm_restart": 0, "beat": 7, "released": False}
+    holder = {
+        "host": "elsewhere",
+        "boot": "b",
+        "pid": 1,
+        "started": "1",
+        "slurm_job": None,
+        "slurm_restart": 0,
+        "beat": 7,
+        "released": False,
+    }
     write_json(folder / "000001.json", holder | fields)
     return folder
 
@@ -133,7 +146,9 @@ def test_a_requeued_job_takes_over_from_itself(tmp_path: Path, monkeypatch: pyte
         assert writer.token == 2
 
 
-def test_a_silent_holder_elsewhere_is_taken_over_by_our_own_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_holder_elsewhere_is_taken_over_by_our_own_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     foreign(tmp_path)
     monkeypatch.setattr(artifacts, "DEAD_AFTER", 0.2)
     begun = time.monotonic()
@@ -152,4 +167,4 @@ def test_a_superseded_holder_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(UserError, match="taken over"):
             writer.finish({})
     assert json.loads((writer.work / "lease" / "000002.json").read_text()) == {"host": "other"}
-    assert os.listdir(writer.path) == ["work"]
+    assert [p.name for p in writer.path.iterdir()] == ["work"]

@@ -1,4 +1,4 @@
-"""Checkpoints: damage is named and the newest whole one taken, a superseded lease gives way, a full disk is one line."""
+"""Checkpoints: damage is named and the newest whole one taken, an old lease gives way, a full disk is one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ FILE = "rank-00000-of-00001.safetensors"
 def make(width: int = 6, stage: int = 0, half_lives: tuple[int, ...] = (8,)) -> Engine:
     training = Training(batch_size=4, steps=100, zero_stage=stage, learning_rate=1e-2, half_lives=half_lives)
     model = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 3))
-    return Engine(model, lambda module, batch: {"loss": (module(batch["x"]) - 1).square().mean()}, training, open_ranks())
+    return Engine(
+        model, lambda module, batch: {"loss": (module(batch["x"]) - 1).square().mean()}, training, open_ranks()
+    )
 
 
 def step(engine: Engine, position: int) -> float:
@@ -129,7 +131,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_another_model_is_one_line(run: Run) -> None:
     with pytest.raises(UserError, match=r"of another model: 0\.bias is \[6\] there, \[7\] in the model"):
         restore(run.folder, make(width=7))
-    with pytest.raises(UserError, match="holds no average-9: give training.half_lives"):
+    with pytest.raises(UserError, match=r"holds no average-9: give training\.half_lives"):
         restore(run.folder, make(half_lives=(9,)))
 
 
@@ -140,7 +142,7 @@ def test_files_of_a_superseded_lease_are_ignored(run: Run) -> None:
     ours.save(12, {"owner": "second"})
     ours.wait()
     theirs.save(24, {"owner": "first"})  # a job that does not know yet that it lost its lease
-    with pytest.raises(UserError, match="taken over this run .lease token 2, ours is 1."):
+    with pytest.raises(UserError, match=r"taken over this run .lease token 2, ours is 1."):
         theirs.wait()
     extra = restore(run.folder, make())
     assert extra == {"owner": "second", "position": 12}
@@ -195,7 +197,9 @@ def test_a_full_disk_is_one_clear_line(run: Run, how: str, monkeypatch: pytest.M
 
         monkeypatch.setattr(checkpoint, "write_safetensors", full)
     saver.save(24, {})
-    with pytest.raises(UserError, match=r"step-000000000024.*needs [\d,]+ bytes, [\d,]+ bytes free.*untouched") as caught:
+    with pytest.raises(
+        UserError, match=r"step-000000000024.*needs [\d,]+ bytes, [\d,]+ bytes free.*untouched"
+    ) as caught:
         saver.wait()
     assert "\n" not in str(caught.value)
     monkeypatch.undo()

@@ -23,7 +23,7 @@ def test_bad_steps_in_a_row_give_their_stretch() -> None:
 def test_a_second_stretch_right_after_the_first_is_not_the_samples_fault() -> None:
     guard = Guard(1)
     assert guard.look(0, 8, True) == (0, 8)
-    with pytest.raises(UserError, match="lower training.learning_rate"):
+    with pytest.raises(UserError, match=r"lower training\.learning_rate"):
         guard.look(8, 8, True)
 
 

@@ -48,7 +48,9 @@ class Record:
         self.losses[position] = stats.loss
 
 
-def run(folder: Path, steps: int = 12, stop_after: int | None = None, task: Task | None = None, **more: Any) -> tuple[Summary, Record]:
+def run(
+    folder: Path, steps: int = 12, stop_after: int | None = None, task: Task | None = None, **more: Any
+) -> tuple[Summary, Record]:
     training = Training(batch_size=4, steps=steps, learning_rate=1e-2, half_lives=(8,), zero_stage=0, log_every=3,
                         validate_every=6, preview_every=5, save_every=4,
                         **{k: more.pop(k) for k in ("skip", "max_bad_steps") if k in more})  # fmt: skip
@@ -62,8 +64,10 @@ def run(folder: Path, steps: int = 12, stop_after: int | None = None, task: Task
         preview=lambda engine: {"samples/ema": np.zeros((2, 2, 3), np.uint8)},
     )  # fmt: skip
     summary = train(
-        engine, task, training, ranks, folder, record, lambda: stop_after is not None and len(record.losses) >= stop_after,
-        on_step=record.step, progress=lambda progress: record.lines.append(str(progress)), say=record.lines.append, **more,
+        engine, task, training, ranks, folder, record,
+        lambda: stop_after is not None and len(record.losses) >= stop_after,
+        on_step=record.step, say=record.lines.append,
+        progress=lambda progress: record.lines.append(str(progress)), **more,
     )  # fmt: skip
     return summary, record
 

@@ -1,4 +1,4 @@
-"""The spool, what of it counts, the parent's mirror, and the shipper's reading of it. No tracker: see test_mlflow.py."""
+"""The spool, what of it counts, the parent's mirror, the shipper's reading of it. No tracker: see test_mlflow.py."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pipeline import tracking
 from pipeline.errors import UserError
 from pipeline.mirror import LIMIT, copy_curves, thin, thin_last
@@ -79,7 +80,7 @@ def test_lines_of_a_superseded_writer_do_not_count(tmp_path: Path) -> None:
 def test_a_spool_goes_to_another_process_and_keeps_two_runs_apart(tmp_path: Path) -> None:
     spool = Spool(tmp_path, "diffusion/ab", 3)
     spool.metrics({"loss": 1.0}, 1)
-    copy = pickle.loads(pickle.dumps(spool))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(spool))
     copy.metrics({"loss": 1.0}, 1)
     copy.metrics({"loss": 1.0}, 2)
     Spool(tmp_path, "diffusion-ab", 3).metrics({"loss": 1.0}, 1)

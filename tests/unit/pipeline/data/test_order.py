@@ -1,4 +1,4 @@
-"""The order of samples and their draws are functions of (seed, position), whatever the world size; and well shuffled."""
+"""The order of samples and their draws are functions of (seed, position), at any world size; and well shuffled."""
 
 from __future__ import annotations
 

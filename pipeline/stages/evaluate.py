@@ -1,0 +1,396 @@
+"""Stage 5, evaluate: how good reconstructions and samples are, and whether samples are copies of training images.
+
+`evaluate` is the core: arrays in, report out. Every Fréchet distance stands beside the same distance of two sets of
+real images (half of them training images, half held out, equally many); what cannot be compared is left out, and the
+report says why. The measures themselves are in `metrics/`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.artifacts import Artifact, Writer
+from pipeline.config import Config, Evaluate, result_fields
+from pipeline.errors import UserError
+from pipeline.files import atomic_write, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster, Inline
+    from pipeline.generate import Generator, Images
+    from pipeline.metrics.features import Extractor
+    from pipeline.metrics.frechet import Figure
+    from pipeline.tracking import Spool
+
+INPUTS = ("ingest", "autoencoder", "encode", "diffusion")
+MEMORY = 1_000_000_000  # bytes of training images that are looked at; the report says how many these were
+SHOWN = 64  # samples in the grid
+PAIRS = 32  # samples beside their nearest training image in the grids of neighbours
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass
+class Report:
+    """values: plain JSON values, all figures and what they rest on. images: grids, uint8 [H, W, 3], by name.
+
+    missing: figures that are not given, with the reason. extractor: what made the features.
+    """
+
+    values: dict[str, Any]
+    images: dict[str, Images]
+    missing: dict[str, str]
+    extractor: Extractor = field(repr=False)
+
+
+# ---- the stage -------------------------------------------------------------------------------------------------------
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What decides on the report besides the models and the data."""
+    values = result_fields(config.evaluate)
+    if config.evaluate.extractor.path:  # a file is its content, not its name
+        path = Path(config.evaluate.extractor.path)
+        if not path.is_file():
+            raise UserError(f"`evaluate.extractor.path`: {path} does not exist; give the extractor's weights")
+        values["extractor"]["path"] = sha256_file(path)
+    return {**values, "mirrored": mirrored(config)}
+
+
+def mirrored(config: Config) -> bool:
+    """Whether the models saw mirrored training images, so that copies of these count as copies."""
+    return config.data.augment.flip or "flip" in config.latents.views
+
+
+def run(
+    config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster | Inline, spool: Spool
+) -> dict[str, Any]:
+    """Measure on one worker; write report.json, the grids, and the classifier if one was trained."""
+    threads = config.cluster.threads if config.cluster.threads != "auto" else 1
+    arguments = {
+        "config": config.model_dump(mode="json", by_alias=True),
+        "inputs": {name: str(artifact.path) for name, artifact in inputs.items()},
+        "path": str(writer.path),
+        "threads": threads,
+    }
+    report: dict[str, Any] = next(iter(cluster.map(measure, [arguments], threads=threads, gpus=1)))
+    spool.metrics({f"eval/{name}": round(value, 6) for name, value in key_figures(report).items()}, 0)
+    from PIL import Image
+
+    for name in report["grids"]:
+        with Image.open(writer.path / f"{name}.png") as image:
+            spool.image(GRID_KEYS[name], np.asarray(image), 0)
+    spool.file(writer.path / "report.json")
+    for line in lines(report):
+        print(f"evaluate: {line}", flush=True)
+    return {"key_figures": key_figures(report), "images": report["images"], "missing": report["missing"]}
+
+
+GRID_KEYS = {
+    "samples": "samples_final/ema",
+    "neighbours_pixels": "neighbours/pixels",
+    "neighbours_features": "neighbours/features",
+}
+
+
+def measure(arguments: dict[str, Any]) -> dict[str, Any]:
+    """On a worker: load models and images, evaluate, write the files; returns the report's values."""
+    import torch
+    from PIL import Image
+
+    from pipeline.data.transforms import to_png
+    from pipeline.generate import from_artifacts
+
+    torch.set_num_threads(arguments["threads"])
+    config, folder = Config.model_validate(arguments["config"]), Path(arguments["path"])
+    inputs = {name: Artifact.load(path) for name, path in arguments["inputs"].items()}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = from_artifacts(inputs["autoencoder"], inputs["encode"], inputs["diffusion"], device)
+    report = evaluate(
+        generator,
+        *load_split(inputs["ingest"].path, "train", config, config.run.seed),
+        *load_split(inputs["ingest"].path, "val", config, config.run.seed),
+        config.evaluate,
+        mirrored=mirrored(config),
+    )
+    for name, image in report.images.items():
+        atomic_write(folder / f"{name}.png", to_png(Image.fromarray(image)))
+    if report.extractor.module is not None:
+        report.extractor.save(folder / "extractor.safetensors")
+    values = {**report.values, "missing": report.missing, "grids": sorted(report.images)}
+    write_json(folder / "report.json", values)
+    return values
+
+
+def load_split(folder: Path, split: str, config: Config, seed: int) -> tuple[Images, Array]:
+    """Images uint8 [n, H, W, C] and classes int64 [n] (-1: none) of a split, in a random order fixed by `seed`.
+
+    At most MEMORY bytes of them.
+    """
+    from pipeline.data import transforms
+    from pipeline.data.index import Index
+
+    index = Index.open(folder, split)
+    size = config.data.size**2 * config.data.channels
+    rows = np.random.Generator(np.random.Philox(seed)).permutation(len(index))[: max(1, MEMORY // size)]
+    if not len(rows):
+        raise UserError(f"{folder}: the {split} split is empty; give more images or another `data.split`")
+    images = np.stack([transforms.load_image(index.read(int(i)), config.data).transpose(1, 2, 0) for i in rows])
+    return images, index.labels()[rows]
+
+
+def key_figures(report: dict[str, Any]) -> dict[str, float]:
+    """The figures that go into curves and tables, by name; those that could not be had are absent."""
+    found = {name: report["reconstruction"].get(name) for name in ("psnr", "ssim")}
+    for name, key in (("fd", "samples"), ("fd_real", "real"), ("fd_reconstructions", "reconstructions")):
+        found[name] = report["frechet"][key]["value"] if key in report["frechet"] else None
+    if "classes" in report:
+        found["class_accuracy"] = report["classes"]["right"]
+        found["classifier_accuracy"] = report["extractor"]["facts"]["held_out_accuracy"]
+    for space, values in report["neighbours"].items():
+        found[f"nearest_{space}_share"] = values["share_below"]
+        found[f"nearest_{space}_ratio"] = values["sample_median"] / values["held_out_median"]
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """The verdict in one line. A distance is never alone."""
+    values, parts = summary["key_figures"], []
+    if "fd" in values:
+        count = summary["images"]["compared"]
+        parts.append(f"Fréchet distance {values['fd']:.3g} (real data: {values['fd_real']:.3g}, {count} images a set)")
+    if "class_accuracy" in values:
+        parts.append(f"{values['class_accuracy']:.1%} of samples in their class")
+    if "psnr" in values:
+        parts.append(f"PSNR {values['psnr']:.2f} dB")
+    return ", ".join(parts) or "no figure: " + "; ".join(summary["missing"].values())
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report as lines of text."""
+    from pipeline.metrics import frechet
+
+    extractor, counts, result = report["extractor"], report["images"], []
+    for name, value in report["reconstruction"].items():
+        result.append(f"{name.upper()} {value:.4g} of {counts['held_out']} reconstructed held-out images")
+    result.append(f"features: {extractor['description']}, digest {extractor['digest'][:12]}")
+    figures = {name: frechet.Figure.of(values) for name, values in report["frechet"].items()}
+    for name in ("samples", "reconstructions"):
+        if name in figures:
+            result.append(frechet.line(f"Fréchet distance of {name}", figures[name], figures["real"]))
+    if "classes" in report:
+        asked, right = report["classes"]["asked"], report["classes"]["right"]
+        measured = extractor["facts"]["held_out_accuracy"]
+        result.append(f"{right:.1%} of {asked} samples in the class asked for (held-out images: {measured:.1%})")
+    for space, near in report["neighbours"].items():
+        result.append(
+            f"nearest training image by {space}: median distance {near['sample_median']:.3g} of {near['samples']} "
+            f"samples, {near['held_out_median']:.3g} of {near['held_out']} held-out images; {near['share_below']:.1%} "
+            f"of samples nearer than the first percentile of these ({near['threshold']:.3g})"
+        )
+    return result + [f"{name} is not given: {reason}" for name, reason in report["missing"].items()]
+
+
+# ---- the core --------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    generator: Generator,
+    train: Images,
+    train_labels: Array,
+    held_out: Images,
+    held_out_labels: Array,
+    config: Evaluate,
+    mirrored: bool = False,
+) -> Report:
+    """Measure a generator against real images, uint8 [n, H, W, C], in random order; labels int64 [n], -1 for none.
+
+    The first n training images are the half of the real-data baseline, and the extractor is not trained on them: what
+    a network has seen has other features. Samples are asked for in the classes of training images, those first, so
+    that a perfect generator's distance is the baseline's. n: equally many images in all sets compared.
+    """
+    n = min(config.samples, len(held_out), len(train) // 2)
+    extractor = make_extractor(config, train[n:], train_labels[n:], held_out, held_out_labels, len(generator.classes))
+    held_out = held_out[: config.samples]  # as many as samples: of tens of thousands, reconstruction takes its time
+    asked = train_labels[np.arange(config.samples) % len(train)] if generator.classes else None
+    samples, sampling = _samples(generator, asked, config)
+    reconstructions = generator.decode(generator.encode(held_out, config.batch_size), config.batch_size)
+    named = {"train": train, "held_out": held_out, "samples": samples, "reconstructions": reconstructions}
+    features = {name: extractor(images) for name, images in named.items()}
+
+    report = Report({}, {}, {}, extractor)
+    distances = _distances(features, n, _real_digest(train[:n], held_out[:n]), config, report)
+    report.values = {
+        "settings": result_fields(config),
+        "model": generator.about,
+        "sampling": sampling,
+        "images": {**{name: len(images) for name, images in named.items()}, "compared": n},
+        "extractor": {key: getattr(extractor, key) for key in ("kind", "digest", "description", "facts")},
+        "reconstruction": _reconstruction(held_out, reconstructions, report),
+        "frechet": {name: figure.json() for name, figure in distances.items()},
+        "neighbours": _neighbours(train, held_out, samples, features, mirrored, report),
+    }
+    _classes(samples, asked, extractor, report)
+    order = np.arange(len(samples)) if asked is None else np.argsort(asked[:SHOWN], kind="stable")
+    report.images["samples"] = _grid(samples[order[:SHOWN]])
+    return report
+
+
+def _samples(generator: Generator, asked: Array | None, config: Evaluate) -> tuple[Images, dict[str, Any]]:
+    """The samples, and what was asked of the generator (without the list of classes)."""
+    begun = time.monotonic()
+    request = generator.request(
+        None if asked is None else [int(c) for c in asked],
+        config.samples,
+        config.seed,
+        config.steps,
+        config.sampler,
+        config.guidance,
+        config.batch_size,
+    )
+    samples = generator.sample(**request)
+    print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} images/s", flush=True)
+    return samples, {key: value for key, value in request.items() if key != "classes"}
+
+
+def make_extractor(
+    config: Evaluate, train: Images, labels: Array, held_out: Images, held_out_labels: Array, classes: int
+) -> Extractor:
+    """The extractor that the config asks for. Without two classes no classifier can be trained: random convolutions."""
+    from pipeline.metrics import features
+
+    chosen = config.extractor
+    if chosen.kind == "torchscript":
+        return features.torchscript(str(chosen.path))
+    if chosen.kind == "inception":
+        return features.inception(str(chosen.path))
+    known, known_held_out = labels >= 0, held_out_labels >= 0
+    if len(np.unique(labels[known])) < 2 or not known_held_out.any():
+        return features.random_network(train, "the images have fewer than two classes")
+    return features.train_classifier(
+        train[known],
+        labels[known],
+        held_out[known_held_out],
+        held_out_labels[known_held_out],
+        classes=max(classes, int(labels.max()) + 1),
+        steps=chosen.steps,
+        seed=config.seed,
+    )
+
+
+def _reconstruction(images: Images, reconstructions: Images, report: Report) -> dict[str, float]:
+    from pipeline.metrics import pixel
+
+    values = {}
+    for name, measure_of in (("psnr", pixel.psnr), ("ssim", pixel.ssim)):
+        try:
+            values[name] = measure_of(images, reconstructions)
+        except ValueError as error:
+            report.missing[name] = str(error)
+    return values
+
+
+def _distances(features: dict[str, Array], n: int, real: str, config: Evaluate, report: Report) -> dict[str, Figure]:
+    """Fréchet distances at n images a set; all or none, since none means anything without the first.
+
+    real: training against held-out images. samples: samples against held-out images. reconstructions: those of the
+    held-out images against training images, which is `real` with one side passed through the autoencoder.
+    """
+    from pipeline.metrics import frechet
+
+    sets = {
+        "real": (features["train"], features["held_out"]),
+        "samples": (features["samples"], features["held_out"]),
+        "reconstructions": (features["train"], features["reconstructions"]),
+    }
+    figures = {}
+    try:
+        for name, (first, second) in sets.items():
+            figures[name] = frechet.figure(
+                first[:n],
+                second[:n],
+                extractor=report.extractor.digest,
+                real=real,
+                resamples=config.bootstrap,
+                seed=config.seed,
+            )
+    except ValueError as error:
+        report.missing["frechet"] = str(error)
+        return {}
+    return figures
+
+
+def _classes(samples: Images, asked: Array | None, extractor: Extractor, report: Report) -> None:
+    """The share of samples that the classifier puts in the class that was asked for, in all and by class."""
+    if asked is None:
+        report.missing["class_accuracy"] = "the model has no class condition"
+    elif extractor.logits is None:
+        report.missing["class_accuracy"] = f"the extractor {extractor.kind} knows no classes; use kind classifier"
+    else:
+        right = extractor.classify(samples) == asked
+        report.values["classes"] = {
+            "asked": len(asked),
+            "right": float(right.mean()),
+            "by_class": {str(c): float(right[asked == c].mean()) for c in np.unique(asked)},
+        }
+
+
+def _neighbours(
+    train: Images, held_out: Images, samples: Images, features: dict[str, Array], mirrored: bool, report: Report
+) -> dict[str, Any]:
+    """Distances to the nearest training image, by pixels and by features, and a grid of pairs for each."""
+    from pipeline.metrics import neighbours
+
+    trained = [train, train[:, :, ::-1]] if mirrored else [train]
+    found = {}
+    for space in ("pixels", "features"):
+        nearest: dict[str, tuple[Array, Array]] = {}
+        for side in trained:
+            if space == "pixels":
+                points = side.reshape(len(side), -1)
+                queries = {
+                    "samples": samples.reshape(len(samples), -1),
+                    "held_out": held_out.reshape(len(held_out), -1),
+                }
+            else:
+                points = features["train"] if side is train else report.extractor(side)
+                queries = {name: features[name] for name in ("samples", "held_out")}
+            for name, query in queries.items():
+                distances, indices = neighbours.nearest(query, points)
+                images = side[indices[:PAIRS]] if name == "samples" else side[:0]
+                nearest[name] = _nearer(nearest.get(name), (distances, images))
+        found[space] = neighbours.nearness(space, nearest["samples"][0], nearest["held_out"][0], len(train)).json()
+        # [p, 2, H, W, C] -> [2p, H, W, C]: sample, neighbour, sample, neighbour ...
+        pairs = np.stack([samples[:PAIRS], nearest["samples"][1]], axis=1)
+        report.images[f"neighbours_{space}"] = _grid(pairs.reshape(-1, *samples.shape[1:]), columns=8)
+    return found
+
+
+def _nearer(old: tuple[Array, Array] | None, new: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Of two searches the nearer result: distances [n], and images of the first p."""
+    if old is None:
+        return new
+    shown = len(new[1])
+    swap = new[0][:shown] < old[0][:shown]
+    return np.minimum(old[0], new[0]), np.where(swap[:, None, None, None], new[1], old[1])
+
+
+def _grid(images: Images, columns: int | None = None) -> Images:
+    from pipeline.generate import grid
+
+    return grid(images, columns)
+
+
+def _real_digest(train: Images, held_out: Images) -> str:
+    """SHA-256 over the real images that the distances stand on."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for images in (train, held_out):
+        total.update(str(images.shape).encode())
+        total.update(np.ascontiguousarray(images).tobytes())
+    return total.hexdigest()

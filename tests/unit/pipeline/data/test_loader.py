@@ -1,0 +1,210 @@
+"""The batch at a position is the same for any world size, number of readers and accumulation; corrupt samples too."""
+
+from __future__ import annotations
+
+import io
+from itertools import islice
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.cluster import Inline
+from pipeline.config import Cache, Data
+from pipeline.data import cache, latent_shards, loader
+from pipeline.data.index import Index
+from pipeline.data.latent_shards import LatentIndex
+from pipeline.data.order import Order
+from pipeline.errors import UserError
+from pipeline.stages import ingest
+
+LATENT = (2, 3, 3)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 12, 14), np.uint8)
+    np.savez(folder / "a.npz", images=pixels, labels=np.arange(90) % 3)
+    data = make_data(folder)
+    config = SimpleNamespace(run=SimpleNamespace(root=str(folder)), data=data)
+    ingest.run(config, {}, SimpleNamespace(path=folder / "out", work=folder / "out" / "work"), Inline(), None)
+    return folder
+
+
+def make_data(folder, **more):
+    source = {"kind": "arrays", "path": str(folder / "a.npz")}
+    augment = {"crop": "random", "flip": True}
+    return Data(source=source, size=8, channels=1, shard_size=20, split={"val_fraction": 0.2}, augment=augment, **more)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents")
+    rng = np.random.default_rng(0)
+    for shard in range(3):
+        moments = rng.standard_normal((30, 2, 4, 3, 3)).astype(np.float16)
+        latent_shards.write(folder / f"{shard}.tar", moments, np.arange(30) % 5 - 1, [f"{i}" for i in range(30)])
+    return LatentIndex.open(sorted(folder.glob("*.tar")))
+
+
+def image_stream(folder, world=1, rank=0, position=0, **more):
+    index, data = Index.open(folder / "out", "train"), make_data(folder, **more)
+    return loader.image_batches(index, Order(index.counts, 16, 16, 5), data, 5, rank, world, position, LATENT)
+
+
+def latent_stream(index, world=1, rank=0, position=0, drop=0.2, **more):
+    data = Data(source={"kind": "digits"}, **more)
+    return loader.latent_batches(index, Order(index.counts, 16, 16, 5), data, 5, rank, world, position, drop, 4)
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[name])), name
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_any_world_size_reads_the_same_batches(images, latents, world):
+    for make, source in ((image_stream, images), (latent_stream, latents)):
+        whole = list(islice(make(source), 8))
+        ranks = [list(islice(make(source, world, rank), 8)) for rank in range(world)]
+        for step, batch in enumerate(whole):
+            joined = {
+                name: torch.cat([ranks[r][step][name] for r in range(world)]) if name != "position" else value
+                for name, value in batch.items()
+            }
+            same(batch, joined)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_readers_gives_the_same_batches(images, latents, workers):
+    for make, source in ((image_stream, images), (latent_stream, latents)):
+        for first, second in islice(zip(make(source), make(source, loader_workers=workers), strict=False), 10):
+            same(first, second)
+
+
+def test_a_stream_goes_on_at_its_position(images, latents):
+    for make, source in ((image_stream, images), (latent_stream, latents)):
+        stream = list(islice(make(source), 12))
+        same(stream[11], next(make(source, position=11 * 16)))
+        assert stream[11]["position"] == 11 * 16
+
+
+def test_latent_batches_hold_what_they_say(latents):
+    batches = list(islice(latent_stream(latents, drop=0.5), 30))
+    label = torch.cat([b["label"] for b in batches])
+    index = torch.cat([b["index"] for b in batches]).numpy()
+    true = latents.labels(index)
+    assert ((label.numpy() == true) | (label.numpy() == 4)).all()
+    assert (label[true == -1] == 4).all() and 0.4 < (label.numpy() == 4)[true >= 0].mean() < 0.6
+    moments = torch.cat([b["moments"] for b in batches]).numpy()
+    views = [(moments == latents.moments(index, v)).all((1, 2, 3)) for v in (0, 1)]
+    assert (views[0] ^ views[1]).all() and 0.4 < views[0].mean() < 0.6
+    assert batches[0]["moments"].dtype == torch.float32 and batches[0]["u"].dtype == torch.float64
+    assert batches[0]["noise"].shape == batches[0]["posterior"].shape == (16, 2, 3, 3)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_validation_meets_each_sample_once_whatever_the_world(images, latents, world):
+    index, data = Index.open(images / "out", "val"), make_data(images)
+    ways = [
+        (len(index), lambda r, w: loader.image_validation(index, 8, data, 5, r, w, LATENT)),
+        (len(latents), lambda r, w: loader.latent_validation(latents, 8, data, 5, r, w)),
+    ]
+    for samples, stream in ways:
+        ranks = [list(stream(rank, world)) for rank in range(world)]
+        assert len({len(batches) for batches in ranks}) == 1
+        assert len({b["index"].shape for batches in ranks for b in batches}) == 1
+        met = torch.cat([b["index"][b["weight"] > 0] for batches in ranks for b in batches])
+        assert sorted(met.tolist()) == list(range(samples))
+        one = {int(i): b["noise"][n] for b in stream(0, 1) for n, i in enumerate(b["index"])}
+        for batch in (b for batches in ranks for b in batches):
+            assert all(torch.equal(noise, one[int(i)]) for noise, i in zip(batch["noise"], batch["index"], strict=True))
+
+
+def test_validation_times_are_spread_evenly(latents):
+    u = torch.cat([b["u"][b["weight"] > 0] for b in loader.latent_validation(latents, 16, None, 0, 0, 1)]).numpy()
+    gap = np.abs(np.sort(u) - (np.arange(len(u)) + 0.5) / len(u)).max()
+    assert gap < 3 / len(u)  # of independent draws: about 1 / sqrt(n)
+
+
+def test_crops_and_flips_move(images):
+    index = Index.open(images / "out", "train")
+    found = {}
+    for batch in islice(image_stream(images), 20):
+        for i, image in zip(batch["index"].tolist(), batch["images"], strict=True):
+            found.setdefault(i, set()).add(image.numpy().tobytes())
+    assert len(found) == len(index) and np.mean([len(v) for v in found.values()]) > 2
+
+
+@pytest.fixture
+def damaged(images, tmp_path):
+    """A copy of the artifact with one sample of the second shard overwritten; gives the folder and the sample."""
+    import shutil
+
+    shutil.copytree(images, tmp_path / "copy")
+    index = Index.open(tmp_path / "copy" / "out", "train")
+    sample = index.samples_of(1)[-1]
+    shard, row = index.locate(sample)
+    place = np.load(index.folder / f"{index._names[shard]}.rows.npy")[row]
+    with open(index.folder / index._locations[shard], "r+b") as file:
+        file.seek(int(place["offset"]))
+        file.write(b"\0" * int(place["length"]))
+    return tmp_path / "copy", sample
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_sample_is_one_line_that_names_it(damaged, workers):
+    folder, _ = damaged
+    with pytest.raises(UserError, match=r"shard train-00001\.tar, member 0000\d+: undecodable") as caught:
+        list(islice(image_stream(folder, loader_workers=workers), 20))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corrupt_sample_is_replaced_and_counted(damaged):
+    folder, sample = damaged
+    index = Index.open(folder / "out", "train")
+    for batch in islice(image_stream(folder, on_corrupt="skip"), 10):
+        assert batch["skipped"].tolist() == (batch["index"] == sample).long().tolist()
+    batches = loader.ImageBatches(index, make_data(folder, on_corrupt="skip"), 0, "x", LATENT, augment=False)
+    first = index.samples_of(1)[0]  # the sample after the last of a shard is its first
+    np.testing.assert_array_equal(batches._read(sample)[0], batches._read(first)[0])
+
+
+# ---- remote shards ---------------------------------------------------------------------------------------------------
+
+
+def test_remote_shards_go_through_a_bounded_cache(images, tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for path in (images / "out").glob("train-*.tar"):
+        memory.pipe(f"/bucket/{path.name}", path.read_bytes())
+    data = Data(
+        source={"kind": "webdataset", "path": "memory://bucket/train-*.tar"},
+        size=8,
+        channels=1,
+        split={"val_fraction": 0.5},
+        cache={"path": str(tmp_path / "cache"), "gigabytes": 6e-5},
+    )
+    config = SimpleNamespace(run=SimpleNamespace(root=str(tmp_path)), data=data)
+    recipe = ingest.recipe(config, tmp_path)
+    summary = ingest.run(
+        config, {}, SimpleNamespace(path=tmp_path / "out", work=tmp_path / "out" / "work"), Inline(), None
+    )
+    assert ingest.recipe(config, tmp_path) == recipe
+    index = Index.open(tmp_path / "out", "train", data.cache)
+    assert sum(summary["images"].values()) == len(Index.open(images / "out", "train")) > len(index)
+    assert all(Image.open(io.BytesIO(index.read(i))).size[0] >= 8 for i in range(len(index)))
+    held = list((tmp_path / "cache").glob("*.tar"))
+    assert 0 < sum(p.stat().st_size for p in held) <= 60_000 < summary["bytes"]
+    memory.pipe("/bucket/train-00000.tar", b"changed")
+    with pytest.raises(UserError, match="changed since it was indexed"):
+        cache.local_copy("memory://bucket/train-00000.tar", "0" * 64, Cache(path=str(tmp_path / "other")))
+    with pytest.raises(UserError, match="cannot be copied"):
+        cache.local_copy("memory://bucket/no.tar", None, data.cache)
+    with pytest.raises(UserError, match="raise it"):
+        cache.local_copy("memory://bucket/train-00001.tar", None, Cache(path=str(tmp_path / "small"), gigabytes=1e-6))

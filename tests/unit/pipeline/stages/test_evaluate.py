@@ -1,0 +1,257 @@
+"""The evaluation on generators of known quality: real images, copies, failures; and the whole stage on artifacts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import Evaluate
+from pipeline.stages import evaluate as stage
+
+SIZE = 16
+
+
+def stripes(n: int, seed: int, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy images of two classes: a bright row, a bright column."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, n) if labels is None else labels
+    images = random.integers(0, 60, (n, SIZE, SIZE, 1))
+    for image, label in zip(images, labels, strict=True):
+        at = random.integers(SIZE)
+        image[at : at + 1] += 150 * (1 - label)
+        image[:, at : at + 1] += 150 * label
+    return images.astype(np.uint8), labels
+
+
+class Known:
+    """A generator of known samples; its autoencoder adds noise of a known size."""
+
+    def __init__(self, make, classes=("rows", "columns")) -> None:
+        self.make, self.classes, self.about = make, list(classes), {"name": "known"}
+
+    def request(self, classes, n, seed, steps, sampler, guidance, batch_size) -> dict:
+        return {"classes": classes, "n": n, "seed": seed}
+
+    def sample(self, classes, n, seed) -> np.ndarray:
+        return self.make(n, None if classes is None else np.array(classes))
+
+    def encode(self, images, batch_size) -> torch.Tensor:
+        return torch.from_numpy(images)
+
+    def decode(self, latents, batch_size) -> np.ndarray:
+        return latents.numpy() + 2
+
+
+def run(make, train=None, train_labels=None, samples=100, labelled=True, classes=("rows", "columns"), **rest):
+    if train is None:
+        train, train_labels = stripes(400, 0)
+    held_out, held_out_labels = stripes(120, 1)
+    if not labelled:
+        train_labels, held_out_labels = train_labels * 0 - 1, held_out_labels * 0 - 1
+    config = Evaluate(samples=samples, bootstrap=10, extractor={"kind": "classifier", "steps": 60})
+    return stage.evaluate(Known(make, classes), train, train_labels, held_out, held_out_labels, config, **rest)
+
+
+@pytest.fixture(scope="module")
+def perfect() -> stage.Report:
+    return run(lambda n, labels: stripes(n, 5, labels)[0])
+
+
+def test_a_perfect_generator_is_as_near_as_real_images(perfect: stage.Report) -> None:
+    figures = perfect.values["frechet"]
+    assert figures["samples"]["value"] < 2 * figures["real"]["value"]
+    assert perfect.values["classes"]["right"] >= 0.95
+    assert perfect.values["classes"]["asked"] == 100
+    assert set(perfect.values["classes"]["by_class"]) == {"0", "1"}
+    for space in ("pixels", "features"):
+        assert perfect.values["neighbours"][space]["share_below"] < 0.1
+    assert perfect.missing == {}
+
+
+def test_every_distance_has_what_makes_it_comparable(perfect: stage.Report) -> None:
+    figures = perfect.values["frechet"]
+    assert set(figures) == {"real", "samples", "reconstructions"}
+    for key in ("images", "extractor", "real"):
+        assert len({str(figure[key]) for figure in figures.values()}) == 1
+    assert figures["real"]["images"] == perfect.values["images"]["compared"] == 100
+    assert figures["real"]["extractor"] == perfect.values["extractor"]["digest"]
+    assert all(figure["interval"][0] <= figure["value"] <= figure["interval"][1] for figure in figures.values())
+
+
+def test_the_classifier_has_not_seen_the_baselines_half(perfect: stage.Report) -> None:
+    assert perfect.values["extractor"]["facts"]["train_images"] == 400 - 100
+
+
+def test_reconstructions_are_measured(perfect: stage.Report) -> None:
+    assert perfect.values["reconstruction"]["psnr"] == pytest.approx(20 * np.log10(255 / 2), abs=1e-5)
+    assert 0.9 < perfect.values["reconstruction"]["ssim"] < 1
+
+
+def test_the_report_is_json_and_its_lines_and_headline_name_the_baseline(perfect: stage.Report) -> None:
+    values = json.loads(json.dumps({**perfect.values, "missing": perfect.missing}, allow_nan=False))
+    text = "\n".join(stage.lines(values))
+    assert text.count("real data") == 2
+    assert "in the class asked for" in text
+    assert "nearest training image by pixels" in text
+    figures = stage.key_figures(values)
+    assert {"psnr", "ssim", "fd", "fd_real", "fd_reconstructions", "class_accuracy"} <= set(figures)
+    assert "real data" in stage.headline({"key_figures": figures, "images": values["images"], "missing": {}})
+
+
+def test_grids(perfect: stage.Report) -> None:
+    assert perfect.images["samples"].shape == (8 * SIZE, 8 * SIZE, 3)
+    for space in ("pixels", "features"):
+        assert perfect.images[f"neighbours_{space}"].shape == (8 * SIZE, 8 * SIZE, 3)
+
+
+def test_a_bad_generator_is_far_and_wrong() -> None:
+    report = run(lambda n, labels: stripes(n, 5, 1 - labels)[0] // 2)  # the other class, dark
+    assert report.values["frechet"]["samples"]["value"] > 3 * report.values["frechet"]["real"]["value"]
+    assert report.values["classes"]["right"] < 0.2
+
+
+def test_copies_are_found_and_shown_beside_their_originals() -> None:
+    train, labels = stripes(400, 0)
+    report = run(lambda n, _: train[200 : 200 + n], train, labels)
+    near = report.values["neighbours"]["pixels"]
+    assert (near["share_below"], near["sample_median"]) == (1.0, 0.0)
+    sheet = report.images["neighbours_pixels"]
+    assert np.array_equal(sheet[:SIZE, :SIZE], sheet[:SIZE, SIZE : 2 * SIZE])
+
+
+def test_mirrored_copies_are_found_where_training_mirrored() -> None:
+    train, labels = stripes(400, 0)
+
+    def make(n: int, _: object) -> np.ndarray:
+        return np.ascontiguousarray(train[200 : 200 + n, :, ::-1])
+
+    assert run(make, train, labels).values["neighbours"]["pixels"]["share_below"] < 0.1
+    report = run(make, train, labels, mirrored=True)
+    assert report.values["neighbours"]["pixels"]["share_below"] == 1.0
+    sheet = report.images["neighbours_pixels"]
+    assert np.array_equal(sheet[:SIZE, :SIZE], sheet[:SIZE, SIZE : 2 * SIZE])
+
+
+def test_images_without_classes_fall_back_and_say_so() -> None:
+    report = run(lambda n, _: stripes(n, 5)[0], labelled=False, classes=())
+    assert report.values["extractor"]["kind"] == "random"
+    assert "untrained" in report.values["extractor"]["description"]
+    assert "no class condition" in report.missing["class_accuracy"]
+    assert "classes" not in report.values
+    assert report.values["frechet"]["samples"]["value"] < 3 * report.values["frechet"]["real"]["value"]
+
+
+def test_too_few_images_give_no_distance_but_the_reason() -> None:
+    report = run(lambda n, labels: stripes(n, 5, labels)[0], samples=20)
+    assert report.values["frechet"] == {}
+    assert "too few" in report.missing["frechet"]
+    values = {**report.values, "missing": report.missing}
+    assert "fd" not in stage.key_figures(values)
+    assert "Fréchet distance of" not in "\n".join(stage.lines(values))
+
+
+# ---- the whole stage, on artifacts of untrained models
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory):
+    """(config, store, artifacts) of the stages before: digits, and networks with their first weights."""
+    from models import registry
+    from pipeline.artifacts import Store
+    from pipeline.cluster import Inline
+    from pipeline.config import Config
+    from pipeline.files import write_json
+    from pipeline.generate import build_network
+    from pipeline.latents import LatentSpace
+    from pipeline.stages import ingest, trained
+
+    root = tmp_path_factory.mktemp("runs")
+    config = Config.model_validate(
+        {
+            "run": {"name": "digits", "root": str(root)},
+            "data": {"source": {"kind": "digits"}, "size": 16, "channels": 1},
+            "autoencoder": {"model": {"kind": "kl", "preset": "tiny-f2"}, "training": {"steps": 1}},
+            "diffusion": {
+                "backbone": {"kind": "dit", "width": 24, "depth": 1, "heads": 2, "patch": 1},
+                "training": {"steps": 1},
+            },
+            "evaluate": {"samples": 60, "steps": 2, "bootstrap": 5, "extractor": {"kind": "classifier", "steps": 80}},
+        }
+    )
+    store, made = Store(root), {}
+    options = {
+        "latent": {"channels": 4, "size": 8},
+        "backbone": config.diffusion.backbone,
+        "condition": config.diffusion.condition.model_dump(mode="json"),
+        "classes": [str(i) for i in range(10)],
+        "path": config.diffusion.path.model_dump(mode="json"),
+        "prediction": "velocity",
+    }
+    autoencoder = registry.build("autoencoders", config.autoencoder.model, channels=1)
+    for name in ("ingest", "autoencoder", "encode", "diffusion"):
+        inputs = {"diffusion": made, "encode": made}.get(name, {})
+        with store.write(name, f"{name}0", {}, dict(inputs)) as writer:
+            if name == "ingest":
+                summary = ingest.run(config, {}, writer, Inline(), None)
+            elif name == "autoencoder":
+                trained.save_weights(writer.path / "ema.safetensors", autoencoder.state_dict())
+                write_json(writer.path / "model.json", {"model": config.autoencoder.model, "channels": 1})
+            elif name == "encode":
+                LatentSpace(torch.zeros(4), torch.ones(4)).save(writer.path / "latents.json")
+            else:
+                trained.save_weights(writer.path / "ema.safetensors", build_network(options).state_dict())
+                write_json(writer.path / "model.json", options)
+            made[name] = writer.finish(summary if name == "ingest" else {})
+    return config, store, made
+
+
+def test_the_stage_writes_its_report_and_tells_the_tracker(artifacts) -> None:
+    from pipeline.cluster import Inline
+    from pipeline.files import read_json
+    from pipeline.metrics import features
+    from pipeline.tracking import Spool
+
+    config, store, made = artifacts
+    with store.write("evaluate", "evaluate0", stage.recipe(config), made) as writer:
+        spool = Spool(writer.work / "spool", "evaluate/evaluate0", writer.token)
+        summary = stage.run(config, made, writer, Inline(), spool)
+        artifact = writer.finish(summary)
+    report = read_json(artifact.path / "report.json")
+    assert report["images"]["compared"] == 60
+    assert report["extractor"]["facts"]["held_out_accuracy"] > 0.8
+    assert report["classes"]["right"] < 0.5  # the network is untrained
+    assert report["model"]["lineage"]["diffusion"]["content"] == made["diffusion"].content
+    files = {path.name for path in artifact.path.iterdir()}
+    grids = {"samples.png", "neighbours_pixels.png", "neighbours_features.png"}
+    assert files - {"work"} == {"manifest.json", "report.json", "extractor.safetensors", *grids}
+    from safetensors.torch import load_file
+
+    assert features.digest(load_file(artifact.path / "extractor.safetensors")) == report["extractor"]["digest"]
+    spooled = "".join(path.read_text() for path in (artifact.path / "work" / "spool").glob("*.jsonl"))
+    for key in ("eval/psnr", "eval/fd", "eval/fd_real", "eval/class_accuracy", "samples_final/ema", "report.json"):
+        assert key in spooled
+    assert "real data" in stage.headline(artifact.summary)
+
+
+def test_a_diffusion_artifact_samples_by_its_folder(artifacts) -> None:
+    from pipeline.errors import UserError
+    from pipeline.generate import load_pretrained
+
+    _, _, made = artifacts
+    generator = load_pretrained(made["diffusion"].path, device="cpu")
+    assert generator.sample(classes=[3], n=2, steps=1).shape == (2, 16, 16, 1)
+    with pytest.raises(UserError, match="an artifact of ingest"):
+        load_pretrained(made["ingest"].path)
+
+
+def test_an_extractor_that_is_missing_is_found_before_anything_runs(artifacts) -> None:
+    from pipeline.errors import UserError
+
+    config, _, _ = artifacts
+    extractor = config.evaluate.extractor.model_copy(update={"kind": "torchscript", "path": "/nowhere.pt"})
+    changed = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"extractor": extractor})})
+    with pytest.raises(UserError, match=r"/nowhere\.pt does not exist"):
+        stage.recipe(changed)
