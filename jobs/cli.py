@@ -46,16 +46,20 @@ def group() -> None:
 def main(command: Any = group) -> None:
     """Run a command. Exit code 2: a user's mistake, in one line. 1: a bug, with its traceback. 130: stopped."""
     from pipeline.errors import UserError
+    from pipeline.files import disk_trouble
 
     try:
-        command(standalone_mode=False)
+        with disk_trouble():
+            command(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes one for Ctrl-D; nothing here asks a person
+            raise error.__cause__ from None
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

@@ -60,8 +60,9 @@ class Artifact:
         return f"{self.stage}/{self.fingerprint} (content {self.content[:12]})"
 
     @classmethod
-    def load(cls, path: str | Path) -> Artifact:
-        """The artifact in a folder. Raises UserError if it is unfinished, or a file is missing or of another size."""
+    def load(cls, path: str | Path, stage: str | None = None) -> Artifact:
+        """The artifact in a folder. Raises UserError if it is unfinished, not of `stage` (where that is given), or a
+        file is missing or of another size."""
         path = Path(path).absolute()
         try:
             manifest = read_json(path / "manifest.json")
@@ -72,6 +73,8 @@ class Artifact:
                         f"{path / name}: {size} bytes, expected {entry['bytes']}; move {path} away and run again"
                     )
             keys = ("stage", "fingerprint", "content", "recipe", "summary", "inputs")
+            if stage not in (None, manifest["stage"]):
+                raise UserError(f"{path}: an artifact of the stage {manifest['stage']}; give one of {stage}")
             return cls(path=path, manifest=manifest, **{key: manifest[key] for key in keys})
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: missing; no finished artifact is at {path}") from None
@@ -90,6 +93,13 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
+
+    def create(self) -> None:
+        """Make the root folder if need be."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"`run.root`: {self.root} cannot be made ({error.strerror}); give another folder") from None
 
     def folder(self, stage: str, fingerprint: str) -> Path:
         return self.root / "artifacts" / stage / fingerprint

@@ -66,11 +66,15 @@ class Saver:
     """Writes the checkpoints of one run into `folder`, keeps the newest `keep`.
 
     token: of the lease; files of a smaller one give way to ours, and a greater one there ends this run.
+    pinned: a position whose checkpoint is never removed.
     wait_s: seconds rank 0 waits for the other ranks' files. All ranks make one, at the same time.
     """
 
-    def __init__(self, folder: Path, keep: int, token: int, engine: Engine, wait_s: float = 1800) -> None:
+    def __init__(
+        self, folder: Path, keep: int, token: int, engine: Engine, pinned: int = -1, wait_s: float = 1800
+    ) -> None:
         self.folder, self.keep, self.token, self.engine, self.wait_s = Path(folder), keep, token, engine, wait_s
+        self.pinned = pinned
         self._attempt = engine.ranks.broadcast_object(secrets.token_hex(4))  # so that leftovers never mix in
         self._host: dict[str, torch.Tensor] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -183,12 +187,12 @@ class Saver:
         self._prune()
 
     def _prune(self) -> None:
-        """Remove all that is older than the newest `keep` whole checkpoints."""
+        """Remove what is older than the newest `keep` whole checkpoints, but for the pinned one."""
         saved = listing(self.folder)
         whole = [entry for entry in saved if (self.folder / entry.name / "manifest.json").exists()]
         oldest = whole[: self.keep][-1]
         for entry in saved:
-            if entry < oldest:
+            if entry < oldest and (entry.position != self.pinned or entry not in whole):
                 shutil.rmtree(self.folder / entry.name, ignore_errors=True)
 
 

@@ -20,9 +20,10 @@ from typing import Any
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import disk_trouble, read_json
 
 IN_FLIGHT = 2  # tasks submitted ahead of each slot, so that none waits for the driver
+FEW = 2  # tasks that are done here before a local Ray would have started
 STOP_GRACE = 120  # seconds that workers have, after a stop was asked for, to save and end
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -64,7 +65,7 @@ class Cluster:
             return
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
-        address = self.config.address or os.environ.get("RAY_ADDRESS")
+        address = self._address()
         if not address:
             # Ray's ports listen on every interface whatever they are told: nobody without this token gets in
             os.environ["RAY_AUTH_MODE"] = "token"
@@ -89,6 +90,9 @@ class Cluster:
             signal.signal(number, handler)  # ray.init puts its own in place
         self.started = True
 
+    def _address(self) -> str | None:
+        return self.config.address or os.environ.get("RAY_ADDRESS")
+
     # ---- tasks and actors over items ---------------------------------------------------------------------------------
 
     def map(
@@ -102,25 +106,25 @@ class Cluster:
         """`function(item)` for each item, in parallel, results in the order of the items.
 
         With `setup`, actors call it once each (a model that is loaded, say) and then `function(state, item)`.
-        A UserError in a task is raised here as it is.
+        A UserError in a task is raised here as it is. A few tasks without `setup` start no local Ray: they run here.
         """
         if not items:
+            return
+        if setup is None and len(items) <= FEW and not self.started and not self._address():
+            yield from Inline().map(function, items)
             return
         self.start()
         import ray
 
-        has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-        per_task = {"num_cpus": threads, "num_gpus": gpus if has_gpu else 0, "runtime_env": self._environment(threads)}
-        slots = max(1, int(ray.cluster_resources()["CPU"] // threads))
-        if has_gpu and gpus:
-            slots = max(1, int(ray.cluster_resources()["GPU"] // gpus))
+        gpus = gpus if _gpus() else 0
+        per_task = {"num_cpus": threads, "num_gpus": gpus, "runtime_env": self._environment(threads)}
         if setup is None:
             call = ray.remote(_call).options(**per_task)
-            pending = _bounded(lambda item: call.remote(function, item), items, slots * IN_FLIGHT)
+            limit = self._room(threads, gpus) * IN_FLIGHT
+            pending = _bounded(lambda item: call.remote(function, item), items, limit)
         else:
-            actors = [
-                ray.remote(_Actor).options(**per_task).remote(setup, function) for _ in range(min(slots, len(items)))
-            ]
+            count = min(self.workers(), self._room(threads, gpus), len(items))
+            actors = [ray.remote(_Actor).options(**per_task).remote(setup, function) for _ in range(count)]
             turn = iter(range(len(items)))
             pending = _bounded(
                 lambda item: actors[next(turn) % len(actors)].call.remote(item), items, len(actors) * IN_FLIGHT
@@ -144,18 +148,24 @@ class Cluster:
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def workers(self) -> int:
-        """Ranks that the config asks for: all GPUs, or else all CPUs over the threads of a rank."""
-        if self.config.workers != "auto":
-            return self.config.workers
-        self.start()
+    def _room(self, threads: int, gpus: float) -> int:
+        """How many workers of so many threads and GPUs there is room for."""
         import ray
 
-        resources = ray.cluster_resources()
-        if resources.get("GPU"):
-            return int(resources["GPU"])
+        has = ray.cluster_resources()
+        room = int(has["CPU"] // threads)
+        return max(1, min(room, int(has["GPU"] // gpus)) if gpus else room)
+
+    def workers(self) -> int:
+        """Ranks: what the config asks for, as far as there is room; auto: all GPUs, or CPUs over `threads`."""
+        self.start()
         threads = 1 if self.config.threads == "auto" else self.config.threads
-        return max(1, int(resources["CPU"] // threads))
+        room = self._room(threads, 1 if _gpus() else 0)
+        if self.config.workers == "auto":
+            return room
+        if self.config.workers > room:
+            print(f"cluster: {self.config.workers} workers asked for, room for {room}", flush=True)
+        return min(self.config.workers, room)
 
     def threads(self, workers: int) -> int:
         """CPU threads of a rank."""
@@ -210,6 +220,10 @@ class Cluster:
             outcome = read_json(work / "outcome.json") if (work / "outcome.json").exists() else {}
             if "error" in outcome:
                 raise UserError(outcome["error"])
+            for raised in getattr(failure, "worker_failures", {}).values():
+                mistake = getattr(raised, "_base_exc", raised)  # Ray wraps what a rank raised, to keep its traceback
+                if isinstance(mistake, UserError):
+                    raise UserError(str(mistake)) from None
             if stop.exists():
                 raise Stopped
             if failure is None:
@@ -223,7 +237,8 @@ class Cluster:
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:
-    return function(item)
+    with disk_trouble():
+        return function(item)
 
 
 class _Actor:
@@ -231,7 +246,8 @@ class _Actor:
         self.state, self.function = setup(), function
 
     def call(self, item: Any) -> Any:
-        return self.function(self.state, item)
+        with disk_trouble():
+            return self.function(self.state, item)
 
 
 def _bounded(submit: Callable[[Any], Any], items: Sequence[Any], limit: int) -> Iterator[Any]:
@@ -303,6 +319,16 @@ def _gpus() -> bool:
     import ray
 
     return bool(ray.cluster_resources().get("GPU", 0))
+
+
+def device() -> Any:
+    """The device that Ray Train gave this rank; None in a process that it did not start."""
+    import ray.train.torch
+
+    try:
+        return ray.train.torch.get_device()
+    except RuntimeError:
+        return None
 
 
 class Inline:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
+from pipeline.files import read_json
 
 SPEED: dict[str, Any] = {"changes_result": False}
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -258,6 +259,17 @@ class Diffusion(Section):
     weighting: Literal["uniform", "min_snr"] = Field("uniform", description="Weight of a time in the loss.")
     training: Training
 
+    @model_validator(mode="after")
+    def _finite_loss(self) -> Diffusion:
+        # sigma^2 falls like t, so |d(alpha, sigma)/dt|^2 grows like 1/t: its mean over uniform times has no bound
+        linear = (self.path.kind, self.path.schedule) == ("variance_preserving", "linear")
+        if linear and (self.prediction, self.times.kind, self.weighting) == ("velocity", "uniform", "uniform"):
+            raise ValueError(
+                "`prediction: velocity` has an infinite mean loss on the linear variance preserving path with uniform "
+                "times; expected eps, x0 or v, or `schedule: cosine`, `times.kind: logit_normal`, `weighting: min_snr`"
+            )
+        return self
+
 
 class Extractor(Section):
     kind: Literal["classifier", "torchscript", "inception"] = Field(
@@ -478,18 +490,41 @@ def _sections(annotation: Any) -> list[type[Section]]:
     return [s for a in get_args(annotation) for s in _sections(a)] if get_origin(annotation) else []
 
 
-def check_models(config: Config) -> None:
-    """Validate the options of the models against `models/` (imports torch). Raises UserError naming the key."""
-    from models import registry
+def check_models(config: Config) -> tuple[int, int]:
+    """Check the options of the models, and that images, latents and patches fit; gives channels and side of a latent.
 
-    for family, options, key in (
-        ("autoencoders", config.autoencoder.model, "autoencoder.model"),
-        ("backbones", config.diffusion.backbone, "diffusion.backbone"),
-    ):
-        try:
-            registry.make_config(family, options)
-        except ValueError as error:
-            raise UserError(f"`{key}`: {error}") from None
+    Imports torch, allocates nothing (meta device). A pinned autoencoder (`autoencoder.from`) is read where it lies.
+    Raises UserError naming the key.
+    """
+    import torch
+
+    from models import registry
+    from pipeline.artifacts import Artifact
+
+    options, data = config.autoencoder.model, config.data
+    if config.autoencoder.from_:
+        pinned = Artifact.load(config.autoencoder.from_, "autoencoder")
+        options, channels = pinned.recipe["model"], read_json(pinned.path / "model.json")["channels"]
+        if channels != data.channels:
+            raise UserError(
+                f"`data.channels`: {data.channels}, but the autoencoder at {pinned.path} was trained on {channels}; "
+                f"set {channels}, or train another autoencoder"
+            )
+    key = "autoencoder.model"
+    try:
+        with torch.device("meta"):  # shapes without numbers
+            autoencoder: Any = registry.build("autoencoders", options, channels=data.channels)
+            if data.size % autoencoder.factor:
+                raise UserError(
+                    f"`data.size`: {data.size} is not a multiple of {autoencoder.factor}, the pixels a side that one "
+                    "latent stands for (`autoencoder.model`); change one of them"
+                )
+            channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
+            key = "diffusion.backbone"
+            registry.build("backbones", config.diffusion.backbone, channels=channels, size=side)
+    except ValueError as error:
+        raise UserError(f"`{key}`: {error}") from None
+    return channels, side
 
 
 def dump(config: Config) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from models import ema
 from pipeline.errors import UserError
 from pipeline.partition import Partition
 from pipeline.ranks import Ranks
@@ -63,6 +64,16 @@ def learning_rate(training: Training, position: int) -> float:
     if training.schedule == "wsd" and training.decay > 0:
         return rate * max(0.0, min(1.0, (training.steps - step) / (training.decay * training.steps)))
     return rate
+
+
+def stable_steps(training: Training) -> int:
+    """The first steps whose learning rate does not depend on `training.steps`: runs that differ in nothing else share
+    them, bit for bit."""
+    if training.schedule == "constant":
+        return training.steps
+    if training.schedule == "wsd":
+        return max(training.warmup, math.floor(training.steps * (1 - training.decay)))
+    return min(training.warmup, training.steps)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -225,8 +236,7 @@ class Engine:
             return
         masters = self.partition.masters()
         for half_life, average in zip(self.training.half_lives, self.averages.values(), strict=True):
-            decay = 0.5 ** (self.training.batch_size / half_life)  # after half_life samples a weight counts half
-            torch._foreach_lerp_(average, masters, 1.0 - decay)
+            ema.update(average, masters, ema.decay(self.training.batch_size, half_life))
 
     def _adapt_loss_scale(self, bad: bool) -> None:
         """Halve it after an overflow, double it after enough good steps."""

@@ -6,8 +6,7 @@ from typing import Any
 
 from pipeline import graph
 from pipeline.artifacts import Store
-from pipeline.config import Config, Training, dump
-from pipeline.errors import UserError
+from pipeline.config import Config, Training, check_models, dump
 
 CHECKPOINT_BYTES = 12  # a parameter: master and two moments in fp32; 4 more an average (checkpoint.py)
 GIGABYTE = 1e9
@@ -20,11 +19,7 @@ def forecast(config: Config) -> str:
 
     config = graph.resolve(config)
     steps = graph.plan(config, Store(config.run.root))
-    autoencoder = registry.make_config("autoencoders", config.autoencoder.model)
-    factor = 2 ** (len(autoencoder.multipliers) - 1) if hasattr(autoencoder, "multipliers") else 1
-    if config.data.size % factor:
-        raise UserError(f"`data.size`: {config.data.size} is not a multiple of {factor}, the autoencoder's factor")
-    channels, side = autoencoder.latent_channels, config.data.size // factor
+    channels, side = check_models(config)
     sizes = {
         "autoencoder": registry.parameters("autoencoders", config.autoencoder.model, channels=config.data.channels),
         "diffusion": registry.parameters("backbones", config.diffusion.backbone, channels=channels, size=side),

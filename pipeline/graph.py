@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -58,9 +57,7 @@ def plan(config: Config, store: Store, until: str = STAGES[-1]) -> list[Step]:
     known: dict[str, str] = {}
     for stage in STAGES[: STAGES.index(until) + 1]:
         if stage == "autoencoder" and config.autoencoder.from_:
-            pinned = Artifact.load(config.autoencoder.from_)
-            if pinned.stage != "autoencoder":
-                raise UserError(f"`autoencoder.from`: {pinned.path} is an artifact of the stage {pinned.stage}")
+            pinned = Artifact.load(config.autoencoder.from_, stage)
             steps[stage], known[stage] = Step(stage, pinned.fingerprint, pinned.recipe, pinned), pinned.fingerprint
             continue
         recipe = module(stage).recipe(config) if stage != "ingest" else module(stage).recipe(config, store.root)
@@ -84,11 +81,13 @@ def run(
     from pipeline.runs import PipelineRun
 
     store = Store(config.run.root)
+    store.create()
     config = resolve(config)
     for step in plan(config, store, until):
         if step.stage in rebuild and step.artifact:
             print(f"{step.stage}: set aside as {store.set_aside(step.artifact)}", flush=True)
     steps = plan(config, store, until)
+    last = steps[-1].stage
     done: dict[str, Done] = {}
     key = digest([config.run.name, [step.fingerprint for step in steps]])[:16]
     all_cached = all(step.artifact for step in steps)
@@ -102,6 +101,8 @@ def run(
                 done[step.stage] = Done(step.artifact, True, time.monotonic() - begun)
                 tracked.cached(step.stage, step.artifact, done[step.stage].headline)
                 continue
+            if "ingest" in done and STAGES.index(last) >= STAGES.index("diffusion"):
+                check_condition(config, done["ingest"].artifact)
             print(f"{step.stage}: {step.fingerprint}", flush=True)
             with store.write(step.stage, step.fingerprint, step.recipe, inputs, if_busy) as writer:
                 artifact = _run_stage(step.stage, config, inputs, writer, cluster, tracked)
@@ -119,25 +120,18 @@ def _run_stage(
         return finished
     training = getattr(getattr(config, stage, None), "training", None)
     steps = training.steps if training else None
-    with tracked.stage(stage, writer, steps) as spool, _disk(writer):
+    with tracked.stage(stage, writer, steps) as spool:
         summary = module(stage).run(config, inputs, writer, cluster, spool)
         return writer.finish(summary)
 
 
-@contextmanager
-def _disk(writer: Writer) -> Iterator[None]:
-    """A full or read-only disk is a user's to mend: one line with the place, and no artifact."""
-    import errno
-
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise UserError(
-                f"{error.filename or writer.path}: {error.strerror}; free space or rights there, then run again: "
-                "it goes on where it stopped"
-            ) from None
-        raise
+def check_condition(config: Config, data: Artifact) -> None:
+    """Refuse a class condition on images without classes: before the autoencoder is trained, not after."""
+    if config.diffusion.condition.kind == "class" and not data.summary["classes"]:
+        raise UserError(
+            f"`diffusion.condition.kind` is class, but the images of {data.name} have no classes; set it to none, or "
+            "give labels (`data.source`)"
+        )
 
 
 def resolve(config: Config) -> Config:

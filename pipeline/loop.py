@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.checkpoint import Saver, restore
-from pipeline.engine import Engine, LossFn, StepStats
+from pipeline.engine import Engine, LossFn, StepStats, stable_steps
 from pipeline.errors import UserError
 from pipeline.guard import Guard, Stretch, Watchdog
 from pipeline.ranks import Ranks
@@ -95,22 +95,24 @@ def train(
     stop: Callable[[], bool],
     *,
     token: int = 0,
-    begin_from: Path | None = None,
+    begin_from: tuple[Path, int] | None = None,
     on_step: Callable[[int, StepStats], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Summary:
     """Train to `training.steps`, or until any rank's `stop()` is true; go on from the newest checkpoint in `folder`.
 
-    folder: where checkpoints lie; token: of the lease that guards it. begin_from: the checkpoints of another run (a
-    shorter one) to go on from where `folder` has none. on_step: told each step's position and stats. progress: gets a
-    line each log_every steps on rank 0 (default: printed). say: gets warnings (default: to stderr). All ranks call.
+    folder: where checkpoints lie; token: of the lease that guards it. begin_from: the checkpoints of another run, and
+    the position up to which they fit, to go on from where `folder` has none. on_step: told each step's position and
+    stats. progress: gets a line each log_every steps on rank 0 (default: printed). say: gets warnings (default: to
+    stderr). All ranks call.
     """
     say, progress = say or _say, progress or _show
     began, folder = time.monotonic(), Path(folder)
     batch, end = training.batch_size, training.steps * training.batch_size
     guard = Guard(training.max_bad_steps, training.skip)
-    saver = Saver(folder, training.keep, token, engine)
+    stable = stable_steps(training) * batch  # runs of other lengths may go on from here: this checkpoint stays
+    saver = Saver(folder, training.keep, token, engine, pinned=stable)
     position, resumed_from = _begin(engine, guard, saver, folder, begin_from, say)
 
     meter, loss, stopped, failed = _Meter(task.name, training), math.nan, False, False
@@ -152,7 +154,8 @@ def train(
                     if task.validate and (step % training.validate_every == 0 or last):
                         watchdog.beat(f"in validation at step {step}")
                         _validate(task, task.validate, engine, ranks, log, step)
-                    if last or (not stats.skipped and (step % training.save_every == 0 or stopped)):
+                    due = step % training.save_every == 0 or position == stable or stopped
+                    if last or (due and not stats.skipped):
                         watchdog.beat(f"in the checkpoint at step {step}")
                         saver.save(position, {"guard": guard.state()})
             watchdog.beat("writing the last checkpoint")
@@ -165,13 +168,18 @@ def train(
 
 
 def _begin(
-    engine: Engine, guard: Guard, saver: Saver, folder: Path, begin_from: Path | None, say: Callable[[str], None]
+    engine: Engine,
+    guard: Guard,
+    saver: Saver,
+    folder: Path,
+    begin_from: tuple[Path, int] | None,
+    say: Callable[[str], None],
 ) -> tuple[int, int | None]:
     """(position to begin at, the same if a checkpoint gave it). There is a checkpoint to go back to afterwards."""
     here = restore(folder, engine, say=say)
-    found = restore(Path(begin_from), engine, say=say) if here is None and begin_from is not None else here
+    found = restore(begin_from[0], engine, before=begin_from[1], say=say) if here is None and begin_from else here
     if here is None and begin_from is not None and found is None:
-        raise UserError(f"{begin_from}: no whole checkpoint to go on from")
+        raise UserError(f"{begin_from[0]}: no whole checkpoint to go on from")
     if found is not None:
         guard.load(found["guard"])
     position = 0 if found is None else int(found["position"])
@@ -275,7 +283,7 @@ def _preview(
 def _validate(
     task: Task, validate: Callable[[Engine], dict[str, float]], engine: Engine, ranks: Ranks, log: Log, step: int
 ) -> None:
-    values = {f"{task.name}/val_{key}": value for key, value in validate(engine).items()}
+    values = {f"{task.name}/{key}": value for key, value in validate(engine).items()}
     if ranks.first:
         log.metrics({key: value for key, value in values.items() if math.isfinite(value)}, step)
 

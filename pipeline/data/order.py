@@ -211,18 +211,20 @@ def draw_batch(seed: int, purpose: str, counters: Sequence[int] | Array, spec: S
     result: dict[str, Array] = {draw.name: np.empty((len(counters), *draw.shape), kinds[draw.kind]) for draw in spec}
     bits = np.random.Philox(key=_key(seed, purpose))
     generator = np.random.Generator(bits)
-    state: Any = bits.state  # set anew for each sample: a third of the time of a new generator
+    state: Any = bits.state  # set anew for each sample: a tenth of the time of a new generator
+    words = state["state"]["counter"]
+    words[:] = 0
+    wanted = [(draw.kind, draw.shape == (), draw.high, result[draw.name]) for draw in spec]
     for row, counter in enumerate(counters):
-        state["state"]["counter"][:] = (0, 0, 0, counter)
+        words[3] = counter
         bits.state = state
-        for draw in spec:
-            values = result[draw.name][row : row + 1]
-            if draw.kind == "normal":
-                generator.standard_normal(dtype=np.float32, out=values)
-            elif draw.kind == "uniform":
-                generator.random(out=values)
+        for kind, single, high, values in wanted:  # a single number is drawn as one: a fourth of an array's time
+            if kind == "normal":
+                generator.standard_normal(dtype=np.float32, out=values[row : row + 1])
+            elif kind == "uniform":
+                values[row] = generator.random() if single else generator.random(values.shape[1:])
             else:
-                values[...] = generator.integers(draw.high, size=values.shape)
+                values[row] = generator.integers(high) if single else generator.integers(high, size=values.shape[1:])
     for draw in spec:
         if draw.kind == "uniform":
             np.maximum(result[draw.name], 2.0**-54, out=result[draw.name])  # open at 0: times and logits need it

@@ -14,6 +14,8 @@ import importlib.util
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -195,6 +197,13 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and columns of each row of a .csv or .jsonl file."""
     if path.suffix not in (".csv", ".jsonl"):
         raise UserError(f"data.source: {path} is neither .csv nor .jsonl: convert or rename it")
+    try:
+        yield from _parsed(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a table in UTF-8 ({error}): convert it") from error
+
+
+def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         if path.suffix == ".csv":
             for record in (table := csv.DictReader(file)):
@@ -250,10 +259,8 @@ def _digits() -> tuple[Array, Array]:
 def _arrays(path: str, labels_path: str | None) -> tuple[Array, Array | None]:
     labels: Array | None
     if path.endswith(".npz"):
-        with _npz(path) as arrays:
-            if "images" not in arrays:
-                raise UserError(f"{path} has no array `images`, only {', '.join(arrays)}: save images=..., labels=...")
-            images, labels = arrays["images"], arrays.get("labels")
+        arrays = _npz(path)
+        images, labels = arrays["images"], arrays.get("labels")
     else:
         images, labels = read_idx(path), read_idx(labels_path) if labels_path else None
     if images.ndim == 4 and images.shape[3] not in (1, 3, 4) and images.shape[1] in (1, 3, 4):
@@ -267,11 +274,16 @@ def _arrays(path: str, labels_path: str | None) -> tuple[Array, Array | None]:
     return images, labels
 
 
-def _npz(path: str) -> Any:
+def _npz(path: str) -> dict[str, Array]:
     try:
-        return np.load(_existing(path), allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not a readable .npz file ({error})") from error
+        with np.load(_existing(path), allow_pickle=False) as file:
+            names = list(file)
+            arrays = {name: file[name] for name in ("images", "labels") if name in names}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is not a readable .npz file ({error}): write or copy it again") from error
+    if "images" not in arrays:
+        raise UserError(f"{path} has no array `images`, only {', '.join(names)}: save images=..., labels=...")
+    return arrays
 
 
 def read_idx(path: str) -> Array:
@@ -279,7 +291,10 @@ def read_idx(path: str) -> Array:
     file = _existing(path)
     content = file.read_bytes()
     if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} is damaged or truncated ({error}): write or copy it again") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise UserError(f"{path} is no IDX file of bytes (it begins with {content[:4].hex(' ')}, expected 00 00 08 ..)")
     dimensions = content[3]
@@ -352,7 +367,10 @@ def tar_classes(source: WebDatasetSource) -> list[str] | None:
         path = found if found.exists() else None
     if path is None:
         return None
-    names = read_json(_existing(str(path)))
+    try:
+        names = read_json(_existing(str(path)))
+    except ValueError:
+        names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: expected a JSON list of class names")
     return names

@@ -41,7 +41,7 @@ def decode(
     `background`: RGB 0-255 that transparent images are laid on. `extension` (no dot): refuse another format inside.
     Raises BadImage with reason undecodable, truncated, oversized or wrongly named.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -59,6 +59,8 @@ def decode(
         raise
     except Image.DecompressionBombError as error:
         raise BadImage("oversized", str(error)) from error
+    except UnidentifiedImageError:  # its own text holds an address in memory, another one each time
+        raise BadImage("undecodable", "no known image format") from None
     except Exception as error:  # a damaged file raises whatever its decoder meets first
         reason = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "undecodable"
         raise BadImage(reason, f"{type(error).__name__}: {error}".replace("\n", " ")) from error

@@ -32,9 +32,13 @@ PCA_IMAGES = 5_000  # training images behind the patch PCA: its covariance has a
 def recipe(config: Config) -> dict[str, Any]:
     """What decides on the weights besides the data."""
     from models import registry
+    from pipeline.stages.trained import training_recipe
 
-    own = {**result_fields(config.autoencoder), "model": registry.resolve("autoencoders", config.autoencoder.model)}
-    own.pop("from_")
+    own = {
+        "model": registry.resolve("autoencoders", config.autoencoder.model),
+        "loss": result_fields(config.autoencoder.loss),
+        "training": training_recipe(config.autoencoder.training, "autoencoder"),
+    }
     data = result_fields(config.data)
     return {**own, "seed": config.run.seed, "order": {key: data[key] for key in ("augment", "lanes", "on_corrupt")}}
 

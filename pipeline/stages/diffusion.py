@@ -31,8 +31,10 @@ GAUSSIAN_LIMIT = 4096  # elements of a latent above which its full covariance (a
 def recipe(config: Config) -> dict[str, Any]:
     """What decides on the weights besides the latents."""
     from models import registry
+    from pipeline.stages.trained import training_recipe
 
     section = result_fields(config.diffusion)
+    section["training"] = training_recipe(config.diffusion.training, "diffusion")
     section["backbone"] = registry.resolve("backbones", config.diffusion.backbone)
     return {**section, "seed": config.run.seed, "lanes": config.data.lanes}
 

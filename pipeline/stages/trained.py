@@ -9,14 +9,15 @@ import importlib
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Writer
-from pipeline.config import Config, Training
+from pipeline.config import Config, Training, result_fields
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, read_json, write_json
+from pipeline.files import atomic_path, disk_trouble, read_json, sha256_file, write_json
 from pipeline.tracking import Spool
 
 if TYPE_CHECKING:
@@ -41,41 +42,51 @@ def train(
         "token": writer.token,
         "run": spool.run,
         "threads": cluster.threads(world),
-        "begin_from": shorter_run(config, name, writer),
+        "begin_from": other_run(name, training, writer),
     }
     spool.tags({"ldm.world_size": str(world)})
     cluster.train(rank, arguments, writer.work, world, watch=Progress(name, writer.work / "progress.json"))
     return dict(read_json(writer.work / "summary.json"))
 
 
-def shorter_run(config: Config, name: str, writer: Writer) -> str | None:
-    """Checkpoints of a run that differs in having fewer steps only, where the schedule allows to go on from them."""
-    training: Training = getattr(config, name).training
-    best, folder = 0, None
+def other_run(name: str, training: Training, writer: Writer) -> list[Any] | None:
+    """[checkpoints, position] of a run that differs in its number of steps only, and goes the furthest along our way.
+
+    Two such runs are one up to where the learning rate of either begins to depend on the number of steps.
+    """
+    from pipeline.checkpoint import listing
+    from pipeline.engine import stable_steps
+
+    ours = {"recipe": writer.recipe, "inputs": writer.input_contents()}
+    best, found = 0, None
     for path in writer.path.parent.glob("*/work/recipe.json"):
-        recipe = read_json(path)
-        steps = recipe["recipe"]["training"]["steps"]
-        other = {**recipe["recipe"], "training": {**recipe["recipe"]["training"], "steps": training.steps}}
-        same = other == writer.recipe and recipe["inputs"] == writer.input_contents() and path.parent != writer.work
-        if same and best < steps < training.steps and (path.parent / "checkpoints").is_dir():
-            best, folder = steps, path.parent / "checkpoints"
-    write_json(writer.work / "recipe.json", {"recipe": writer.recipe, "inputs": writer.input_contents()})
-    if folder is None:
-        return None
-    if training.schedule == "cosine":
-        print(f"{name}: a run of {best} steps exists, but the cosine of {training.steps} steps differs from the start")
-        return None
-    print(f"{name}: goes on from the last checkpoint of the run of {best} steps that fits ({folder})")
-    return str(folder)
+        theirs = read_json(path)
+        steps = theirs["recipe"]["training"]["steps"]
+        theirs["recipe"]["training"]["steps"] = training.steps
+        if theirs != ours or path.parent == writer.work:
+            continue
+        limit = min(stable_steps(training.model_copy(update={"steps": steps})), stable_steps(training))
+        for saved in listing(path.parent / "checkpoints"):
+            if best < saved.position <= limit * training.batch_size:
+                best, found = saved.position, [str(path.parent / "checkpoints"), saved.position]
+    write_json(writer.work / "recipe.json", ours)
+    if found:
+        print(
+            f"{name}: goes on from step {best // training.batch_size} of another run of its kind ({found[0]})",
+            flush=True,
+        )
+    return found
 
 
 def rank(arguments: dict[str, Any]) -> None:
     """One rank's whole life. A user's mistake is left in `work/outcome.json` for the driver."""
     work = Path(arguments["path"]) / "work"
     try:
-        _rank(arguments, work)
+        with disk_trouble():
+            _rank(arguments, work)
     except UserError as error:
-        write_json(work / "outcome.json", {"error": str(error)})
+        with suppress(OSError):  # on a full disk the driver has it from the exception
+            write_json(work / "outcome.json", {"error": str(error)})
         raise
 
 
@@ -83,16 +94,20 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
     import torch
 
     from pipeline import loop
+    from pipeline.cluster import device
     from pipeline.engine import Engine
+    from pipeline.generate import load_weights
     from pipeline.ranks import open_ranks
 
     torch.set_num_threads(arguments["threads"])
     config = Config.model_validate(arguments["config"])
-    name, ranks = arguments["stage"], open_ranks(arguments.get("device"))
+    name, ranks = arguments["stage"], open_ranks(device())
     training: Training = getattr(config, name).training
     module = importlib.import_module(f"pipeline.stages.{name}")
     inputs = {key: Artifact.load(path) for key, path in arguments["inputs"].items()}
     model, task = module.build(config, inputs, ranks)
+    if training.init_from:
+        load_weights(model, first_weights(training.init_from, name))
     engine = Engine(model, task.loss, training, ranks)
     validated: dict[str, float] = {}
 
@@ -109,7 +124,7 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
         Spool(work / "spool", arguments["run"], arguments["token"]) if ranks.first else Silent(),
         stopper(work, arguments["token"]),
         token=arguments["token"],
-        begin_from=Path(arguments["begin_from"]) if arguments["begin_from"] else None,
+        begin_from=(Path(begin[0]), begin[1]) if (begin := arguments["begin_from"]) else None,
         progress=lambda progress: write_json(work / "progress.json", asdict(progress)),
     )
     if not summary.finished:
@@ -138,6 +153,28 @@ class Silent:
 def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
     """A batch with its tensors on the device."""
     return {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
+
+
+def first_weights(source: str, name: str) -> Path:
+    """The weights that `init_from` names: a .safetensors file, an artifact's folder, or a model folder or URI."""
+    from pipeline.tracking import fetch_model
+
+    path = fetch_model(source) if source.startswith("models:") else Path(source)
+    inside = ("ema.safetensors", {"autoencoder": "autoencoder.safetensors", "diffusion": "denoiser.safetensors"}[name])
+    for file in (path, *(path / file for file in inside)):
+        if file.is_file():
+            return file
+    raise UserError(
+        f"`{name}.training.init_from`: {source} is neither a .safetensors file nor a folder with {' or '.join(inside)}"
+    )
+
+
+def training_recipe(training: Training, name: str) -> dict[str, Any]:
+    """The keys of a training section that change the result; weights to begin with count by content, not by place."""
+    kept = result_fields(training)
+    if training.init_from:
+        kept["init_from"] = sha256_file(first_weights(training.init_from, name))
+    return kept
 
 
 def save_weights(path: Path, weights: dict[str, Any]) -> None:

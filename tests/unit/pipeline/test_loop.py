@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.checkpoint import listing
 from pipeline.config import Training
 from pipeline.engine import Engine, StepStats
 from pipeline.errors import UserError
@@ -51,16 +52,17 @@ class Record:
 def run(
     folder: Path, steps: int = 12, stop_after: int | None = None, task: Task | None = None, **more: Any
 ) -> tuple[Summary, Record]:
+    keys = ("skip", "max_bad_steps", "schedule", "decay")
     training = Training(batch_size=4, steps=steps, learning_rate=1e-2, half_lives=(8,), zero_stage=0, log_every=3,
                         validate_every=6, preview_every=5, save_every=4,
-                        **{k: more.pop(k) for k in ("skip", "max_bad_steps") if k in more})  # fmt: skip
+                        **{key: more.pop(key) for key in keys if key in more})  # fmt: skip
     ranks = open_ranks()
     torch.manual_seed(0)
     engine = Engine(nn.Linear(3, 3), loss, training, ranks)
     record = Record()
     task = task or Task(
         "test", loss, batches,
-        validate=lambda engine: {"loss": 1.5, "odd": float("nan")},
+        validate=lambda engine: {"val_loss": 1.5, "val_odd": float("nan")},
         preview=lambda engine: {"samples/ema": np.zeros((2, 2, 3), np.uint8)},
     )  # fmt: skip
     summary = train(
@@ -99,11 +101,23 @@ def test_a_stop_request_saves_and_the_same_call_goes_on(tmp_path: Path) -> None:
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
     _, whole = run(tmp_path / "long", steps=16)
     run(tmp_path / "short", steps=8)
-    summary, rest = run(tmp_path / "new", steps=16, begin_from=tmp_path / "short")
+    summary, rest = run(tmp_path / "new", steps=16, begin_from=(tmp_path / "short", 32))
     assert summary.resumed_from == 32
     assert rest.losses == {position: value for position, value in whole.losses.items() if position >= 32}
     with pytest.raises(UserError, match="no whole checkpoint to go on from"):
-        run(tmp_path / "other", begin_from=tmp_path / "nowhere")
+        run(tmp_path / "other", begin_from=(tmp_path / "nowhere", 32))
+
+
+def test_runs_of_two_lengths_share_what_comes_before_the_decay(tmp_path: Path) -> None:
+    """Warm-up-stable-decay: the checkpoint where the decay begins stays, and a run of another length goes on there."""
+    wsd = {"schedule": "wsd", "decay": 0.5}
+    _, whole = run(tmp_path / "long", steps=20, **wsd)
+    run(tmp_path / "short", steps=12, **wsd)  # stable for 6 steps: position 24
+    kept = {saved.position for saved in listing(tmp_path / "short")}
+    assert 24 in kept and len(kept) == 3
+    summary, rest = run(tmp_path / "new", steps=20, begin_from=(tmp_path / "short", 24), **wsd)
+    assert summary.resumed_from == 24
+    assert rest.losses == {position: value for position, value in whole.losses.items() if position >= 24}
 
 
 def test_a_stretch_to_skip_is_left_out(tmp_path: Path) -> None:

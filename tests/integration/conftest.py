@@ -1,0 +1,128 @@
+"""What several integration tests share: the real command in this process with all work in it, and a small data set."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.cluster import Inline
+
+CONFIG = """\
+run: {{name: small, root: {root}}}
+data:
+  source: {{kind: folder, path: {images}}}
+  size: 8
+  shard_size: 8
+  split: {{val_fraction: 0.2}}
+autoencoder:
+  model: {{kind: kl, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, attention: false}}
+  training: {{steps: 4, batch_size: 8, save_every: 2, half_lives: [100]}}
+diffusion:
+  backbone: {{kind: dit, width: 16, depth: 1, heads: 2, patch: 2}}
+  training: {{steps: 2, batch_size: 8, half_lives: [100]}}
+cluster: {{workers: 1, threads: 1}}
+tracking: {{deadline: 1}}
+"""
+
+
+class OneProcess(Inline):
+    """A cluster of this process: the stages' tasks and their one rank run here, no Ray."""
+
+    def __init__(self, config: Any = None) -> None: ...
+
+    def __enter__(self) -> OneProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def workers(self) -> int:
+        return 1
+
+    def threads(self, workers: int) -> int:
+        return 1
+
+    def train(self, function: Callable[[Any], None], arguments: Any, work: Path, world: int, watch: Any = None) -> None:
+        function(arguments)
+
+
+class NoShipper:
+    """The spool stays where it is."""
+
+    uri = ""
+
+    def drain(self, deadline_s: float = 0) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Small:
+    """A folder with a config, 40 images of two classes, and a root."""
+
+    folder: Path
+    ldm: Callable[..., Said]
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "small.yaml"
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    def run(self, verb: str, *overrides: str) -> Said:
+        return self.ldm(verb, "--config", str(self.config), *overrides)
+
+    def draw(self, name: str, seed: int) -> None:
+        """Save an image that no other seed gives."""
+        pixels = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), np.uint8)
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(self.folder / name)
+
+    def manifests(self, stage: str = "*") -> list[Path]:
+        return sorted(self.root.glob(f"artifacts/{stage}/*/manifest.json"))
+
+
+@pytest.fixture
+def ldm(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Said]]:
+    """`ldm(verb, ...)`: the program's own `main` in this process, in place of Ray this process, no tracker."""
+    from jobs.cli import main
+
+    def run(*arguments: str) -> Said:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["ldm", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        return Said(code, *capfd.readouterr())
+
+    monkeypatch.setattr("pipeline.cluster.Cluster", OneProcess)
+    monkeypatch.setattr("pipeline.tracking.start", lambda root, uri=None: NoShipper())
+    yield run
+
+
+@pytest.fixture
+def small(tmp_path: Path, ldm: Callable[..., Said]) -> Small:
+    """A small pipeline, nothing run yet."""
+    made = Small(tmp_path, ldm)
+    for i in range(40):
+        made.draw(f"images/{'ab'[i % 2]}/{i}.png", i)
+    made.config.write_text(CONFIG.format(root=made.root, images=tmp_path / "images"))
+    return made
