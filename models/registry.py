@@ -91,11 +91,15 @@ def build(family: str, options: Mapping[str, Any], **context: Any) -> nn.Module:
     return typing.cast(nn.Module, module(family, options["kind"]).Model(config, **context))
 
 
-def parameters(family: str, options: Mapping[str, Any], **context: Any) -> int:
-    """Number of trainable parameters; nothing is allocated (meta device)."""
+def outline(family: str, options: Mapping[str, Any], **context: Any) -> nn.Module:
+    """The model without numbers: names and shapes only, on the meta device. Errors are those of `build`."""
     with torch.device("meta"):
-        model = build(family, options, **context)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return build(family, options, **context)
+
+
+def parameters(family: str, options: Mapping[str, Any], **context: Any) -> int:
+    """Number of trainable parameters; nothing is allocated."""
+    return sum(p.numel() for p in outline(family, options, **context).parameters() if p.requires_grad)
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:

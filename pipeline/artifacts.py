@@ -21,7 +21,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -288,7 +288,8 @@ class Lease:
         self._thread.join()
         if not self._lost and self.folder.exists():
             self._me["released"] = True
-            self._renew()
+            with suppress(OSError):  # a full disk: what was raised before says more, and a dead holder is seen
+                self._renew()
 
     def check(self) -> None:
         """Raise if the lease was lost: what is written now would be ignored."""

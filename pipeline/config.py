@@ -496,8 +496,6 @@ def check_models(config: Config) -> tuple[int, int]:
     Imports torch, allocates nothing (meta device). A pinned autoencoder (`autoencoder.from`) is read where it lies.
     Raises UserError naming the key.
     """
-    import torch
-
     from models import registry
     from pipeline.artifacts import Artifact
 
@@ -512,16 +510,15 @@ def check_models(config: Config) -> tuple[int, int]:
             )
     key = "autoencoder.model"
     try:
-        with torch.device("meta"):  # shapes without numbers
-            autoencoder: Any = registry.build("autoencoders", options, channels=data.channels)
-            if data.size % autoencoder.factor:
-                raise UserError(
-                    f"`data.size`: {data.size} is not a multiple of {autoencoder.factor}, the pixels a side that one "
-                    "latent stands for (`autoencoder.model`); change one of them"
-                )
-            channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
-            key = "diffusion.backbone"
-            registry.build("backbones", config.diffusion.backbone, channels=channels, size=side)
+        autoencoder: Any = registry.outline("autoencoders", options, channels=data.channels)
+        if data.size % autoencoder.factor:
+            raise UserError(
+                f"`data.size`: {data.size} is not a multiple of {autoencoder.factor}, the pixels a side of one latent "
+                "(`autoencoder.model`); change one of them"
+            )
+        channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
+        key = "diffusion.backbone"
+        registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
     except ValueError as error:
         raise UserError(f"`{key}`: {error}") from None
     return channels, side

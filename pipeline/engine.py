@@ -137,7 +137,7 @@ class Engine:
         self._random = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
         if self._random and ranks.first:
             warnings.warn("the network has dropout: results depend on the number of ranks", stacklevel=2)
-        self._adam = _adamw(model, training, ranks.device)
+        self._adam = _adamw(model, training)
         self._deepspeed = _initialise(model, self._adam, training, ranks, self.precision, self.micro_batch)
         self.partition = Partition(
             self._deepspeed.module, self._deepspeed.optimizer, training.zero_stage, ranks.rank, ranks.world
@@ -343,8 +343,8 @@ def persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffers[name] for name in module.state_dict() if name in buffers}
 
 
-def _adamw(model: nn.Module, training: Training, device: torch.device) -> _AdamW:
-    """AdamW (https://arxiv.org/abs/1711.05101) with weight decay on matrices only, fused on a GPU."""
+def _adamw(model: nn.Module, training: Training) -> _AdamW:
+    """AdamW (https://arxiv.org/abs/1711.05101) with weight decay on matrices only, fused."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": training.weight_decay},
@@ -355,7 +355,7 @@ def _adamw(model: nn.Module, training: Training, device: torch.device) -> _AdamW
         lr=learning_rate(training, 0),
         betas=(training.betas[0], training.betas[1]),
         eps=training.eps,
-        fused=device.type == "cuda" or None,
+        fused=True,  # on a CPU too: a third of the time of its plain one
     )
 
 

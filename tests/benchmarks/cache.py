@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from models_and_steps import CLASSES, bare_step, loss_function, network
+from steps import CLASSES, bare_step, loss_function, network
 from timing import Figure, interleave, ratio, spread
 
 from models import registry

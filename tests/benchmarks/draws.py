@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from models_and_steps import CLASSES, Batch, bare_step, loss_function, network
+from steps import CLASSES, Batch, bare_step, loss_function, network
 from timing import Figure, interleave, ratio
 
 from pipeline.config import Data

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from models_and_steps import loss_function, network, random_batch
+from steps import loss_function, network, random_batch
 from timing import Figure, Stopwatch, ratio
 
 from pipeline.checkpoint import Saver
