@@ -20,15 +20,19 @@ from jobs.cli import main
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed; the same seed, the same images."
 )
-@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Images at once.")
+@click.option("--batch-size", default=None, type=click.IntRange(1), help="Images at once; default: the model's.")
 @click.option(
     "--root", default="runs", type=click.Path(path_type=Path), help="Where models:/ looks for MLflow's data base."
 )
 def command(
     model: str, out: Path, count: int, classes: str | None, sampler: str | None, steps: int | None,
-    guidance: float | None, seed: int, batch_size: int, root: Path,
+    guidance: float | None, seed: int, batch_size: int | None, root: Path,
 ) -> None:  # fmt: skip
     """Generate images from MODEL: PNG files, a grid, and a JSON file of what made them."""
+    from pipeline.errors import UserError
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: not an empty folder; give a new folder for the samples")
     from pipeline.generate import load_pretrained, sample_info, write_samples
 
     generator = load_pretrained(model, root=root)

@@ -15,16 +15,19 @@ def command(root: Path) -> None:
     """Hash every file of every artifact again; exit code 2 if one differs."""
     from pipeline.artifacts import Store
     from pipeline.errors import UserError
+    from pipeline.stages.encode import damaged
 
     if not (root / "artifacts").is_dir():
         raise UserError(f"{root}: holds no artifacts; give the `run.root` of a config by --root")
-    damaged = 0
+    count = 0
     for artifact in Store(root).all():
         wrong = artifact.verify()
-        damaged += len(wrong)
+        if artifact.stage == "encode":
+            wrong += damaged(artifact)
+        count += len(wrong)
         print(f"{artifact.stage}/{artifact.fingerprint}: " + (f"damaged: {', '.join(wrong)}" if wrong else "whole"))
-    if damaged:
-        raise UserError(f"{root}: {damaged} damaged files; move their artifacts away and run again")
+    if count:
+        raise UserError(f"{root}: {count} damaged files; move their artifacts away and run again")
 
 
 if __name__ == "__main__":

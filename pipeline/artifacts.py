@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
+import secrets
 import socket
 import subprocess
 import threading
@@ -132,10 +132,11 @@ class Store:
             yield Writer(stage, fingerprint, folder, recipe, inputs, lease)
 
     def set_aside(self, artifact: Artifact) -> Path:
-        """Rename an artifact's folder, so that it is made again; nothing is deleted."""
-        target = artifact.path.with_name(f"{artifact.path.name}.old-{artifact.content[:8]}-{os.getpid()}")
-        artifact.path.rename(target)
-        return target
+        """Move an artifact to `<root>/set-aside/`, so that it is made again; nothing is deleted."""
+        name = f"{artifact.fingerprint}-{artifact.content[:8]}-{secrets.token_hex(2)}"
+        target = self.root / "set-aside" / artifact.stage / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return artifact.path.rename(target)
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,14 @@ def _boot() -> str:
         return "unknown"
 
 
+def _pid_namespace() -> str:
+    """Which process ids mean which processes: containers of one host share its name and boot, not its ids."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return "unknown"
+
+
 def _started(pid: int) -> str | None:
     """When a process of this host started (kernel ticks): tells a living holder from a reused pid. None: not alive."""
     try:
@@ -257,6 +266,7 @@ class Lease:
         self._me: dict[str, Any] = {
             "host": socket.gethostname(),
             "boot": _boot(),
+            "pids": _pid_namespace(),
             "pid": os.getpid(),
             "started": _started(os.getpid()),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
@@ -296,11 +306,6 @@ class Lease:
         if self._lost:
             raise UserError(f"{self.folder}: {self._lost}; this process stops")
 
-    @property
-    def lost(self) -> str:
-        """Why the lease is lost, or ''."""
-        return self._lost
-
     def _file(self, token: int) -> Path:
         return self.folder / f"{token:06d}.json"
 
@@ -336,7 +341,7 @@ class Lease:
             holder = self._read(token)
             if holder.get("released"):
                 return
-            if holder.get("host") == self._me["host"] and holder.get("boot") == self._me["boot"]:
+            if all(holder.get(key) == self._me[key] for key in ("host", "boot", "pids")):
                 if holder.get("pid") == os.getpid() or _started(holder["pid"]) != holder["started"]:
                     return  # same machine: we can see that it is gone
                 alive = True
@@ -357,10 +362,3 @@ class Lease:
             if time.monotonic() - since > DEAD_AFTER:
                 return
             time.sleep(min(1.0, BEAT))  # poll of a file that another machine writes: nothing to be notified by
-
-
-def remove_work(artifact: Artifact, keep: tuple[str, ...] = ("lease", "spool", "checkpoints")) -> None:
-    """Delete scratch that nothing needs once the artifact is finished."""
-    for child in (artifact.path / "work").iterdir():
-        if child.name not in keep:
-            shutil.rmtree(child) if child.is_dir() else child.unlink()

@@ -81,10 +81,11 @@ class Saver:
         self._job: Future[None] | None = None
         self._closing = threading.Event()
 
-    def save(self, position: int, extra: dict[str, Any]) -> None:
+    def save(self, position: int, extra: dict[str, Any], good_until: int | None = None) -> None:
         """Copy everything to the host and return; a thread writes. All ranks call, between two steps.
 
-        extra: plain JSON values of the caller, the same on all ranks. Errors of the last save are raised here.
+        extra: plain JSON values of the caller, the same on all ranks. good_until: the newest whole checkpoint up to this
+        position stays, whatever `keep` says. Errors of the last save are raised here.
         """
         self.wait()  # the host buffers are still the last save's
         engine, partition = self.engine, self.engine.partition
@@ -99,7 +100,8 @@ class Saver:
                 "engine": engine.state(), "extra": extra}  # fmt: skip
         meta = json.loads(files.canonical_json(meta))  # a frozen copy; what is not plain data is an error here
         path = self.folder / f"step-{position:012d}-{self.token:06d}-{self._attempt}"
-        self._job = self._pool.submit(self._write, path, tensors, rows, meta)
+        good_until = position if good_until is None else good_until
+        self._job = self._pool.submit(self._write, path, tensors, rows, meta, good_until)
 
     @torch.no_grad()
     def _copy(self) -> dict[str, torch.Tensor]:
@@ -135,7 +137,9 @@ class Saver:
         self._closing.set()
         self._pool.shutdown()
 
-    def _write(self, path: Path, tensors: dict[str, torch.Tensor], rows: list[Any], meta: dict[str, Any]) -> None:
+    def _write(
+        self, path: Path, tensors: dict[str, torch.Tensor], rows: list[Any], meta: dict[str, Any], good_until: int
+    ) -> None:
         rank, world = self.engine.ranks.rank, self.engine.ranks.world
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
         try:
@@ -150,6 +154,7 @@ class Saver:
             files.write_json(path / f"{_stem(rank, world)}.json", {"file": file.name, **written, "rows": rows})
             if self.engine.ranks.first:
                 self._finish(path, meta)
+                self._prune(good_until)
         except OSError as error:
             with suppress(OSError):  # rank 0 waits for this rank's table; on a full disk this file may fail as well
                 (path / f"{_stem(rank, world)}.failed").touch()
@@ -167,7 +172,7 @@ class Saver:
             )
 
     def _finish(self, path: Path, meta: dict[str, Any]) -> None:
-        """Rank 0: wait for the tables, write the manifest, remove older checkpoints and half-written ones."""
+        """Rank 0: wait for the tables, write the manifest."""
         world = self.engine.ranks.world
         tables = [path / f"{_stem(rank, world)}.json" for rank in range(world)]
         late = time.monotonic() + self.wait_s
@@ -184,15 +189,17 @@ class Saver:
         files.write_json(path / "manifest.json", manifest)
         for table in tables:
             table.unlink()
-        self._prune()
 
-    def _prune(self) -> None:
-        """Remove what is older than the newest `keep` whole checkpoints, but for the pinned one."""
+    def _prune(self, good_until: int) -> None:
+        """Remove what is older than the newest `keep` whole checkpoints, but for the pinned one and the newest one up to
+        `good_until`."""
         saved = listing(self.folder)
         whole = [entry for entry in saved if (self.folder / entry.name / "manifest.json").exists()]
         oldest = whole[: self.keep][-1]
+        kept = {entry for entry in whole if entry.position == self.pinned}
+        kept |= {entry for entry in [e for e in whole if e.position <= good_until][:1]}
         for entry in saved:
-            if entry < oldest and (entry.position != self.pinned or entry not in whole):
+            if entry < oldest and entry not in kept:
                 shutil.rmtree(self.folder / entry.name, ignore_errors=True)
 
 

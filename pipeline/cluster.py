@@ -6,6 +6,7 @@ cached starts none. What a rank does is in `loop.py`; which ranks talk to each o
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
@@ -24,7 +25,8 @@ from pipeline.files import disk_trouble, read_json
 
 IN_FLIGHT = 2  # tasks submitted ahead of each slot, so that none waits for the driver
 FEW = 2  # tasks that are done here before a local Ray would have started
-STOP_GRACE = 120  # seconds that workers have, after a stop was asked for, to save and end
+START_FAILURES = 2  # times that Ray Train may fail to place the ranks; without a limit it tries for ever
+STOP_GRACE = 600  # seconds that workers have, after a stop was asked for, to save and end
 SOURCE = Path(__file__).resolve().parent.parent
 
 QUIET = {
@@ -149,12 +151,12 @@ class Cluster:
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def _room(self, threads: int, gpus: float) -> int:
-        """How many workers of so many threads and GPUs there is room for."""
+        """How many workers of so many threads and GPUs there is room for, each on one node."""
         import ray
 
-        has = ray.cluster_resources()
-        room = int(has["CPU"] // threads)
-        return max(1, min(room, int(has["GPU"] // gpus)) if gpus else room)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        rooms = [(n.get("CPU", 0) // threads, n.get("GPU", 0) // gpus if gpus else math.inf) for n in nodes]
+        return max(1, sum(int(min(room)) for room in rooms))
 
     def workers(self) -> int:
         """Ranks: what the config asks for, as far as there is room; auto: all GPUs, or CPUs over `threads`."""
@@ -168,23 +170,28 @@ class Cluster:
         return min(self.config.workers, room)
 
     def threads(self, workers: int) -> int:
-        """CPU threads of a rank."""
+        """CPU threads of a rank; auto: as many as leave room for all."""
         if self.config.threads != "auto":
             return self.config.threads
         self.start()
         import ray
 
-        return max(1, int(ray.cluster_resources()["CPU"] // workers))
+        threads = max(1, int(ray.cluster_resources()["CPU"] // workers))
+        while threads > 1 and self._room(threads, 1 if _gpus() else 0) < workers:
+            threads -= 1
+        return threads
 
     def train(
         self,
         function: Callable[[dict[str, Any]], None],
         arguments: dict[str, Any],
         work: Path,
-        world: int,
+        world: Callable[[], int],
         watch: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run `function(arguments)` on `world` ranks by Ray Train, and again after a rank died, from its checkpoints.
+        """Run `function(arguments)` on `world()` ranks by Ray Train, and again after one died, from its checkpoints.
+
+        `world` is asked anew for each attempt: what is left after a loss may be fewer. `arguments` gets `threads`.
 
         `function` writes `work/outcome.json` ({"error": one line} for a user's mistake) and looks for `work/stop`.
         `watch` is called a few times a second (progress). Raises UserError, Stopped, or what Ray Train raised.
@@ -195,26 +202,28 @@ class Cluster:
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError
 
-        threads = self.threads(world)
         stop = work / "stop"
         stop.unlink(missing_ok=True)
-        trainer = TorchTrainer(
-            function,
-            train_loop_config=arguments,
-            torch_config=TorchConfig(timeout_s=self.config.collective_timeout),
-            scaling_config=ScalingConfig(
-                num_workers=world,
-                use_gpu=ray.cluster_resources().get("GPU", 0) > 0,
-                resources_per_worker={"CPU": threads},
-            ),
-            run_config=RunConfig(
-                name="train",
-                storage_path=str(work / "ray"),
-                failure_config=FailureConfig(max_failures=0),  # we restart: a user's mistake is not tried again
-                worker_runtime_env=self._environment(threads),
-            ),
-        )
         for attempt in range(self.config.max_failures + 1):
+            ranks = world()
+            threads = self.threads(ranks)
+            trainer = TorchTrainer(
+                function,
+                train_loop_config={**arguments, "threads": threads},
+                torch_config=TorchConfig(timeout_s=self.config.collective_timeout),
+                scaling_config=ScalingConfig(
+                    num_workers=ranks,
+                    use_gpu=ray.cluster_resources().get("GPU", 0) > 0,
+                    resources_per_worker={"CPU": threads},
+                ),
+                run_config=RunConfig(
+                    name="train",
+                    storage_path=str(work / "ray"),
+                    # we restart: a user's mistake is not tried again
+                    failure_config=FailureConfig(max_failures=0, controller_failure_limit=START_FAILURES),
+                    worker_runtime_env=self._environment(threads),
+                ),
+            )
             (work / "outcome.json").unlink(missing_ok=True)
             failure = _in_thread(trainer.fit, watch, stop)
             outcome = read_json(work / "outcome.json") if (work / "outcome.json").exists() else {}

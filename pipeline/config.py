@@ -222,6 +222,12 @@ class Autoencoder(Section):
     loss: AutoencoderLoss = AutoencoderLoss()
     training: Training
 
+    @model_validator(mode="after")
+    def _range(self) -> Autoencoder:
+        if self.training.precision == "fp16":
+            raise ValueError("an autoencoder's activations overflow fp16; give `training.precision` auto, bf16 or fp32")
+        return self
+
 
 class Latents(Section):
     views: tuple[Literal["as_is", "flip"], ...] = Field(

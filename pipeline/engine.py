@@ -282,27 +282,26 @@ class Engine:
 
     @torch.no_grad()
     def export(self, which: str = "ema", half_life: int | None = None) -> dict[str, torch.Tensor]:
-        """The whole fp32 state dict on the CPU of rank 0; empty on the other ranks."""
-        module = self._deepspeed.module
+        """The whole fp32 state dict on the CPU of rank 0, bit-equal to masters or average; empty on the other ranks.
+
+        Made from the pieces that the ranks own, one parameter at a time: what DeepSpeed gathers for a forward pass at
+        ZeRO 3 is in the precision of autocast.
+        """
+        module, partition = self._deepspeed.module, self.partition
+        average = self.averages[average_name(half_life or self.training.half_lives[0])] if which == "ema" else None
+        flats = [*(average or partition.masters()), *partition.flats[partition.trainable :]]
+        names: dict[int, list[str]] = {}  # a tied parameter has several
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
         out: dict[str, torch.Tensor] = {}
-        with self.weights(which, half_life):
-            for name, parameter in module.named_parameters(remove_duplicate=False):
-                with self._gathered(parameter):
-                    if self.ranks.first:
-                        out[name] = parameter.detach().float().cpu().clone()
+        for first, *others in names.values():
+            whole = self.ranks.all_reduce(partition.bits(first, flats))  # each element from one rank, else zero: exact
             if self.ranks.first:
-                out |= {name: buffer.detach().cpu().clone() for name, buffer in persistent_buffers(module).items()}
+                value = whole.view(torch.float32).view(partition.shapes[first]).cpu()
+                out |= {name: value.clone() for name in (first, *others)}
+        if self.ranks.first:
+            out |= {name: buffer.detach().cpu().clone() for name, buffer in persistent_buffers(module).items()}
         return out
-
-    @contextmanager
-    def _gathered(self, parameter: nn.Parameter) -> Iterator[None]:
-        if self.training.zero_stage < 3:
-            yield
-            return
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
-            yield
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off the model and free its buffers."""

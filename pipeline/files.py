@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +36,12 @@ def disk_trouble() -> Iterator[None]:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is flushed to disk and renamed onto `path`, else removed.
 
-    The temporary name holds the process id, so that two writers never share one, and ends in `.tmp`, so that readers
-    that list a folder can ignore it.
+    The temporary name is random, so that two writers never share one (a process id is not enough on shared storage),
+    and ends in `.tmp`, so that readers that list a folder can ignore it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:

@@ -15,9 +15,11 @@ GIGABYTE = 1e9
 def forecast(config: Config) -> str:
     """The dry run's text. Computes on the meta device; reads the source's listing. Raises UserError as a run would."""
     from models import registry
+    from pipeline.cluster import Cluster
     from pipeline.data.order import lanes
 
-    config = graph.resolve(config)
+    with Cluster(config.cluster) as cluster:
+        config = graph.resolve(graph.absolute(config), cluster)
     steps = graph.plan(config, Store(config.run.root))
     channels, side = check_models(config)
     sizes = {

@@ -11,14 +11,18 @@ import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Store, Writer
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import digest
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
 
 STAGES = ("ingest", "autoencoder", "encode", "diffusion", "evaluate", "register")
 
@@ -78,20 +82,29 @@ def run(
     `rebuild` names stages whose artifact is set aside first. Raises UserError for a user's mistake.
     """
     from pipeline.cluster import Cluster
-    from pipeline.runs import PipelineRun
 
+    config = absolute(config)
     store = Store(config.run.root)
     store.create()
-    config = resolve(config)
-    for step in plan(config, store, until):
-        if step.stage in rebuild and step.artifact:
-            print(f"{step.stage}: set aside as {store.set_aside(step.artifact)}", flush=True)
+    if "autoencoder" in rebuild and config.autoencoder.from_:
+        raise UserError("--rebuild autoencoder: it is pinned by `autoencoder.from`; leave one of them out")
+    with Cluster(config.cluster) as cluster:
+        config = resolve(config, cluster)
+        for step in plan(config, store, until):
+            if step.stage in rebuild and step.artifact:
+                print(f"{step.stage}: set aside as {store.set_aside(step.artifact)}", flush=True)
+        return _run(config, store, cluster, until, if_busy)
+
+
+def _run(config: Config, store: Store, cluster: Cluster, until: str, if_busy: Literal["refuse", "wait"]) -> list[Done]:
+    from pipeline.runs import PipelineRun
+
     steps = plan(config, store, until)
     last = steps[-1].stage
     done: dict[str, Done] = {}
     key = digest([config.run.name, [step.fingerprint for step in steps]])[:16]
     all_cached = all(step.artifact for step in steps)
-    with PipelineRun(config, store.root, key, all_cached) as tracked, Cluster(config.cluster) as cluster:
+    with PipelineRun(config, store.root, key, all_cached) as tracked:
         for step in steps:
             begun = time.monotonic()
             inputs = {name: done[name].artifact for name in module(step.stage).INPUTS}
@@ -113,10 +126,11 @@ def run(
 
 
 def _run_stage(
-    stage: str, config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Any, tracked: Any
+    stage: str, config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, tracked: Any
 ) -> Artifact:
     finished = Store(config.run.root).find(stage, writer.fingerprint)  # by another process, while we waited
     if finished:
+        artifacts.check_inputs(finished, inputs)
         return finished
     training = getattr(getattr(config, stage, None), "training", None)
     steps = training.steps if training else None
@@ -134,17 +148,37 @@ def check_condition(config: Config, data: Artifact) -> None:
         )
 
 
-def resolve(config: Config) -> Config:
-    """Put values in place of `auto` where a result depends on them (precision), so that they are in the fingerprint."""
-    if all(s.training.precision != "auto" for s in (config.autoencoder, config.diffusion)):
+def absolute(config: Config) -> Config:
+    """Every local path as seen from here: workers may run in another folder."""
+    values = config.model_dump(by_alias=True)
+    places = [(values["run"], "root"), (values["autoencoder"], "from"), (values["data"]["cache"], "path")]
+    places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels")]
+    for section, key in places:
+        if section.get(key) and "://" not in section[key]:
+            section[key] = str(Path(section[key]).absolute())
+    return Config.model_validate(values)
+
+
+def resolve(config: Config, cluster: Cluster) -> Config:
+    """Put values in place of `auto` where a result depends on them (precision), so that they are in the fingerprint.
+
+    Asked where the ranks will be: the machine that a cluster is driven from may have no GPU.
+    """
+    values = config.model_dump(by_alias=True)
+    sections = {name: values[name]["training"] for name in ("autoencoder", "diffusion")}
+    if all(section["precision"] != "auto" for section in sections.values()):
         return config
+    kind = next(iter(cluster.map(best_precision, [None], gpus=1)))
+    for name, section in sections.items():
+        if section["precision"] == "auto":  # an autoencoder's fp16 overflows: never
+            section["precision"] = "fp32" if (name, kind) == ("autoencoder", "fp16") else kind
+    return Config.model_validate(values)
+
+
+def best_precision(_: None) -> str:
+    """What `auto` means on this machine."""
     import torch
 
-    kind = "fp32"
-    if torch.cuda.is_available():
-        kind = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    values = config.model_dump(by_alias=True)
-    for name in ("autoencoder", "diffusion"):
-        if values[name]["training"]["precision"] == "auto":
-            values[name]["training"]["precision"] = "fp32" if (name, kind) == ("autoencoder", "fp16") else kind
-    return Config.model_validate(values)
+    from pipeline.engine import resolve_precision
+
+    return resolve_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,10 +1,13 @@
-"""What to do when training goes wrong: steps whose gradient is not finite, stretches to leave out, a step that hangs.
+"""What to do when training goes wrong: steps whose gradient is not finite or far too large, stretches to leave out, a
+step that hangs.
 
 Whether a step was bad is found by engine.py; going back to a checkpoint is loop.py's business.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 import sys
 import threading
 import time
@@ -17,9 +20,11 @@ from pipeline.errors import UserError
 
 Stretch = tuple[int, int]  # positions [from, to), in samples
 
+SPIKE, WINDOW = 10.0, 64  # a spike is a gradient norm over so many times the median of the last so many good steps
+
 
 class Guard:
-    """Counts bad steps in a row and keeps the stretches of positions that training leaves out.
+    """Counts bad steps in a row and spikes, and keeps the stretches of positions that training leaves out.
 
     max_bad: so many in a row end the patience. skip: stretches known from the start. The order of samples is a function
     of position, so a replayed stretch would meet the same values: after a roll-back it is jumped over.
@@ -30,7 +35,9 @@ class Guard:
         self.skip: list[Stretch] = sorted((int(a), int(b)) for a, b in skip)
         self.bad = 0  # bad steps in a row, up to now
         self.total = 0  # bad steps in all
-        self._from = 0  # position of the first of them
+        self.spikes = 0  # good steps with a gradient norm far over the usual
+        self._from = 0  # position of the first of the bad steps in a row
+        self._norms: list[float] = []  # of the last good steps
 
     def jump(self, position: int) -> int:
         """The first position at or after `position` that no stretch holds."""
@@ -61,15 +68,39 @@ class Guard:
         self.bad = 0
         return stretch
 
+    def spike(self, norm: float) -> float | None:
+        """Told of a good step's gradient norm. Gives the usual one (the running median) if this one is a spike.
+
+        Clipping has bounded the step already, so it only counts: a sign of a learning rate too high or of odd samples.
+        """
+        usual = statistics.median(self._norms) if len(self._norms) == WINDOW else math.inf
+        self._norms = [*self._norms, norm][-WINDOW:]
+        if norm <= SPIKE * usual:
+            return None
+        self.spikes += 1
+        return usual
+
+    def good_until(self, position: int) -> int:
+        """The last position up to `position` that no bad step in the present row precedes."""
+        return self._from if self.bad else position
+
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {"skip": [list(stretch) for stretch in self.skip], "total": self.total}
+        return {
+            "skip": [list(stretch) for stretch in self.skip],
+            "total": self.total,
+            "bad": self.bad,
+            "from": self._from,
+            "spikes": self.spikes,
+            "norms": self._norms,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what a checkpoint knows; stretches that are known already stay."""
         self.skip = sorted({*self.skip, *((int(a), int(b)) for a, b in state["skip"])})
         self.total = max(self.total, int(state["total"]))
-        self.bad = 0
+        self.bad, self._from = int(state["bad"]), int(state["from"])
+        self.spikes, self._norms = int(state["spikes"]), [float(norm) for norm in state["norms"]]
 
 
 class Watchdog:

@@ -54,32 +54,39 @@ class Task:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training is, for a bar or a line. Seconds left are an estimate from the last interval's rate."""
+    """Where training is, for a bar or a line. Seconds left are an estimate from the last interval's rate.
+
+    loss: of this step, None if it is not finite.
+    """
 
     name: str
     step: int
     steps: int
-    loss: float
+    loss: float | None
     images_per_second: float
     seconds_left: float
 
     def __str__(self) -> str:
         left = time.strftime("%H:%M:%S", time.gmtime(self.seconds_left))
+        loss = "not finite" if self.loss is None else f"{self.loss:.5g}"
         return (
-            f"{self.name}: step {self.step}/{self.steps}, loss {self.loss:.5g}, "
+            f"{self.name}: step {self.step}/{self.steps}, loss {loss}, "
             f"{self.images_per_second:.4g} images/s, {left} left"
         )
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a call of `train` ended. `finished` is False after a stop request: the same call again goes on from there."""
+    """How a call of `train` ended. `finished` is False after a stop request: the same call again goes on from there.
+
+    loss: of the last good step, also where it was an earlier call's; None where there was none.
+    """
 
     position: int
     step: int
     finished: bool
     resumed_from: int | None
-    loss: float
+    loss: float | None
     bad_steps: int
     skipped: tuple[Stretch, ...]  # positions [from, to) that were left out
     seconds: float
@@ -113,9 +120,9 @@ def train(
     guard = Guard(training.max_bad_steps, training.skip)
     stable = stable_steps(training) * batch  # runs of other lengths may go on from here: this checkpoint stays
     saver = Saver(folder, training.keep, token, engine, pinned=stable)
-    position, resumed_from = _begin(engine, guard, saver, folder, begin_from, say)
+    position, resumed_from, loss = _begin(engine, guard, saver, folder, begin_from, say)
 
-    meter, loss, stopped, failed = _Meter(task.name, training), math.nan, False, False
+    meter, stopped, failed = _Meter(task.name, training), False, False
     batches: Iterator[dict[str, Any]] | None = None
     try:
         with Watchdog(STALL_S, say) as watchdog:
@@ -136,17 +143,20 @@ def train(
                 if on_step:
                     on_step(position, stats)
                 bad_stretch = guard.look(position, batch, stats.skipped)
-                position, loss = position + batch, stats.loss
                 if bad_stretch:
-                    position = _roll_back(engine, saver, folder, bad_stretch, say)
+                    position, loss = _roll_back(engine, guard, saver, folder, begin_from, bad_stretch, say)
                     _close(batches)
                     batches = None
                     continue
+                if not stats.skipped:
+                    loss = stats.loss
+                    _tell_spike(guard, stats, position, ranks, say)
 
+                position += batch
                 step, last = position // batch, position >= end
                 meter.count(batch)
                 if ranks.first and (step % training.log_every == 0 or last):
-                    _log(meter, stats, step, log, progress)
+                    _log(meter, stats, guard, step, log, progress)
                 with meter.pause():
                     if task.preview and (step % training.preview_every == 0 or last):
                         watchdog.beat(f"in the preview at step {step}")
@@ -154,10 +164,10 @@ def train(
                     if task.validate and (step % training.validate_every == 0 or last):
                         watchdog.beat(f"in validation at step {step}")
                         _validate(task, task.validate, engine, ranks, log, step)
-                    due = step % training.save_every == 0 or position == stable or stopped
-                    if last or (due and not stats.skipped):
+                    due = step % training.save_every == 0 or position == stable
+                    if last or stopped or (due and not stats.skipped):
                         watchdog.beat(f"in the checkpoint at step {step}")
-                        saver.save(position, {"guard": guard.state()})
+                        saver.save(position, {"guard": guard.state(), "loss": loss}, guard.good_until(position))
             watchdog.beat("writing the last checkpoint")
             _finish(saver, ranks)
     finally:
@@ -174,35 +184,56 @@ def _begin(
     folder: Path,
     begin_from: tuple[Path, int] | None,
     say: Callable[[str], None],
-) -> tuple[int, int | None]:
-    """(position to begin at, the same if a checkpoint gave it). There is a checkpoint to go back to afterwards."""
+) -> tuple[int, int | None, float | None]:
+    """(position to begin at, the same if a checkpoint gave it, the last loss before). There is a checkpoint to go back
+    to afterwards."""
     here = restore(folder, engine, say=say)
     found = restore(begin_from[0], engine, before=begin_from[1], say=say) if here is None and begin_from else here
     if here is None and begin_from is not None and found is None:
         raise UserError(f"{begin_from[0]}: no whole checkpoint to go on from")
     if found is not None:
         guard.load(found["guard"])
-    position = 0 if found is None else int(found["position"])
+    position, loss = (0, None) if found is None else (int(found["position"]), found["loss"])
     if here is None:
-        saver.save(position, {"guard": guard.state()})
-    return position, None if found is None else position
+        saver.save(position, {"guard": guard.state(), "loss": loss})
+    return position, None if found is None else position, loss
 
 
-def _roll_back(engine: Engine, saver: Saver, folder: Path, stretch: Stretch, say: Callable[[str], None]) -> int:
-    """Back to the last checkpoint before a bad stretch; gives its position. The guard leaves the stretch out."""
+def _roll_back(
+    engine: Engine,
+    guard: Guard,
+    saver: Saver,
+    folder: Path,
+    begin_from: tuple[Path, int] | None,
+    stretch: Stretch,
+    say: Callable[[str], None],
+) -> tuple[int, float | None]:
+    """Back to the last checkpoint before a bad stretch; gives its position and loss. The guard leaves the stretch out."""
     saver.wait()
     found = restore(folder, engine, before=stretch[0], say=say)
+    if found is None and begin_from:  # the other run's last steps were bad already
+        found = restore(begin_from[0], engine, before=stretch[0], say=say)
     if found is None:
         raise UserError(
             f"{folder}: the gradient is not finite from position {stretch[0]} on, and no whole checkpoint is left"
         )
     position = int(found["position"])
+    guard.load(found["guard"])
     if engine.ranks.first:
         say(
             f"the gradient was not finite from position {stretch[0]} to {stretch[1]}: back to the checkpoint at "
             f"{position}, and on without that stretch"
         )
-    return position
+    return position, found["loss"]
+
+
+def _tell_spike(guard: Guard, stats: StepStats, position: int, ranks: Ranks, say: Callable[[str], None]) -> None:
+    usual = guard.spike(stats.grad_norm)
+    if usual is not None and ranks.first:
+        say(
+            f"the gradient's norm at position {position} is {stats.grad_norm:.3g}, that of the steps before {usual:.3g}: "
+            "a spike"
+        )
 
 
 def _check_position(data: dict[str, Any], position: int) -> None:
@@ -255,7 +286,9 @@ class _Meter:
         return rate
 
 
-def _log(meter: _Meter, stats: StepStats, step: int, log: Log, progress: Callable[[Progress], None]) -> None:
+def _log(
+    meter: _Meter, stats: StepStats, guard: Guard, step: int, log: Log, progress: Callable[[Progress], None]
+) -> None:
     """The step's own values (not a mean over an interval: a resumed run logs the same points)."""
     rate, training = meter.rate(), meter.training
     values = {
@@ -264,12 +297,14 @@ def _log(meter: _Meter, stats: StepStats, step: int, log: Log, progress: Callabl
         "grad_norm": stats.grad_norm,
         "learning_rate": stats.learning_rate,
         "images_per_second": rate,
+        "spikes": float(guard.spikes),
     }
     if stats.loss_scale != 1:
         values["loss_scale"] = stats.loss_scale
     log.metrics({f"{meter.name}/{key}": value for key, value in values.items() if math.isfinite(value)}, step)
     left = (training.steps - step) * training.batch_size / rate
-    progress(Progress(meter.name, step, training.steps, stats.loss, rate, left))
+    loss = stats.loss if math.isfinite(stats.loss) else None
+    progress(Progress(meter.name, step, training.steps, loss, rate, left))
 
 
 def _preview(

@@ -21,6 +21,7 @@ for _name, _value in {  # before the import: quiet, and no call that hangs for m
 
 import fcntl  # noqa: E402
 import getpass  # noqa: E402
+import io  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
 import tempfile  # noqa: E402
@@ -29,6 +30,7 @@ from collections.abc import Iterator  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from importlib.metadata import version as package_version  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 import mlflow  # noqa: E402
 import requests  # noqa: E402
@@ -40,6 +42,9 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema  # noqa:
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.files import digest, sha256_file  # noqa: E402
 from pipeline.mirror import Point  # noqa: E402
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SOURCE = Path(__file__).resolve().parents[1]  # the folder that holds pipeline/ and models/
 PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pillow", "safetensors")  # what a registered model needs
@@ -73,7 +78,9 @@ def reaching() -> Iterator[None]:
         raise Down(_reason(error)) from error
     except requests.RequestException as error:
         raise Down(_reason(error)) from error
-    except (OSError, TypeError, ValueError) as error:  # a file that is gone, a field of the wrong type
+    except OSError as error:  # a full disk, a share that hangs, a file without rights: all that can be mended
+        raise Down(_reason(error)) from error
+    except (TypeError, ValueError) as error:  # a field of the wrong type
         raise Refused(f"{type(error).__name__}: {error}") from error
 
 
@@ -81,7 +88,31 @@ def _reason(error: BaseException) -> str:
     """The first cause in a few words ("Connection refused", "database is locked"): clients wrap it several times."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:200]
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    place = getattr(error, "filename", None)
+    return " ".join((f"{place}: {text}" if place else text).split())[:200]
+
+
+def _existing(path: Path) -> Path:
+    """A file or folder that is to be sent. Refused if it is gone; Down, by `reaching`, if that cannot be told now."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file") from None
+    return path
+
+
+def _picture(path: Path) -> Image.Image:
+    """A picture that is to be sent. Refused if its file is gone or damaged."""
+    from PIL import Image
+
+    content = _existing(path).read_bytes()
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except (OSError, SyntaxError) as error:  # the bytes are in memory: it is the picture, not the disk
+        raise Refused(f"{path}: no whole picture ({error})") from error
+    return image
 
 
 def create_database(uri: str, root: Path) -> None:
@@ -174,11 +205,10 @@ class MlflowStore:
 
     def _image(self, run: str, point: Point) -> None:
         """What `MlflowClient.log_image` writes, under a name that is the same each time: again adds no file."""
-        from PIL import Image
-
         unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{point.key}@{point.step}")
         name = f"{point.key.replace('/', '~')}+step+{point.step}+timestamp+{point.ts_ms}+{unique}"
-        with tempfile.TemporaryDirectory() as folder, Image.open(point.value) as image:
+        image = _picture(Path(point.value))
+        with tempfile.TemporaryDirectory() as folder:
             image.save(Path(folder) / f"{name}.png")
             scale = THUMBNAIL / max(image.size)
             small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
@@ -194,7 +224,7 @@ class MlflowStore:
     def file(self, run: str, path: Path, place: str) -> None:
         """Log a file, or a folder's content, into the folder `place` of the run's artifacts."""
         with reaching():
-            log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+            log = self.client.log_artifacts if _existing(path).is_dir() else self.client.log_artifact
             log(run, str(path), place or None)
 
     def dataset(self, run: str, name: str, content: str, source: str) -> None:
@@ -208,7 +238,7 @@ class MlflowStore:
     ) -> str:
         """Register a model folder once for each content and point the alias at it; the link to the version's page."""
         with reaching():
-            tags = tags | {"ldm.content": digest({str(p.relative_to(folder)): sha256_file(p) for p in _files(folder)})}
+            tags = tags | {"ldm.content": digest({str(p.relative_to(folder)): sha256_file(p) for p in _files(_existing(folder))})}
             there = self.client.search_model_versions(f"name = '{name}'")
             known = [str(v.version) for v in there if v.tags.get("ldm.content") == tags["ldm.content"]]
             if known:

@@ -8,6 +8,8 @@ weights and ZeRO 3's persistent parameters must be refreshed after masters are s
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -110,6 +112,18 @@ class Partition:
             return [p.grad for p in self.flats[: self.trainable] if p.grad is not None]
         groups = self.optimizer.averaged_gradients
         return [gradient.detach() for i in sorted(groups) for gradient in groups[i]]
+
+    def bits(self, name: str, flats: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The elements of the parameter `name` that this rank owns, as int32 [numel] (fp32's bits), 0 elsewhere.
+
+        flats: tensors that lie as `flats` does. The sum over ranks is the whole parameter, bit for bit (-0.0 too).
+        """
+        out = torch.zeros(math.prod(self.shapes[name]), dtype=torch.float32, device=flats[0].device)
+        for piece in self.owned:
+            if piece.name == name:
+                mine = flats[piece.flat].detach().view(-1)[piece.at : piece.at + piece.numel]
+                out[piece.start : piece.start + piece.numel] = mine
+        return out.view(torch.int32)
 
     def state(self, flat: torch.Tensor) -> dict[str, Any]:
         """AdamW's state of a flat. It is made in the first step: made here, as AdamW does, if it is not there yet."""

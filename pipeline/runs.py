@@ -5,42 +5,64 @@ Everything here ends in a spool (`tracking.py`); what MLflow is, only `shipper.p
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import graph, tracking
-from pipeline.artifacts import Artifact, Writer
+from pipeline.artifacts import Artifact, Lease, Writer
 from pipeline.config import Config, Section, result_fields
+from pipeline.files import read_json, write_json
 from pipeline.tracking import Spool
+
+
+def run_key(made: Artifact | Writer) -> str:
+    """The run key of a stage: `STAGE/FINGERPRINT/ATTEMPT`.
+
+    The attempt is drawn when the stage first runs and kept beside its spool: a run that goes on keeps it, an artifact
+    that is made again (`--rebuild`) has another, and so another MLflow run. Without that file (an artifact that came
+    without its work/): `STAGE/FINGERPRINT`, the key of no run.
+    """
+    key, path = f"{made.stage}/{made.fingerprint}", made.path / "work" / "spool" / "run.json"
+    if isinstance(made, Writer) and not path.exists():  # the lease is ours: nobody else draws one
+        write_json(path, {"attempt": secrets.token_hex(4)})
+    return f"{key}/{read_json(path)['attempt']}" if path.exists() else key
 
 
 class PipelineRun:
     """The parent run of one call of the pipeline. As a context manager: it starts and drains the shipper.
 
-    The run key is the pipeline's fingerprint, so that the same pipeline is found again and goes on in the same run.
+    The run key is the pipeline's fingerprint, so that the same pipeline is found again and goes on in the same run. A
+    lease lets one process at a time drive it: a second one would close the first one's spool (`follows`).
     """
 
-    def __init__(self, config: Config, root: Path, key: str, all_cached: bool) -> None:
-        self.config, self.root, self.run = config, root, f"pipeline/{key}"
+    def __init__(
+        self, config: Config, root: Path, key: str, all_cached: bool, if_busy: Literal["refuse", "wait"] = "refuse"
+    ) -> None:
+        self.config, self.root, self.run, self.if_busy = config, root, f"pipeline/{key}", if_busy
         self.folder = root / "pipelines" / key / "spool"
-        self.all_cached = all_cached and self.folder.exists()
+        self.all_cached = all_cached and any(self.folder.glob("*.jsonl"))
         self.rows: list[tuple[str, str, str, str]] = []
+        self._lease = ExitStack()
 
     def __enter__(self) -> PipelineRun:
+        """Raises UserError if another process drives this pipeline."""
         if self.all_cached:  # nothing new to say
             return self
-        token = len(list(self.folder.glob("*.jsonl"))) + 1 if self.folder.exists() else 1
-        self.spool = Spool(self.folder, self.run, token)
-        self.shipper = tracking.start(self.root, self.config.tracking.uri)
-        self.spool.start(
-            self.config.run.name,
-            tags={"ldm.pipeline": self.run.partition("/")[2], "ldm.seed": str(self.config.run.seed)},
-            params=flatten(result_fields(self.config)),
-            experiment=self.config.tracking.experiment,
-        )
+        with ExitStack() as stack:
+            lease = stack.enter_context(Lease(self.folder / "lease", self.if_busy))
+            self.spool = Spool(self.folder, self.run, lease.token)
+            self.shipper = tracking.start(self.root, self.config.tracking.uri)
+            self.spool.start(
+                self.config.run.name,
+                tags={"ldm.pipeline": self.run.partition("/")[2], "ldm.seed": str(self.config.run.seed)},
+                params=flatten(result_fields(self.config)),
+                experiment=self.config.tracking.experiment,
+            )
+            self._lease = stack.pop_all()
         return self
 
     def __exit__(
@@ -48,13 +70,14 @@ class PipelineRun:
     ) -> None:
         if self.all_cached:
             return
-        self.spool.end(
-            "FINISHED"
-            if error is None
-            else "KILLED"
-            if kind and kind.__name__ in ("Stopped", "KeyboardInterrupt")
-            else "FAILED"
-        )
+        with self._lease:
+            self.spool.end(
+                "FINISHED"
+                if error is None
+                else "KILLED"
+                if kind and kind.__name__ in ("Stopped", "KeyboardInterrupt")
+                else "FAILED"
+            )
         left = self.shipper.drain(self.config.tracking.deadline)
         if left:
             print(tracking.left_message(self.root, self.shipper.uri, left), flush=True)
@@ -62,7 +85,7 @@ class PipelineRun:
     @contextmanager
     def stage(self, stage: str, writer: Writer, steps: int | None) -> Iterator[Spool]:
         """The child run of a stage that runs now."""
-        spool = Spool(writer.work / "spool", f"{stage}/{writer.fingerprint}", writer.token)
+        spool = Spool(writer.work / "spool", run_key(writer), writer.token)
         inputs = {f"ldm.input.{name}": f"{a.fingerprint} {a.content[:12]}" for name, a in writer.inputs.items()}
         spool.start(
             f"{graph.STAGES.index(stage) + 1} {stage}",
@@ -88,7 +111,7 @@ class PipelineRun:
         """A stage that was there already: linked, its curves copied to this parent."""
         self._row(stage, artifact, "cached", headline)
         if not self.all_cached:
-            self.spool.adopt(f"{stage}/{artifact.fingerprint}", artifact.path / "work" / "spool")
+            self.spool.adopt(run_key(artifact), artifact.path / "work" / "spool")
 
     def finished(self, stage: str, artifact: Artifact, seconds: float, headline: str) -> None:
         """A stage that has just run."""
@@ -99,9 +122,7 @@ class PipelineRun:
             self.spool.dataset(source.kind, artifact.content[:32], getattr(source, "path", source.kind))
 
     def _row(self, stage: str, artifact: Artifact, took: str, headline: str) -> None:
-        self.rows.append(
-            (f"[{stage}]({{{{run:{stage}/{artifact.fingerprint}}}}})", took, headline, f"`{artifact.fingerprint}`")
-        )
+        self.rows.append((f"[{stage}]({{{{run:{run_key(artifact)}}}}})", took, headline, f"`{artifact.fingerprint}`"))
         if not self.all_cached:
             verdict = self.rows[-1][2]
             table = ["| stage | time | key figure | artifact |", "| --- | --- | --- | --- |"]

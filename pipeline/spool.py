@@ -6,6 +6,7 @@ Read by the shipper and by `pipeline/tracking.py`, which writes them (class Spoo
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -58,11 +59,13 @@ def spool_ends(files: list[Path]) -> dict[Path, int]:
 
 
 def process_identity(pid: int) -> dict[str, Any]:
-    """Host, boot, pid and start time (clock ticks since boot) of a process: no other process ever has the same."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
+    """Host, boot, namespace of pids (a container has its own), pid and start time (clock ticks since boot) of a process:
+    no other process ever has the same."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
     return {
         "host": socket.gethostname(),
         "boot": boot.read_text().strip() if boot.exists() else "",
+        "pids": os.readlink(namespace) if os.path.lexists(namespace) else "",
         "pid": pid,
         "started": _start_ticks(pid),
     }
@@ -78,8 +81,9 @@ def _start_ticks(pid: int) -> int:
 
 
 def surely_dead(identity: Mapping[str, Any]) -> bool:
-    """True if the process is gone for certain. A process of another host is never judged from here."""
+    """True if the process is gone for certain. A process of another host, boot or container is never judged from here:
+    two machines may share a host name, and a pid means nothing in another container."""
     here = process_identity(int(identity["pid"]))
-    if identity["host"] != here["host"]:
+    if any(identity.get(key) != here[key] for key in ("host", "boot", "pids")):
         return False
-    return bool(identity["boot"] != here["boot"] or identity["started"] != here["started"])
+    return bool(identity["started"] != here["started"])

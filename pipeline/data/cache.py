@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, sha256_file
+from pipeline.files import atomic_path, atomic_write, sha256_file
 
 if TYPE_CHECKING:
     from pipeline.config import Cache
@@ -27,26 +27,32 @@ def cache_folder(cache: Cache | None) -> Path:
     return Path(tempfile.gettempdir()) / f"ldm-shards-{os.getuid()}"
 
 
-def local_copy(location: str, sha256: str | None, cache: Cache | None) -> Path:
+def local_copy(location: str, sha256: str | None, cache: Cache | None, identity: str = "") -> Path:
     """The path of a local copy of `location` (an fsspec address), copied and hashed once, kept while there is room.
 
-    `sha256` (hex): what the bytes must hash to; None: not known yet. Raises UserError for a shard that cannot be read,
-    that changed since it was indexed, or that is larger than the cache. A copy that another process has mapped stays
-    readable for it when it is removed here.
+    `sha256` (hex): what the bytes must hash to; None: not known yet, then `identity`, what the store tells of the file
+    without reading it, says whether an earlier copy is of the same bytes. Raises UserError for a shard that cannot be
+    read, that changed since it was indexed, or that is larger than the cache. A copy that another process has mapped
+    stays readable for it when it is removed here.
     """
     folder = cache_folder(cache)
     folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(f"{location}\n{sha256}".encode()).hexdigest()[:32]
-    path = folder / f"{name}.tar"
+    name = sha256 or hashlib.sha256(f"{location}\n{identity}".encode()).hexdigest()
+    note = folder / f"{name}.sha256"  # of an address and identity: the SHA-256 by which its copy is called
     with _locked(folder / f"{name}.lock"):
+        known = sha256 or (note.read_text() if note.exists() else "unknown")
+        path = folder / f"{known}.tar"
         if path.exists():
             os.utime(path)  # used last: evicted last
             return path
-        _copy(location, path, sha256, int((cache.gigabytes if cache else GIGABYTES) * 1e9))
+        path = _copy(location, folder / f"{name}.new", sha256, int((cache.gigabytes if cache else GIGABYTES) * 1e9))
+        if sha256 is None:
+            atomic_write(note, path.stem)
     return path
 
 
-def _copy(location: str, path: Path, sha256: str | None, limit: int) -> None:
+def _copy(location: str, new: Path, sha256: str | None, limit: int) -> Path:
+    """Copy a shard to `new`, and call it by its SHA-256; that path."""
     import fsspec
 
     try:
@@ -54,29 +60,30 @@ def _copy(location: str, path: Path, sha256: str | None, limit: int) -> None:
         size = int(system.size(remote))
         if size > limit:
             raise UserError(f"shard {location} has {size} bytes, over the {limit} of data.cache.gigabytes: raise it")
-        with _locked(path.parent / "evict.lock"):
-            _evict(path.parent, limit - size, path)  # make room first: the bound holds while the copy is written
-        with atomic_path(path) as temporary:
+        with _locked(new.parent / "evict.lock"):
+            _evict(new.parent, limit - size)  # make room first: the bound holds while the copy is written
+        with atomic_path(new) as temporary:
             system.get_file(remote, str(temporary))
-            if sha256 is not None and sha256_file(temporary) != sha256:
+            found = sha256_file(temporary)
+            if sha256 not in (None, found):
                 raise UserError(
                     f"shard {location} changed since it was indexed (its SHA-256 differs): run ingest again"
                 )
+        return new.replace(new.parent / f"{found}.tar")
     except OSError as error:
         what = f"{type(error).__name__}: {error}"
-        raise UserError(f"shard {location} cannot be copied to {path.parent} ({what}): check both") from error
+        raise UserError(f"shard {location} cannot be copied to {new.parent} ({what}): check both") from error
 
 
-def _evict(folder: Path, limit: int, keep: Path) -> None:
+def _evict(folder: Path, limit: int) -> None:
     """Remove the copies used longest ago until at most `limit` bytes are left."""
     copies = sorted((file.stat().st_mtime_ns, file.stat().st_size, file) for file in folder.glob("*.tar"))
     total = sum(size for _, size, _ in copies)
     for _, size, file in copies:
         if total <= limit:
             return
-        if file != keep:
-            file.unlink()
-            total -= size
+        file.unlink()
+        total -= size
 
 
 @contextmanager

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from pipeline.data import transforms
 from pipeline.data.cache import local_copy
 from pipeline.data.sources import is_remote
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, digest, read_json, write_json
 
 if TYPE_CHECKING:
-    from pipeline.config import Cache
+    from pipeline.config import Cache, Data
 
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
@@ -69,6 +70,19 @@ def write_rows(path: Path, rows: list[tuple[Any, ...]]) -> None:
     table = np.array(sorted(rows, key=lambda row: row[3]), kind)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array(file, table, version=(1, 0))
+
+
+def read_image(index: Index, i: int, data: Data) -> Array:
+    """Sample i as it is encoded and validated: the centre, uint8 [C, size, size].
+
+    Raises UserError, naming shard and member, where the image is damaged.
+    """
+    try:
+        return transforms.load_image(index.read(i), data)
+    except transforms.BadImage as error:
+        raise UserError(
+            f"{index.name(i)}: {error}: restore the shard, or run ingest again (--rebuild ingest), which leaves it out"
+        ) from error
 
 
 def write_index(folder: Path, classes: list[str], shards: list[dict[str, Any]]) -> None:

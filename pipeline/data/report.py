@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data import transforms
+from pipeline.data.index import read_image
 from pipeline.files import atomic_path, digest
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def report(
 def contact_sheet(index: Index, data: Data) -> np.ndarray[Any, Any]:
     """A square of training images, evenly spread over the set, in reading order: uint8 [S*size, S*size, C]."""
     chosen = np.linspace(0, len(index) - 1, SHEET * SHEET).round().astype(int)
-    images = np.stack([transforms.load_image(index.read(int(i)), data) for i in chosen])  # [S*S, C, H, W]
+    images = np.stack([read_image(index, int(i), data) for i in chosen])  # [S*S, C, H, W]
     grid = images.reshape(SHEET, SHEET, data.channels, data.size, data.size).transpose(0, 3, 1, 4, 2)
     return grid.reshape(SHEET * data.size, SHEET * data.size, data.channels)  # [S, H, S, W, C] -> [S*H, S*W, C]
 

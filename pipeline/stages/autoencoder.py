@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 INPUTS = ("ingest",)
 PREVIEW_IMAGES = 8  # held-out images in a preview, each above its reconstruction: a square of 4 x 4
+PCA_BATCH = 50  # images whose patches are in memory at once
 PCA_IMAGES = 5_000  # training images behind the patch PCA: its covariance has at most 192 x 192 numbers
 
 
@@ -37,7 +38,7 @@ def recipe(config: Config) -> dict[str, Any]:
     own = {
         "model": registry.resolve("autoencoders", config.autoencoder.model),
         "loss": result_fields(config.autoencoder.loss),
-        "training": training_recipe(config.autoencoder.training, "autoencoder"),
+        "training": training_recipe(config, "autoencoder"),
     }
     data = result_fields(config.data)
     return {**own, "seed": config.run.seed, "order": {key: data[key] for key in ("augment", "lanes", "on_corrupt")}}
@@ -189,12 +190,16 @@ def patch_pca(config: Config, data: Artifact, model: Any) -> float:
         x = torch.nn.functional.unfold(images.double() / 255, side, stride=side)  # [n, c*side*side, patches]
         return x.transpose(1, 2)
 
-    batches = validation_images(Index.open(data.path, "train", config.data.cache), config.data, 500)
-    train = torch.cat([patches(b).flatten(0, 1) for b in itertools.islice(batches, PCA_IMAGES // 500)])
-    mean = train.mean(0)
-    basis = torch.linalg.eigh((train - mean).T @ (train - mean))[1][:, -keep:]  # [c*side*side, keep]
+    d = config.data.channels * side * side
+    count, total, square = 0, torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
+    batches = validation_images(Index.open(data.path, "train", config.data.cache), config.data, PCA_BATCH)
+    for images in itertools.islice(batches, PCA_IMAGES // PCA_BATCH):
+        x = patches(images).flatten(0, 1)  # [n * patches, d]
+        count, total, square = count + len(x), total + x.sum(0), square + x.T @ x
+    mean = total / count
+    basis = torch.linalg.eigh(square / count - torch.outer(mean, mean))[1][:, -keep:]  # [d, keep], largest last
     psnr = []
-    for images in validation_images(Index.open(data.path, "val", config.data.cache), config.data, 500):
+    for images in validation_images(Index.open(data.path, "val", config.data.cache), config.data, PCA_BATCH):
         x = patches(images) - mean
         mse = (x - x @ basis @ basis.T).square().mean((1, 2))
         psnr.append(-10 * mse.clamp(min=1e-10).log10())

@@ -34,7 +34,7 @@ def recipe(config: Config) -> dict[str, Any]:
     from pipeline.stages.trained import training_recipe
 
     section = result_fields(config.diffusion)
-    section["training"] = training_recipe(config.diffusion.training, "diffusion")
+    section["training"] = training_recipe(config, "diffusion")
     section["backbone"] = registry.resolve("backbones", config.diffusion.backbone)
     return {**section, "seed": config.run.seed, "lanes": config.data.lanes}
 

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config, result_fields
 from pipeline.errors import UserError
-from pipeline.files import digest, read_json, write_json
+from pipeline.files import digest, read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster, Inline
@@ -44,14 +44,13 @@ def run(
     data, autoencoder = inputs["ingest"], inputs["autoencoder"]
     pool = writer.path.parent.parent.parent / "latents"
     pool.mkdir(parents=True, exist_ok=True)
+    pixels = {name: result_fields(config.data)[name] for name in ("size", "channels", "background", "augment")}
     jobs: list[dict[str, Any]] = []
     for split in SPLITS:
         index = Index.open(data.path, split, config.data.cache)
         for shard in range(len(index.counts)):
             if index.counts[shard]:
-                key = digest(
-                    [index.shard_digest(shard), autoencoder.content, recipe(config), result_fields(config.data)["size"]]
-                )
+                key = digest([index.shard_digest(shard), autoencoder.content, recipe(config), pixels])
                 jobs.append(
                     {
                         "split": split,
@@ -60,7 +59,7 @@ def run(
                         "path": str(pool / f"{key[:32]}.tar"),
                     }
                 )
-    missing = [job for job in jobs if not entry_path(job["path"]).exists()]
+    missing = [job for job in jobs if not is_whole(Path(job["path"]))]
     begun, images = time.monotonic(), 0
     threads = config.cluster.threads if config.cluster.threads != "auto" else 1
     setup = partial(
@@ -72,6 +71,7 @@ def run(
         threads,
     )
     for done, count in enumerate(cluster.map(encode_shard, missing, threads=threads, setup=setup, gpus=1), 1):
+        writer.lease.check()
         images += count
         rate = images / (time.monotonic() - begun)
         spool.metrics({"encode/images_per_second": rate}, done)
@@ -110,6 +110,20 @@ def headline(summary: dict[str, Any]) -> str:
 def entry_path(shard: str | Path) -> Path:
     """The record beside a latent shard, written after it: its presence says that the shard is whole."""
     return Path(shard).with_suffix(".json")
+
+
+def is_whole(shard: Path) -> bool:
+    """Whether a latent shard and its record are there, and fit."""
+    entry = entry_path(shard)
+    return entry.exists() and shard.exists() and shard.stat().st_size == read_json(entry)["bytes"]
+
+
+def damaged(artifact: Artifact) -> list[str]:
+    """The shards of the pool that are not what the artifact says, by hash; for `ldm verify`."""
+    listing = read_json(artifact.path / "shards.json")
+    pool = artifact.path.parent.parent.parent / listing["pool"]
+    files = {pool / shard["file"]: shard["sha256"] for shard in listing["shards"]}
+    return [path.name for path, digest in files.items() if not path.exists() or sha256_file(path) != digest]
 
 
 def shard_paths(artifact: Artifact, split: str) -> list[Path]:
@@ -158,7 +172,6 @@ def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
     """Encode one image shard into one latent shard; returns the number of images."""
     from pipeline import latents
     from pipeline.data import latent_shards
-    from pipeline.files import sha256_file
 
     index, path = state["index"][job["split"]], Path(job["path"])
     rows = index.samples_of(job["shard"])

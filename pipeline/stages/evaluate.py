@@ -129,17 +129,18 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
 def load_split(folder: Path, split: str, config: Config, seed: int) -> tuple[Images, Array]:
     """Images uint8 [n, H, W, C] and classes int64 [n] (-1: none) of a split, in a random order fixed by `seed`.
 
-    At most MEMORY bytes of them.
+    At most MEMORY bytes of them. Raises UserError for an empty split, and for a damaged image by its name.
     """
-    from pipeline.data import transforms
-    from pipeline.data.index import Index
+    from pipeline.data.index import Index, read_image
 
-    index = Index.open(folder, split)
-    size = config.data.size**2 * config.data.channels
-    rows = np.random.Generator(np.random.Philox(seed)).permutation(len(index))[: max(1, MEMORY // size)]
+    index, side, channels = Index.open(folder, split, config.data.cache), config.data.size, config.data.channels
+    count = max(1, MEMORY // (side * side * channels))
+    rows = np.random.Generator(np.random.Philox(seed)).permutation(len(index))[:count]
     if not len(rows):
         raise UserError(f"{folder}: the {split} split is empty; give more images or another `data.split`")
-    images = np.stack([transforms.load_image(index.read(int(i)), config.data).transpose(1, 2, 0) for i in rows])
+    images = np.empty((len(rows), side, side, channels), np.uint8)
+    for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
+        images[place] = read_image(index, int(rows[place]), config.data).transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
     return images, index.labels()[rows]
 
 
@@ -216,7 +217,7 @@ def evaluate(
     n = min(config.samples, len(held_out), len(train) // 2)
     extractor = make_extractor(config, train[n:], train_labels[n:], held_out, held_out_labels, len(generator.classes))
     held_out = held_out[: config.samples]  # as many as samples: of tens of thousands, reconstruction takes its time
-    asked = train_labels[np.arange(config.samples) % len(train)] if generator.classes else None
+    asked = _asked(train_labels, config.samples, len(generator.classes)) if generator.classes else None
     samples, sampling = _samples(generator, asked, config)
     reconstructions = generator.decode(generator.encode(held_out, config.batch_size), config.batch_size)
     named = {"train": train, "held_out": held_out, "samples": samples, "reconstructions": reconstructions}
@@ -238,6 +239,15 @@ def evaluate(
     order = np.arange(len(samples)) if asked is None else np.argsort(asked[:SHOWN], kind="stable")
     report.images["samples"] = _grid(samples[order[:SHOWN]])
     return report
+
+
+def _asked(labels: Array, count: int, classes: int) -> Array:
+    """The classes to ask for, int64 [count]: those of the labelled images, from the first on; all in turn if none is
+    labelled."""
+    known = labels[labels >= 0]
+    known = known if len(known) else np.arange(classes)
+    asked: Array = known[np.arange(count) % len(known)]
+    return asked
 
 
 def _samples(generator: Generator, asked: Array | None, config: Evaluate) -> tuple[Images, dict[str, Any]]:

@@ -272,7 +272,9 @@ def hash_tar(plan: TarPlan, data: Data, work: Path) -> np.ndarray[Any, Any]:
 
 
 def _local(tar: Tar, data: Data) -> Path:
-    return local_copy(tar.location, None, data.cache) if sources.is_remote(tar.location) else Path(tar.location)
+    if sources.is_remote(tar.location):
+        return local_copy(tar.location, None, data.cache, tar.identity)
+    return Path(tar.location)
 
 
 def _read(file: Any, member: shards.Member) -> bytes:

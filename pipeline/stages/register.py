@@ -68,6 +68,7 @@ def headline(summary: dict[str, Any]) -> str:
 def description(inputs: dict[str, Artifact]) -> str:
     """Markdown: the score first (the list of versions shows that line only), then what the model was made of."""
     from pipeline import graph
+    from pipeline.runs import run_key
 
     lines = [
         graph.module("evaluate").headline(inputs["evaluate"].summary),
@@ -77,6 +78,6 @@ def description(inputs: dict[str, Artifact]) -> str:
     ]
     for stage, artifact in inputs.items():
         figure = graph.module(stage).headline(artifact.summary)
-        link = f"[{stage}]({{{{run:{stage}/{artifact.fingerprint}}}}})"
+        link = f"[{stage}]({{{{run:{run_key(artifact)}}}}})"
         lines.append(f"| {link} | {figure} | `{artifact.fingerprint}`, content `{artifact.content[:12]}` |")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ What is trained and on which loss is in `autoencoder.py` and `diffusion.py`; how
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config, Training, result_fields
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, disk_trouble, read_json, sha256_file, write_json
+from pipeline.files import atomic_path, canonical_json, disk_trouble, read_json, sha256_file, write_json
 from pipeline.tracking import Spool
 
 if TYPE_CHECKING:
@@ -33,7 +34,26 @@ def train(
     from pipeline.data.order import lanes, largest_world
 
     training: Training = getattr(config, name).training
-    world = largest_world(config.data.lanes or lanes(training.batch_size), cluster.workers())
+    lane_count = config.data.lanes or lanes(training.batch_size)
+
+    def world() -> int:
+        """Ranks of an attempt: as many workers as there is room for and as divide the lanes."""
+        room = cluster.workers()
+        fits = largest_world(lane_count, room)
+        if fits < room:
+            print(
+                f"{name}: {fits} of {room} workers, since ranks must divide the {lane_count} lanes of a batch",
+                flush=True,
+            )
+        spool.tags({"ldm.world_size": str(fits)})
+        return fits
+
+    progress = Progress(name, writer.work / "progress.json")
+
+    def watch() -> None:
+        writer.lease.check()
+        progress()
+
     arguments = {
         "stage": name,
         "config": config.model_dump(mode="json", by_alias=True),
@@ -41,11 +61,11 @@ def train(
         "path": str(writer.path),
         "token": writer.token,
         "run": spool.run,
-        "threads": cluster.threads(world),
         "begin_from": other_run(name, training, writer),
+        "first_weights": str(first_weights(config, name)) if training.init_from else None,
     }
-    spool.tags({"ldm.world_size": str(world)})
-    cluster.train(rank, arguments, writer.work, world, watch=Progress(name, writer.work / "progress.json"))
+    cluster.train(rank, arguments, writer.work, world, watch)
+    writer.lease.check()
     return dict(read_json(writer.work / "summary.json"))
 
 
@@ -57,20 +77,20 @@ def other_run(name: str, training: Training, writer: Writer) -> list[Any] | None
     from pipeline.checkpoint import listing
     from pipeline.engine import stable_steps
 
-    ours = {"recipe": writer.recipe, "inputs": writer.input_contents()}
+    ours = json.loads(canonical_json({"recipe": writer.recipe, "inputs": writer.input_contents()}))  # as read back
     best, found = 0, None
     for path in writer.path.parent.glob("*/work/recipe.json"):
         theirs = read_json(path)
         steps = theirs["recipe"]["training"]["steps"]
         theirs["recipe"]["training"]["steps"] = training.steps
-        if theirs != ours or path.parent == writer.work:
+        if theirs != ours or steps == training.steps:
             continue
         limit = min(stable_steps(training.model_copy(update={"steps": steps})), stable_steps(training))
         for saved in listing(path.parent / "checkpoints"):
             if best < saved.position <= limit * training.batch_size:
                 best, found = saved.position, [str(path.parent / "checkpoints"), saved.position]
     write_json(writer.work / "recipe.json", ours)
-    if found:
+    if found and not listing(writer.work / "checkpoints"):
         print(
             f"{name}: goes on from step {best // training.batch_size} of another run of its kind ({found[0]})",
             flush=True,
@@ -106,8 +126,8 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
     module = importlib.import_module(f"pipeline.stages.{name}")
     inputs = {key: Artifact.load(path) for key, path in arguments["inputs"].items()}
     model, task = module.build(config, inputs, ranks)
-    if training.init_from:
-        load_weights(model, first_weights(training.init_from, name))
+    if arguments["first_weights"]:
+        load_weights(model, Path(arguments["first_weights"]))
     engine = Engine(model, task.loss, training, ranks)
     validated: dict[str, float] = {}
 
@@ -155,11 +175,14 @@ def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
     return {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
 
 
-def first_weights(source: str, name: str) -> Path:
+def first_weights(config: Config, name: str) -> Path:
     """The weights that `init_from` names: a .safetensors file, an artifact's folder, or a model folder or URI."""
     from pipeline.tracking import fetch_model
 
-    path = fetch_model(source) if source.startswith("models:") else Path(source)
+    source = str(getattr(config, name).training.init_from)
+    path = Path(source).absolute()
+    if source.startswith("models:"):
+        path = fetch_model(source, config.run.root, config.tracking.uri)
     inside = ("ema.safetensors", {"autoencoder": "autoencoder.safetensors", "diffusion": "denoiser.safetensors"}[name])
     for file in (path, *(path / file for file in inside)):
         if file.is_file():
@@ -169,11 +192,11 @@ def first_weights(source: str, name: str) -> Path:
     )
 
 
-def training_recipe(training: Training, name: str) -> dict[str, Any]:
+def training_recipe(config: Config, name: str) -> dict[str, Any]:
     """The keys of a training section that change the result; weights to begin with count by content, not by place."""
-    kept = result_fields(training)
-    if training.init_from:
-        kept["init_from"] = sha256_file(first_weights(training.init_from, name))
+    kept = result_fields(getattr(config, name).training)
+    if kept["init_from"]:
+        kept["init_from"] = sha256_file(first_weights(config, name))
     return kept
 
 

@@ -48,8 +48,10 @@ class OneProcess(Inline):
     def threads(self, workers: int) -> int:
         return 1
 
-    def train(self, function: Callable[[Any], None], arguments: Any, work: Path, world: int, watch: Any = None) -> None:
-        function(arguments)
+    def train(self, function: Any, arguments: dict[str, Any], work: Path, world: Callable[[], int], watch: Any) -> None:
+        assert world() == 1
+        function({**arguments, "threads": 1})
+        watch()
 
 
 class NoShipper:

@@ -162,8 +162,10 @@ def test_a_superseded_holder_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with Store(tmp_path).write("ingest", "abc", {}, {}) as writer:
         write_json(writer.work / "lease" / "000002.json", {"host": "other"})
         deadline = time.monotonic() + 10
-        while not writer.lease.lost and time.monotonic() < deadline:
-            time.sleep(0.02)
+        with pytest.raises(UserError, match="taken over"):
+            while time.monotonic() < deadline:
+                writer.lease.check()
+                time.sleep(0.02)
         with pytest.raises(UserError, match="taken over"):
             writer.finish({})
     assert json.loads((writer.work / "lease" / "000002.json").read_text()) == {"host": "other"}
