@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -43,11 +44,17 @@ def group() -> None:
     """Train latent diffusion models: images to shards, autoencoder, latents, diffusion model, scores, registry."""
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    """A scheduler's request to end unwinds as Ctrl-C does: Ray and the tracker are left in order."""
+    raise KeyboardInterrupt
+
+
 def main(command: Any = group) -> None:
     """Run a command. Exit code 2: a user's mistake, in one line. 1: a bug, with its traceback. 130: stopped."""
     from pipeline.errors import UserError
     from pipeline.files import disk_trouble
 
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         with disk_trouble():
             command(standalone_mode=False)

@@ -65,21 +65,24 @@ def stage_command(stage: str, text: str) -> click.Command:
             print(forecast(config))
             return
         try:
-            table(graph.run(config, stage, rebuild, if_busy))
+            table(graph.run(config, stage, rebuild, if_busy), config)
         except Stopped:
             raise click.Abort from None
 
     return command
 
 
-def table(done: Sequence[Done]) -> None:
-    """What was done, one row a stage."""
+def table(done: Sequence[Done], config: Config) -> None:
+    """What was done, one row a stage, with the page of its run (`make ui` serves it)."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("stage", "", "time", "key figure", "artifact", box=None, pad_edge=False)
+    from pipeline.runs import run_key
+    from pipeline.tracking import run_url
+
+    shown = Table("stage", "", "time", "key figure", "artifact", "link", box=None, pad_edge=False)
     for d in done:
-        shown.add_row(
-            d.artifact.stage, "cached" if d.cached else "ran", f"{d.seconds:.0f} s", d.headline, d.artifact.fingerprint
-        )
-    Console(width=None if Console().is_terminal else 160, soft_wrap=True).print(shown)
+        link = run_url(config.run.root, run_key(d.artifact), config.tracking.uri) or "-"
+        state = "cached" if d.cached else "ran"
+        shown.add_row(d.artifact.stage, state, f"{d.seconds:.0f} s", d.headline, d.artifact.fingerprint, link)
+    Console(width=None if Console().is_terminal else 260, soft_wrap=True).print(shown)

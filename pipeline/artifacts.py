@@ -132,11 +132,12 @@ class Store:
             yield Writer(stage, fingerprint, folder, recipe, inputs, lease)
 
     def set_aside(self, artifact: Artifact) -> Path:
-        """Move an artifact to `<root>/set-aside/`, so that it is made again; nothing is deleted."""
+        """Move an artifact to `<root>/set-aside/`, so that it is made again; gives the new place."""
         name = f"{artifact.fingerprint}-{artifact.content[:8]}-{secrets.token_hex(2)}"
         target = self.root / "set-aside" / artifact.stage / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        return artifact.path.rename(target)
+        with Lease(artifact.path / "work" / "lease"):  # nobody writes it
+            return artifact.path.rename(target)
 
 
 @dataclass(frozen=True)

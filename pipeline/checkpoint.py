@@ -84,8 +84,8 @@ class Saver:
     def save(self, position: int, extra: dict[str, Any], good_until: int | None = None) -> None:
         """Copy everything to the host and return; a thread writes. All ranks call, between two steps.
 
-        extra: plain JSON values of the caller, the same on all ranks. good_until: the newest whole checkpoint up to this
-        position stays, whatever `keep` says. Errors of the last save are raised here.
+        extra: plain JSON values of the caller, the same on all ranks. good_until: the newest whole checkpoint up to
+        this position stays, whatever `keep` says. Errors of the last save are raised here.
         """
         self.wait()  # the host buffers are still the last save's
         engine, partition = self.engine, self.engine.partition
@@ -191,13 +191,12 @@ class Saver:
             table.unlink()
 
     def _prune(self, good_until: int) -> None:
-        """Remove what is older than the newest `keep` whole checkpoints, but for the pinned one and the newest one up to
-        `good_until`."""
+        """Remove what is older than the newest `keep` whole ones, but for the pinned and the newest to `good_until`."""
         saved = listing(self.folder)
         whole = [entry for entry in saved if (self.folder / entry.name / "manifest.json").exists()]
         oldest = whole[: self.keep][-1]
-        kept = {entry for entry in whole if entry.position == self.pinned}
-        kept |= {entry for entry in [e for e in whole if e.position <= good_until][:1]}
+        good = [entry for entry in whole if entry.position <= good_until][:1]
+        kept = [*good, *(entry for entry in whole if entry.position == self.pinned)]
         for entry in saved:
             if entry < oldest and entry not in kept:
                 shutil.rmtree(self.folder / entry.name, ignore_errors=True)

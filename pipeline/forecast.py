@@ -1,4 +1,7 @@
-"""`--dry-run`: what a config means before anything runs: sizes, arithmetic, what is cached, disk that it needs."""
+"""`--dry-run`: what a config means before anything runs: sizes, arithmetic, what is cached, disk that it needs.
+
+Nothing is trained or written; what a figure stands on (order of samples, sources) is in `data/`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 from pipeline import graph
 from pipeline.artifacts import Store
 from pipeline.config import Config, Training, check_models, dump
+from pipeline.errors import UserError
 
 CHECKPOINT_BYTES = 12  # a parameter: master and two moments in fp32; 4 more an average (checkpoint.py)
 GIGABYTE = 1e9
@@ -34,6 +38,7 @@ def forecast(config: Config) -> str:
         training: Training = getattr(config, name).training
         lines.append(f"{name}: {parameters:,} parameters; {arithmetic(config, training, lanes(training.batch_size))}")
     lines.append(f"disk: {disk(config, steps, sizes, channels * side * side)}")
+    lines += remote_cache(config, trained=steps[1].artifact is not None)
     for step in steps:
         state = f"cached, {step.artifact.path}" if step.artifact else "would run"
         lines.append(f"{step.stage}: {step.fingerprint} {state}")
@@ -42,14 +47,23 @@ def forecast(config: Config) -> str:
 
 def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
     """The global batch in words."""
+    from pipeline.data.order import largest_world, nearest_batch
+    from pipeline.engine import micro_batches
+
     world = config.cluster.workers
     lane_count = config.data.lanes or default_lanes
     samples = training.steps * training.batch_size
     text = f"{training.steps:,} steps x {training.batch_size} = {samples:,} samples in {lane_count} lanes"
     if isinstance(world, int):
-        share = training.batch_size // world
-        micro = min(training.micro_batch or share, share)
-        text += f"; {world} ranks x {micro} x {share // micro} micro-batches"
+        ranks = largest_world(lane_count, world)  # as a stage chooses them (stages/trained.py)
+        micro, count = micro_batches(training, ranks)
+        text += f"; {ranks} ranks x {count} x {micro} samples"
+        if ranks < world:
+            size, lanes_of_it = nearest_batch(training.batch_size, world)
+            text += (
+                f" ({world - ranks} of {world} workers stay idle, since ranks must divide the lanes: a batch size of "
+                f"{size} in {lanes_of_it} lanes uses all)"
+            )
     return text + f"; ZeRO {training.zero_stage}, {training.precision}"
 
 
@@ -65,4 +79,31 @@ def disk(config: Config, steps: list[graph.Step], sizes: dict[str, int], element
     if ingest:
         images = sum(ingest.summary["images"].values())
         text += f", {images * len(config.latents.views) * elements * 2 * 2 / GIGABYTE:.2f} GB for latents"
-    return text + f"; remote shards: at most {config.data.cache.gigabytes:g} GB of cache a node"
+    return text
+
+
+def remote_cache(config: Config, trained: bool) -> list[str]:
+    """The cache a node that remote shards need, in words; none for a local source. UserError if data.cache is smaller.
+
+    `trained`: the autoencoder is there, so that shards are read one after another. Else a node that has all lanes
+    reads in as many shards at a time as their windows reach into; with fewer, they would be copied again and again.
+    """
+    from pipeline.data.order import lanes, shards_at_once
+    from pipeline.data.sources import is_remote, tar_digests
+    from pipeline.stages.ingest import cache_folder
+
+    source, batch = config.data.source, config.autoencoder.training.batch_size
+    if source.kind != "webdataset" or not any(is_remote(pattern) for pattern in (source.path, source.val or "")):
+        return []
+    tars = [tar for tar in tar_digests(source, cache_folder(config.run.root)) if is_remote(tar.location)]
+    train = sum(not tar.held_out for tar in tars)
+    count = 1 if trained else max(1, shards_at_once(train, batch, config.data.lanes or lanes(batch)))
+    largest = max(tar.bytes for tar in tars)
+    text = (
+        f"remote shards: {count} of {len(tars)} may be open at once x {largest / GIGABYTE:.3g} GB (the largest) = "
+        f"{count * largest / GIGABYTE:.3g} GB of cache a node"
+    )
+    given = config.data.cache.gigabytes
+    if count * largest > given * GIGABYTE:
+        raise UserError(f"`data.cache.gigabytes` is {given:g}, but {text}: raise it, or give a smaller batch size")
+    return [f"{text}, of {given:g}"]

@@ -104,7 +104,7 @@ def _run(config: Config, store: Store, cluster: Cluster, until: str, if_busy: Li
     done: dict[str, Done] = {}
     key = digest([config.run.name, [step.fingerprint for step in steps]])[:16]
     all_cached = all(step.artifact for step in steps)
-    with PipelineRun(config, store.root, key, all_cached) as tracked:
+    with PipelineRun(config, store.root, key, all_cached, if_busy) as tracked:
         for step in steps:
             begun = time.monotonic()
             inputs = {name: done[name].artifact for name in module(step.stage).INPUTS}

@@ -99,8 +99,8 @@ class Guard:
         """Take over what a checkpoint knows; stretches that are known already stay."""
         self.skip = sorted({*self.skip, *((int(a), int(b)) for a, b in state["skip"])})
         self.total = max(self.total, int(state["total"]))
-        self.bad, self._from = int(state["bad"]), int(state["from"])
-        self.spikes, self._norms = int(state["spikes"]), [float(norm) for norm in state["norms"]]
+        self.bad, self._from = int(state.get("bad", 0)), int(state.get("from", 0))
+        self.spikes, self._norms = int(state.get("spikes", 0)), list(state.get("norms", []))
 
 
 class Watchdog:

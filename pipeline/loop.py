@@ -193,7 +193,7 @@ def _begin(
         raise UserError(f"{begin_from[0]}: no whole checkpoint to go on from")
     if found is not None:
         guard.load(found["guard"])
-    position, loss = (0, None) if found is None else (int(found["position"]), found["loss"])
+    position, loss = (0, None) if found is None else (int(found["position"]), found.get("loss"))
     if here is None:
         saver.save(position, {"guard": guard.state(), "loss": loss})
     return position, None if found is None else position, loss
@@ -208,7 +208,7 @@ def _roll_back(
     stretch: Stretch,
     say: Callable[[str], None],
 ) -> tuple[int, float | None]:
-    """Back to the last checkpoint before a bad stretch; gives its position and loss. The guard leaves the stretch out."""
+    """Back to the last checkpoint before a bad stretch, which the guard leaves out; gives its position and loss."""
     saver.wait()
     found = restore(folder, engine, before=stretch[0], say=say)
     if found is None and begin_from:  # the other run's last steps were bad already
@@ -224,15 +224,15 @@ def _roll_back(
             f"the gradient was not finite from position {stretch[0]} to {stretch[1]}: back to the checkpoint at "
             f"{position}, and on without that stretch"
         )
-    return position, found["loss"]
+    return position, found.get("loss")
 
 
 def _tell_spike(guard: Guard, stats: StepStats, position: int, ranks: Ranks, say: Callable[[str], None]) -> None:
     usual = guard.spike(stats.grad_norm)
     if usual is not None and ranks.first:
         say(
-            f"the gradient's norm at position {position} is {stats.grad_norm:.3g}, that of the steps before {usual:.3g}: "
-            "a spike"
+            f"the gradient's norm spikes at position {position}: {stats.grad_norm:.3g}, where the median of the last "
+            f"good steps is {usual:.3g}"
         )
 
 

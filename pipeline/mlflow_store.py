@@ -238,7 +238,9 @@ class MlflowStore:
     ) -> str:
         """Register a model folder once for each content and point the alias at it; the link to the version's page."""
         with reaching():
-            tags = tags | {"ldm.content": digest({str(p.relative_to(folder)): sha256_file(p) for p in _files(_existing(folder))})}
+            tags = tags | {
+                "ldm.content": digest({str(p.relative_to(folder)): sha256_file(p) for p in _files(_existing(folder))})
+            }
             there = self.client.search_model_versions(f"name = '{name}'")
             known = [str(v.version) for v in there if v.tags.get("ldm.content") == tags["ldm.content"]]
             if known:

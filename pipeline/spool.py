@@ -6,7 +6,6 @@ Read by the shipper and by `pipeline/tracking.py`, which writes them (class Spoo
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -59,13 +58,13 @@ def spool_ends(files: list[Path]) -> dict[Path, int]:
 
 
 def process_identity(pid: int) -> dict[str, Any]:
-    """Host, boot, namespace of pids (a container has its own), pid and start time (clock ticks since boot) of a process:
-    no other process ever has the same."""
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
+    """Host, boot, namespace of pids (a container has its own), pid and start time (clock ticks since boot) of a
+    process: no other process ever has the same."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return {
         "host": socket.gethostname(),
         "boot": boot.read_text().strip() if boot.exists() else "",
-        "pids": os.readlink(namespace) if os.path.lexists(namespace) else "",
+        "pids": str(namespace.readlink()) if namespace.is_symlink() else "",
         "pid": pid,
         "started": _start_ticks(pid),
     }

@@ -94,7 +94,8 @@ class Spool:
     """Appends what happens in one run to `<folder>/<run key>.<token>.jsonl`; the same process or its successor may
     open it again. `metrics` and `image` leave out steps that are there already, so a resumed run doubles nothing.
 
-    `run` is the run key: one name for ever for this run (as `diffusion/<fingerprint>`). `token` is the lease token.
+    `run` is the run key: one name for ever for this run (as `diffusion/<fingerprint>/<attempt>`). `token` is the
+    lease token.
     """
 
     def __init__(self, folder: str | Path, run: str, token: int) -> None:

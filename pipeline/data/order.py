@@ -12,6 +12,7 @@ lane, and shuffles each stretch within windows. The N mod L samples left over ar
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,13 +48,41 @@ def check_world(world: int, lane_count: int, batch: int) -> None:
         return
     divisors = [count for count in range(1, lane_count + 1) if lane_count % count == 0]
     nearest_world = min(divisors, key=lambda count: abs(count - world))
-    fits = (size for gap in range(batch + world) for size in (batch - gap, batch + gap) if size > 0)
-    nearest_batch = next((size for size in fits if lanes(size, max(256, world)) % max(world, 1) == 0), world)
+    size, lanes_of_it = nearest_batch(batch, world)
     raise UserError(
         f"{world} ranks do not fit a global batch of {batch} in {lane_count} lanes (ranks must divide lanes, lanes the "
-        f"batch): use {nearest_world} ranks, or a batch size of {nearest_batch} with lanes: "
-        f"{lanes(nearest_batch, max(256, world))}"
+        f"batch): use {nearest_world} ranks, or a batch size of {size} with lanes: {lanes_of_it}"
     )
+
+
+def nearest_batch(batch: int, world: int) -> tuple[int, int]:
+    """The global batch nearest to `batch` whose default lanes `world` ranks divide, and these lanes."""
+    limit = max(256, world)
+    fits = (size for gap in range(batch + world) for size in (batch - gap, batch + gap) if size > 0)
+    size = next((size for size in fits if lanes(size, limit) % max(world, 1) == 0), world)
+    return size, lanes(size, limit)
+
+
+def units_wanted(batch: int, lane_count: int) -> int:
+    """How many units an epoch needs at least; shards are units where there are as many."""
+    return max(UNITS_PER_LANE * lane_count, UNITS_PER_EXTRA_SAMPLE * (batch - lane_count))
+
+
+def units_a_window(units: int, batch: int, lane_count: int) -> int:
+    """How many units a lane's window holds at least."""
+    # Two samples of one unit that shared a batch share one again with chance k/window. Among the pairs of a batch
+    # these are so few that the ratio to chance grows by U / (L c)^2 only: c >= sqrt(10 U) / L keeps it at 1.1.
+    again = math.ceil(math.sqrt(10 * units) / lane_count)
+    return max(4, UNITS_PER_EXTRA_SAMPLE * (batch // lane_count - 1), again)
+
+
+def shards_at_once(shards: int, batch: int, lane_count: int) -> int:
+    """Into how many shards (of about equal numbers of samples) the windows of all lanes reach at a time, at most."""
+    if shards < units_wanted(batch, lane_count):
+        return shards  # units are runs of samples, and a window's runs come from anywhere
+    stretch = shards / lane_count  # in shards, as is the window
+    window = stretch / max(1, stretch // units_a_window(shards, batch, lane_count))
+    return min(shards, lane_count * (math.ceil(window) + 1))  # begins and ends within a shard
 
 
 class Order:
@@ -79,17 +108,14 @@ class Order:
         self.samples, self.batch_size, self.lanes, self.seed = total, batch, lane_count, seed
         self.per_lane = batch // lane_count  # k
         self.stretch = total // lane_count  # samples a lane reads in an epoch
-        wanted = max(UNITS_PER_LANE * lane_count, UNITS_PER_EXTRA_SAMPLE * (batch - lane_count))
+        wanted = units_wanted(batch, lane_count)
         if len(shards) >= wanted:
             self._starts = np.cumsum(shards) - shards
         else:
             self._starts = np.arange(0, total, max(1, total // wanted), dtype=np.int64)
         self._sizes = np.diff(self._starts, append=total)
         units = len(self._sizes)
-        # Two samples of one unit that shared a batch share one again with chance k/window. Among the pairs of a batch
-        # these are so few that the ratio to chance grows by U / (L c)^2 only: c >= sqrt(10 U) / L keeps it at 1.1.
-        again = int(np.ceil((10 * units) ** 0.5 / lane_count))
-        window_units = max(4, UNITS_PER_EXTRA_SAMPLE * (self.per_lane - 1), again)
+        window_units = units_a_window(units, batch, lane_count)
         self.windows = max(1, self.stretch * units // (window_units * total))  # a lane and an epoch
         self._key = _key(seed, "order")
         self._epochs: dict[int, tuple[Array, Array, int]] = {}

@@ -309,9 +309,11 @@ def read_idx(path: str) -> Array:
 
 @dataclass(frozen=True)
 class Tar:
-    """One shard of a WebDataset: a local absolute path or an fsspec address, what identifies its content, its split."""
+    """One shard of a WebDataset: a local absolute path or an fsspec address, its size, what identifies its content, its
+    split."""
 
     location: str
+    bytes: int
     identity: str
     held_out: bool  # matched by the pattern of validation tars
 
@@ -331,7 +333,7 @@ def tar_listing(source: WebDatasetSource, digests: Digests) -> list[Tar]:
         found = _expand(pattern)
         if not found:
             raise UserError(f"data.source: no file matches {pattern} (looked from {Path.cwd()}): correct the pattern")
-        tars += [Tar(location, _identity(location, digests), held_out) for location in found]
+        tars += [Tar(location, *_size_identity(location, digests), held_out) for location in found]
     digests.save()
     return tars
 
@@ -350,13 +352,16 @@ def _expand(pattern: str) -> list[str]:
     return sorted(system.unstrip_protocol(name) for name in system.glob(path))
 
 
-def _identity(location: str, digests: Digests) -> str:
+def _size_identity(location: str, digests: Digests) -> tuple[int, str]:
     if not is_remote(location):
-        return digests.of(location)
+        return Path(location).stat().st_size, digests.of(location)
     import fsspec
 
     system, path = fsspec.core.url_to_fs(location)
-    return f"{Path(path).name}:{system.size(path)}:{system.ukey(path)}"
+    size = system.size(path)
+    if size is None:
+        raise UserError(f"data.source: the store does not tell the size of {location}: copy it to one that does")
+    return size, f"{Path(path).name}:{size}:{system.ukey(path)}"
 
 
 def tar_classes(source: WebDatasetSource) -> list[str] | None:

@@ -117,6 +117,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             "loss": distance.mean() + loss_config.kl_weight * kl.mean(),
             "reconstruction": distance.mean().detach(),
             "kl": kl.mean().detach(),
+            **({"skipped": batch["skipped"].float().mean()} if data.on_corrupt == "skip" else {}),
         }
 
     def batches(position: int) -> Iterator[dict[str, Any]]:
@@ -162,11 +163,11 @@ def validation_images(index: Any, data: Any, batch: int) -> Iterator[torch.Tenso
     import numpy as np
     import torch
 
-    from pipeline.data import transforms
+    from pipeline.data.index import read_image
 
     for first in range(0, len(index), batch):
         rows = range(first, min(first + batch, len(index)))
-        yield torch.from_numpy(np.stack([transforms.load_image(index.read(i), data) for i in rows]))
+        yield torch.from_numpy(np.stack([read_image(index, i, data) for i in rows]))
 
 
 # ---- the yardstick ---------------------------------------------------------------------------------------------------

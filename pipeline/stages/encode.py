@@ -193,12 +193,12 @@ def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
 def _moments(state: dict[str, Any], index: Any, rows: range) -> Iterator[np.ndarray[Any, Any]]:
     import torch
 
-    from pipeline.data import transforms
+    from pipeline.data.index import read_image
 
     data = state["data"]
     for first in range(0, len(rows), state["batch"]):
         part = rows[first : first + state["batch"]]
-        images = np.stack([transforms.load_image(index.read(i), data) for i in part])  # [n, c, H, W] uint8
+        images = np.stack([read_image(index, i, data) for i in part])  # [n, c, H, W] uint8
         x = torch.from_numpy(images).to(state["device"]).float() / 127.5 - 1
         with torch.no_grad():
             views = [state["model"].encode(x if view == "as_is" else x.flip(-1)) for view in state["views"]]

@@ -241,7 +241,8 @@ class Progress:
             return
         self.last = now["step"]
         left = time.strftime("%H:%M:%S", time.gmtime(now["seconds_left"]))
-        text = f"loss {now['loss']:.4f}, {now['images_per_second']:.0f} images/s, {left} left"
+        loss = "not finite" if now["loss"] is None else f"{now['loss']:.4f}"
+        text = f"loss {loss}, {now['images_per_second']:.0f} images/s, {left} left"
         if sys.stdout.isatty():
             self._bar(now, text)
         elif time.monotonic() - self.shown > self.LINE_EVERY or now["step"] == now["steps"]:

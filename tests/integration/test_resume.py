@@ -54,6 +54,7 @@ def scenarios(root: Path, seed: int) -> tuple[list[dict[str, Any]], dict[str, in
     for stage in (0, 1, 2, 3):
         for leave_out in (False, True):
             add(f"bad-{stage}-{leave_out}", "none", stage, 2, 2, kind="bad_step", leave_out=leave_out)
+    add("export", "none", 0, 2, kind="export")
     long = {"steps": 32, "save_every": 2}
     for stage in STAGES:
         bad = list(range(*STRETCH, BATCH))
@@ -137,6 +138,11 @@ def test_an_inf_on_one_rank_changes_nothing(results: Any, stage: int) -> None:
     assert [skipped for skipped, _ in spoilt["losses"]] == [False, False, False, True, False, False]
     assert spoilt["different"] == []
     assert [row for row in spoilt["losses"] if not row[0]] == without["losses"]
+
+
+def test_what_two_ranks_export_is_fp32_bit_for_bit(results: Any) -> None:
+    different = end(results[0], "export")
+    assert len(different) == 8 and not any(different.values()), different
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -183,7 +183,9 @@ def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
         part = engine.partition
         state = {f"{k}/{i}": t.clone() for k, ts in part.slots(engine.averages).items() for i, t in enumerate(ts)}
         state |= {f"step/{i}": part.state(flat)["step"].clone() for i, flat in enumerate(part.flats[: part.trainable])}
-        return state | {f"forward/{name}": t for name, t in engine.export("live").items() if name != "seen"}
+        with torch.no_grad():  # the weights of the forward pass: at ZeRO 1 to 3 they are not the masters
+            state |= {"forward": engine.module(torch.ones(1, WIDTH))}
+        return state | {f"export/{name}": t for name, t in engine.export("live").items() if name != "seen"}
 
     for step, batch in zip(range(6), feed, strict=False):
         if scenario["leave_out"] and step == 3:
@@ -200,6 +202,47 @@ def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
     ranks.barrier()
 
 
+def run_export(scenario: dict[str, Any], rank: int, store: str) -> None:
+    """After three steps at each stage and precision: the names whose export is not DeepSpeed's own fp32 value."""
+    import torch.distributed as dist
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    from pipeline.config import Training
+    from pipeline.engine import Engine
+    from pipeline.ranks import open_ranks
+
+    torch.set_num_threads(1)
+    world = scenario["world"]
+    os.environ.update(LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
+    ranks = open_ranks()
+    different = {}
+    for stage, precision in ((stage, precision) for stage in range(4) for precision in ("fp32", "bf16")):
+        training = Training(batch_size=BATCH, zero_stage=stage, precision=precision, steps=10, half_lives=(32,))
+        torch.manual_seed(0)
+        engine = Engine(Net(), loss_function(-1, []), training, ranks)
+        for step, batch in zip(range(3), batches(0, rank, world), strict=False):
+            engine.step(batch, step * BATCH)
+        wrong = different[f"{stage} {precision}"] = []
+        for which in ("live", "ema"):
+            export = engine.export(which)
+            with engine.weights(which):
+                for name, parameter in engine.partition.module.named_parameters():
+                    master = parameter.detach() if stage == 0 else safe_get_full_fp32_param(parameter)
+                    if parameter.requires_grad and rank == 0 and not torch.equal(master, export[name]):
+                        wrong.append((which, name))
+            if rank == 0:
+                rounded = all(torch.equal(value, value.bfloat16().float()) for value in export.values())
+                tied = torch.equal(export["tied.weight"], export["wide.weight"])
+                torch.manual_seed(0)
+                frozen = torch.equal(export["frozen.weight"], Net().frozen.weight)
+                wrong += [which] * (rounded or not tied or not frozen or export.keys() != Net().state_dict().keys())
+        engine.close()
+    if rank == 0:
+        Path(f"{scenario['out']}.json").write_text(json.dumps(different))
+    ranks.barrier()
+
+
 def fork(scenario: dict[str, Any]) -> None:
     """Run a scenario's ranks; when one dies, all are killed, as by the loss of a machine."""
     if "copy" in scenario:
@@ -210,7 +253,7 @@ def fork(scenario: dict[str, Any]) -> None:
             pid = os.fork()
             if pid == 0:
                 try:
-                    {"train": run, "bad_step": run_bad_step}[scenario.get("kind", "train")](
+                    {"train": run, "bad_step": run_bad_step, "export": run_export}[scenario.get("kind", "train")](
                         scenario, rank, f"{folder}/store"
                     )
                 except BaseException:

@@ -71,6 +71,14 @@ def test_other_content_of_an_input_is_refused(tmp_path: Path) -> None:
     assert old.content[:12] in str(caught.value) and new.content[:12] in str(caught.value)
 
 
+def test_two_writers_of_one_path_never_share_a_temporary_file(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a") as first, atomic_path(tmp_path / "a") as second:
+        assert first != second and first.suffix == second.suffix == ".tmp"
+        first.write_text("1")
+        second.write_text("2")
+    assert (tmp_path / "a").read_text() == "1" and len(list(tmp_path.iterdir())) == 1  # whole: the last one to end
+
+
 def test_atomic_path_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_path(tmp_path / "a") as temporary:
         temporary.write_text("half")

@@ -159,6 +159,13 @@ def test_keeps_the_newest_and_no_leftovers(run: Run) -> None:
     assert [entry.position for entry in listing(run.folder)] == [28, 24]
 
 
+def test_one_from_before_the_bad_steps_stays(run: Run) -> None:
+    saver = Saver(run.folder, 1, 2, make())
+    saver.save(24, {}, good_until=15)
+    saver.wait()
+    assert [entry.position for entry in listing(run.folder)] == [24, 12]
+
+
 def test_training_stands_still_for_the_copy_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, go = make(), threading.Event()
     write = checkpoint.write_safetensors

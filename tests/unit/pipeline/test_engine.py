@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from typing import Any
 
 import pytest
@@ -105,6 +106,46 @@ def test_bf16_on_a_cpu_keeps_fp32_weights() -> None:
     assert losses != pytest.approx(plain(training, 6)[0], rel=1e-6)
     assert all(master.dtype == torch.float32 for master in engine.partition.masters())
     engine.close()
+
+
+@pytest.mark.parametrize("stage", (0, 1, 2, 3))
+@pytest.mark.parametrize("precision", ("fp32", "bf16"))
+def test_what_is_exported_is_fp32_bit_for_bit(stage: int, precision: str) -> None:
+    model = net()
+    model.append(nn.Linear(5, 3).requires_grad_(False))
+    frozen = model[-1].weight.detach().clone()
+    training = settings(zero_stage=stage, precision=precision)
+    engine = Engine(model, lambda module, batch: {"loss": module(batch["x"]).square().mean()}, training, open_ranks())
+    for i in range(3):
+        engine.step(batch_at(8 * i), 8 * i)
+    for which, owned in (("live", engine.partition.masters()), ("ema", engine.averages["average-16"])):
+        exported = engine.export(which)
+        trained = torch.cat([value.flatten() for name, value in exported.items() if not name.startswith("4.")])
+        masters = torch.cat([flat.flatten() for flat in owned])
+        masters = masters[masters != 0]  # padding, in another order of parameters
+        assert torch.equal(trained[trained != 0].sort().values, masters.sort().values)
+        assert exported["2.weight"].shape == (16,) and exported["0.weight"].shape == (16, 5)
+        assert torch.equal(exported["4.weight"], frozen)
+    lossless = all(torch.equal(value, value.bfloat16().float()) for value in engine.export("live").values())
+    assert not lossless
+    engine.close()
+
+
+def test_compiled_is_the_same() -> None:
+    """A quarter of a minute: inductor compiles forward and backward."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++: inductor cannot compile for a CPU")
+    from torch._dynamo.utils import counters
+
+    losses = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        counters.clear()
+        engine = Engine(net(), loss, settings(compile=compiled), open_ranks())
+        losses.append([engine.step(batch_at(8 * i), 8 * i).loss for i in range(4)])
+        assert (counters["stats"]["unique_graphs"] > 0) == compiled
+        engine.close()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_the_loss_scale_cancels_and_halves() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from itertools import islice
 from types import SimpleNamespace
@@ -14,10 +15,11 @@ from PIL import Image
 from pipeline.cluster import Inline
 from pipeline.config import Cache, Data
 from pipeline.data import cache, latent_shards, loader
-from pipeline.data.index import Index
+from pipeline.data.index import Index, read_image
 from pipeline.data.latent_shards import LatentIndex
 from pipeline.data.order import Order
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.stages import ingest
 
 LATENT = (2, 3, 3)
@@ -174,7 +176,33 @@ def test_a_corrupt_sample_is_replaced_and_counted(damaged):
     np.testing.assert_array_equal(batches._read(sample)[0], batches._read(first)[0])
 
 
+def test_a_corrupt_image_is_named_wherever_whole_ones_are_expected(damaged):
+    folder, sample = damaged
+    index = Index.open(folder / "out", "train")
+    assert read_image(index, 0, make_data(folder)).shape == (1, 8, 8)
+    with pytest.raises(UserError, match=r"shard train-00001\.tar, member 0000\d+: undecodable.*--rebuild ingest"):
+        read_image(index, sample, make_data(folder))
+
+
 # ---- remote shards ---------------------------------------------------------------------------------------------------
+
+
+def test_a_remote_file_that_changed_is_copied_again_and_one_that_did_not_is_not(tmp_path, monkeypatch):
+    import fsspec
+
+    memory, address, kept = fsspec.filesystem("memory"), "memory://changing/a.tar", Cache(path=str(tmp_path))
+    memory.pipe("/changing/a.tar", b"first")
+    assert cache.local_copy(address, None, kept, "a.tar:5:one").read_bytes() == b"first"
+    memory.pipe("/changing/a.tar", b"other")
+    other = cache.local_copy(address, None, kept, "a.tar:5:two")
+    assert other.read_bytes() == b"other" and other.stem == hashlib.sha256(b"other").hexdigest()
+    assert len(list(tmp_path.glob("*.tar"))) == 2 and not list(tmp_path.glob("*.new*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_copy", lambda *_: pytest.fail("copied again"))
+        assert cache.local_copy(address, None, kept, "a.tar:5:two") == other
+        assert cache.local_copy(address, other.stem, kept) == other  # known by its digest: as training asks for it
+    other.unlink()  # as if it had been evicted
+    assert cache.local_copy(address, None, kept, "a.tar:5:two").read_bytes() == b"other"
 
 
 def test_remote_shards_go_through_a_bounded_cache(images, tmp_path):
@@ -201,6 +229,8 @@ def test_remote_shards_go_through_a_bounded_cache(images, tmp_path):
     assert all(Image.open(io.BytesIO(index.read(i))).size[0] >= 8 for i in range(len(index)))
     held = list((tmp_path / "cache").glob("*.tar"))
     assert 0 < sum(p.stat().st_size for p in held) <= 60_000 < summary["bytes"]
+    sha256 = [shard["sha256"] for shard in read_json(tmp_path / "out" / "index.json")["shards"]]
+    assert {p.stem for p in held} <= set(sha256)  # ingest's own copies serve training
     memory.pipe("/bucket/train-00000.tar", b"changed")
     with pytest.raises(UserError, match="changed since it was indexed"):
         cache.local_copy("memory://bucket/train-00000.tar", "0" * 64, Cache(path=str(tmp_path / "other")))

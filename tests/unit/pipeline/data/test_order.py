@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -9,7 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order import Draw, Order, check_world, draw_batch, draws, lanes, largest_world, permute, seeded
+from pipeline.data.order import (
+    Draw,
+    Order,
+    check_world,
+    draw_batch,
+    draws,
+    lanes,
+    largest_world,
+    permute,
+    seeded,
+    shards_at_once,
+)
 from pipeline.errors import UserError
 
 SPEC = [
@@ -152,6 +164,17 @@ def test_worlds():
         Order([3, 4], 8, 8, 0)
     with pytest.raises(UserError, match="does not divide the batch size 10"):
         Order([100], 10, 4, 0)
+
+
+@pytest.mark.parametrize(("shards", "batch", "lane_count"), [(300, 8, 8), (1000, 8, 8), (300, 8, 4), (40, 8, 8)])
+def test_shards_at_once_bounds_what_the_windows_reach_into(shards, batch, lane_count):
+    order, size, most = Order([50] * shards, batch, lane_count, 3), 50, 0
+    bounds = np.arange(order.windows + 1) * order.stretch // order.windows
+    for begin, end in itertools.pairwise(bounds[:40]):
+        read = order._samples(0, lane_count, int(begin), int(end - begin)) // size
+        most = max(most, len(np.unique(read)))
+    assert 0 < most <= shards_at_once(shards, batch, lane_count) <= shards
+    assert shards_at_once(40, 8, 8) == 40 and shards_at_once(100_000, 8, 8) < 1200  # k = 1: about sqrt(10 U)
 
 
 # ---- draws -----------------------------------------------------------------------------------------------------------

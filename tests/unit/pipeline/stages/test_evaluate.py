@@ -144,6 +144,14 @@ def test_images_without_classes_fall_back_and_say_so() -> None:
     assert report.values["frechet"]["samples"]["value"] < 3 * report.values["frechet"]["real"]["value"]
 
 
+def test_some_images_without_a_class_are_not_asked_for() -> None:
+    train, labels = stripes(400, 0)
+    labels[::3] = -1
+    report = run(lambda n, asked: stripes(n, 5, asked)[0], train, labels)
+    assert set(report.values["classes"]["by_class"]) == {"0", "1"} and report.values["classes"]["asked"] == 100
+    assert stage._asked(np.array([-1, -1]), 3, 2).tolist() == [0, 1, 0]
+
+
 def test_too_few_images_give_no_distance_but_the_reason() -> None:
     report = run(lambda n, labels: stripes(n, 5, labels)[0], samples=20)
     assert report.values["frechet"] == {}
@@ -234,6 +242,22 @@ def test_the_stage_writes_its_report_and_tells_the_tracker(artifacts) -> None:
     for key in ("eval/psnr", "eval/fd", "eval/fd_real", "eval/class_accuracy", "samples_final/ema", "report.json"):
         assert key in spooled
     assert "real data" in stage.headline(artifact.summary)
+
+
+def test_images_are_read_shard_by_shard_and_come_in_random_order(artifacts, monkeypatch) -> None:
+    from pipeline.data import index
+
+    config, _, made = artifacts
+    read: list[int] = []
+    original = index.read_image
+    monkeypatch.setattr(index, "read_image", lambda opened, i, data: read.append(i) or original(opened, i, data))
+    images, labels = stage.load_split(made["ingest"].path, "val", config, 3)
+    opened = index.Index.open(made["ingest"].path, "val")
+    rows = np.random.Generator(np.random.Philox(3)).permutation(len(opened))
+    assert read == sorted(rows) and images.shape == (len(rows), 16, 16, 1)
+    for place in (0, 7, -1):
+        assert np.array_equal(images[place, :, :, 0], original(opened, int(rows[place]), config.data)[0])
+        assert labels[place] == opened.label(int(rows[place]))
 
 
 def test_a_diffusion_artifact_samples_by_its_folder(artifacts) -> None:
