@@ -151,7 +151,9 @@ class Data(Section):
 class Training(Section):
     batch_size: Positive = Field(128, description="Global batch: samples an optimizer step, over all ranks.")
     micro_batch: Positive | None = Field(
-        None, description="Samples a forward pass on a rank; default: the rank's whole share.", json_schema_extra=SPEED
+        None,
+        description="Most samples a forward pass on a rank: the largest divisor of its share up to this.",
+        json_schema_extra=SPEED,
     )
     steps: Positive = Field(description="Optimizer steps.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
@@ -194,8 +196,6 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
-        if self.micro_batch and self.batch_size % self.micro_batch:
-            raise ValueError(f"`micro_batch` {self.micro_batch} does not divide `batch_size` {self.batch_size}")
         for start, end in self.skip:
             if start % self.batch_size or end % self.batch_size or start >= end:
                 raise ValueError(f"`skip` [{start}, {end}) is not a stretch of whole batches of {self.batch_size}")

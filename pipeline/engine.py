@@ -92,12 +92,8 @@ def micro_batches(training: Training, world: int) -> tuple[int, int]:
     if training.batch_size % world:
         raise UserError(f"training.batch_size: {training.batch_size} is not divisible by {world} ranks; change either")
     share = training.batch_size // world
-    micro = min(training.micro_batch or share, share)
-    if share % micro:
-        raise UserError(
-            f"training.micro_batch: {micro} does not divide the {share} samples of a rank "
-            f"(batch_size {training.batch_size} over {world} ranks); choose a divisor of {share}"
-        )
+    most = min(training.micro_batch or share, share)
+    micro = next(size for size in range(most, 0, -1) if share % size == 0)
     return micro, share // micro
 
 

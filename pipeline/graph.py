@@ -136,7 +136,7 @@ def _run_stage(
     steps = training.steps if training else None
     with tracked.stage(stage, writer, steps) as spool:
         summary = module(stage).run(config, inputs, writer, cluster, spool)
-        return writer.finish(summary)
+        return writer.finish({**summary, "run": spool.run})
 
 
 def check_condition(config: Config, data: Artifact) -> None:

@@ -77,7 +77,7 @@ def test_mistakes_in_overrides(path: Path) -> None:
     assert "override `run.seed=-1`" in message(path, "run.seed=-1")
     assert "expected KEY=VALUE" in message(path, "run.seed")
     assert "`run.name.x`" not in message(path, "run.name.x=3") and "not a section" in message(path, "run.name.x=3")
-    assert "does not divide" in message(path, "diffusion.training.micro_batch=3")
+    assert "not a stretch of whole batches" in message(path, "diffusion.training.skip=[[1, 130]]")
     assert "`column` is given if and only if" in message(path, "data.split.by=column")
 
 
