@@ -1,8 +1,9 @@
 """Runs the training loop in plain processes, for tests: python training_process.py SCENARIOS.json
 
 SCENARIOS.json holds a list of runs, done one after the other, each by `world` forked processes. A run trains a small
-network on batches that are a pure function of position. Rank 0 appends each step to `<out>.steps.jsonl` (floats in hex)
-and writes `<out>.json` at the end. A run may kill itself with SIGKILL at a step, or get an inf in one rank's gradient.
+network on batches that are a pure function of position, or (`subject`) one of the pipeline's own trained stages.
+Rank 0 appends each step to `<out>.steps.jsonl` (floats in hex) and writes `<out>.json` at the end. A run may kill
+itself with SIGKILL at a step, or get an inf in one rank's gradient.
 """
 
 from __future__ import annotations
@@ -127,8 +128,13 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
         **scenario["training"],
     )  # fmt: skip
     torch.manual_seed(scenario.get("seed", 0))
-    loss = loss_function(rank if rank == world - 1 else -1, scenario.get("bad", []))
-    engine = Engine(Net(), loss, training, ranks)
+    model: nn.Module
+    if scenario["subject"] == "network":
+        loss = loss_function(rank if rank == world - 1 else -1, scenario.get("bad", []))
+        model, task = Net(), Task("test", loss, lambda position: batches(position, rank, world))
+    else:
+        model, task = build_stage(scenario, ranks)
+    engine = Engine(model, task.loss, training, ranks)
     out, kill = scenario["out"], scenario.get("kill")
 
     def on_step(position: int, stats: Any) -> None:
@@ -141,7 +147,6 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    task = Task("test", loss, lambda position: batches(position, rank, world))
     curves, said = Curves(), []
     summary = train(
         engine, task, training, ranks, Path(scenario["folder"]), curves, lambda: False,
@@ -155,6 +160,40 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
         }  # fmt: skip
         Path(f"{out}.json").write_text(json.dumps(result))
     ranks.barrier()
+
+
+def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
+    """Config, images, shards, an autoencoder and latents, for the runs of the pipeline's stages."""
+    import conftest
+    import numpy as np
+    from PIL import Image
+
+    from pipeline import cluster, config, graph, tracking
+
+    cluster.Cluster = conftest.OneProcess  # type: ignore[misc]
+    tracking.start = lambda root, uri=None: conftest.NoShipper()  # type: ignore[assignment,return-value]
+    for i in range(40):
+        path = Path(scenario["root"]) / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (12, 12, 3), np.uint8)).save(path)
+    path = Path(scenario["root"]) / "small.yaml"
+    path.write_text(conftest.CONFIG.format(root=path.parent / "pipeline", images=path.parent / "images"))
+    graph.run(config.load(path), "encode")
+
+
+def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any]:
+    """Network and task of a trained stage, on what `prepare` made."""
+    import importlib
+
+    from pipeline import config
+    from pipeline.artifacts import Store
+
+    made = {artifact.stage: artifact for artifact in Store(Path(scenario["root"]) / "pipeline").all()}
+    module = importlib.import_module(f"pipeline.stages.{scenario['subject']}")
+    model, task = module.build(
+        config.load(Path(scenario["root"]) / "small.yaml"), {name: made[name] for name in module.INPUTS}, ranks
+    )
+    return model, task
 
 
 def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
@@ -253,9 +292,8 @@ def fork(scenario: dict[str, Any]) -> None:
             pid = os.fork()
             if pid == 0:
                 try:
-                    {"train": run, "bad_step": run_bad_step, "export": run_export}[scenario.get("kind", "train")](
-                        scenario, rank, f"{folder}/store"
-                    )
+                    kinds = {"train": run, "prepare": prepare, "bad_step": run_bad_step, "export": run_export}
+                    kinds[scenario.get("kind", "train")](scenario, rank, f"{folder}/store")
                 except BaseException:
                     import traceback
 
