@@ -148,3 +148,31 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_gives_the_same_weights(s
     assert said.code == 0
     assert f"{newest_checkpoint} is not whole" in said.err + said.out and "wrong digest" in said.err + said.out
     assert (folder / "ema.safetensors").read_bytes() == whole
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(small):
+    assert small.run("autoencoder", "autoencoder.training.steps=4").code == 0
+    longer = small.run("autoencoder", "autoencoder.training.steps=8")
+    assert longer.code == 0, longer.err
+    assert "goes on from step 4 of another run of its kind" in longer.out
+    assert summary(newest(small, "autoencoder") / "manifest.json")["resumed_from"] == 4 * 8
+    again = small.run("autoencoder", "autoencoder.training.steps=8", "--rebuild", "autoencoder")
+    assert again.code == 0 and "set aside as" in again.out
+    cosine = small.run("autoencoder", "autoencoder.training.steps=12", "autoencoder.training.schedule=cosine")
+    assert cosine.code == 0 and "goes on" not in cosine.out
+
+
+def test_training_begins_from_given_weights(small):
+    from safetensors.torch import load_file
+
+    assert small.run("autoencoder").code == 0
+    first = newest(small, "autoencoder")
+    given = f"autoencoder.training.init_from={first}"
+    still = "autoencoder.training.learning_rate=1e-12"
+    assert small.run("autoencoder", given, still).code == 0
+    second = newest(small, "autoencoder")
+    assert second != first
+    weights, begun = load_file(first / "ema.safetensors"), load_file(second / "live.safetensors")
+    assert all((weights[name] - begun[name]).abs().max() < 1e-6 for name in weights)
+    wrong = small.run("autoencoder", "autoencoder.training.init_from=/nowhere")
+    assert wrong.code == 2 and "`autoencoder.training.init_from`: /nowhere is neither" in wrong.err
