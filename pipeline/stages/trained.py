@@ -86,9 +86,11 @@ def other_run(name: str, training: Training, writer: Writer) -> list[Any] | None
         if theirs != ours or steps == training.steps:
             continue
         limit = min(stable_steps(training.model_copy(update={"steps": steps})), stable_steps(training))
-        for saved in listing(path.parent / "checkpoints"):
-            if best < saved.position <= limit * training.batch_size:
-                best, found = saved.position, [str(path.parent / "checkpoints"), saved.position]
+        folder = path.parent / "checkpoints"
+        for saved in listing(folder):
+            whole = (folder / saved.name / "manifest.json").exists()  # the other run may be writing one just now
+            if whole and best < saved.position <= limit * training.batch_size:
+                best, found = saved.position, [str(folder), saved.position]
     write_json(writer.work / "recipe.json", ours)
     if found and not listing(writer.work / "checkpoints"):
         print(
