@@ -281,6 +281,20 @@ def log_model(run: str, folder: Path, name: str) -> str:
     return str(model.model_id)
 
 
+@contextmanager
+def default_tracker(uri: str) -> Iterator[None]:
+    """MLflow's default is `uri` for the length of a `with`: told none, it makes a data base in the current folder."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 def download_model(uri: str, tracking_uri: str) -> Path:
     """The folder with config.json and weights of `models:/NAME@ALIAS` or `models:/NAME/VERSION`. UserError if absent.
 
@@ -290,7 +304,7 @@ def download_model(uri: str, tracking_uri: str) -> Path:
         raise UserError(f"{uri}: no tracker at {tracking_uri}; expected a finished run, or MLFLOW_TRACKING_URI")
     mlflow.set_registry_uri(tracking_uri)
     try:
-        with reaching():
+        with reaching(), default_tracker(tracking_uri):
             path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri))
             inside = Model.load(str(path)).flavors["python_function"]["artifacts"]["model"]["path"]
     except (Down, Refused) as error:

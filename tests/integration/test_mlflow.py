@@ -381,7 +381,9 @@ numpy.save(sys.argv[2], images)
 """
 
 
-def test_a_model_is_registered_once_has_its_alias_and_loads_without_the_repository(root: Path, tmp_path: Path) -> None:
+def test_a_model_is_registered_once_has_its_alias_and_loads_without_the_repository(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipeline.generate import load_pretrained
 
     folder = tiny_model(tmp_path / "model")
@@ -404,7 +406,10 @@ def test_a_model_is_registered_once_has_its_alias_and_loads_without_the_reposito
     assert run.data.tags["mlflow.note.content"] == "see #/models/tiny/versions/1"
 
     uri = tracking.resolve_uri(root)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
     fetched = tracking.fetch_model("models:/tiny@best", root)
+    assert list((tmp_path / "empty").iterdir()) == []  # MLflow makes its default data base where it is not told another
     expected = load_pretrained(fetched).sample(classes=[1, 2], n=2, seed=5, steps=3)
     arguments = [uri, str(tmp_path / "images.npy"), str(ROOT)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
