@@ -271,10 +271,12 @@ def newest_whole(
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint and its manifest; damaged ones are named by `say` on rank 0. All ranks call.
 
-    before: only such as were made at a position up to this one.
+    before: only such as were made at a position up to this one. None where none was ever finished; a UserError where
+    those that were are all damaged: training anew in their place would hide the loss.
     """
     ranks = engine.ranks
     names = ranks.broadcast_object([s.name for s in listing(folder) if before is None or s.position <= before])
+    finished = ranks.broadcast_object(sum((folder / name / "manifest.json").exists() for name in names))
     for name in names:
         body, wrong = examine(folder / name, ranks.rank, ranks.world)
         told = sorted({trouble for trouble in ranks.gather_objects(wrong) if trouble})
@@ -282,6 +284,11 @@ def newest_whole(
             return folder / name, body
         if ranks.first:
             say(f"checkpoint {folder / name} is not whole ({'; '.join(told)}): trying an older one")
+    if finished:
+        raise UserError(
+            f"{folder}: every checkpoint is damaged ({finished} of them, named above); put a whole copy of one there, "
+            "or remove the folder to train from the start"
+        )
     return None
 
 

@@ -140,14 +140,30 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_gives_the_same_weights(s
     for name in ("manifest.json", "ema.safetensors", "live.safetensors"):
         (folder / name).unlink()
     newest_checkpoint = max((folder / "work/checkpoints").iterdir())
-    weights = next(newest_checkpoint.glob("*.safetensors"))
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    damage(newest_checkpoint)
     said = small.run("autoencoder")
     assert said.code == 0
     assert f"{newest_checkpoint} is not whole" in said.err + said.out and "wrong digest" in said.err + said.out
     assert (folder / "ema.safetensors").read_bytes() == whole
+
+
+def test_damage_in_all_checkpoints_is_an_error_and_training_does_not_begin_anew(small):
+    assert small.run("autoencoder").code == 0
+    folder = newest(small, "autoencoder")
+    (folder / "manifest.json").unlink()
+    for checkpoint in (folder / "work/checkpoints").iterdir():
+        damage(checkpoint)
+    said = small.run("autoencoder")
+    assert said.code == 2 and "every checkpoint is damaged" in said.err.splitlines()[-1]
+    assert not (folder / "manifest.json").exists()
+
+
+def damage(checkpoint):
+    """Flip a bit of a checkpoint's weights."""
+    weights = next(checkpoint.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one(small):

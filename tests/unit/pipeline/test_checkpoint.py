@@ -98,6 +98,17 @@ def test_damage_is_named_and_the_newest_whole_one_taken(run: Run, told: str) -> 
     assert [step(engine, position) for position in range(12, 40, 4)] == run.losses[3:]
 
 
+@pytest.mark.parametrize("told", DAMAGES)
+def test_nothing_but_damage_is_an_error(run: Run, told: str) -> None:
+    for position in range(4, 21, 4):
+        DAMAGES[told](run.path(position))
+    if told == "manifest.json: missing":  # a kill in the first save looks like this: nothing was finished
+        assert restore(run.folder, make(), say=lambda line: None) is None
+    else:
+        with pytest.raises(UserError, match=r"every checkpoint is damaged \(5 of them"):
+            restore(run.folder, make(), say=lambda line: None)
+
+
 def test_before_takes_an_older_one(run: Run) -> None:
     engine = make()
     assert restore(run.folder, engine, before=9) == {"guard": 4, "position": 8}
