@@ -17,6 +17,7 @@ VERBS = {  # verb: (module, what `ldm --help` says)
     "diffusion": ("diffusion", "Train the diffusion model on the latents (stage 4)."),
     "evaluate": ("evaluate", "Measure samples and reconstructions (stage 5)."),
     "sample": ("sample", "Generate images from a model."),
+    "denoise": ("denoise", "Show filters against noise beside each other."),
     "config": ("config", "Show or check a config."),
     "verify": ("verify", "Hash the files of all artifacts again."),
     "mlflow": ("mlflow", "Open the tracker's pages, or send it what it missed."),

@@ -86,10 +86,87 @@ class WebDatasetSource(Section):
     )
 
 
+class GaussiansSource(Section):
+    """Grey images of a mixture of Gaussians, in closed form (`pipeline.data.synthetic.mixture`); the component is the
+    class, the coordinates are attributes."""
+
+    kind: Literal["gaussians"]
+    count: Positive = Field(2000, description="Images.")
+    side: int = Field(16, ge=4, le=256, description="Side of an image, in pixels.")
+    components: int = Field(3, ge=1, le=100, description="Components, which are the classes.")
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="Share of each component, up to a factor; default: all equal."
+    )
+    modes: int = Field(3, ge=2, le=16, description="Waves a side: an image has modes^2 - 1 coordinates.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the components and of the images.")
+
+    @model_validator(mode="after")
+    def _weight_each(self) -> GaussiansSource:
+        if self.weights is not None and len(self.weights) != self.components:
+            raise ValueError(f"{len(self.weights)} `weights` for {self.components} `components`; give one for each")
+        if self.modes > self.side:
+            raise ValueError(f"`modes` {self.modes} is over `side` {self.side}: so many waves do not fit")
+        return self
+
+
+class ShapesSource(Section):
+    """Circles, squares and triangles in colour; their factors (size, place, angle, hue, ...) are attributes."""
+
+    kind: Literal["shapes"]
+    count: Positive = Field(2000, description="Images.")
+    sizes: tuple[tuple[Annotated[int, Field(ge=8, le=1024)], Annotated[int, Field(ge=8, le=1024)]], ...] = Field(
+        ((32, 32),), min_length=1, description="Widths and heights of images, in pixels; each image draws one."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the images.")
+
+
 Source = Annotated[
-    DigitsSource | FolderSource | TableSource | ArraysSource | WebDatasetSource,
+    DigitsSource | FolderSource | TableSource | ArraysSource | WebDatasetSource | GaussiansSource | ShapesSource,
     Field(discriminator="kind"),
 ]
+
+
+class GaussianFilter(Section):
+    """Convolution with a Gaussian."""
+
+    kind: Literal["gaussian"]
+    sigma: float = Field(1.0, gt=0, le=50, description="Standard deviation, in pixels of the source's image.")
+
+
+class MedianFilter(Section):
+    """The median of a square around each pixel: against single wrong pixels."""
+
+    kind: Literal["median"]
+    size: int = Field(3, ge=3, le=31, description="Side of the square, in pixels; odd.")
+
+    @model_validator(mode="after")
+    def _odd(self) -> MedianFilter:
+        if self.size % 2 == 0:
+            raise ValueError(f"`size` {self.size} is even; the square has a middle pixel")
+        return self
+
+
+class WaveletFilter(Section):
+    """Shrinks wavelet coefficients that are not above the noise, and keeps edges."""
+
+    kind: Literal["wavelet"]
+    wavelet: Literal["haar", "db2", "db4", "sym4", "sym8", "coif2", "bior4.4"] = Field(
+        "sym4", description="The wavelet, by PyWavelets' name."
+    )
+    threshold: Literal["bayes", "universal"] = Field(
+        "bayes", description="Of a coefficient: BayesShrink by scale, or sigma sqrt(2 log n) for all."
+    )
+    sigma: float | None = Field(
+        None,
+        gt=0,
+        le=255,
+        description="Standard deviation of the noise, in grey levels of 0 to 255; default: estimated.",
+    )
+    levels: int | None = Field(None, ge=1, le=10, description="Scales; default: as many as fit, up to 5.")
+    shifts: int = Field(4, ge=1, le=32, description="Shifts of the image over which the result is averaged.")
+
+
+Filter = Annotated[GaussianFilter | MedianFilter | WaveletFilter, Field(discriminator="kind")]
 
 
 class Split(Section):
@@ -121,6 +198,9 @@ class Data(Section):
     size: int = Field(32, ge=8, le=2048, description="Side of the square images, in pixels.")
     channels: Literal[1, 3] = Field(3, description="1: gray, 3: RGB.")
     background: tuple[int, int, int] = Field((255, 255, 255), description="RGB that transparent images are put on.")
+    filters: tuple[Filter, ...] = Field(
+        (), description="Filters against noise, one after the other, on each image before it is resized and stored."
+    )
     split: Split = Split()
     shard_size: Positive = Field(2048, description="Images a shard, where shards are written.")
     max_pixels: Positive = Field(50_000_000, description="Larger images are refused before they are decoded.")
@@ -141,6 +221,11 @@ class Data(Section):
         if (self.split.by == "shards") != (val is not None):
             raise ValueError(
                 "`split.by: shards` needs a webdataset source with `val`, and `val` needs `split.by: shards`"
+            )
+        if self.filters and self.source.kind == "webdataset":
+            raise ValueError(
+                "`filters` change images as they are stored, but tars are read where they lie; leave them out, or "
+                "give the images as a folder or table"
             )
         return self
 
@@ -350,6 +435,8 @@ def result_fields(section: Section) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return result_fields(value)
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
@@ -465,7 +552,7 @@ def _explain(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], st
         say = f"`{key}` is missing; add it"
     elif first["type"].startswith("union_tag"):
         given = repr(first["input"].get("kind")) if first["type"] == "union_tag_invalid" else "missing"
-        say = f"`{key}.kind` is {given}; expected one of {', '.join(_kinds())}"
+        say = f"`{key}.kind` is {given}; expected one of {', '.join(_kinds(where))}"
     else:
         given = first["input"]
         shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
@@ -473,14 +560,15 @@ def _explain(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], st
     return f"{place}: {say}" + (f" (and {len(more)} more)" if more else "")
 
 
-def _kinds() -> list[str]:
-    return [get_args(s.model_fields["kind"].annotation)[0] for s in get_args(get_args(Source)[0])]
+def _kinds(keys: tuple[Any, ...]) -> list[str]:
+    union = Filter if "filters" in keys else Source
+    return [get_args(s.model_fields["kind"].annotation)[0] for s in get_args(get_args(union)[0])]
 
 
 def _fields_at(keys: tuple[Any, ...]) -> list[str]:
     """Valid keys of the section at `keys`."""
     sections: list[type[Section]] = [Config]
-    for key in keys:
+    for key in (key for key in keys if not isinstance(key, int)):  # a place in a list
         found: list[type[Section]] = []
         for section in sections:
             for name, field in section.model_fields.items():

@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a table, arrays, scikit-learn's digits, WebDataset tars. Lists them, digests them.
+"""Where images come from: folder, table, arrays, digits, synthetic, WebDataset tars. Lists them, digests them.
 
 A source is identified by the digest of its content listing, never by its path. This runs before the pipeline knows
 whether there is anything to do, so nothing heavy is imported. Decoding and writing shards is `stages/ingest.py`.
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data import synthetic
 from pipeline.data.transforms import FORMATS
 from pipeline.errors import UserError
 from pipeline.files import digest, read_json, sha256_file, write_json
@@ -91,6 +92,8 @@ def source_fingerprint(data: Data, cache_folder: str | Path | None = None) -> st
         content: Any = [tars, tar_classes(source)]
     elif source.kind == "arrays":
         content = [digests.of(_existing(path)) for path in (source.path, source.labels) if path]
+    elif source.kind in synthetic.KINDS:
+        content = [synthetic.VERSION, source.model_dump(mode="json")]
     else:
         found = listing(source, digests)
         rows = [[row.key, row.digest, row.label, row.caption, row.attributes] for row in found.rows]
@@ -108,18 +111,20 @@ def open_listing(data: Data, cache_folder: str | Path | None = None) -> Listing:
 
 
 def _digests(source: Any, cache_folder: str | Path | None) -> Digests:
-    if cache_folder is None or source.kind == "digits":
+    if cache_folder is None or source.kind in ("digits", *synthetic.KINDS):
         return Digests(None)
     name = hashlib.sha256(str(Path(source.path).absolute()).encode()).hexdigest()[:16]
     return Digests(Path(cache_folder) / f"digests-{name}.json")
 
 
 def listing(source: Any, digests: Digests) -> Listing:
-    """List a source of kind digits, folder, table or arrays. Raises UserError where there is nothing to list."""
+    """List a source that is no WebDataset. Raises UserError where there is nothing to list."""
     if source.kind == "folder":
         found = _list_folder(source, digests)
     elif source.kind == "table":
         found = _list_table(source, digests)
+    elif source.kind in synthetic.KINDS:
+        found = _list_synthetic(source)
     else:
         found = _list_arrays(source)
     if not found.rows:
@@ -134,6 +139,9 @@ def reader(source: Any) -> Callable[[str | int], bytes | Array]:
     if source.kind in ("digits", "arrays"):
         images, _ = read_arrays(source)
         return lambda location: images[int(location)]
+    if source.kind in synthetic.KINDS:
+        made = synthetic.reader(source)
+        return lambda location: made(int(location))
     return lambda location: Path(str(location)).read_bytes()
 
 
@@ -220,6 +228,16 @@ def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(record, dict):
                 raise UserError(f"{path}:{number}: expected an object, got {type(record).__name__}")
             yield number, record
+
+
+def _list_synthetic(source: Any) -> Listing:
+    classes, known = synthetic.factors(source)
+    options = source.model_dump(mode="json")
+    rows = [
+        Row(f"{i:08d}", i, digest([synthetic.VERSION, options, i]), one.pop("class"), None, one)
+        for i, one in enumerate(known)
+    ]
+    return Listing(rows, classes, [])
 
 
 # ---- arrays ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config import Config, Data, result_fields
-from pipeline.data import shards, sources, transforms
+from pipeline.data import filters, shards, sources, transforms
 from pipeline.data.cache import local_copy
 from pipeline.data.index import Index, write_index, write_rows
 from pipeline.data.report import TRAIN, VAL, Statistics, contact_sheet, highest_label, report, save_png, unusable
@@ -46,6 +46,8 @@ def recipe(config: Config, root: str | Path) -> dict[str, Any]:
     fields = ("size", "channels", "background", "split", "shard_size", "max_pixels", "max_quarantine")
     kept = {name: data[name] for name in fields}
     kept["crop"] = config.data.augment.crop
+    if config.data.filters:
+        kept["filters"] = data["filters"]
     return {"source": sources.source_fingerprint(config.data, cache_folder(root)), **kept}
 
 
@@ -196,7 +198,7 @@ def _load(content: bytes | np.ndarray[Any, Any], row: Row, data: Data) -> tuple[
         image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
     else:
         image = transforms.from_array(content, data.channels, data.background)
-    return transforms.prepare(image, data), image.size
+    return transforms.prepare(filters.apply(image, data.filters), data), image.size
 
 
 def _add(writer: shards.TarWriter, row: Row, label: int, png: bytes) -> tuple[shards.Member, shards.Member | None]:
@@ -396,6 +398,6 @@ def _log(summary: dict[str, Any], sheet: np.ndarray[Any, Any], folder: Path, dat
     spool.image("data/contact_sheet", sheet, 0)
     for name in ("report.json", "quarantine.jsonl", "contact_sheet.png"):
         spool.file(folder / name, "data")
-    where = getattr(data.source, "path", "scikit-learn digits")
+    where = getattr(data.source, "path", "scikit-learn digits" if data.source.kind == "digits" else data.source.kind)
     name = Path(where).parent.name if data.source.kind in ("webdataset", "table") else Path(where).name
     spool.dataset(name, summary["digest"], where)
