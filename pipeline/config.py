@@ -188,6 +188,17 @@ class Augment(Section):
     flip: bool = Field(False, description="Mirror half of the images, at read.")
 
 
+class Balance(Section):
+    """How often training meets each class: its share is in proportion to count^(1 - power) x weight."""
+
+    power: float = Field(
+        0.0, ge=0, le=1, description="0: as the data are; 1: all classes equally often; between: between."
+    )
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="Factor by class name, `(none)` for images without class; 0 leaves a class out; default 1."
+    )
+
+
 class Cache(Section):
     path: str | None = Field(None, description="Node-local folder for remote shards; default: in the temporary folder.")
     gigabytes: float = Field(20.0, gt=0, description="Bound of that folder, in 10^9 bytes.")
@@ -206,6 +217,7 @@ class Data(Section):
     max_pixels: Positive = Field(50_000_000, description="Larger images are refused before they are decoded.")
     max_quarantine: Fraction = Field(0.01, description="Share of unusable images above which ingest fails.")
     augment: Augment = Augment()
+    balance: Balance | None = Field(None, description="Classes met more or less often; null: each image once an epoch.")
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="What a sample that cannot be read does in training."
     )
@@ -315,8 +327,11 @@ class Autoencoder(Section):
 
 
 class Latents(Section):
-    views: tuple[Literal["as_is", "flip"], ...] = Field(
-        ("as_is",), min_length=1, description="Versions of each image that are encoded."
+    views: tuple[Literal["as_is", "flip", "crop", "crop_flip"], ...] = Field(
+        ("as_is",),
+        min_length=1,
+        description="Versions of each image that are encoded; a training sample draws one: the middle, mirrored, or a "
+        "random crop (each time it is named another one), which needs `data.augment.crop: random`.",
     )
     batch_size: Positive = Field(64, description="Images encoded at once.", json_schema_extra=SPEED)
 
@@ -421,6 +436,16 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     cluster: ClusterConfig = Field(ClusterConfig(), json_schema_extra=SPEED)
     tracking: Tracking = Field(Tracking(), json_schema_extra=SPEED)
+
+    @model_validator(mode="after")
+    def _room_to_crop(self) -> Config:
+        crops = [view for view in self.latents.views if view.startswith("crop")]
+        if crops and self.data.augment.crop != "random":
+            raise ValueError(
+                f"`latents.views` has {crops[0]}, but images are stored without a margin to crop in; "
+                "set `data.augment.crop: random`, or leave the crops out"
+            )
+        return self
 
 
 def result_fields(section: Section) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Everything here ends in a spool (`tracking.py`); what MLflow is, only `shipper.p
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -131,10 +132,10 @@ class PipelineRun:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested sections as dotted keys: what MLflow shows as params."""
+    """Nested sections as dotted keys: what MLflow shows as params. A mapping by class names is one value."""
     flat: dict[str, str] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(re.fullmatch(r"\w+", name) for name in value):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key.rstrip("_")] = str(value.model_dump() if isinstance(value, Section) else value)

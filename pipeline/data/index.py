@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -73,12 +73,19 @@ def write_rows(path: Path, rows: list[tuple[Any, ...]]) -> None:
 
 
 def read_image(index: Index, i: int, data: Data) -> Array:
-    """Sample i as it is encoded and validated: the centre, uint8 [C, size, size].
+    """Sample i as it is validated: the centre, uint8 [C, size, size]. UserError as of `read_views`."""
+    image: Array = read_views(index, i, data, ("as_is",))[0]
+    return image
+
+
+def read_views(index: Index, i: int, data: Data, views: Sequence[str]) -> Array:
+    """Sample i as it is encoded: its views as `transforms.cut_views` has them, uint8 [v, C, size, size].
 
     Raises UserError, naming shard and member, where the image is damaged.
     """
     try:
-        return transforms.load_image(index.read(i), data)
+        pixels = transforms.load_with_margin(index.read(i), data)
+        return transforms.cut_views(pixels, data.size, views, index.key(i))
     except transforms.BadImage as error:
         raise UserError(
             f"{index.name(i)}: {error}: restore the shard, or run ingest again (--rebuild ingest), which leaves it out"

@@ -143,9 +143,9 @@ class LatentIndex:
         """float16 [n, 2C, h, w]: the first part of `read`."""
         return self.read(indices, view)[0]
 
-    def labels(self, indices: Array | Sequence[int]) -> Array:
-        """int64 [n], -1 for none; reads labels only."""
-        indices = np.asarray(indices, np.int64)
+    def labels(self, indices: Array | Sequence[int] | None = None) -> Array:
+        """int64 [n], -1 for none, of all samples or of `indices`; reads labels only."""
+        indices = np.asarray(range(len(self)) if indices is None else indices, np.int64)
         out = np.empty(len(indices), np.int64)
         for member, where, rows in self._groups(indices):
             out[where] = self._members[member][1][rows]

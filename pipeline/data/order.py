@@ -152,7 +152,7 @@ class Order:
             window = ((within + 1) * self.windows - 1) // self.stretch
             begin = window * self.stretch // self.windows
             size = (window + 1) * self.stretch // self.windows - begin
-            key = _mix(_mix(_mix(self._key[0] + np.uint64(epoch)) + lane.astype(np.uint64)) + window.astype(np.uint64))
+            key = mix(mix(mix(self._key[0] + np.uint64(epoch)) + lane.astype(np.uint64)) + window.astype(np.uint64))
             place = begin + permute(within - begin, size, key)  # [count, m]
             parts.append(self._place_to_sample(epoch, lane * self.stretch + place))
         return np.concatenate(parts, axis=1)
@@ -199,11 +199,11 @@ def _feistel(x: Array, a: Array, b: Array, key: Array) -> Array:
 
 
 def _hash(key: Array, number: int, half: Array) -> Array:
-    mixed: Array = _mix(key + np.uint64((number + 1) << 40) + half.astype(np.uint64))
+    mixed: Array = mix(key + np.uint64((number + 1) << 40) + half.astype(np.uint64))
     return (mixed >> np.uint64(33)).astype(np.int64)
 
 
-def _mix(x: Any) -> Any:
+def mix(x: Any) -> Any:
     """The finaliser of splitmix64 (Steele, Lea and Flood, 2014), on uint64."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)

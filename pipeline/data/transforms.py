@@ -5,12 +5,16 @@ Whatever is wrong with an image is a `BadImage` with a reason; what follows from
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pipeline.data.order import Draw, draws
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -132,6 +136,23 @@ def crop_flip(pixels: Array, size: int, top: float, left: float, flip: bool) -> 
 def centre(pixels: Array, size: int) -> Array:
     """The middle size x size of [C, H, W]."""
     return crop_flip(pixels, size, 0.5, 0.5, False)
+
+
+def cut_views(pixels: Array, size: int, views: Sequence[str], key: str) -> Array:
+    """Versions of [C, H, W], uint8 [v, C, size, size]: as_is (the middle), flip, crop, crop_flip.
+
+    The place of a crop is drawn for the image's key and the view's number, whatever shard the image is in: a data set
+    that grows leaves the latents of what was there as they are.
+    """
+    counter = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+    cut = []
+    for number, view in enumerate(views):
+        top, left = 0.5, 0.5
+        if view.startswith("crop"):
+            place = draws(0, f"latents/view {number}", counter, [Draw("top", "uniform"), Draw("left", "uniform")])
+            top, left = float(place["top"]), float(place["left"])
+        cut.append(crop_flip(pixels, size, top, left, view.endswith("flip")))
+    return np.stack(cut)
 
 
 def prepare(image: Image.Image, data: Data) -> Image.Image:

@@ -33,6 +33,7 @@ PCA_IMAGES = 5_000  # training images behind the patch PCA: its covariance has a
 def recipe(config: Config) -> dict[str, Any]:
     """What decides on the weights besides the data."""
     from models import registry
+    from pipeline.data.balance import balance_recipe
     from pipeline.stages.trained import training_recipe
 
     own = {
@@ -41,7 +42,8 @@ def recipe(config: Config) -> dict[str, Any]:
         "training": training_recipe(config, "autoencoder"),
     }
     data = result_fields(config.data)
-    return {**own, "seed": config.run.seed, "order": {key: data[key] for key in ("augment", "lanes", "on_corrupt")}}
+    order = {**{key: data[key] for key in ("augment", "lanes", "on_corrupt")}, **balance_recipe(config.data)}
+    return {**own, "seed": config.run.seed, "order": order}
 
 
 def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool) -> dict[str, Any]:
@@ -88,8 +90,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     from models import posterior, registry
     from pipeline.data import loader
+    from pipeline.data.balance import training_order
     from pipeline.data.index import Index
-    from pipeline.data.order import Order, lanes, seeded
+    from pipeline.data.order import seeded
     from pipeline.generate import grid
     from pipeline.loop import Task
     from pipeline.stages.trained import to_device
@@ -100,7 +103,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     side = data.size // model.factor
     latent = (model.latent_channels, side, side)
     train, val = (Index.open(inputs["ingest"].path, split, data.cache) for split in ("train", "val"))
-    order = Order(train.counts, training.batch_size, data.lanes or lanes(training.batch_size), config.run.seed)
+    order = training_order(train, data, train.classes, training.batch_size, config.run.seed)
 
     def parts(network: nn.Module, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction, and by image the distance (mean over elements) and the KL divergence (nats an element)."""

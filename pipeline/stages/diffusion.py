@@ -31,12 +31,13 @@ GAUSSIAN_LIMIT = 4096  # elements of a latent above which its full covariance (a
 def recipe(config: Config) -> dict[str, Any]:
     """What decides on the weights besides the latents."""
     from models import registry
+    from pipeline.data.balance import balance_recipe
     from pipeline.stages.trained import training_recipe
 
     section = result_fields(config.diffusion)
     section["training"] = training_recipe(config, "diffusion")
     section["backbone"] = registry.resolve("backbones", config.diffusion.backbone)
-    return {**section, "seed": config.run.seed, "lanes": config.data.lanes}
+    return {**section, "seed": config.run.seed, "lanes": config.data.lanes, **balance_recipe(config.data)}
 
 
 def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool) -> dict[str, Any]:
@@ -81,8 +82,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from models.diffusion import objectives
     from models.diffusion.process import make_path
     from pipeline.data import loader
+    from pipeline.data.balance import training_order
     from pipeline.data.latent_shards import LatentIndex
-    from pipeline.data.order import Order, lanes, seeded
+    from pipeline.data.order import seeded
     from pipeline.generate import build_network, generator, grid
     from pipeline.latents import LatentSpace
     from pipeline.loop import Task
@@ -97,8 +99,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     path = make_path(section.path.kind, section.path.schedule)
     space = LatentSpace.load(inputs["encode"].path / "latents.json")
     train, val = (LatentIndex.open(shard_paths(inputs["encode"], split)) for split in ("train", "val"))
-    order = Order(train.counts, training.batch_size, config.data.lanes or lanes(training.batch_size), seed)
     null = len(what["classes"])
+    order = training_order(train, config.data, what["classes"], training.batch_size, seed)
 
     times = objectives.Times(section.times.kind, section.times.mean, section.times.std)
 

@@ -193,15 +193,15 @@ def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
 def _moments(state: dict[str, Any], index: Any, rows: range) -> Iterator[np.ndarray[Any, Any]]:
     import torch
 
-    from pipeline.data.index import read_image
+    from pipeline.data.index import read_views
 
     data = state["data"]
     for first in range(0, len(rows), state["batch"]):
         part = rows[first : first + state["batch"]]
-        images = np.stack([read_image(index, i, data) for i in part])  # [n, c, H, W] uint8
-        x = torch.from_numpy(images).to(state["device"]).float() / 127.5 - 1
+        images = np.stack([read_views(index, i, data, state["views"]) for i in part], axis=1)  # [v, n, c, H, W] uint8
         with torch.no_grad():
-            views = [state["model"].encode(x if view == "as_is" else x.flip(-1)) for view in state["views"]]
+            x = torch.from_numpy(images).to(state["device"])
+            views = [state["model"].encode(view.float() / 127.5 - 1) for view in x]
         stacked = torch.stack(views, 1).half().cpu().numpy()  # v x [n, 2C, h, w] -> [n, v, 2C, h, w]
         if not np.isfinite(stacked).all():
             raise UserError(f"shard with {index.key(part[0])}: the autoencoder's moments leave float16; train it again")

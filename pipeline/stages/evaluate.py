@@ -63,7 +63,7 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def mirrored(config: Config) -> bool:
     """Whether the models saw mirrored training images, so that copies of these count as copies."""
-    return config.data.augment.flip or "flip" in config.latents.views
+    return config.data.augment.flip or any(view.endswith("flip") for view in config.latents.views)
 
 
 def run(

@@ -109,6 +109,22 @@ def test_kept_and_loaded_sizes(crop, side):
     assert transforms.load_image(content, data).shape == (3, 32, 32)
 
 
+def test_views_are_cut_by_key_and_number():
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 40, 36), np.uint8)
+    views = ["as_is", "flip", "crop", "crop_flip", "crop"]
+    cut = transforms.cut_views(pixels, 32, views, "a/1")
+    np.testing.assert_array_equal(cut[0], pixels[:, 4:36, 2:34])
+    np.testing.assert_array_equal(cut[1], cut[0][:, :, ::-1])
+    assert not np.array_equal(cut[2], cut[4]) and not np.array_equal(cut[3], cut[2][:, :, ::-1])
+    np.testing.assert_array_equal(transforms.cut_views(pixels, 32, views[:3], "a/1"), cut[:3])  # more views change none
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (3, 32, 32))[0]  # [9, 5, 3, 32, 32]
+    places = []
+    for i in range(400):
+        crop = transforms.cut_views(pixels, 32, ["crop"], f"key {i}")[0]
+        places += np.argwhere((windows == crop).all((2, 3, 4))).tolist()
+    assert len(places) == 400 and len({tuple(place) for place in places}) == 9 * 5
+
+
 def test_png_is_lossless_and_deterministic():
     image = Image.effect_noise((32, 32), 80)
     assert transforms.to_png(image) == transforms.to_png(image)
