@@ -5,6 +5,7 @@ The filters are `filters.py`; noise is added here only to images that are taken 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def name(one: Filter) -> str:
     values = one.model_dump(exclude={"kind"})
     usual = {key: field.default for key, field in type(one).model_fields.items()}
     shown = [f"{key} {value}" for key, value in values.items() if key == sizes[one.kind] or value != usual[key]]
+    shown = [text.removeprefix("wavelet ") for text in shown]
     return f"{one.kind} ({', '.join(shown)})"
 
 
@@ -151,8 +153,7 @@ def picture(compared: Compared) -> Image.Image:
     sheet = Image.new("RGB", ((width + 8) * len(shown), 44 + sum(heights) + 8 * len(heights)), (255, 255, 255))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for x, (title, subtitle, column) in enumerate(zip(titles, subtitles, shown, strict=True)):
-        first, _, rest = title.partition(" (")
-        lines = [first, rest.rstrip(")")[: width // 7], subtitle] if rest else [title[: width // 7], subtitle]
+        lines = [*textwrap.wrap(title, width // 7, max_lines=2, placeholder=" ..."), subtitle]
         draw.multiline_text((x * (width + 8) + 4, 0), "\n".join(lines), fill=(0, 0, 0), font=font, spacing=2)
         y = 44
         for image, height in zip(column, heights, strict=True):

@@ -54,6 +54,20 @@ def test_a_balance_trains_other_models_on_the_same_data(small):
     assert said.code == 2 and "'c' is no class; there are a, b, (none)" in said.err
 
 
+def test_a_balanced_run_that_goes_on_is_equal_bit_for_bit_to_one_that_was_never_stopped(small):
+    options = ("data.balance={power: 1}", "autoencoder.training.save_every=2")
+    assert small.run("autoencoder", *options).code == 0
+    said = small.run("autoencoder", *options, "autoencoder.training.steps=8")
+    assert said.code == 0 and "goes on from step 4" in said.out, said.err
+    resumed = newest(small, "autoencoder")
+    whole = small.folder / "whole"
+    said = small.run("autoencoder", *options, "autoencoder.training.steps=8", f"run.root={whole}")
+    assert said.code == 0, said.err
+    for name in ("ema.safetensors", "live.safetensors"):
+        other = whole / "artifacts" / "autoencoder" / resumed.fingerprint / name
+        assert (resumed.path / name).read_bytes() == other.read_bytes()
+
+
 def test_filters_make_other_data(small):
     assert small.run("ingest").code == 0
     said = small.run("ingest", "data.filters=[{kind: median}, {kind: wavelet, wavelet: haar}]")
