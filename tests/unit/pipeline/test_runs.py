@@ -13,7 +13,7 @@ from pipeline import tracking
 from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.runs import PipelineRun, run_key
+from pipeline.runs import PipelineRun, flatten, run_key
 from pipeline.spool import spool_ends, spool_files, whole_lines
 from pipeline.stages.register import description
 
@@ -124,3 +124,13 @@ def test_a_second_driver_is_refused_and_the_first_ones_lines_still_count(tmp_pat
         assert after.spool.token == 2
     with PipelineRun(config(tmp_path), tmp_path, "cd34", False) as after:  # and has ended
         assert after.spool.token == 3
+
+
+def test_params_by_class_names_are_one_value():
+    """A class may have any name; MLflow refuses most characters in a param's key."""
+    values = {"data": {"balance": {"power": 1.0, "weights": {"cats & dogs (2)": 2.0}}, "size": 8}}
+    assert flatten(values) == {
+        "data.balance.power": "1.0",
+        "data.balance.weights": "{'cats & dogs (2)': 2.0}",
+        "data.size": "8",
+    }
