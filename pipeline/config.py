@@ -419,7 +419,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     for text in overrides:
         keys = _override(values, text)
         lines = {known: where for known, where in lines.items() if known[: len(keys)] != keys}
-        lines[keys] = f"override `{text}`"
+        for n in range(1, len(keys) + 1):  # sections that only the override names are real keys as well
+            lines.setdefault(keys[:n], f"override `{text}`")
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -75,7 +75,7 @@ def verdict(figures: Mapping[str, Any]) -> str | None:
         return None
     real, samples, passed = (figures[key] for key in ("real", "samples", "reconstructions"))
     if samples["interval"][0] <= real["interval"][1]:
-        return "samples are as near as real images, within the intervals"
+        return "samples are not told from real images by this distance at this count"
     gap, own = samples["value"] - real["value"], max(0.0, passed["value"] - real["value"])
     part = min(1.0, own / gap)
     who = "mostly the denoiser" if part < 1 / 3 else "mostly the autoencoder" if part > 2 / 3 else "both networks"

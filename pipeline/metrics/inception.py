@@ -27,7 +27,7 @@ def load(path: Path) -> Inception:
     """The network with the weights of a file, in evaluation mode. Only tensors are read. UserError for another file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{path}: not a file of weights ({first[0][:100]}); give {_expected()}") from None
     with torch.device("meta"):
