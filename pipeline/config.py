@@ -354,6 +354,16 @@ class Times(Section):
     std: float = Field(1.0, gt=0, description="With `logit_normal`: standard deviation of the logit.")
 
 
+class FdCurve(Section):
+    """A curve of the Fréchet distance of a few samples in training: always of the same noise, classes and count."""
+
+    every: int = Field(0, ge=0, description="Steps between two points; 0: no curve.")
+    samples: int = Field(
+        256, ge=50, description="Images in each of the two sets: at most this, and as many as there are; its name says."
+    )
+    steps: Positive = Field(10, description="Steps of the sampler (heun, no guidance).")
+
+
 class Diffusion(Section):
     backbone: dict[str, Any] = Field({"kind": "dit"}, description="`kind`, `preset`, and options of models/backbones/.")
     condition: Condition = Condition()
@@ -364,6 +374,7 @@ class Diffusion(Section):
     )
     weighting: Literal["uniform", "min_snr"] = Field("uniform", description="Weight of a time in the loss.")
     training: Training
+    fd: FdCurve = Field(FdCurve(), json_schema_extra=SPEED)
 
     @model_validator(mode="after")
     def _finite_loss(self) -> Diffusion:
@@ -383,12 +394,21 @@ class Extractor(Section):
         description="Features of the Fréchet distance: a classifier trained on the real data, a file, Inception.",
     )
     path: str | None = Field(None, description="Weights, with `torchscript` and `inception`.")
+    digest: str | None = Field(
+        None,
+        pattern=r"^[0-9a-fA-F]{8,64}$",
+        description="First digits (at least 8) of the SHA-256 that `path` must have; default with `inception`: those "
+        "of the published file.",
+        json_schema_extra=SPEED,
+    )
     steps: Positive = Field(500, description="With `classifier`: training steps.")
 
     @model_validator(mode="after")
     def _path_given(self) -> Extractor:
         if (self.kind == "classifier") == (self.path is not None):
             raise ValueError("`path` is given if and only if `kind` is torchscript or inception")
+        if self.digest and not self.path:
+            raise ValueError("`digest` is that of the file at `path`; leave it out with `kind: classifier`")
         return self
 
 
@@ -511,7 +531,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     for text in overrides:
         keys = _override(values, text)
         lines = {known: where for known, where in lines.items() if known[: len(keys)] != keys}
-        lines[keys] = f"override `{text}`"
+        for n in range(1, len(keys) + 1):  # sections that only the override names are real keys as well
+            lines.setdefault(keys[:n], f"override `{text}`")
     try:
         return Config.model_validate(values)
     except ValidationError as error:

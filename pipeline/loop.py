@@ -42,7 +42,7 @@ class Task:
 
     name: prefix of its curves. loss: for `Engine`. batches: this rank's shares from a position on, endless, each with
     the `position` at which its global batch begins. validate: metric -> value, equal on all ranks. preview: key ->
-    uint8 image [H, W, 3] (rank 0's are shown).
+    uint8 image [H, W, 3] (rank 0's are shown). measure: more metrics, rank 0's, every `measure_every` steps.
     """
 
     name: str
@@ -50,6 +50,8 @@ class Task:
     batches: Callable[[int], Iterator[dict[str, Any]]]
     validate: Callable[[Engine], dict[str, float]] | None = None
     preview: Callable[[Engine], dict[str, np.ndarray]] | None = None
+    measure: Callable[[Engine], dict[str, float]] | None = None
+    measure_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,9 @@ def train(
                     if task.validate and (step % training.validate_every == 0 or last):
                         watchdog.beat(f"in validation at step {step}")
                         _validate(task, task.validate, engine, ranks, log, step)
+                    if task.measure and (step % task.measure_every == 0 or last):
+                        watchdog.beat(f"measuring at step {step}")
+                        _validate(task, task.measure, engine, ranks, log, step)
                     due = step % training.save_every == 0 or position == stable
                     if last or stopped or (due and not stats.skipped):
                         watchdog.beat(f"in the checkpoint at step {step}")

@@ -1,17 +1,18 @@
 """Features of images for the Fréchet distance and for neighbours: which extractor, its digest, and how it was made.
 
 An extractor maps uint8 images [n, H, W, C] to float64 features [n, d]. Three kinds: a classifier trained here on the
-real images, a TorchScript file, and Inception from its weights file. Images without classes train no classifier: then
-an untrained convolution network with a fixed seed stands in, and says so in its description.
+real images, a TorchScript file, and Inception (`inception.py`) from its weights file. Images without classes train no
+classifier: then an untrained convolution network with a fixed seed stands in, and says so in its description.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, sha256_file
+from pipeline.files import atomic_path, canonical_json, sha256_file
+
+if TYPE_CHECKING:
+    from pipeline.config import Extractor as ExtractorSection
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]  # [n, H, W, C]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -63,8 +67,11 @@ class Extractor:
 
         if self.module is None:
             raise ValueError(f"the extractor {self.kind} lies in its own file")
+        module: Any = self.module
+        about = {"kind": self.kind, "digest": self.digest, "description": self.description}
+        about |= {"facts": canonical_json(self.facts), "layout": canonical_json(module.layout)}
         with atomic_path(path) as temporary:
-            save_file(self.module.state_dict(), str(temporary), metadata={"kind": self.kind, "digest": self.digest})
+            save_file(module.state_dict(), str(temporary), metadata=about)
 
 
 class Classifier(nn.Module):
@@ -72,6 +79,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 64) -> None:
         super().__init__()
+        self.layout = {"channels": channels, "size": size, "classes": classes, "width": width}
         self.size = min(size, LARGEST)
         layers: list[nn.Module] = []
         side, before, after = self.size, channels, 16
@@ -158,9 +166,37 @@ def random_network(images: Images, reason: str, seed: int = 0) -> Extractor:
     )
 
 
-def torchscript(path: str | Path) -> Extractor:
-    """A TorchScript module: uint8 [n, 3, H, W] -> features [n, d]. Raises UserError if it does not do that."""
-    path = _existing(path, "torchscript")
+def load(path: Path) -> Extractor:
+    """The extractor that `save` wrote. UserError if it is not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            about, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        model = Classifier(**json.loads(about["layout"]))
+        model.load_state_dict(state)
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path}: not a whole extractor ({error}); remove it, and it is made again") from None
+    if digest(state) != about["digest"]:
+        raise UserError(f"{path}: its weights are not those of its digest; remove it, and it is made again")
+    model.eval()
+    logits = model if about["kind"] == "classifier" else None
+    facts = json.loads(about["facts"])
+    return Extractor(about["kind"], about["digest"], about["description"], model.features, logits, facts, model)
+
+
+def of_file(section: ExtractorSection) -> Extractor:
+    """The extractor in the file that the config names."""
+    kinds = {"torchscript": torchscript, "inception": inception}
+    return kinds[section.kind](str(section.path), section.digest)
+
+
+def torchscript(path: str | Path, wanted: str | None = None) -> Extractor:
+    """A TorchScript module: uint8 [n, 3, H, W] -> features [n, d]. Raises UserError if it does not do that.
+
+    wanted: first digits of the SHA-256 that the file must have.
+    """
+    path, found = _existing(path, "torchscript"), _verified(path, wanted)
     try:
         module = torch.jit.load(str(path), map_location="cpu").eval()
     except RuntimeError as error:
@@ -177,25 +213,26 @@ def torchscript(path: str | Path) -> Extractor:
             raise UserError(f"{path}: gives no features [n, d] for uint8 images [n, 3, H, W]; wrap it so that it does")
         return result
 
-    return Extractor("torchscript", sha256_file(path), f"TorchScript module {path.name}", features)
+    return Extractor("torchscript", found, f"TorchScript module {path.name}", features)
 
 
-def inception(path: str | Path) -> Extractor:
-    """Inception v3 as FID uses it, 2048 features, from the weights file of torch-fidelity, through torchmetrics."""
+def inception(path: str | Path, wanted: str | None = None) -> Extractor:
+    """Inception v3 as papers' FID uses it: 2048 features, published weights, images enlarged as by clean-fid.
+
+    wanted: first digits of the file's SHA-256, by default those of the published file. On a GPU where there is one.
+    """
+    from pipeline.metrics import inception as network
+
     path = _existing(path, "inception")
-    from torchmetrics.image.fid import NoTrainInceptionV3
-
-    try:
-        module = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
-    except ModuleNotFoundError:
-        raise UserError(
-            "`evaluate.extractor.kind` inception needs the package torch-fidelity: install it, or use kind classifier"
-        ) from None
+    found = _verified(path, wanted or network.DIGEST)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = network.load(path).to(device)
     return Extractor(
-        "inception",
-        sha256_file(path),
-        f"Inception v3, 2048 features, {path.name}",
-        lambda images: module(images.expand(-1, 3, -1, -1)),
+        kind="inception",
+        digest=hashlib.sha256(f"{found} {network.RESIZE}".encode()).hexdigest(),
+        description=f"Inception v3, {network.FEATURES} features, {path.name}, {network.RESIZE}",
+        features=lambda images: module(images.to(device)),
+        facts={"weights": found, "published": found.startswith(network.DIGEST)},
     )
 
 
@@ -222,7 +259,9 @@ def _nchw(images: Images) -> Tensor:
 
 @torch.no_grad()
 def _apply(function: Callable[[Tensor], Tensor], images: Images) -> Array:
-    parts = [function(_nchw(images[start : start + CHUNK])).float().numpy() for start in range(0, len(images), CHUNK)]
+    parts = [
+        function(_nchw(images[start : start + CHUNK])).float().cpu().numpy() for start in range(0, len(images), CHUNK)
+    ]
     result: Array = np.concatenate(parts)
     return result
 
@@ -232,3 +271,14 @@ def _existing(path: str | Path, kind: str) -> Path:
     if not path.is_file():
         raise UserError(f"`evaluate.extractor.path`: {path} does not exist; give the weights of kind {kind}")
     return path
+
+
+def _verified(path: str | Path, wanted: str | None) -> str:
+    """The SHA-256 of a file of weights; UserError if it does not begin with `wanted`."""
+    found = sha256_file(path)
+    if wanted and not found.startswith(wanted.lower()):
+        raise UserError(
+            f"`evaluate.extractor.path`: {path} has the SHA-256 {found}, which does not begin with {wanted.lower()}; "
+            "give the file that is meant, or its digest as `evaluate.extractor.digest`"
+        )
+    return found

@@ -120,13 +120,9 @@ def figure(
 
 def why_not_comparable(first: Figure, second: Figure) -> str | None:
     """The reason why two figures must not be put side by side, or None if they may."""
-    if first.extractor != second.extractor:
-        return f"features of two extractors ({first.extractor[:12]} and {second.extractor[:12]})"
-    if first.images != second.images:
-        return f"{first.images} and {second.images} images: the distance depends on the count"
-    if first.real != second.real:
-        return f"two sets of real images ({first.real[:12]} and {second.real[:12]})"
-    return None
+    from pipeline.metrics.comparable import why_not
+
+    return why_not(first.json(), second.json())
 
 
 def line(name: str, shown: Figure, baseline: Figure) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Writer, check_inputs
 from pipeline.config import Config, result_fields
+from pipeline.fd_curve import Curve, prepare
 from pipeline.files import write_json
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     from pipeline.stages import trained
 
     check_inputs(inputs["encode"], {"autoencoder": inputs["autoencoder"], "ingest": inputs["ingest"]})
+    if config.diffusion.fd.every:
+        threads = config.cluster.threads if config.cluster.threads != "auto" else 1
+        about = {"config": config.model_dump(mode="json", by_alias=True), "ingest": str(inputs["ingest"].path)}
+        described = next(iter(cluster.map(prepare, [{**about, "threads": threads}], threads=threads, gpus=1)))
+        spool.tags({"ldm.fd_curve": described})
     summary = trained.train("diffusion", config, inputs, writer, cluster, spool)
     write_json(writer.path / "model.json", options(config, inputs))
     gaussian = gaussian_loss(config, inputs["encode"])
@@ -147,7 +153,18 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             )
         return {"samples/ema": grid(images, columns=4)}
 
-    return network, Task("diffusion", loss, batches, validate, preview)
+    if not section.fd.every:
+        return network, Task("diffusion", loss, batches, validate, preview)
+    curve = Curve(config, inputs["ingest"])
+    request = curve.request()
+
+    def measure(engine: Engine) -> dict[str, float]:
+        """A point of the curve of Fréchet distances; every rank samples the same, rank 0 looks at it."""
+        with engine.weights("ema"):
+            images = generator(what, decoder, engine.module, space, ranks.device).sample(**request)
+        return curve.point(images) if ranks.first else {}
+
+    return network, Task("diffusion", loss, batches, validate, preview, measure, section.fd.every)
 
 
 # ---- the yardstick ---------------------------------------------------------------------------------------------------

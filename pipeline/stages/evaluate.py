@@ -18,17 +18,18 @@ from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config, Evaluate, result_fields
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, sha256_file, write_json
+from pipeline.metrics import comparable, sets
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster, Inline
     from pipeline.generate import Generator, Images
     from pipeline.metrics.features import Extractor
-    from pipeline.metrics.frechet import Figure
     from pipeline.tracking import Spool
 
 INPUTS = ("ingest", "autoencoder", "encode", "diffusion")
 MEMORY = 1_000_000_000  # bytes of training images that are looked at; the report says how many these were
 SHOWN = 64  # samples in the grid
+MEASURES = 2  # raised when a report holds figures that older ones have not
 PAIRS = 32  # samples beside their nearest training image in the grids of neighbours
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,7 +59,7 @@ def recipe(config: Config) -> dict[str, Any]:
         if not path.is_file():
             raise UserError(f"`evaluate.extractor.path`: {path} does not exist; give the extractor's weights")
         values["extractor"]["path"] = sha256_file(path)
-    return {**values, "mirrored": mirrored(config)}
+    return {**values, "mirrored": mirrored(config), "measures": MEASURES}
 
 
 def mirrored(config: Config) -> bool:
@@ -84,10 +85,16 @@ def run(
     for name in report["grids"]:
         with Image.open(writer.path / f"{name}.png") as image:
             spool.image(GRID_KEYS[name], np.asarray(image), 0)
-    spool.file(writer.path / "report.json")
+    for name in ("report.json", "classes.csv"):
+        if (writer.path / name).exists():
+            spool.file(writer.path / name)
     for line in lines(report):
         print(f"evaluate: {line}", flush=True)
-    return {"key_figures": key_figures(report), "images": report["images"], "missing": report["missing"]}
+    summary = {"key_figures": key_figures(report)}
+    summary |= {key: report[key] for key in ("images", "missing", "verdict", "conditions")}
+    spool.tags({"ldm.evaluated": comparable.text(report["conditions"])})
+    spool.note("\n".join([headline(summary), "", *(f"- {line}" for line in lines(report))]))
+    return summary
 
 
 GRID_KEYS = {
@@ -103,52 +110,62 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image
 
     from pipeline.data.transforms import to_png
+    from pipeline.extractors import extractor_of
     from pipeline.generate import from_artifacts
+    from pipeline.metrics import classes
 
     torch.set_num_threads(arguments["threads"])
     config, folder = Config.model_validate(arguments["config"]), Path(arguments["path"])
     inputs = {name: Artifact.load(path) for name, path in arguments["inputs"].items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = from_artifacts(inputs["autoencoder"], inputs["encode"], inputs["diffusion"], device)
-    report = evaluate(
-        generator,
-        *load_split(inputs["ingest"].path, "train", config, config.run.seed),
-        *load_split(inputs["ingest"].path, "val", config, config.run.seed),
-        config.evaluate,
-        mirrored=mirrored(config),
-    )
+    train, held_out = (load_split(inputs["ingest"].path, split, config, config.run.seed) for split in ("train", "val"))
+    extractor = extractor_of(config, inputs["ingest"], lambda: (train, held_out))
+    report = evaluate(generator, *train, *held_out, config.evaluate, mirrored(config), extractor)
     for name, image in report.images.items():
         atomic_write(folder / f"{name}.png", to_png(Image.fromarray(image)))
     if report.extractor.module is not None:
         report.extractor.save(folder / "extractor.safetensors")
+    if "classes" in report.values:
+        atomic_write(folder / "classes.csv", classes.to_csv(report.values["classes"]["table"]))
     values = {**report.values, "missing": report.missing, "grids": sorted(report.images)}
     write_json(folder / "report.json", values)
     return values
 
 
-def load_split(folder: Path, split: str, config: Config, seed: int) -> tuple[Images, Array]:
-    """Images uint8 [n, H, W, C] and classes int64 [n] (-1: none) of a split, in a random order fixed by `seed`.
+def split_order(folder: Path, split: str, config: Config, seed: int) -> tuple[Array, Array]:
+    """(row of the index, class) int64 [n] of each image of a split, in a random order fixed by `seed`."""
+    from pipeline.data.index import Index
 
-    At most MEMORY bytes of them. Raises UserError for an empty split, and for a damaged image by its name.
+    index = Index.open(folder, split, config.data.cache)
+    rows = np.random.Generator(np.random.Philox(seed)).permutation(len(index))
+    if not len(rows):
+        raise UserError(f"{folder}: the {split} split is empty; give more images or another `data.split`")
+    return rows, index.labels()[rows]
+
+
+def load_split(folder: Path, split: str, config: Config, seed: int, limit: int | None = None) -> tuple[Images, Array]:
+    """Images uint8 [n, H, W, C] and classes int64 [n] (-1: none) of a split, in the order of `split_order`.
+
+    At most MEMORY bytes of them, and at most `limit`. Raises UserError for an empty split, and for a damaged image by
+    its name.
     """
     from pipeline.data.index import Index, read_image
 
     index, side, channels = Index.open(folder, split, config.data.cache), config.data.size, config.data.channels
+    rows, labels = split_order(folder, split, config, seed)
     count = max(1, MEMORY // (side * side * channels))
-    rows = np.random.Generator(np.random.Philox(seed)).permutation(len(index))[:count]
-    if not len(rows):
-        raise UserError(f"{folder}: the {split} split is empty; give more images or another `data.split`")
+    rows = rows[: count if limit is None else min(count, limit)]
     images = np.empty((len(rows), side, side, channels), np.uint8)
     for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
         images[place] = read_image(index, int(rows[place]), config.data).transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
-    return images, index.labels()[rows]
+    return images, labels[: len(rows)]
 
 
 def key_figures(report: dict[str, Any]) -> dict[str, float]:
     """The figures that go into curves and tables, by name; those that could not be had are absent."""
     found = {name: report["reconstruction"].get(name) for name in ("psnr", "ssim")}
-    for name, key in (("fd", "samples"), ("fd_real", "real"), ("fd_reconstructions", "reconstructions")):
-        found[name] = report["frechet"][key]["value"] if key in report["frechet"] else None
+    found |= sets.key_figures(report)
     if "classes" in report:
         found["class_accuracy"] = report["classes"]["right"]
         found["classifier_accuracy"] = report["extractor"]["facts"]["held_out_accuracy"]
@@ -163,7 +180,12 @@ def headline(summary: dict[str, Any]) -> str:
     values, parts = summary["key_figures"], []
     if "fd" in values:
         count = summary["images"]["compared"]
-        parts.append(f"Fréchet distance {values['fd']:.3g} (real data: {values['fd_real']:.3g}, {count} images a set)")
+        passed = f"reconstructions: {values['fd_reconstructions']:.3g}, " if "fd_reconstructions" in values else ""
+        parts.append(
+            f"Fréchet distance {values['fd']:.3g} ({passed}real data: {values['fd_real']:.3g}, {count} images a set)"
+        )
+    if summary.get("verdict"):
+        parts.append(summary["verdict"])
     if "class_accuracy" in values:
         parts.append(f"{values['class_accuracy']:.1%} of samples in their class")
     if "psnr" in values:
@@ -173,20 +195,19 @@ def headline(summary: dict[str, Any]) -> str:
 
 def lines(report: dict[str, Any]) -> list[str]:
     """The report as lines of text."""
-    from pipeline.metrics import frechet
-
     extractor, counts, result = report["extractor"], report["images"], []
     for name, value in report["reconstruction"].items():
         result.append(f"{name.upper()} {value:.4g} of {counts['held_out']} reconstructed held-out images")
     result.append(f"features: {extractor['description']}, digest {extractor['digest'][:12]}")
-    figures = {name: frechet.Figure.of(values) for name, values in report["frechet"].items()}
-    for name in ("samples", "reconstructions"):
-        if name in figures:
-            result.append(frechet.line(f"Fréchet distance of {name}", figures[name], figures["real"]))
+    result += sets.lines(report)
     if "classes" in report:
         asked, right = report["classes"]["asked"], report["classes"]["right"]
         measured = extractor["facts"]["held_out_accuracy"]
-        result.append(f"{right:.1%} of {asked} samples in the class asked for (held-out images: {measured:.1%})")
+        worst = min(report["classes"]["table"], key=lambda row: row["right"])
+        result.append(
+            f"{right:.1%} of {asked} samples in the class asked for (held-out images: {measured:.1%}); worst class "
+            f"{worst['class']}: {worst['right']:.1%} of {worst['asked']}"
+        )
     for space, near in report["neighbours"].items():
         result.append(
             f"nearest training image by {space}: median distance {near['sample_median']:.3g} of {near['samples']} "
@@ -207,41 +228,101 @@ def evaluate(
     held_out_labels: Array,
     config: Evaluate,
     mirrored: bool = False,
+    extractor: Extractor | None = None,
 ) -> Report:
     """Measure a generator against real images, uint8 [n, H, W, C], in random order; labels int64 [n], -1 for none.
 
     The first n training images are the half of the real-data baseline, and the extractor is not trained on them: what
     a network has seen has other features. Samples are asked for in the classes of training images, those first, so
-    that a perfect generator's distance is the baseline's. n: equally many images in all sets compared.
+    that a perfect generator's distance is the baseline's. n: equally many images in all sets compared. extractor: made
+    of these images before, by default made now.
     """
     n = min(config.samples, len(held_out), len(train) // 2)
-    extractor = make_extractor(config, train[n:], train_labels[n:], held_out, held_out_labels, len(generator.classes))
+    extractor = extractor or make_extractor(
+        config, train[n:], train_labels[n:], held_out, held_out_labels, len(generator.classes)
+    )
     held_out = held_out[: config.samples]  # as many as samples: of tens of thousands, reconstruction takes its time
-    asked = _asked(train_labels, config.samples, len(generator.classes)) if generator.classes else None
+    asked = asked_classes(train_labels, config.samples, len(generator.classes)) if generator.classes else None
     samples, sampling = _samples(generator, asked, config)
     reconstructions = generator.decode(generator.encode(held_out, config.batch_size), config.batch_size)
     named = {"train": train, "held_out": held_out, "samples": samples, "reconstructions": reconstructions}
     features = {name: extractor(images) for name, images in named.items()}
 
     report = Report({}, {}, {}, extractor)
-    distances = _distances(features, n, _real_digest(train[:n], held_out[:n]), config, report)
     report.values = {
         "settings": result_fields(config),
         "model": generator.about,
         "sampling": sampling,
-        "images": {**{name: len(images) for name, images in named.items()}, "compared": n},
-        "extractor": {key: getattr(extractor, key) for key in ("kind", "digest", "description", "facts")},
         "reconstruction": _reconstruction(held_out, reconstructions, report),
-        "frechet": {name: figure.json() for name, figure in distances.items()},
-        "neighbours": _neighbours(train, held_out, samples, features, mirrored, report),
+        **compare(named, features, n, config, report, sampling.get("guidance")),
+        "neighbours": neighbours_of(train, held_out, samples, features, mirrored, report),
     }
-    _classes(samples, asked, extractor, report)
+    if asked is None:
+        report.missing["class_accuracy"] = "the model has no class condition"
+    else:
+        classify(asked, generator.classes, named, features, held_out_labels[: config.samples], report)
     order = np.arange(len(samples)) if asked is None else np.argsort(asked[:SHOWN], kind="stable")
     report.images["samples"] = _grid(samples[order[:SHOWN]])
     return report
 
 
-def _asked(labels: Array, count: int, classes: int) -> Array:
+def compare(
+    named: dict[str, Images],
+    features: dict[str, Array],
+    n: int,
+    config: Evaluate,
+    report: Report,
+    guidance: float | None,
+) -> dict[str, Any]:
+    """The distances between sets of images at n a set, what they rest on, and the verdict; for report.values.
+
+    named, features: `train`, `held_out`, `samples`, and `reconstructions` where there are. guidance: None where nobody
+    here knows it.
+    """
+    extractor, real = report.extractor, named["train"]
+    digest = _real_digest(named["train"][:n], named["held_out"][:n])
+    found, missing = sets.measure(
+        features, n, extractor=extractor.digest, real=digest, resamples=config.bootstrap, seed=config.seed
+    )
+    report.missing.update(missing)
+    conditions = {"extractor": extractor.digest, "images": n, "resolution": real.shape[1], "channels": real.shape[3]}
+    return {
+        "images": {**{name: len(images) for name, images in named.items()}, "compared": n},
+        "extractor": {key: getattr(extractor, key) for key in ("kind", "digest", "description", "facts")},
+        **found,
+        "conditions": {**conditions, "real": digest, "guidance": guidance},
+        "verdict": comparable.verdict(found["frechet"]),
+    }
+
+
+def classify(
+    asked: Array,
+    names: list[str],
+    images: dict[str, Images],
+    features: dict[str, Array],
+    held_out_labels: Array,
+    report: Report,
+) -> None:
+    """The share of samples that the classifier puts in the class that was asked for, in all and by class."""
+    from pipeline.metrics import classes
+
+    extractor = report.extractor
+    if extractor.logits is None:
+        report.missing["class_accuracy"] = f"the extractor {extractor.kind} knows no classes; use kind classifier"
+        return
+    given, held_out_given = extractor.classify(images["samples"]), extractor.classify(images["held_out"])
+    right = given == asked
+    report.values["classes"] = {
+        "asked": len(asked),
+        "right": float(right.mean()),
+        "by_class": {str(c): float(right[asked == c].mean()) for c in np.unique(asked)},
+        "table": classes.table(
+            names, asked, given, features["samples"], held_out_labels, held_out_given, features["held_out"]
+        ),
+    }
+
+
+def asked_classes(labels: Array, count: int, classes: int) -> Array:
     """The classes to ask for, int64 [count]: those of the labelled images, from the first on; all in turn if none is
     labelled."""
     known = labels[labels >= 0]
@@ -274,10 +355,8 @@ def make_extractor(
     from pipeline.metrics import features
 
     chosen = config.extractor
-    if chosen.kind == "torchscript":
-        return features.torchscript(str(chosen.path))
-    if chosen.kind == "inception":
-        return features.inception(str(chosen.path))
+    if chosen.path:
+        return features.of_file(chosen)
     known, known_held_out = labels >= 0, held_out_labels >= 0
     if len(np.unique(labels[known])) < 2 or not known_held_out.any():
         return features.random_network(train, "the images have fewer than two classes")
@@ -304,52 +383,7 @@ def _reconstruction(images: Images, reconstructions: Images, report: Report) -> 
     return values
 
 
-def _distances(features: dict[str, Array], n: int, real: str, config: Evaluate, report: Report) -> dict[str, Figure]:
-    """Fréchet distances at n images a set; all or none, since none means anything without the first.
-
-    real: training against held-out images. samples: samples against held-out images. reconstructions: those of the
-    held-out images against training images, which is `real` with one side passed through the autoencoder.
-    """
-    from pipeline.metrics import frechet
-
-    sets = {
-        "real": (features["train"], features["held_out"]),
-        "samples": (features["samples"], features["held_out"]),
-        "reconstructions": (features["train"], features["reconstructions"]),
-    }
-    figures = {}
-    try:
-        for name, (first, second) in sets.items():
-            figures[name] = frechet.figure(
-                first[:n],
-                second[:n],
-                extractor=report.extractor.digest,
-                real=real,
-                resamples=config.bootstrap,
-                seed=config.seed,
-            )
-    except ValueError as error:
-        report.missing["frechet"] = str(error)
-        return {}
-    return figures
-
-
-def _classes(samples: Images, asked: Array | None, extractor: Extractor, report: Report) -> None:
-    """The share of samples that the classifier puts in the class that was asked for, in all and by class."""
-    if asked is None:
-        report.missing["class_accuracy"] = "the model has no class condition"
-    elif extractor.logits is None:
-        report.missing["class_accuracy"] = f"the extractor {extractor.kind} knows no classes; use kind classifier"
-    else:
-        right = extractor.classify(samples) == asked
-        report.values["classes"] = {
-            "asked": len(asked),
-            "right": float(right.mean()),
-            "by_class": {str(c): float(right[asked == c].mean()) for c in np.unique(asked)},
-        }
-
-
-def _neighbours(
+def neighbours_of(
     train: Images, held_out: Images, samples: Images, features: dict[str, Array], mirrored: bool, report: Report
 ) -> dict[str, Any]:
     """Distances to the nearest training image, by pixels and by features, and a grid of pairs for each."""

@@ -134,16 +134,3 @@ def test_wrong_files_are_a_users_mistake(tmp_path: Path) -> None:
         features.torchscript(tmp_path / "text.pt")
     with pytest.raises(UserError, match="gives no features"):
         features.torchscript(script(NotFeatures(), tmp_path / "scalar.pt"))(images)
-
-
-def test_inception_without_its_package_says_what_to_do(tmp_path: Path) -> None:
-    try:
-        import torch_fidelity  # noqa: F401
-    except ImportError:
-        (tmp_path / "weights.pth").write_bytes(b"x")
-        with pytest.raises(UserError, match="torch-fidelity"):
-            features.inception(tmp_path / "weights.pth")
-    else:
-        pytest.skip("torch-fidelity is installed: the message for its absence cannot be seen")
-    with pytest.raises(UserError, match="does not exist"):
-        features.inception(tmp_path / "missing.pth")

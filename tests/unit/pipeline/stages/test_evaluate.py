@@ -93,7 +93,8 @@ def test_reconstructions_are_measured(perfect: stage.Report) -> None:
 def test_the_report_is_json_and_its_lines_and_headline_name_the_baseline(perfect: stage.Report) -> None:
     values = json.loads(json.dumps({**perfect.values, "missing": perfect.missing}, allow_nan=False))
     text = "\n".join(stage.lines(values))
-    assert text.count("real data") == 2
+    # two Fréchet distances, two kernel distances, and four shares beside those of real images
+    assert text.count("real data") == 2 + 2 + 4
     assert "in the class asked for" in text
     assert "nearest training image by pixels" in text
     figures = stage.key_figures(values)
@@ -149,7 +150,7 @@ def test_some_images_without_a_class_are_not_asked_for() -> None:
     labels[::3] = -1
     report = run(lambda n, asked: stripes(n, 5, asked)[0], train, labels)
     assert set(report.values["classes"]["by_class"]) == {"0", "1"} and report.values["classes"]["asked"] == 100
-    assert stage._asked(np.array([-1, -1]), 3, 2).tolist() == [0, 1, 0]
+    assert stage.asked_classes(np.array([-1, -1]), 3, 2).tolist() == [0, 1, 0]
 
 
 def test_too_few_images_give_no_distance_but_the_reason() -> None:
@@ -234,7 +235,7 @@ def test_the_stage_writes_its_report_and_tells_the_tracker(artifacts) -> None:
     assert report["model"]["lineage"]["diffusion"]["content"] == made["diffusion"].content
     files = {path.name for path in artifact.path.iterdir()}
     grids = {"samples.png", "neighbours_pixels.png", "neighbours_features.png"}
-    assert files - {"work"} == {"manifest.json", "report.json", "extractor.safetensors", *grids}
+    assert files - {"work"} == {"manifest.json", "report.json", "extractor.safetensors", "classes.csv", *grids}
     from safetensors.torch import load_file
 
     assert features.digest(load_file(artifact.path / "extractor.safetensors")) == report["extractor"]["digest"]
