@@ -58,7 +58,16 @@ def recipe(config: Config) -> dict[str, Any]:
         if not path.is_file():
             raise UserError(f"`evaluate.extractor.path`: {path} does not exist; give the extractor's weights")
         values["extractor"]["path"] = sha256_file(path)
+    if config.evaluate.weights.endswith(".safetensors"):
+        values["weights"] = weights_digest(config.evaluate.weights)
     return {**values, "mirrored": mirrored(config)}
+
+
+def weights_digest(path: str) -> str:
+    """Of a file of weights that `evaluate.weights` names. UserError where there is none."""
+    if not Path(path).is_file():
+        raise UserError(f"`evaluate.weights`: {path} does not exist; give a file of weights, or a name")
+    return sha256_file(path)
 
 
 def mirrored(config: Config) -> bool:
@@ -109,7 +118,9 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     config, folder = Config.model_validate(arguments["config"]), Path(arguments["path"])
     inputs = {name: Artifact.load(path) for name, path in arguments["inputs"].items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = from_artifacts(inputs["autoencoder"], inputs["encode"], inputs["diffusion"], device)
+    generator = from_artifacts(
+        inputs["autoencoder"], inputs["encode"], inputs["diffusion"], device, weights=config.evaluate.weights
+    )
     report = evaluate(
         generator,
         *load_split(inputs["ingest"].path, "train", config, config.run.seed),
