@@ -80,7 +80,7 @@ def fit(samples: Array, lengths: Array, end: int, length: float, batch: int) -> 
     first = int(np.abs(stored - wanted[:, None]).max(0).argmin())  # the nearest; x = that one + y (others - that one)
     rest = np.delete(np.arange(len(powers)), first)
     y = np.linalg.lstsq(
-        stored[:, rest] - stored[:, [first]], wanted - stored[:, first], rcond=1e-12
+        stored[:, rest] - stored[:, [first]], wanted - stored[:, first], rcond=1e-8
     )[0]  # fmt: skip
     x = np.zeros(len(powers))
     x[rest], x[first] = y, 1 - y.sum()
