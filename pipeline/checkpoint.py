@@ -346,7 +346,7 @@ def _fill(path: Path, body: dict[str, Any], engine: Engine) -> None:
     there = set(readers[0].keys())
     if missing := sorted(set(slots) - there):
         raise UserError(
-            f"checkpoint {path} holds no {missing[0]}: give half_lives and average_lengths as it was made with"
+            f"checkpoint {path} holds no {missing[0]}: give training.half_lives (and average_lengths) as made"
         )
     for piece in partition.held:
         for start, numel, at, i in where[piece.name]:
