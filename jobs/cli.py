@@ -18,6 +18,7 @@ VERBS = {  # verb: (module, what `ldm --help` says)
     "evaluate": ("evaluate", "Measure samples and reconstructions (stage 5)."),
     "sample": ("sample", "Generate images from a model."),
     "denoise": ("denoise", "Show filters against noise beside each other."),
+    "average": ("average", "Average weights after training, over any length."),
     "config": ("config", "Show or check a config."),
     "verify": ("verify", "Hash the files of all artifacts again."),
     "mlflow": ("mlflow", "Open the tracker's pages, or send it what it missed."),

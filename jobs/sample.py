@@ -22,11 +22,14 @@ from jobs.cli import main
 )
 @click.option("--batch-size", default=None, type=click.IntRange(1), help="Images at once; default: the model's.")
 @click.option(
+    "--weights", default=None, help="Others of the denoiser: a file, or of an artifact: live, ema-N, length-0.1."
+)
+@click.option(
     "--root", default="runs", type=click.Path(path_type=Path), help="Where models:/ looks for MLflow's data base."
 )
 def command(
     model: str, out: Path, count: int, classes: str | None, sampler: str | None, steps: int | None,
-    guidance: float | None, seed: int, batch_size: int | None, root: Path,
+    guidance: float | None, seed: int, batch_size: int | None, weights: str | None, root: Path,
 ) -> None:  # fmt: skip
     """Generate images from MODEL: PNG files, a grid, and a JSON file of what made them."""
     from pipeline.errors import UserError
@@ -35,7 +38,7 @@ def command(
         raise UserError(f"--out {out}: not an empty folder; give a new folder for the samples")
     from pipeline.generate import load_pretrained, sample_info, write_samples
 
-    generator = load_pretrained(model, root=root)
+    generator = load_pretrained(model, root=root, weights=weights)
     request = generator.request(
         classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size
     )

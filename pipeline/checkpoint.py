@@ -345,7 +345,9 @@ def _fill(path: Path, body: dict[str, Any], engine: Engine) -> None:
     slots = partition.slots(engine.averages)
     there = set(readers[0].keys())
     if missing := sorted(set(slots) - there):
-        raise UserError(f"checkpoint {path} holds no {missing[0]}: give training.half_lives as it was made with")
+        raise UserError(
+            f"checkpoint {path} holds no {missing[0]}: give training.half_lives (and average_lengths) as made"
+        )
     for piece in partition.held:
         for start, numel, at, i in where[piece.name]:
             a, b = max(start, piece.start), min(start + numel, piece.start + piece.numel)

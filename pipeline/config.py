@@ -276,6 +276,16 @@ class Training(Section):
     half_lives: tuple[Positive, ...] = Field(
         (50_000,), min_length=1, description="Half-lives of the averages of the weights, in samples; the first is used."
     )
+    average_lengths: tuple[Annotated[float, Field(gt=0, lt=0.288)], ...] = Field(
+        (),
+        description="Power-function averages kept as well, by length: the spread (standard deviation) of the moments "
+        "averaged over, as a share of the training so far; [0.05, 0.1] is usual.",
+    )
+    snapshot_every: Positive | None = Field(
+        None,
+        description="Samples between stored snapshots of these (4 bytes a parameter and length), from which "
+        "`ldm average` makes averages of any length; 1/32 of the training is usual, null: none.",
+    )
     log_every: Positive = Field(10, description="Steps between two points of a curve.", json_schema_extra=SPEED)
     validate_every: Positive = Field(500, description="Steps between validations.", json_schema_extra=SPEED)
     preview_every: Positive = Field(500, description="Steps between grids of images.", json_schema_extra=SPEED)
@@ -296,6 +306,11 @@ class Training(Section):
         for start, end in self.skip:
             if start % self.batch_size or end % self.batch_size or start >= end:
                 raise ValueError(f"`skip` [{start}, {end}) is not a stretch of whole batches of {self.batch_size}")
+        lengths = {f"{length:g}" for length in self.average_lengths}  # as they are named in files
+        if len(set(self.half_lives)) < len(self.half_lives) or len(lengths) < len(self.average_lengths):
+            raise ValueError("`half_lives` and `average_lengths` name each average once")
+        if self.snapshot_every and not self.average_lengths:
+            raise ValueError("`snapshot_every` stores averages of `average_lengths`, which names none; set [0.05, 0.1]")
         return self
 
 
@@ -413,6 +428,12 @@ class Extractor(Section):
 
 
 class Evaluate(Section):
+    weights: str = Field(
+        "ema",
+        min_length=1,
+        description="Weights that are measured and registered: ema, live, ema-<half-life>, length-<any relative "
+        "length>, or a .safetensors file.",
+    )
     samples: int = Field(500, ge=2, description="Images that are generated and compared.")
     sampler: Literal["euler", "heun", "ddim"] = Field("heun", description="Solver of the sampling equation.")
     steps: Positive = Field(20, description="Steps of the solver.")

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from models import ema
+from pipeline.averages import length_name
 from pipeline.errors import UserError
 from pipeline.partition import Partition
 from pipeline.ranks import Ranks
@@ -121,7 +122,8 @@ class Engine:
 
     model: with fp32 weights, equal on all ranks or not: rank 0's are taken.
     loss: gets the module and a micro-batch (tensors on the device), returns {"loss": mean over it, **parts}, scalars.
-    training: the config's section. averages: name -> fp32 tensors of what this rank owns, a half-life each.
+    training: the config's section. averages: name -> fp32 tensors of what this rank owns, by half-life or length.
+    averaged: samples in the averages; those of bad steps are none.
     """
 
     def __init__(self, model: nn.Module, loss: LossFn, training: Training, ranks: Ranks) -> None:
@@ -139,7 +141,9 @@ class Engine:
             self._deepspeed.module, self._deepspeed.optimizer, training.zero_stage, ranks.rank, ranks.world
         )
         masters = self.partition.masters()
-        self.averages = {average_name(h): [m.clone() for m in masters] for h in training.half_lives}
+        names = [*map(average_name, training.half_lives), *map(length_name, training.average_lengths)]
+        self.averages = {name: [m.clone() for m in masters] for name in names}
+        self.averaged = 0
         if training.compile:
             self._deepspeed.compile()
 
@@ -230,9 +234,12 @@ class Engine:
         self._deepspeed.step()
         if bad:
             return
-        masters = self.partition.masters()
-        for half_life, average in zip(self.training.half_lives, self.averages.values(), strict=True):
-            ema.update(average, masters, ema.decay(self.training.batch_size, half_life))
+        masters, batch = self.partition.masters(), self.training.batch_size
+        self.averaged += batch
+        keep = [ema.decay(batch, half_life) for half_life in self.training.half_lives]
+        keep += [ema.power_decay(batch, self.averaged, length) for length in self.training.average_lengths]
+        for share, average in zip(keep, self.averages.values(), strict=True):
+            ema.update(average, masters, share)
 
     def _adapt_loss_scale(self, bad: bool) -> None:
         """Halve it after an overflow, double it after enough good steps."""
@@ -244,18 +251,19 @@ class Engine:
 
     def state(self) -> dict[str, float]:
         """What the engine remembers beside weights, moments and averages; plain numbers."""
-        return {"loss_scale": self.loss_scale, "good_steps": self._good_steps}
+        return {"loss_scale": self.loss_scale, "good_steps": self._good_steps, "averaged": self.averaged}
 
     def load_state(self, state: dict[str, float]) -> None:
         """Set what `state` gave. A loss scale counts only where both runs are fp16."""
+        self.averaged = int(state.get("averaged", 0))
         if self.precision == "fp16" and state["loss_scale"] != 1:
             self.loss_scale, self._good_steps = float(state["loss_scale"]), int(state["good_steps"])
 
     @contextmanager
     def weights(self, which: str = "ema", half_life: int | None = None) -> Iterator[nn.Module]:
-        """The network with the average ("ema": of the first half-life, unless another is named) or the "live" weights,
-        in eval mode, for the length of a `with`. No step and no save inside."""
-        average = self.averages[average_name(half_life or self.training.half_lives[0])] if which == "ema" else None
+        """The network with the average ("ema": of the first half-life, unless another is named; or a name in
+        `averages`) or the "live" weights, in eval mode, for the length of a `with`. No step and no save inside."""
+        average = self._average(which, half_life)
         training = self._deepspeed.module.training
         try:
             if average is not None:
@@ -266,6 +274,12 @@ class Engine:
             self._deepspeed.module.train(training)
             if average is not None:
                 self._exchange(average)
+
+    def _average(self, which: str, half_life: int | None) -> list[torch.Tensor] | None:
+        """What "ema" or a name in `averages` means; None for "live"."""
+        if which == "live":
+            return None
+        return self.averages[average_name(half_life or self.training.half_lives[0]) if which == "ema" else which]
 
     @torch.no_grad()
     def _exchange(self, average: list[torch.Tensor]) -> None:
@@ -278,13 +292,14 @@ class Engine:
 
     @torch.no_grad()
     def export(self, which: str = "ema", half_life: int | None = None) -> dict[str, torch.Tensor]:
-        """The whole fp32 state dict on the CPU of rank 0, bit-equal to masters or average; empty on the other ranks.
+        """The whole fp32 state dict on the CPU of rank 0, bit-equal to masters or average (named as in `weights`);
+        empty on the other ranks.
 
         Made from the pieces that the ranks own, one parameter at a time: what DeepSpeed gathers for a forward pass at
         ZeRO 3 is in the precision of autocast.
         """
         module, partition = self._deepspeed.module, self.partition
-        average = self.averages[average_name(half_life or self.training.half_lives[0])] if which == "ema" else None
+        average = self._average(which, half_life)
         flats = [*(average or partition.masters()), *partition.flats[partition.trainable :]]
         names: dict[int, list[str]] = {}  # a tied parameter has several
         for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -298,6 +313,10 @@ class Engine:
         if self.ranks.first:
             out |= {name: buffer.detach().cpu().clone() for name, buffer in persistent_buffers(module).items()}
         return out
+
+    def buffers(self) -> list[str]:
+        """Names in `export` that are no parameters: nothing averages them."""
+        return sorted(persistent_buffers(self._deepspeed.module))
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off the model and free its buffers."""

@@ -69,12 +69,18 @@ def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
 
 def disk(config: Config, steps: list[graph.Step], sizes: dict[str, int], elements: int) -> str:
     """Bytes that checkpoints, weights and latents take, in words. Latents are counted where the data is known."""
-    total = 0.0
+    from pipeline.averages import count
+
+    total, stored = 0.0, 0.0
     for name, parameters in sizes.items():
         training: Training = getattr(config, name).training
-        each = parameters * (CHECKPOINT_BYTES + 4 * len(training.half_lives))
-        total += each * (training.keep + 1) + parameters * 8  # one more while it is written; live and ema
+        averages = len(training.half_lives) + len(training.average_lengths)
+        each = parameters * (CHECKPOINT_BYTES + 4 * averages)
+        total += each * (training.keep + 1) + parameters * 4 * (1 + averages)  # one more while it is written; live too
+        stored += parameters * 4 * len(training.average_lengths) * count(training)
     text = f"{total / GIGABYTE:.2f} GB for checkpoints and weights"
+    if stored:
+        text += f", {stored / GIGABYTE:.2f} GB for snapshots of averages"
     ingest: Any = steps[0].artifact
     if ingest:
         images = sum(ingest.summary["images"].values())

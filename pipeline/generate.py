@@ -25,6 +25,7 @@ from models.diffusion.guidance import guided
 from models.diffusion.process import make_path
 from models.diffusion.samplers import SAMPLERS, time_grid
 from pipeline.artifacts import Artifact, Store
+from pipeline.averages import check, weights_path
 from pipeline.data.order import Draw, draw_batch
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, atomic_write, read_json, sha256_file, write_json
@@ -238,12 +239,17 @@ def save_pretrained(
 
 
 def load_pretrained(
-    source: str | Path, device: str | torch.device | None = None, root: str | Path = "runs"
+    source: str | Path,
+    device: str | torch.device | None = None,
+    root: str | Path = "runs",
+    weights: str | None = None,
 ) -> Generator:
     """The generator in a model folder, a diffusion artifact's folder, or a registered model (`models:/NAME@ALIAS`).
 
     Default device: a GPU if there is one. `root`: where `models:/` finds MLflow's data base, unless
-    MLFLOW_TRACKING_URI says. Raises UserError where something is missing, damaged, or does not fit.
+    MLFLOW_TRACKING_URI says. `weights`: other ones of the denoiser than the model's own: a .safetensors file, or of an
+    artifact also a name (`averages.weights_path`). Raises UserError where something is missing, damaged, or does not
+    fit.
     """
     if str(source).startswith("models:"):
         from pipeline.tracking import fetch_model
@@ -251,7 +257,7 @@ def load_pretrained(
         source = fetch_model(str(source), root)
     folder, where = Path(source), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if (folder / "manifest.json").exists() and not (folder / "config.json").exists():
-        return from_artifact(Artifact.load(folder), where)
+        return from_artifact(Artifact.load(folder), where, weights or "ema")
     config = _read_config(folder)
     for file, digest in config["weights"].items():
         if not (folder / file).is_file() or sha256_file(folder / file) != digest:
@@ -260,6 +266,12 @@ def load_pretrained(
     network = build_network(config)
     for module, file in zip((autoencoder, network), WEIGHTS, strict=True):
         load_weights(module, folder / file)
+    if weights:
+        if not weights.endswith(".safetensors"):
+            raise UserError(f"weights {weights!r}: a model folder has one set only; give a .safetensors file")
+        check(Path(weights), config["lineage"].get("diffusion", {}).get("content"), str(folder))
+        load_weights(network, Path(weights))
+        config["weights"][WEIGHTS[1]] = sha256_file(weights)
     return generator(
         config,
         autoencoder.eval().to(where),
@@ -271,7 +283,7 @@ def load_pretrained(
     )
 
 
-def from_artifact(diffusion: Artifact, device: torch.device) -> Generator:
+def from_artifact(diffusion: Artifact, device: torch.device, weights: str = "ema") -> Generator:
     """The generator of a finished diffusion stage; its autoencoder and latents are looked for beside it."""
     if diffusion.stage != "diffusion":
         raise UserError(f"{diffusion.path}: an artifact of {diffusion.stage}; give one of diffusion, or a model folder")
@@ -286,7 +298,7 @@ def from_artifact(diffusion: Artifact, device: torch.device) -> Generator:
                 f"there is {found.name}; sample from the registered model instead"
             )
         inputs[name] = found
-    return from_artifacts(inputs["autoencoder"], inputs["encode"], diffusion, device)
+    return from_artifacts(inputs["autoencoder"], inputs["encode"], diffusion, device, weights=weights)
 
 
 def from_artifacts(
@@ -295,18 +307,20 @@ def from_artifacts(
     diffusion: Artifact,
     device: torch.device,
     defaults: Mapping[str, Any] | None = None,
+    weights: str = "ema",
 ) -> Generator:
-    """The generator that three finished stages make, with the averaged weights."""
+    """The generator that three finished stages make, with the averaged weights or others (`averages.weights_path`)."""
     from pipeline.stages.autoencoder import load_model
 
     options = read_json(diffusion.path / "model.json")
     network = build_network(options)
-    load_weights(network, diffusion.path / "ema.safetensors")
-    files = zip(WEIGHTS, (autoencoder, diffusion), strict=True)
+    chosen = weights_path(diffusion, weights)
+    load_weights(network, chosen)
+    files = zip(WEIGHTS, (autoencoder.path / "ema.safetensors", chosen), strict=True)
     made_of = (autoencoder, latents, diffusion)
     about = {
         "name": diffusion.name,
-        "weights": {file: sha256_file(artifact.path / "ema.safetensors") for file, artifact in files},
+        "weights": {file: sha256_file(path) for file, path in files},
         "lineage": {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in made_of},
     }
     decoder = load_model(autoencoder.path).eval().to(device)

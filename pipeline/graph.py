@@ -152,6 +152,8 @@ def absolute(config: Config) -> Config:
     """Every local path as seen from here: workers may run in another folder."""
     values = config.model_dump(by_alias=True)
     places = [(values["run"], "root"), (values["autoencoder"], "from"), (values["data"]["cache"], "path")]
+    if config.evaluate.weights.endswith(".safetensors"):
+        places.append((values["evaluate"], "weights"))
     places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels")]
     for section, key in places:
         if section.get(key) and "://" not in section[key]:

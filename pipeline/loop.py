@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipeline import averages
 from pipeline.checkpoint import Saver, restore
 from pipeline.engine import Engine, LossFn, StepStats, stable_steps
 from pipeline.errors import UserError
@@ -105,6 +106,7 @@ def train(
     *,
     token: int = 0,
     begin_from: tuple[Path, int] | None = None,
+    snapshots: Path | None = None,
     on_step: Callable[[int, StepStats], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -112,8 +114,9 @@ def train(
     """Train to `training.steps`, or until any rank's `stop()` is true; go on from the newest checkpoint in `folder`.
 
     folder: where checkpoints lie; token: of the lease that guards it. begin_from: the checkpoints of another run, and
-    the position up to which they fit, to go on from where `folder` has none. on_step: told each step's position and
-    stats. progress: gets a line each log_every steps on rank 0 (default: printed). say: gets warnings (default: to
+    the position up to which they fit, to go on from where `folder` has none. snapshots: where averages are stored in
+    training, as `training.snapshot_every` says. on_step: told each step's position and stats.
+    progress: gets a line each log_every steps on rank 0 (default: printed). say: gets warnings (default: to
     stderr). All ranks call.
     """
     say, progress = say or _say, progress or _show
@@ -169,6 +172,9 @@ def train(
                     if task.measure and (step % task.measure_every == 0 or last):
                         watchdog.beat(f"measuring at step {step}")
                         _validate(task, task.measure, engine, ranks, log, step)
+                    if snapshots and averages.due(training, engine.averaged) and not stats.skipped:
+                        watchdog.beat(f"in the snapshot at step {step}")
+                        averages.save(engine, snapshots)  # before the checkpoint, which then never lacks one
                     due = step % training.save_every == 0 or position == stable
                     if last or stopped or (due and not stats.skipped):
                         watchdog.beat(f"in the checkpoint at step {step}")

@@ -59,7 +59,16 @@ def recipe(config: Config) -> dict[str, Any]:
         if not path.is_file():
             raise UserError(f"`evaluate.extractor.path`: {path} does not exist; give the extractor's weights")
         values["extractor"]["path"] = sha256_file(path)
+    if config.evaluate.weights.endswith(".safetensors"):
+        values["weights"] = weights_digest(config.evaluate.weights)
     return {**values, "mirrored": mirrored(config), "measures": MEASURES}
+
+
+def weights_digest(path: str) -> str:
+    """Of a file of weights that `evaluate.weights` names. UserError where there is none."""
+    if not Path(path).is_file():
+        raise UserError(f"`evaluate.weights`: {path} does not exist; give a file of weights, or a name")
+    return sha256_file(path)
 
 
 def mirrored(config: Config) -> bool:
@@ -118,7 +127,9 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     config, folder = Config.model_validate(arguments["config"]), Path(arguments["path"])
     inputs = {name: Artifact.load(path) for name, path in arguments["inputs"].items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = from_artifacts(inputs["autoencoder"], inputs["encode"], inputs["diffusion"], device)
+    generator = from_artifacts(
+        inputs["autoencoder"], inputs["encode"], inputs["diffusion"], device, weights=config.evaluate.weights
+    )
     train, held_out = (load_split(inputs["ingest"].path, split, config, config.run.seed) for split in ("train", "val"))
     extractor = extractor_of(config, inputs["ingest"], lambda: (train, held_out))
     report = evaluate(generator, *train, *held_out, config.evaluate, mirrored(config), extractor)
@@ -243,7 +254,7 @@ def evaluate(
     )
     held_out = held_out[: config.samples]  # as many as samples: of tens of thousands, reconstruction takes its time
     asked = asked_classes(train_labels, config.samples, len(generator.classes)) if generator.classes else None
-    samples, sampling = _samples(generator, asked, config)
+    samples, sampling = draw_samples(generator, asked, config)
     reconstructions = generator.decode(generator.encode(held_out, config.batch_size), config.batch_size)
     named = {"train": train, "held_out": held_out, "samples": samples, "reconstructions": reconstructions}
     features = {name: extractor(images) for name, images in named.items()}
@@ -280,7 +291,7 @@ def compare(
     here knows it.
     """
     extractor, real = report.extractor, named["train"]
-    digest = _real_digest(named["train"][:n], named["held_out"][:n])
+    digest = real_digest(named["train"][:n], named["held_out"][:n])
     found, missing = sets.measure(
         features, n, extractor=extractor.digest, real=digest, resamples=config.bootstrap, seed=config.seed
     )
@@ -331,7 +342,7 @@ def asked_classes(labels: Array, count: int, classes: int) -> Array:
     return asked
 
 
-def _samples(generator: Generator, asked: Array | None, config: Evaluate) -> tuple[Images, dict[str, Any]]:
+def draw_samples(generator: Generator, asked: Array | None, config: Evaluate) -> tuple[Images, dict[str, Any]]:
     """The samples, and what was asked of the generator (without the list of classes)."""
     begun = time.monotonic()
     request = generator.request(
@@ -429,7 +440,7 @@ def _grid(images: Images, columns: int | None = None) -> Images:
     return grid(images, columns)
 
 
-def _real_digest(train: Images, held_out: Images) -> str:
+def real_digest(train: Images, held_out: Images) -> str:
     """SHA-256 over the real images that the distances stand on."""
     import hashlib
 

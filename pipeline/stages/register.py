@@ -37,6 +37,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     """Write `model/`, and leave to the shipper to register it under the config's name and alias."""
     from safetensors.torch import load_file
 
+    from pipeline.averages import weights_path
     from pipeline.files import read_json
     from pipeline.generate import save_pretrained
     from pipeline.latents import LatentSpace
@@ -50,7 +51,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         options=read_json(inputs["diffusion"].path / "model.json"),
         autoencoder=read_json(inputs["autoencoder"].path / "model.json")["model"],
         autoencoder_weights=load_file(inputs["autoencoder"].path / "ema.safetensors"),
-        denoiser_weights=load_file(inputs["diffusion"].path / "ema.safetensors"),
+        denoiser_weights=load_file(weights_path(inputs["diffusion"], config.evaluate.weights)),
         space=LatentSpace.load(inputs["encode"].path / "latents.json"),
         defaults=defaults(config),
         lineage=lineage,

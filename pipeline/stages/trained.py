@@ -115,7 +115,8 @@ def rank(arguments: dict[str, Any]) -> None:
 def _rank(arguments: dict[str, Any], work: Path) -> None:
     import torch
 
-    from pipeline import loop
+    from pipeline import averages, loop
+    from pipeline.checkpoint import listing
     from pipeline.cluster import device
     from pipeline.engine import Engine
     from pipeline.generate import load_weights
@@ -131,6 +132,10 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
     if arguments["first_weights"]:
         load_weights(model, Path(arguments["first_weights"]))
     engine = Engine(model, task.loss, training, ranks)
+    begin = (Path(given[0]), int(given[1])) if (given := arguments["begin_from"]) else None
+    snapshots = Path(arguments["path"]) / averages.FOLDER if training.snapshot_every else None
+    if snapshots and begin and ranks.first and not listing(work / "checkpoints"):
+        averages.take_over(begin[0].parents[1] / averages.FOLDER, snapshots, training, begin[1])
     validated: dict[str, float] = {}
 
     def validate(engine: Engine) -> dict[str, float]:
@@ -146,20 +151,35 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
         Spool(work / "spool", arguments["run"], arguments["token"]) if ranks.first else Silent(),
         stopper(work, arguments["token"]),
         token=arguments["token"],
-        begin_from=(Path(begin[0]), begin[1]) if (begin := arguments["begin_from"]) else None,
+        begin_from=begin,
+        snapshots=snapshots,
         progress=lambda progress: write_json(work / "progress.json", asdict(progress)),
     )
     if not summary.finished:
         return
     if not validated:  # a kill between the last checkpoint and this line
         validate(engine)
-    for which in ("ema", "live"):
-        weights = engine.export(which)  # all ranks; whole on rank 0
+    for file, which, half_life in exports(training):
+        weights = engine.export(which, half_life)  # all ranks; whole on rank 0
         if ranks.first:
-            save_weights(Path(arguments["path"]) / f"{which}.safetensors", weights)
+            save_weights(Path(arguments["path"]) / f"{file}.safetensors", weights)
+    if snapshots:
+        averages.save(engine, snapshots)  # the end, whatever came before it
     if ranks.first:
+        if snapshots:
+            averages.tidy(snapshots, training, engine.averaged)
         write_json(work / "summary.json", {**asdict(summary), **validated, "world_size": ranks.world})
     ranks.barrier()
+
+
+def exports(training: Training) -> list[tuple[str, str, int | None]]:
+    """(file, which, half-life) of the weights an artifact holds: `ema` is the first half-life, `ema-<samples>` the
+    others, `length-<share>` those of relative length."""
+    from pipeline.averages import length_name
+
+    files: list[tuple[str, str, int | None]] = [("ema", "ema", None), ("live", "live", None)]
+    files += [(f"ema-{half_life}", "ema", half_life) for half_life in training.half_lives[1:]]
+    return files + [(name, name, None) for name in map(length_name, training.average_lengths)]
 
 
 class Silent:

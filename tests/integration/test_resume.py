@@ -48,6 +48,8 @@ def scenarios(root: Path, seed: int, subject: str) -> Runs:
             for leave_out in (False, True):
                 add(f"bad-{stage}-{leave_out}", "none", stage, 2, 2, kind="bad_step", leave_out=leave_out)
         add("export", "none", 0, 2, kind="export")
+        for stage in STAGES:
+            add(f"average-{stage}", f"f-average-{stage}", stage, 2, kind="average")
         long = {"steps": 32, "save_every": 2}
         for stage in STAGES:
             bad = list(range(*STRETCH, BATCH))
@@ -124,8 +126,9 @@ def test_killed_and_resumed_is_equal_bit_for_bit(results: Any, stage: int, accum
     assert max(resumed) == (STEPS - 1) * BATCH
     assert min(resumed) <= (kills[f"killed-{key}"] + 1) * BATCH
     assert all(whole[position] == row for position, row in resumed.items())
-    for what in ("live", "ema"):
+    for what in ("live", "ema", "snapshots"):
         assert end(root, f"whole-{key}")[what] == end(root, f"resumed-{key}")[what]
+    assert len(end(root, f"whole-{key}")["snapshots"]) == 2 * 5  # of two lengths, in 14 steps of 8 each 20 samples
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -145,6 +148,8 @@ def test_another_world_size(results: Any, stage: int) -> None:
     root, _ = results
     assert_close(root, f"to1-{stage}-1", f"whole-{stage}-1")
     assert_close(root, f"to2-{stage}", f"whole-{stage}-1")
+    for name in (f"to1-{stage}-1", f"to2-{stage}"):
+        assert end(root, name)["snapshots"].keys() == end(root, f"whole-{stage}-1")["snapshots"].keys()
 
 
 def test_another_stage(results: Any) -> None:
@@ -176,4 +181,14 @@ def test_twenty_bad_steps_roll_back_and_are_left_out(bad: Any, stage: int) -> No
     assert "back to the checkpoint at 32" in back["said"][0]
     good = {position: row for position, row in steps(root, f"back-{stage}").items() if not row["bad"]}
     assert good == steps(root, f"told-{stage}")
-    assert (back["live"], back["ema"]) == (told["live"], told["ema"])
+    assert all(back[what] == told[what] for what in ("live", "ema", "snapshots"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_average_made_afterwards_is_the_one_kept_in_training(bad: Any, stage: int) -> None:
+    """Lengths 0.075 and 0.15, made of stored 0.05 and 0.1, on two ranks, with a bad step among the 64."""
+    found = end(bad[0], f"average-{stage}")
+    assert found["averaged"] == 63 * 8 and found["stored"] == 4 * (31 + 1)
+    print(found["different"])
+    for length in ("0.05", "0.1", "0.075", "0.15"):
+        assert found["different"][length] < 1e-5 and found["different"][f"{length} live"] > 1e-3

@@ -112,8 +112,10 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
     """One rank of one scenario."""
     import torch.distributed as dist
 
+    from pipeline import averages
     from pipeline.config import Training
     from pipeline.engine import Engine
+    from pipeline.files import sha256_file
     from pipeline.loop import Task, train
     from pipeline.ranks import open_ranks
 
@@ -125,7 +127,7 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
     training = Training(
         batch_size=BATCH, micro_batch=BATCH // world // scenario["accumulation"], zero_stage=scenario["stage"],
         learning_rate=3e-3, weight_decay=0.1, warmup=3, schedule="cosine", half_lives=(32, 400), log_every=2, keep=3,
-        **scenario["training"],
+        average_lengths=(0.05, 0.1), snapshot_every=20, **scenario["training"],
     )  # fmt: skip
     torch.manual_seed(scenario.get("seed", 0))
     model: nn.Module
@@ -147,14 +149,17 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    curves, said = Curves(), []
+    curves, said, snapshots = Curves(), [], Path(scenario["folder"]) / "snapshots"
     summary = train(
         engine, task, training, ranks, Path(scenario["folder"]), curves, lambda: False,
         on_step=on_step, progress=lambda progress: None, say=said.append, token=scenario.get("token", 1),
+        snapshots=snapshots,
     )  # fmt: skip
     live, ema = engine.export("live"), engine.export("ema")
     if rank == 0:
+        averages.tidy(snapshots, training, engine.averaged)
         result = {
+            "snapshots": {path.name: sha256_file(path) for path in sorted(snapshots.iterdir())},
             "live": fingerprint(live), "ema": fingerprint(ema), "said": said, "points": curves.points,
             "resumed_from": summary.resumed_from, "skipped": summary.skipped, "bad_steps": summary.bad_steps,
         }  # fmt: skip
@@ -282,6 +287,50 @@ def run_export(scenario: dict[str, Any], rank: int, store: str) -> None:
     ranks.barrier()
 
 
+def run_average(scenario: dict[str, Any], rank: int, store: str) -> None:
+    """A stored run that also keeps two lengths, which are then made of the two others: relative differences."""
+    import torch.distributed as dist
+    from safetensors.torch import load_file
+
+    from pipeline import averages
+    from pipeline.config import Training
+    from pipeline.engine import Engine
+    from pipeline.ranks import open_ranks
+
+    torch.set_num_threads(1)
+    world = scenario["world"]
+    os.environ.update(LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
+    ranks, folder = open_ranks(), Path(scenario["folder"])
+    training = Training(
+        batch_size=BATCH, zero_stage=scenario["stage"], steps=64, learning_rate=1e-2,
+        average_lengths=(0.05, 0.1, 0.075, 0.15), snapshot_every=2 * BATCH,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    engine = Engine(Net(), loss_function(rank if rank == world - 1 else -1, [30 * BATCH]), training, ranks)
+    for step, batch in zip(range(64), batches(0, rank, world), strict=False):
+        engine.step(batch, step * BATCH)
+        if averages.due(training, engine.averaged):
+            averages.save(engine, folder)
+    averages.save(engine, folder)
+    kept = {length: engine.export(averages.length_name(length)) for length in training.average_lengths}
+    live = engine.export("live")
+    if rank == 0:
+        result = {"averaged": engine.averaged, "different": {}, "stored": len(list(folder.iterdir()))}
+        for length, weights in kept.items():
+            averages.make(averages.plan(folder, length, use=("0.05", "0.1")), folder / "made.safetensors")
+            made = load_file(folder / "made.safetensors")
+            assert made.keys() == weights.keys() and torch.equal(made["seen"], live["seen"])
+            names = [name for name in weights if name != "seen"]
+            norms = [sum(float(each[name].double().square().sum()) for name in names) ** 0.5 for each in (
+                {name: made[name] - weights[name] for name in names}, weights, {n: live[n] - weights[n] for n in names}
+            )]  # fmt: skip
+            result["different"][str(length)] = norms[0] / norms[1]
+            result["different"][f"{length} live"] = norms[2] / norms[1]
+        Path(f"{scenario['out']}.json").write_text(json.dumps(result))
+    ranks.barrier()
+
+
 def fork(scenario: dict[str, Any]) -> None:
     """Run a scenario's ranks; when one dies, all are killed, as by the loss of a machine."""
     if "copy" in scenario:
@@ -292,7 +341,8 @@ def fork(scenario: dict[str, Any]) -> None:
             pid = os.fork()
             if pid == 0:
                 try:
-                    kinds = {"train": run, "prepare": prepare, "bad_step": run_bad_step, "export": run_export}
+                    kinds = {"train": run, "prepare": prepare, "bad_step": run_bad_step, "export": run_export,
+                             "average": run_average}  # fmt: skip
                     kinds[scenario.get("kind", "train")](scenario, rank, f"{folder}/store")
                 except BaseException:
                     import traceback

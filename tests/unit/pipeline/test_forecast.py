@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.forecast import arithmetic, remote_cache
+from pipeline.forecast import arithmetic, disk, remote_cache
+from pipeline.graph import Step
 
 
 def config(workers: int | str = 1, training: dict[str, Any] | None = None, **data: Any) -> Config:
@@ -36,6 +37,17 @@ def test_ranks_that_divide_the_lanes_run_and_idle_workers_are_named() -> None:
     assert "a batch size of 129 in 129 lanes uses all" in said
     assert "1 ranks x 4 x 32 samples;" in words(config(1, {"micro_batch": 32}))
     assert "ranks" not in words(config("auto"))
+
+
+def test_the_disk_for_snapshots_is_said() -> None:
+    none, sizes = [Step("ingest", "", {}, None)], {"autoencoder": 10**9, "diffusion": 0}
+    keys = {"steps": 1000, "half_lives": [5, 6]}
+    # 3 checkpoints of 12 + 4 * 2 bytes a parameter, live and two averages
+    assert disk(config(training=keys), none, sizes, 1) == "72.00 GB for checkpoints and weights"
+    keys |= {"average_lengths": [0.05, 0.1], "snapshot_every": 4000}  # 32 in 128,000 samples, each of 2 lengths
+    assert disk(config(training=keys), none, sizes, 1) == (
+        "104.00 GB for checkpoints and weights, 256.00 GB for snapshots of averages"
+    )
 
 
 @pytest.fixture

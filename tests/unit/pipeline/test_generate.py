@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from models import registry
+from pipeline import averages
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file
 from pipeline.generate import (
@@ -73,7 +74,7 @@ def folder(model: Generator, tmp_path: Path) -> Path:
         denoiser_weights=model.network.state_dict(),
         space=model.space,
         defaults=model.defaults,
-        lineage={"diffusion": {"fingerprint": "ab"}},
+        lineage={"diffusion": {"fingerprint": "ab", "content": "cd" * 32}},
     )
     return tmp_path / "model"
 
@@ -197,7 +198,7 @@ def test_a_saved_model_gives_the_same_images(model: Generator, folder: Path) -> 
     assert np.array_equal(loaded.sample(n=5, seed=2), model.sample(n=5, seed=2))
     assert loaded.defaults["steps"] == 3
     assert loaded.about["name"] == "small"
-    assert loaded.about["lineage"] == {"diffusion": {"fingerprint": "ab"}}
+    assert loaded.about["lineage"] == {"diffusion": {"fingerprint": "ab", "content": "cd" * 32}}
 
 
 def test_the_folder_holds_what_it_says_and_no_pickle(model: Generator, folder: Path) -> None:
@@ -274,3 +275,17 @@ def test_files_of_samples(tmp_path: Path, channels: int) -> None:
     assert np.array_equal(of.sample(**info["request"]), images)  # the JSON is enough to make them again
     with pytest.raises(UserError, match="not empty"):
         write_samples(out, images, sample_info(of, request))
+
+
+def test_other_weights_for_a_model_folder(folder: Path, tmp_path: Path) -> None:
+    weights = {name: value * 2 for name, value in load_file(folder / "denoiser.safetensors").items()}
+    other = tmp_path / "other.safetensors"
+    averages.write(other, weights, {"made_of": "cd" * 32})
+    loaded = load_pretrained(folder, weights=str(other))
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.network.state_dict().items())
+    assert loaded.about["weights"]["denoiser.safetensors"] == sha256_file(other)
+    averages.write(other, weights, {"made_of": "ef" * 32})
+    with pytest.raises(UserError, match="made of a training with content efefefefefef"):
+        load_pretrained(folder, weights=str(other))
+    with pytest.raises(UserError, match=r"a model folder has one set only; give a .safetensors file"):
+        load_pretrained(folder, weights="length-0.1")

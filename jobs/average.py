@@ -1,0 +1,55 @@
+"""`ldm average`: weights averaged over another length of the training than was kept, after it; which length is best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli import main
+
+
+@click.command("average")
+@click.argument("artifact")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--length", type=float, help="Relative length: the spread of the moments averaged over, such as 0.1.")
+@click.option("--at", type=click.IntRange(1), help="Let the average end at this many samples; default: the end.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="File; default: in the artifact's work/.")
+@click.option("--scan", is_flag=True, help="Print the Fréchet distance against length; needs --config.")
+@click.option("--lengths", default="0.02,0.05,0.1,0.15,0.2", show_default=True, help="What --scan tries.")
+@click.option("--config", type=click.Path(path_type=Path), help="With --scan: its `data` and `evaluate` are used.")
+@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Where a fingerprint is looked for.")
+def command(
+    artifact: str, overrides: tuple[str, ...], length: float | None, at: int | None, out: Path | None, scan: bool,
+    lengths: str, config: Path | None, root: Path,
+) -> None:  # fmt: skip
+    """Make an average of ARTIFACT's weights (its folder or fingerprint) from the snapshots stored in training.
+
+    `ldm sample ARTIFACT --weights length-0.1` and `evaluate.weights=length-0.1` take any length by themselves.
+    """
+    from pipeline import averages
+    from pipeline.errors import UserError
+
+    found = averages.find(artifact, root)
+    if scan:
+        if config is None:
+            raise UserError("--scan: give the run's config by --config; its `data` and `evaluate` say what is compared")
+        from jobs.common import read
+        from pipeline import average_scan
+
+        chosen = [part.strip() for part in lengths.split(",")]
+        print(average_scan.table(average_scan.scan(found, read(config, overrides), chosen)))
+        return
+    if length is None or overrides:
+        raise UserError("give --length, such as 0.1; or --scan with --config to see which is best")
+    recipe = averages.warned(averages.plan(found.path / averages.FOLDER, length, at))
+    name = averages.length_name(length) + (f"-{recipe.samples:012d}" if at else "")
+    path = out or found.path / "work" / "averages" / f"{name}.safetensors"
+    if path.suffix != ".safetensors":
+        raise UserError(f"-o {path}: expected the name of a .safetensors file")
+    averages.make(recipe, path, found.content)
+    print(f"{recipe}\n{path}")
+
+
+if __name__ == "__main__":
+    main(command)

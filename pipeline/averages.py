@@ -1,0 +1,246 @@
+"""Averages of weights after training: snapshots of power-function averages, and weights of any length made from them.
+
+    <artifact>/snapshots/length-0.05-000000012800.safetensors   the average of relative length 0.05 over 12,800 samples
+
+Each snapshot is a whole fp32 model by itself. What an average is, and how others follow from a few, is in
+`models/ema.py`; averages are kept by `engine.py` on the shards that each rank owns, and saved in checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Artifact, Store
+from pipeline.errors import UserError
+from pipeline.files import atomic_path, canonical_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.config import Training
+    from pipeline.engine import Engine
+
+FOLDER = "snapshots"
+NAME = re.compile(r"(length-[0-9.e-]+)-(\d{12})\.safetensors")
+MISFIT = 0.01  # of a profile, above which a length is made with a warning
+
+
+def length_name(length: float) -> str:
+    """The name of a power-function average in `Engine.averages`, in checkpoints, in file names and for `--weights`."""
+    return f"length-{length:g}"
+
+
+# ---- while training --------------------------------------------------------------------------------------------------
+
+
+def due(training: Training, averaged: int) -> bool:
+    """Whether a snapshot belongs to the step that brought the averages to `averaged` samples."""
+    every, batch = training.snapshot_every, training.batch_size
+    return every is not None and averaged >= batch and averaged // every != (averaged - batch) // every
+
+
+def count(training: Training) -> int:
+    """Snapshots of each length that a whole training leaves: those that are due, and the last."""
+    if training.snapshot_every is None:
+        return 0
+    total = training.steps * training.batch_size
+    return total // training.snapshot_every + (not due(training, total))
+
+
+def save(engine: Engine, folder: Path) -> None:
+    """Write a snapshot of each length; all ranks call, and all raise where rank 0 cannot write.
+
+    Training stands still meanwhile: so a checkpoint that is saved afterwards never has fewer snapshots than it should.
+    """
+    trouble: OSError | None = None
+    for length in engine.training.average_lengths:
+        weights = engine.export(length_name(length))
+        if engine.ranks.first and trouble is None:
+            about = {"samples": engine.averaged, "length": length, "batch": engine.training.batch_size,
+                     "buffers": engine.buffers()}  # fmt: skip
+            try:
+                write(folder / f"{length_name(length)}-{engine.averaged:012d}.safetensors", weights, about)
+            except OSError as error:
+                trouble = error
+    told = [text for text in engine.ranks.gather_objects(str(trouble) if trouble else None) if text]
+    if told:
+        raise UserError(f"{folder}: a snapshot cannot be written ({told[0]}); make room, then start again") from trouble
+
+
+def tidy(folder: Path, training: Training, averaged: int) -> None:
+    """Remove what a whole training of `averaged` good samples does not leave: steps that were rolled back made it."""
+    for path, (samples, _) in _found(folder).items():
+        if samples != averaged and not (samples < averaged and due(training, samples)):
+            path.unlink()
+
+
+def take_over(other: Path, folder: Path, training: Training, until: int) -> None:
+    """Copy the snapshots of another run of this kind, up to the position from which ours goes on."""
+    for path, (samples, _) in _found(other).items():
+        if samples <= until and due(training, samples) and not (folder / path.name).exists():
+            with atomic_path(folder / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+
+
+def _found(folder: Path) -> dict[Path, tuple[int, str]]:
+    """Path -> (samples, length) of the snapshots in a folder, from old to new."""
+    matches = {path: NAME.fullmatch(path.name) for path in sorted(folder.glob("length-*.safetensors"))}
+    found = {path: (int(match[2]), match[1].removeprefix("length-")) for path, match in matches.items() if match}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def write(path: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Whole weights as one safetensors file that says what they are: one key, so that the bytes are always the same."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(
+            {name: value.contiguous() for name, value in weights.items()}, temporary, {"ldm": canonical_json(about)}
+        )
+
+
+# ---- after training --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an average is made of stored ones: paths and factors (sum 1), with the misfit of the profile (0: exact)."""
+
+    length: float
+    samples: int
+    paths: tuple[Path, ...]
+    factors: tuple[float, ...]
+    misfit: float
+
+    def __str__(self) -> str:
+        return (
+            f"length {self.length:g} at {self.samples:,} samples, of {len(self.paths)} stored averages, misfit of the "
+            f"profile {self.misfit:.1e}"
+        )
+
+
+def plan(folder: Path, length: float, at: int | None = None, use: Sequence[str] | None = None) -> Recipe:
+    """The recipe for an average of any `length` from the snapshots in a folder.
+
+    at: the average ends at the newest snapshot up to these samples; default: the end of training. use: lengths (as in
+    the file names) to make it of; default: all. UserError where no snapshot is that early, or the length means nothing.
+    """
+    import numpy as np
+
+    from models import ema
+
+    found = _found(folder)
+    if not found:
+        raise UserError(
+            f"{folder}: holds no snapshots; train with `average_lengths: [0.05, 0.1]` and `snapshot_every`, in samples"
+        )
+    kept = {p: s for p, s in found.items() if (at is None or s[0] <= at) and (use is None or s[1] in use)}
+    if not kept:
+        first = min(samples for samples, _ in found.values())
+        raise UserError(f"{folder}: no snapshot up to {at} samples; the first is at {first}")
+    samples, lengths = (np.array([float(row[i]) for row in kept.values()]) for i in (0, 1))
+    end, batch = int(samples.max()), int(about(next(iter(kept)))["batch"])
+    try:
+        factors, misfit = ema.fit(samples, lengths, end, length, batch)
+    except ValueError as error:
+        raise UserError(f"--length: {error}") from None
+    return Recipe(length, end, tuple(kept), tuple(float(x) for x in factors), misfit)
+
+
+def make(recipe: Recipe, path: Path, made_of: str | None = None) -> None:
+    """Write the average as a whole model, fp32: sums in float64, a tensor at a time; buffers are the newest's.
+
+    made_of: content digest of the artifact, written into the file, so that it is not taken for another's.
+    """
+    import torch
+    from safetensors import safe_open
+
+    newest = about(recipe.paths[-1])
+    readers: list[Any] = [safe_open(path, "pt") for path in recipe.paths]
+    weights = {}
+    for name in readers[-1].keys():  # noqa: SIM118 - no mapping
+        value = readers[-1].get_tensor(name)
+        if name not in newest["buffers"]:
+            total = torch.zeros(value.shape, dtype=torch.float64)
+            for factor, reader in zip(recipe.factors, readers, strict=True):
+                total.add_(reader.get_tensor(name).double(), alpha=factor)
+            value = total.to(value.dtype)
+        weights[name] = value
+    keys = {"samples": recipe.samples, "length": recipe.length, "misfit": recipe.misfit, "made_of": made_of}
+    write(path, weights, {**keys, "batch": newest["batch"], "buffers": newest["buffers"]})
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What a file of weights says of itself; empty where it says nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(json.loads((file.metadata() or {}).get("ldm", "{}")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: does not exist; give a file of weights") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def weights_path(artifact: Artifact, which: str = "ema") -> Path:
+    """The file of the weights that a name means: a .safetensors file, a name of the artifact's own (ema, live,
+    ema-50000, length-0.05), or length-L of any L, which is made of the snapshots and kept in the artifact's work/."""
+    if which.endswith(".safetensors"):
+        check(Path(which), artifact.content, artifact.name)
+        return Path(which)
+    own = artifact.path / f"{which}.safetensors"
+    if own.is_file():
+        return own
+    if not which.startswith("length-"):
+        there = ", ".join(sorted(path.stem for path in artifact.path.glob("*.safetensors")))
+        raise UserError(
+            f"weights {which!r}: {artifact.name} has {there}; or length-L of any L where it has snapshots, or a file"
+        )
+    try:
+        length = float(which.removeprefix("length-"))
+    except ValueError:
+        raise UserError(f"weights {which!r}: expected a number, such as length-0.1") from None
+    path = artifact.path / "work" / "averages" / f"{length_name(length)}.safetensors"
+    if not path.exists():
+        make(warned(plan(artifact.path / FOLDER, length)), path, artifact.content)
+    return path
+
+
+def warned(recipe: Recipe) -> Recipe:
+    """The same; says so where the stored averages do not reach that far."""
+    if recipe.misfit > MISFIT:
+        print(
+            f"length {recipe.length:g}: the stored averages meet this profile to {recipe.misfit:.1%} only; for better, "
+            "a length nearer to the stored ones, or more snapshots",
+            flush=True,
+        )
+    return recipe
+
+
+def check(path: Path, content: str, name: str) -> None:
+    """Refuse weights that were averaged over another training than the model's. Raises UserError."""
+    made_of = about(path).get("made_of")
+    if made_of not in (None, content):
+        raise UserError(f"{path}: made of a training with content {made_of[:12]}, but the model is {name}")
+
+
+def find(source: str, root: Path) -> Artifact:
+    """The trained artifact that a folder, or a fingerprint (or its beginning) under `root`, means."""
+    folder = Path(source)
+    if not folder.is_dir():
+        folders = [path.parent for path in Store(root).root.glob(f"artifacts/*/{source}*/manifest.json")]
+        if len(folders) != 1:
+            what = "several artifacts begin so" if folders else "no such folder, and no artifact begins so"
+            raise UserError(f"{source}: {what} under {root}; give an artifact's folder")
+        folder = folders[0]
+    artifact = Artifact.load(folder)
+    if artifact.stage not in ("autoencoder", "diffusion"):
+        raise UserError(f"{folder}: an artifact of {artifact.stage}; give one of diffusion or autoencoder")
+    return artifact
