@@ -17,7 +17,9 @@ def command(shell: str) -> None:
     kind: type[ShellComplete] = get_completion_class(shell) or BashComplete
     script = kind(group, {}, "ldm", VARIABLE).source()
     if shell == "bash":  # no space after a key that goes on: `diffusion.training.`, `diffusion.training.steps=`
-        script = script.replace("COMPREPLY+=($value)", 'COMPREPLY+=($value); [[ $value == *[.=] ]] && compopt -o nospace')
+        script = script.replace(
+            "COMPREPLY+=($value)", "COMPREPLY+=($value); [[ $value == *[.=] ]] && compopt -o nospace"
+        )
         assert "nospace" in script, "click's script has changed"
     print(script)
 
@@ -25,10 +27,10 @@ def command(shell: str) -> None:
 def complete_override(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """`KEY=VALUE`: keys section by section, then the values of a choice. Bash hands the parts around `=` over apart."""
     before = [str(word) for word in (ctx.params.get(str(param.name)) or ())]
-    if incomplete == "=" and before:
-        return values_of(before[-1], "", "")
     if before and before[-1] == "=":
         return values_of(before[-2], incomplete, "") if len(before) > 1 else []
+    if before and "=" not in before[-1]:  # the word being typed is the `=` itself, which click drops
+        return values_of(before[-1], "", "")
     key, equals, value = incomplete.partition("=")
     return values_of(key, value, f"{key}=") if equals else keys_below(incomplete, "=")
 

@@ -76,16 +76,24 @@ def sides(root: str | Path, names: Sequence[str]) -> list[Side]:
     if len(pasts) < 2:
         known = "; ".join(history.describe(past) for past in history.pipelines(root)) or "none"
         raise UserError(f"two different runs are needed, {len(pasts)} given; runs under {Path(root)}: {known}")
-    differing = differences(pasts)
-    labels = []
-    for i, past in enumerate(pasts):
-        told = [f"{key.rpartition('.')[2]} {values[i]}" for key, values in differing.items() if key != "run.name"]
-        same_name = sum(other.name == past.name for other in pasts) > 1
-        told = told if 0 < len(told) <= 2 else [past.key[:6]] if same_name else []
-        labels.append(f"{past.name} ({', '.join(told)})" if told else past.name)
-    if len(set(labels)) < len(labels):  # params that end in the same word
-        labels = [f"{past.name} ({past.key[:6]})" for past in pasts]
+    labels = told_apart(pasts)
     return [Side(past, label) for past, label in zip(pasts, labels, strict=True)]
+
+
+def told_apart(pasts: Sequence[Past]) -> list[str]:
+    """A label for each run: its name, with what it was trained with that others were not, or with its key."""
+    trained = {k: v for k, v in differences(pasts).items() if k.partition(".")[0] not in ("run", "evaluate")}
+    labels = [past.name for past in pasts]
+    if len(set(labels)) == len(labels):
+        return labels
+    if 0 < len(trained) <= 2:
+        told = [
+            ", ".join(f"{k.rpartition('.')[2]} {values[i]}" for k, values in trained.items()) for i in range(len(pasts))
+        ]
+        labels = [f"{past.name} ({text})" for past, text in zip(pasts, told, strict=True)]
+    if len(set(labels)) < len(labels):
+        labels = [f"{past.name} ({past.key[:6]})" for past in pasts]
+    return labels
 
 
 def differences(pasts: Sequence[Past]) -> dict[str, list[str]]:
@@ -98,7 +106,7 @@ def differences(pasts: Sequence[Past]) -> dict[str, list[str]]:
 def better(name: str) -> int:
     """1 if more of a metric is better, -1 if less is, 0 if neither can be said."""
     stage, _, word = name.rpartition("/")
-    if stage == "ingest" or word.startswith(("fd_real", "classifier")):
+    if stage == "ingest" or word.startswith(("fd_real", "classifier", "gaussian", "pca")):  # of the data, no model's
         return 0
     parts = {word, *word.split("_")}
     if parts & set(HIGHER):
@@ -111,15 +119,27 @@ def scores(compared: Sequence[Side], every: bool = False) -> dict[str, list[floa
     names = dict.fromkeys(name for side in compared for name in side.curves)
     rows = {name: [side.last(name) for side in compared] for name in names if every or better(name)}
     order = {name: place for place, name in enumerate(("eval", "diffusion", "autoencoder"))}
-    return dict(sorted(rows.items(), key=lambda row: (row[0] not in DECIDES, order.get(row[0].split("/")[0], 9), row[0])))
+    return dict(
+        sorted(rows.items(), key=lambda row: (row[0] not in DECIDES, order.get(row[0].split("/")[0], 9), row[0]))
+    )
 
 
-def best(name: str, values: Sequence[float | None]) -> int | None:
-    """The place of the best value, None where all are equal or nothing can be said."""
+def best(name: str, values: Sequence[float | None], compared: Sequence[Side]) -> int | None:
+    """The place of the best value, None where all are equal, nothing can be said, or they mean different things."""
     known = [(value * better(name), place) for place, value in enumerate(values) if value is not None]
     if not better(name) or len(known) < 2 or len({value for value, _ in known}) == 1:
         return None
+    if meaning(name) and obstacles(meaning(name), compared):
+        return None
     return max(known, key=lambda pair: (pair[0], -pair[1]))[1]
+
+
+def meaning(name: str) -> str:
+    """The deciding figure that must be comparable for this one to be; empty for those that stand for themselves."""
+    stage, _, word = name.rpartition("/")
+    if stage == "eval":
+        return "autoencoder/val_psnr" if word in ("psnr", "ssim") else "" if "accuracy" in word else "eval/fd"
+    return {"diffusion": "diffusion/val_loss", "autoencoder": "autoencoder/val_psnr"}.get(stage, "")
 
 
 # ---- verdict ---------------------------------------------------------------------------------------------------------

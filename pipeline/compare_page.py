@@ -35,7 +35,8 @@ def write(path: str | Path, compared: Sequence[Side], found: Verdict) -> None:
 
 def page(compared: Sequence[Side], found: Verdict) -> str:
     """The page as text."""
-    title = " and ".join(side.past.name for side in compared)
+    names = dict.fromkeys(side.past.name for side in compared)
+    title = f"{len(compared)} runs compared: {', '.join(names)}"
     parts = [
         f"<p class=verdict>{_coloured(found.text, compared)}</p>",
         "".join(f"<p class=note>{_safe(line)}</p>" for line in found.why_not),
@@ -94,7 +95,7 @@ def _figures(compared: Sequence[Side]) -> str:
     """Few figures first; the others behind a fold."""
     brief, rest = [], []
     for name, values in compare.scores(compared).items():
-        winner = compare.best(name, values)
+        winner = compare.best(name, values, compared)
         arrow = "↑" if compare.better(name) > 0 else "↓"
         cells = [f"{_safe(name)} <small>{arrow}</small>"]
         for i, value in enumerate(values):
@@ -103,7 +104,11 @@ def _figures(compared: Sequence[Side]) -> str:
         (brief if name.rpartition("/")[2] in IN_BRIEF else rest).append(cells)
     head = _head("last value", compared)
     more = f"<details><summary>{len(rest)} more</summary>{_table(head, rest)}</details>" if rest else ""
-    return _table(head, brief) + "<p class=note>↑ more is better, ↓ less is better; the better one is marked.</p>" + more
+    return (
+        _table(head, brief)
+        + "<p class=note>↑ more is better, ↓ less is better; the better one is marked, if they are comparable.</p>"
+        + more
+    )
 
 
 def _config(compared: Sequence[Side]) -> str:
@@ -153,7 +158,9 @@ def thinned(curve: Curve, most: int = POINTS) -> list[list[float]]:
     finite = [(step, value) for step, value in curve if math.isfinite(value)]
     each = max(1, math.ceil(len(finite) / most))
     parts = [finite[i : i + each] for i in range(0, len(finite), each)]
-    return [[sum(s for s, _ in part) / len(part), float(f"{sum(v for _, v in part) / len(part):.6g}")] for part in parts]
+    return [
+        [sum(s for s, _ in part) / len(part), float(f"{sum(v for _, v in part) / len(part):.6g}")] for part in parts
+    ]
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -206,7 +213,7 @@ def _data_uri(path: Path) -> str:
 
 PAGE = """<!doctype html>
 <html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">
-<title>{title}: compared</title><style>{style}</style></head>
+<title>{title}</title><style>{style}</style></head>
 <body><h1>{title}</h1>
 {body}
 <script>{script}</script></body></html>
@@ -313,7 +320,7 @@ document.querySelectorAll(".pictures").forEach(block => {
     if (!images.length) return;
     const share = slider && +slider.max ? slider.value / slider.max : 1, at = Math.round(share * (images.length - 1));
     images.forEach((image, i) => image.classList.toggle("on", i === at));
-    grid.querySelector("small").textContent = "step " + images[at].dataset.step;
+    if (slider) grid.querySelector("small").textContent = "step " + images[at].dataset.step;
   });
   if (slider) slider.oninput = show;
   show();

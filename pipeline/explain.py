@@ -196,7 +196,9 @@ def _of_models(path: str, family: str) -> Iterator[Key]:
     yield Key(f"{path}.kind", f"one of {', '.join(kinds)}", None, about, "", False, kinds)
     with_presets = [file.stem for file in files if "\nPRESETS" in file.read_text()]
     if with_presets:
-        text = f"A row of a table of good values, which the other keys override; `ldm explain {path}.preset` lists them."
+        text = (
+            f"A row of a table of good values, which the other keys override; `ldm explain {path}.preset` lists them."
+        )
         yield Key(f"{path}.preset", "text", "none", text, ", ".join(with_presets))
     for file in files:
         yield from _options(file, path)
@@ -214,7 +216,9 @@ def _options(file: Path, path: str) -> Iterator[Key]:
             for item in node.body:
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                     rest = lines[(item.end_lineno or item.lineno) - 1][item.end_col_offset :]
-                    default = None if item.value is None else ast.unparse(item.value).replace("'", "").replace(",)", ")")
+                    default = (
+                        None if item.value is None else ast.unparse(item.value).replace("'", "").replace(",)", ")")
+                    )
                     default = default and default.replace("True", "true").replace("False", "false")
                     kind = _python_words(ast.unparse(item.annotation))
                     values = ("true", "false") if kind == "true or false" else ()

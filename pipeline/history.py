@@ -180,7 +180,10 @@ def pictures(past: Past) -> dict[str, list[tuple[int, Path]]]:
         for event in events(past.spools(stage)):
             if event["kind"] == "image":
                 name = Path(event["path"]).name
-                places = [Path(event["path"]), past.folders[stage] / "work" / "spool" / "images" / name]  # a copied root
+                places = [
+                    Path(event["path"]),
+                    past.folders[stage] / "work" / "spool" / "images" / name,
+                ]  # a copied root
                 path = next((place for place in places if place.exists()), None)
                 if path:
                     found.setdefault(event["key"], {})[event["step"]] = path

@@ -257,5 +257,6 @@ def _remove(root: Path, path: Path) -> None:
     away.parent.mkdir(parents=True, exist_ok=True)
     path.rename(away)
     shutil.rmtree(away)
-    if not any(away.parent.iterdir()):
-        away.parent.rmdir()
+    for folder in (away.parent, away.parent.parent):
+        if not any(folder.iterdir()):
+            folder.rmdir()

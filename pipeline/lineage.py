@@ -52,7 +52,7 @@ def _is_named(artifact: Artifact, text: str) -> bool:
 
 
 def _of_model(store: Store, text: str, uri: str | None) -> tuple[str, list[Artifact]]:
-    """The artifacts that a model's own record names, by content. Those that are gone are a UserError that names them."""
+    """The artifacts that a model's own record names, by content. UserError if none of them is here."""
     from pipeline.tracking import fetch_model
 
     folder = fetch_model(text, store.root, uri) if text.startswith("models:") else Path(text)
@@ -76,7 +76,11 @@ def _made_of(artifact: Artifact, recorded: dict[str, dict[str, str]]) -> bool:
 def everything(store: Store) -> list[Artifact]:
     """All finished artifacts of a root, those set aside, and those elsewhere that these were made of; each once."""
     found: dict[tuple[str, str], Artifact] = {}
-    folders = [path.parent for pattern in ("artifacts", "set-aside") for path in store.root.glob(f"{pattern}/*/*/manifest.json")]
+    folders = [
+        path.parent
+        for pattern in ("artifacts", "set-aside")
+        for path in store.root.glob(f"{pattern}/*/*/manifest.json")
+    ]
     while folders:
         artifact = Artifact.load(folders.pop(0))
         if (artifact.fingerprint, artifact.content) not in found:
@@ -136,7 +140,9 @@ def _block(artifact: Artifact, every_shard: bool) -> list[str]:
         lines.append(f"    from source of digest {artifact.recipe['source'][:SHOWN]}")
         lines += _shards(artifact, every_shard)
     for name, made in artifact.inputs.items():
-        lines.append(f"    from {name} {made['fingerprint']}  content {made['content'][:SHOWN]}{_state(artifact, made)}")
+        lines.append(
+            f"    from {name} {made['fingerprint']}  content {made['content'][:SHOWN]}{_state(artifact, made)}"
+        )
     begun = artifact.recipe.get("training", {}).get("init_from")
     if begun:
         lines.append(f"    began with weights of digest {begun[:SHOWN]}")
@@ -159,7 +165,9 @@ def _shards(artifact: Artifact, every: bool) -> list[str]:
         f"    shard {s['name']}  sha256 {s['sha256'][:SHOWN]}  {s['train']:,} + {s['val']:,} images  {s['location']}"
         for s in shown
     ]
-    return lines + ([f"    ... and {len(shards) - len(shown)} more shards (--shards)"] if len(shown) < len(shards) else [])
+    return lines + (
+        [f"    ... and {len(shards) - len(shown)} more shards (--shards)"] if len(shown) < len(shards) else []
+    )
 
 
 # ---- one image -------------------------------------------------------------------------------------------------------

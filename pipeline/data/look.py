@@ -89,7 +89,9 @@ def _look_in_folder(path: Path) -> Found:
     if len(named) == 1:
         return _look_at_table(named[0])
     if len(named) > 1:
-        raise UserError(f"{path}: {len(named)} tables name images ({', '.join(t.name for t in named)}); give one of them")
+        raise UserError(
+            f"{path}: {len(named)} tables name images ({', '.join(t.name for t in named)}); give one of them"
+        )
     arrays = sorted([*path.glob("*.npz"), *path.glob("*images*ubyte*")])
     if arrays and not _holds_images(path):
         chosen = next((a for a in arrays if a.name.startswith("train")), arrays[0])
@@ -238,7 +240,9 @@ def _look_at_table(table: Path) -> Found:
     named = {"image": image, "label": label, "caption": caption}
     found = _look_at_files({"kind": "table", "path": str(table), **{k: v for k, v in named.items() if v}})
     if group:
-        there = [value for value, r in zip(values[group], records, strict=True) if (table.parent / str(r[image])).is_file()]
+        there = [
+            value for value, r in zip(values[group], records, strict=True) if (table.parent / str(r[image])).is_file()
+        ]
         found.groups = (group, there)
     return found
 
@@ -302,7 +306,9 @@ def _look_at_arrays(source: dict[str, Any]) -> Found:
 
 def _look_at_tars(pattern: str) -> Found:
     if sources.is_remote(pattern):
-        raise UserError(f"--source {pattern}: looks at local files only; copy one tar here, look at it, change the path")
+        raise UserError(
+            f"--source {pattern}: looks at local files only; copy one tar here, look at it, change the path"
+        )
     paths = sorted(Path(p) for p in sources._expand(pattern))
     if not paths:
         raise UserError(f"--source {pattern}: no such file (looked from {Path.cwd()})")
