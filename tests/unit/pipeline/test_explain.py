@@ -9,8 +9,11 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 
 
+known_keys = explain.keys
+
+
 def test_every_key_has_a_meaning_and_a_name_of_its_own() -> None:
-    keys = explain.keys()
+    keys = known_keys()
     assert len(keys) > 90
     for key in keys:
         assert key.text, key.name
@@ -25,7 +28,7 @@ def test_every_key_of_a_resolved_config_is_known() -> None:
         "autoencoder": {"training": {"steps": 1}},
         "diffusion": {"training": {"steps": 1}},
     }
-    known = {key.name for key in explain.keys()}
+    known = {key.name for key in known_keys()}
 
     def walk(section: dict[str, object], prefix: str) -> None:
         for name, value in section.items():
@@ -53,7 +56,7 @@ def test_every_key_of_a_resolved_config_is_known() -> None:
     ],
 )
 def test_types_and_defaults_in_words(name: str, type_: str, default: str | None) -> None:
-    key = next(key for key in explain.keys() if key.name == name)
+    key = next(key for key in known_keys() if key.name == name)
     assert (key.type, key.default) == (type_, default)
 
 
