@@ -93,7 +93,8 @@ def _runs(compared: Sequence[Side], found: Verdict) -> str:
 
 def _figures(compared: Sequence[Side]) -> str:
     """Few figures first; the others behind a fold."""
-    brief, rest = [], []
+    brief: list[list[str]] = []
+    rest: list[list[str]] = []
     for name, values in compare.scores(compared).items():
         winner = compare.best(name, values, compared)
         arrow = "↑" if compare.better(name) > 0 else "↓"
@@ -138,11 +139,12 @@ def _charts(compared: Sequence[Side]) -> str:
 
 
 def _chart(name: str, compared: Sequence[Side]) -> str:
+    curves = [thinned(side.curves.get(name, [])) for side in compared]
     lines = [
-        {"label": side.label, "colour": _colour(i), "points": thinned(side.curves.get(name, []))}
-        for i, side in enumerate(compared)
+        {"label": side.label, "colour": _colour(i), "points": curve}
+        for i, (side, curve) in enumerate(zip(compared, curves, strict=True))
     ]
-    values = [value for line in lines for _, value in line["points"]]
+    values = [value for curve in curves for _, value in curve]
     log = bool(values) and min(values) > 0 and max(values) > 20 * min(values)
     data = json.dumps({"lines": lines, "log": log}).replace("<", "\\u003c")
     arrow = {1: " ↑", -1: " ↓", 0: ""}[compare.better(name)]

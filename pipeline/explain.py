@@ -138,7 +138,8 @@ BOUNDS = (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "a
 
 def kind_of(field: FieldInfo) -> str:
     """A field's type and range in words: "whole number, at least 1", "one of l1, l2"."""
-    adapter: TypeAdapter[Any] = TypeAdapter(field.annotation)
+    annotation: Any = field.annotation
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     schema = adapter.json_schema()
     for bound in field.metadata:  # of Field(gt=...): not part of the annotation
         for name, key in (("ge", "minimum"), ("gt", "exclusiveMinimum"), ("le", "maximum"), ("lt", "exclusiveMaximum")):

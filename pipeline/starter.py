@@ -125,7 +125,12 @@ def choose_quarantine(found: Found) -> float:
 
 def fitting(batch: int, train: int) -> int:
     """The largest power of two up to `batch` of which the training images hold two."""
-    return min(batch, 2 ** int(math.log2(max(2, train // 2))))
+    return min(batch, power_of_two(train // 2))
+
+
+def power_of_two(most: int) -> int:
+    """The largest power of two up to `most`; 1 at least."""
+    return 1 << (max(1, most).bit_length() - 1)
 
 
 def choose_steps(size: int, side: int, train: int, batch: tuple[int, int], gpu: bool, quick: bool) -> tuple[int, int]:
@@ -202,7 +207,7 @@ def _data(found: Found, chosen: Plan) -> list[str]:
             else []
         ),
         f"  split: {chosen.split}   # {about_split(found, chosen)}",
-        f"  shard_size: {max(64, min(2048, 2 ** int(math.log2(max(64, found.count // 8)))))}   # images a shard",
+        f"  shard_size: {max(64, min(2048, power_of_two(found.count // 8)))}   # images a shard",
         *(
             [f"  max_quarantine: {chosen.max_quarantine:g}   # {about_problems(found)}"]
             if chosen.max_quarantine > 0.01
@@ -247,7 +252,7 @@ def _autoencoder(chosen: Plan, machine: Machine) -> list[str]:
 def _micro(chosen: Plan, machine: Machine) -> int:
     """Images of the autoencoder at once: about 10 GB of activations at 256x256 for 8 of them."""
     room = max(1.0, machine.gpu_bytes / GIGABYTE / 12) * 8 * 256**2 / chosen.size**2
-    return min(chosen.batch[0], 2 ** int(math.log2(max(1, room))))
+    return min(chosen.batch[0], power_of_two(int(room)))
 
 
 def _diffusion(found: Found, chosen: Plan, machine: Machine) -> list[str]:
@@ -299,7 +304,7 @@ def _rest(chosen: Plan, machine: Machine) -> list[str]:
     ]
     if chosen.gpu:
         return [*rows, "cluster:", "  workers: auto   # a rank a GPU"]
-    ranks = 2 ** int(math.log2(min(8, machine.cpus)))
+    ranks = power_of_two(min(8, machine.cpus))
     return [*rows, "cluster:", f"  workers: {ranks}", f"  threads: {max(1, machine.cpus // ranks)}"]
 
 

@@ -8,7 +8,6 @@ from pipeline import explain
 from pipeline.config import Config
 from pipeline.errors import UserError
 
-
 known_keys = explain.keys
 
 
