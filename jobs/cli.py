@@ -20,8 +20,15 @@ VERBS = {  # verb: (module, what `ldm --help` says)
     "denoise": ("denoise", "Show filters against noise beside each other."),
     "average": ("average", "Average weights after training, over any length."),
     "config": ("config", "Show or check a config."),
+    "init": ("init", "Look at images and write a config that runs on them."),
+    "explain": ("explain", "What a config key means, its unit, range and default."),
+    "compare": ("compare", "Which of several runs is better, and what differs."),
+    "lineage": ("lineage", "What a model was made of, and which models an image went into."),
+    "ls": ("ls", "Artifacts: sizes, fingerprints, who uses what."),
+    "gc": ("gc", "Find what nothing refers to, and remove it."),
     "verify": ("verify", "Hash the files of all artifacts again."),
     "mlflow": ("mlflow", "Open the tracker's pages, or send it what it missed."),
+    "completion": ("completion", "Print the script that makes a shell complete verbs and keys."),
 }
 
 

@@ -13,9 +13,16 @@ if TYPE_CHECKING:
     from pipeline.graph import Done
 
 
+def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """What may follow on the command line: config keys and their values."""
+    from jobs.completion import complete_override
+
+    return complete_override(ctx, param, incomplete)
+
+
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--config FILE` and overrides `KEY=VALUE`."""
-    function = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(function)
+    function = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=complete)(function)
     return click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="YAML config.")(
         function
     )

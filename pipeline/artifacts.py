@@ -255,6 +255,24 @@ def _started(pid: int) -> str | None:
         return None
 
 
+def lease_holder(folder: Path) -> dict[str, Any] | None:
+    """Who holds the lease in a folder: what its file says, None if it was released or its process is gone for certain.
+
+    Looks only, and takes nothing. A holder on another machine, or in another container, counts as alive.
+    """
+    newest = max(folder.glob("*.json"), default=None, key=lambda path: int(path.stem))
+    if newest is None:
+        return None
+    try:
+        told: dict[str, Any] = read_json(newest)
+    except ValueError:
+        told = {}  # created, but not yet written
+    here = {"host": socket.gethostname(), "boot": _boot(), "pids": _pid_namespace()}
+    same = all(told.get(key) == value for key, value in here.items())
+    gone = told.get("released") or (same and _started(told["pid"]) != told["started"])
+    return None if gone else told
+
+
 class Lease:
     """One writer: the file with the highest number in a folder names the holder, and is created exclusively.
 

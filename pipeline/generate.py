@@ -155,6 +155,8 @@ class Generator:
         names = self.classes
         if classes is None:
             return list(range(len(names)))
+        if not names and len(classes) == 0:  # a request of this model that comes back
+            return []
         if not names:
             raise UserError("classes: this model has no class condition; leave them out")
         return [class_number(value, names) for value in classes] or list(range(len(names)))

@@ -164,6 +164,28 @@ class MlflowStore:
                     return False
                 raise
 
+    def deleted(self, run: str) -> bool:
+        """Whether the tracker knows the run as deleted. One that it does not know is not: it may be another's."""
+        with reaching():
+            try:
+                return bool(self.client.get_run(run).info.lifecycle_stage == "deleted")
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return False
+                raise
+
+    def model_tags(self, tag: str) -> set[str]:
+        """The values of a tag over all versions of all registered models."""
+        with reaching():
+            found: set[str] = set()
+            token = None
+            while True:
+                page = self.client.search_model_versions(max_results=1000, page_token=token)
+                found |= {version.tags[tag] for version in page if tag in version.tags}
+                token = page.token
+                if not token:
+                    return found
+
     def start(self, experiment: str, key: str, name: str, tags: dict[str, str], ts_ms: int) -> str:
         """Find the run of a run key or make it, name and tag it, set it RUNNING; its id."""
         with reaching():

@@ -152,6 +152,7 @@ def test_a_model_without_classes() -> None:
     of = small(condition={"kind": "none", "drop": 0.0})
     assert of.classes == []
     assert of.sample(n=2).shape == (2, 8, 8, 3)
+    assert np.array_equal(of.sample(**of.request(n=2)), of.sample(n=2))  # as `ldm sample` and evaluate ask
     with pytest.raises(UserError, match="no class condition"):
         of.sample(classes=[1])
     with pytest.raises(UserError, match=r"condition\.drop"):

@@ -1,0 +1,55 @@
+"""`ldm init --source DIR|FILE`: look at images and write a commented config that runs on them unedited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli import main
+
+
+@click.command("init")
+@click.option("--source", required=True, help="Folder, table, arrays, tars ('DIR/*.tar'), or `digits`.")
+@click.option("-o", "--output", default=None, help="File to write; default: NAME.yaml; `-`: print it.")
+@click.option("--name", default=None, help="Name of the run; default: the folder's or file's name.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="What will train.")
+@click.option("--quick", is_flag=True, help="A config that ends in minutes, to see all stages work.")
+def command(source: str, output: str | None, name: str | None, device: str, quick: bool) -> None:
+    """Look at the images of a folder or file, and write a config that runs on them, with the reason for each choice."""
+    from dataclasses import replace
+
+    from pipeline import starter
+    from pipeline.config import check_models, load
+    from pipeline.data.look import look
+    from pipeline.errors import UserError
+    from pipeline.files import atomic_write
+
+    path = Path(source)
+    named = name or (path.parent.name if "*" in source or path.suffix in (".csv", ".jsonl") else path.stem) or "images"
+    target = None if output == "-" else Path(output or f"{named}.yaml")
+    if target is not None and target.exists():
+        raise UserError(f"{target}: is there already; give another name by -o, or move it away")
+    found = look(source)
+    machine = starter.this_machine()
+    if device == "cpu":
+        machine = replace(machine, gpus=0, gpu_bytes=0)
+    elif device == "gpu" and not machine.gpus:  # the one of a cluster's nodes: what it has is not known here
+        machine = replace(machine, gpus=1, gpu_bytes=int(16e9))
+    chosen = starter.plan(found, machine, named, quick)
+    text = starter.write_config(found, chosen, machine)
+    if target is None:
+        print(text, end="")
+        return
+    atomic_write(target, text)
+    check_models(load(target))
+    print(
+        f"{found.count:,} images, {len(found.classes)} classes, shown at {chosen.size}x{chosen.size}x{chosen.channels}"
+    )
+    print(f"{target} is written. Read it, then:")
+    print(f"  ldm run --config {target} --dry-run   # what would run, and the disk it needs")
+    print(f"  ldm run --config {target}             # goes on where it was, if it is stopped")
+
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,32 @@
+"""`ldm lineage RUN|ARTIFACT|models:/NAME@ALIAS`: what it was made of; `--uses KEY`: the models an image went into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli import main
+
+
+@click.command("lineage")
+@click.argument("what", required=False, metavar="RUN|ARTIFACT|MODEL")
+@click.option("--uses", "key", metavar="KEY", help="Instead: which models the image of this key went into.")
+@click.option("--root", default="runs", type=click.Path(path_type=Path), help="`run.root` of the runs.")
+@click.option("--uri", default=None, help="Tracker for models:/; default: MLFLOW_TRACKING_URI, or SQLite in the root.")
+@click.option("--shards", is_flag=True, help="Name every image shard.")
+def command(what: str | None, key: str | None, root: Path, uri: str | None, shards: bool) -> None:
+    """Print the graph from image shards to scores, by content digest, of a run, an artifact or a model."""
+    from pipeline import lineage
+    from pipeline.errors import UserError
+
+    if (what is None) == (key is None):
+        raise UserError("give a run, an artifact or a model; or --uses KEY for an image")
+    if key is not None:
+        print(lineage.uses(root, key))
+    else:
+        print(lineage.tree(*lineage.artifacts_of(root, str(what), uri), every_shard=shards))
+
+
+if __name__ == "__main__":
+    main(command)
