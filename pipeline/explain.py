@@ -67,7 +67,7 @@ def explain(name: str | None = None) -> str:
     if not name:
         return "\n".join(f"{section}: {text}" for section, text in sections().items())
     exact = [key for key in known if key.name == name]
-    inside = [key for key in known if key.name.startswith(f"{name}.")]
+    inside = [key for key in known if key.name.startswith((f"{name}.", f"{name}[]."))]
     if inside:
         title = [key.paragraph() for key in exact]
         text = sections().get(name)
@@ -110,6 +110,11 @@ def _of_section(section: type[Section], prefix: str, of: str, speed: bool) -> It
         path = f"{prefix}{field.alias or name}"
         fast = speed or field.json_schema_extra == SPEED
         inner = _sections(field.annotation)
+        listed = get_origin(field.annotation) is tuple
+        if inner and (listed or field.default is None):  # a list of sections, or one that may be left out
+            words = "list of sections" if listed else "section or null"
+            yield Key(path, words, "[]" if listed else "null", field.description or "", of, fast)
+            path += "[]" if listed else ""
         if len(inner) == 1:
             yield from _of_section(inner[0], f"{path}.", of, fast)
         elif inner:  # a choice by `kind`
