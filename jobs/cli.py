@@ -26,6 +26,7 @@ VERBS = {  # verb: (module, what `ldm --help` says)
     "lineage": ("lineage", "What a model was made of, and which models an image went into."),
     "ls": ("ls", "Artifacts: sizes, fingerprints, who uses what."),
     "gc": ("gc", "Find what nothing refers to, and remove it."),
+    "models": ("models", "List models with their parameters and FLOPs."),
     "verify": ("verify", "Hash the files of all artifacts again."),
     "mlflow": ("mlflow", "Open the tracker's pages, or send it what it missed."),
     "completion": ("completion", "Print the script that makes a shell complete verbs and keys."),

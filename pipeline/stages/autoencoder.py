@@ -100,6 +100,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     training, loss_config, data = config.autoencoder.training, config.autoencoder.loss, config.data
     torch.manual_seed(seeded(config.run.seed, "autoencoder/weights"))
     model: Any = registry.build("autoencoders", config.autoencoder.model, channels=data.channels)
+    if training.activation_checkpointing:
+        registry.checkpoint_activations(model, config.autoencoder.model["kind"])
     side = data.size // model.factor
     latent = (model.latent_channels, side, side)
     train, val = (Index.open(inputs["ingest"].path, split, data.cache) for split in ("train", "val"))
