@@ -171,6 +171,7 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, channels: int) -> None:
         super().__init__()
+        self.config = config
         self.channels, self.latent_channels = channels, config.latent_channels
         self.factor = 2 ** (len(config.multipliers) - 1)  # image side over latent side
         self.encoder = Encoder(config, channels)

@@ -119,6 +119,7 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, channels: int, size: int) -> None:
         super().__init__()
+        self.config = config
         if size % config.patch:
             raise ValueError(f"patch: expected a divisor of the latent size {size}, got {config.patch}")
         self.patch, self.channels, self.grid = config.patch, channels, size // config.patch

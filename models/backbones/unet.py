@@ -192,6 +192,7 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, channels: int, size: int) -> None:
         super().__init__()
+        self.config = config
         widths, last = config.widths, len(config.widths) - 1
         if size % 2**last:
             raise ValueError(f"multipliers: {last} halvings, expected a latent size that {2**last} divides, got {size}")
