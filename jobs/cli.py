@@ -27,6 +27,8 @@ VERBS = {  # verb: (module, what `ldm --help` says)
     "ls": ("ls", "Artifacts: sizes, fingerprints, who uses what."),
     "gc": ("gc", "Find what nothing refers to, and remove it."),
     "models": ("models", "List models with their parameters and FLOPs."),
+    "export": ("export", "Write a model for diffusers."),
+    "import": ("import_", "Read a model of diffusers."),
     "verify": ("verify", "Hash the files of all artifacts again."),
     "mlflow": ("mlflow", "Open the tracker's pages, or send it what it missed."),
     "completion": ("completion", "Print the script that makes a shell complete verbs and keys."),

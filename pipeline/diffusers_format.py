@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,8 +211,12 @@ def read(folder: str | Path, null_class: bool = False) -> Imported:
         raise UserError(f"{folder}: config.json is missing; {advice}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'config.json'}: not a config of diffusers") from None
-    readers = {"AutoencoderKL": _read_autoencoder, "DiTTransformer2DModel": _read_dit, "Transformer2DModel": _read_dit}
-    readers["UNet2DModel"] = lambda config, weights: _read_unet(config, weights, null_class)
+    readers: dict[str, Callable[[_Keys, Weights], Imported]] = {
+        "AutoencoderKL": _read_autoencoder,
+        "DiTTransformer2DModel": _read_dit,
+        "Transformer2DModel": _read_dit,  # the class of published DiTs
+        "UNet2DModel": lambda keys, weights: _read_unet(keys, weights, null_class),
+    }
     if name not in readers:
         raise UserError(f"{folder}: a {name}; expected one of {', '.join(readers)}")
     try:

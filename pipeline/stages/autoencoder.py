@@ -59,6 +59,8 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
 
 
 def headline(summary: dict[str, Any]) -> str:
+    if "imported" in summary:
+        return f"imported from {summary['imported']}"
     own, linear = summary["val_psnr"], summary["pca_psnr"]
     return f"PSNR {own:.2f} dB on held-out images (patch PCA of the same size: {linear:.2f} dB)"
 

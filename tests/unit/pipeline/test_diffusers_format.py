@@ -101,7 +101,8 @@ def test_denoisers_written_load_in_diffusers_and_come_back(
     [{}, {"resnet_time_scale_shift": "scale_shift"}, {"downsample_type": "resnet", "upsample_type": "resnet",
       "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D",
       "ResnetUpsampleBlock2D"), "attn_norm_num_groups": 4}, {"flip_sin_to_cos": False, "freq_shift": 1,
-      "downsample_padding": 0, "attention_head_dim": None, "norm_eps": 1e-6}, {"num_class_embeds": CLASSES, "dropout": 0.1}],
+      "downsample_padding": 0, "attention_head_dim": None, "norm_eps": 1e-6},
+     {"num_class_embeds": CLASSES, "dropout": 0.1}],
     ids=str,
 )  # fmt: skip
 def test_unets_that_diffusers_saves_are_read(tmp_path: Path, options: dict[str, Any]) -> None:
