@@ -1,4 +1,4 @@
-"""Layers that several networks share: modulated norms, attention, MLP, embeddings of time and place.
+"""Layers that several networks share: modulated norms, attention, MLP, embeddings of time and place, layers of maps.
 
 Every shape stands beside its reshape. Norms, embeddings and softmax compute in float32 under autocast.
 """
@@ -6,17 +6,33 @@ Every shape stands beside its reshape. Norms, embeddings and softmax compute in 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 TIME_SCALE = 1000.0  # t in [0, 1] is embedded as 1000 t: the frequencies were made for DDPM's 1,000 steps
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then x * (1 + scale) + shift: adaLN. x [n, T, D], shift and scale [n, D]."""
-    normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
+def run(block: nn.Module, *inputs: Any, recompute: bool = False) -> Any:
+    """block(*inputs); with `recompute` its activations are not kept but computed again in the backward pass.
+
+    The blocks here have no dropout, so there is no random state to keep.
+    """
+    if not recompute:
+        return block(*inputs)
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, rms: bool = False) -> Tensor:
+    """LayerNorm without weights, then x * (1 + scale) + shift: adaLN. x [n, T, D], shift and scale [n, D].
+
+    rms: divide by the root mean square only, the mean stays (Zhang and Sennrich 2019).
+    """
+    norm = F.rms_norm if rms else F.layer_norm
+    normed = norm(x.float(), x.shape[-1:], eps=eps)
     return torch.addcmul(shift.float().unsqueeze(1), normed, 1.0 + scale.float().unsqueeze(1))  # one pass over memory
 
 
@@ -40,37 +56,44 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [n, T, D] -> [n, T, D]."""
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x [n, T, D], rotation (see `rotary`) or none -> [n, T, D]."""
         n, tokens, width = x.shape
         # [n, T, 3D] -> 3 x [n, T, D] -> three views [n, heads, T, d]; nothing is copied, and backward joins them once
         q, k, v = (p.view(n, tokens, self.heads, -1).transpose(1, 2) for p in self.qkv(x).split(width, dim=-1))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)
+        if rotation is not None:
+            q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
         y = F.scaled_dot_product_attention(q, k, v)  # [n, heads, T, d], softmax in float32
         return self.out(y.transpose(1, 2).reshape(n, tokens, width))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them: the exact one, on a CPU twice as fast as the tanh approximation."""
+    """Two linear layers with a GELU between them: "none", the exact one, on a CPU twice as fast as the approximation
+    by a "tanh".
+    """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, approximate: str = "none") -> None:
         super().__init__()
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
+        self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
-        return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
+        return self.down(F.gelu(self.up(x), approximate=self.approximate))  # type: ignore[no-any-return]
 
 
-def time_features(t: Tensor, width: int) -> Tensor:
+def time_features(t: Tensor, width: int, shift: int = 0) -> Tensor:
     """cos and sin of 1000 t at `width / 2` frequencies from 1 down to 1/10000; t [n] in [0, 1] -> float32 [n, width].
 
-    Vaswani et al. 2017, section 3.5, as DDPM and its successors use it.
+    Vaswani et al. 2017, section 3.5, as DDPM and its successors use it. shift: with 1 the last frequency is 1/10000
+    itself, with 0 the one after it would be; both are in use.
     """
     half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
+    step = -math.log(10000.0) / (half - shift)
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * step)
     angles = TIME_SCALE * t.float()[:, None] * frequencies[None]  # [n, half]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -78,9 +101,9 @@ def time_features(t: Tensor, width: int) -> Tensor:
 class TimeEmbedding(nn.Module):
     """t [n] in [0, 1] -> [n, width]: sines, then two linear layers."""
 
-    def __init__(self, width: int, features: int = 256) -> None:
+    def __init__(self, width: int, features: int = 256, shift: int = 0) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.shift = features, shift
         self.up = nn.Linear(features, width)
         self.down = nn.Linear(width, width)
         nn.init.normal_(self.up.weight, std=0.02)
@@ -90,7 +113,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """t [n] -> [n, width]."""
-        return self.down(F.silu(self.up(time_features(t, self.features))))  # type: ignore[no-any-return]
+        return self.down(F.silu(self.up(time_features(t, self.features, self.shift))))  # type: ignore[no-any-return]
 
 
 def sine_positions(width: int, height: int, length: int) -> Tensor:
@@ -107,3 +130,85 @@ def sine_positions(width: int, height: int, length: int) -> Tensor:
     by_row = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, length, -1)
     # [height, length, width] -> [tokens, width], row by row
     return torch.cat([by_column, by_row], dim=2).reshape(height * length, width).float()
+
+
+def rotary(width: int, height: int, length: int, base: float = 100.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines that turn pairs of channels by place: two float32 [height * length, width / 2].
+
+    Su et al. 2021, "RoFormer", on two axes: half of the pairs turn with the column, half with the row. The base is that
+    of Heo et al. 2024, "Rotary Position Embedding for Vision Transformer": a grid is shorter than a text. width: of a
+    head.
+    """
+    if width % 4:
+        raise ValueError(f"heads: expected a width of each that is a multiple of 4 for rotary positions, got {width}")
+    frequencies = base ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    rows = torch.arange(height, dtype=torch.float64)[:, None] * frequencies  # [height, width / 4]
+    columns = torch.arange(length, dtype=torch.float64)[:, None] * frequencies  # [length, width / 4]
+    by_column, by_row = columns[None].expand(height, -1, -1), rows[:, None].expand(-1, length, -1)
+    # [height, length, width / 2] -> [tokens, width / 2], row by row
+    angles = torch.cat([by_column, by_row], dim=2).reshape(height * length, width // 2)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Each pair (channel i, channel i + d/2) of x [n, heads, T, d], turned by its angle, in float32."""
+    cos, sin = rotation
+    first, second = x.float().chunk(2, dim=-1)  # [n, heads, T, d / 2] each
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+# ---- maps ------------------------------------------------------------------------------------------------------------
+
+
+class SpatialAttention(nn.Module):
+    """Self-attention over the pixels of a map, beside a shortcut; heads of `head_width` channels, by default one."""
+
+    def __init__(
+        self, channels: int, groups: int, head_width: int | None = None, eps: float = 1e-6, norm: bool = True
+    ) -> None:
+        super().__init__()
+        if channels % (head_width or channels):
+            raise ValueError(f"head_width: expected a divisor of {channels} channels, got {head_width}")
+        self.heads = channels // (head_width or channels)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=eps) if norm else None
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list, for the name `to_out.0`
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, c, h, w] -> [n, c, h, w]."""
+        n, channels, height, width = x.shape
+        y = x if self.group_norm is None else self.group_norm(x)
+        y = y.flatten(2).transpose(1, 2)  # [n, c, h, w] -> [n, h w, c]
+        # [n, h w, c] -> [n, h w, heads, d] -> [n, heads, h w, d]
+        q, k, v = (to(y).view(n, -1, self.heads, channels // self.heads).transpose(1, 2)
+                   for to in (self.to_q, self.to_k, self.to_v))  # fmt: skip
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, channels)
+        y = self.to_out[0](y).transpose(1, 2).reshape(n, channels, height, width)  # [n, h w, c] -> [n, c, h, w]
+        return x + y  # type: ignore[no-any-return]
+
+
+class Halve(nn.Module):
+    """A stride 2 convolution over a map padded on all sides, or (padding 0) on its right and lower edges only."""
+
+    def __init__(self, channels: int, padding: int = 0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, c, h, w] -> [n, c, h / 2, w / 2]."""
+        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class Double(nn.Module):
+    """Nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, c, h, w] -> [n, c, 2 h, 2 w]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]

@@ -97,6 +97,18 @@ def outline(family: str, options: Mapping[str, Any], **context: Any) -> nn.Modul
         return build(family, options, **context)
 
 
+def checkpoint_activations(model: nn.Module, kind: str) -> None:
+    """Make every part that has a flag `activation_checkpointing` recompute its activations in the backward pass.
+
+    ValueError where no part has one: the kind does not offer it.
+    """
+    parts: list[Any] = [part for part in model.modules() if hasattr(part, "activation_checkpointing")]
+    if not parts:
+        raise ValueError(f"activation_checkpointing: the kind {kind!r} does not offer it")
+    for part in parts:
+        part.activation_checkpointing = True
+
+
 def parameters(family: str, options: Mapping[str, Any], **context: Any) -> int:
     """Number of trainable parameters; nothing is allocated."""
     return sum(p.numel() for p in outline(family, options, **context).parameters() if p.requires_grad)

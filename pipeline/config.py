@@ -270,9 +270,15 @@ class Training(Section):
         "auto", description="auto: bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU."
     )
     activation_checkpointing: bool = Field(
-        False, description="Recompute activations, to save memory.", json_schema_extra=SPEED
+        False,
+        description="Recompute the activations of each block in the backward pass: less memory, a third more work.",
+        json_schema_extra=SPEED,
     )
-    compile: bool = Field(False, description="torch.compile.", json_schema_extra=SPEED)
+    compile: bool = Field(
+        False,
+        description="torch.compile: slow to start (minutes), then faster on a GPU; on a CPU it needs a C++ compiler.",
+        json_schema_extra=SPEED,
+    )
     half_lives: tuple[Positive, ...] = Field(
         (50_000,), min_length=1, description="Half-lives of the averages of the weights, in samples; the first is used."
     )
@@ -672,6 +678,8 @@ def check_models(config: Config) -> tuple[int, int]:
     key = "autoencoder.model"
     try:
         autoencoder: Any = registry.outline("autoencoders", options, channels=data.channels)
+        if config.autoencoder.training.activation_checkpointing and not config.autoencoder.from_:
+            registry.checkpoint_activations(autoencoder, options["kind"])
         if data.size % autoencoder.factor:
             raise UserError(
                 f"`data.size`: {data.size} is not a multiple of {autoencoder.factor}, the pixels a side of one latent "
@@ -679,7 +687,9 @@ def check_models(config: Config) -> tuple[int, int]:
             )
         channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
         key = "diffusion.backbone"
-        registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
+        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
+        if config.diffusion.training.activation_checkpointing:
+            registry.checkpoint_activations(backbone, config.diffusion.backbone["kind"])
     except ValueError as error:
         raise UserError(f"`{key}`: {error}") from None
     return channels, side

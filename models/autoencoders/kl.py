@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import posterior
+from models.layers import Double, Halve, SpatialAttention, run
 
 
 @dataclass(frozen=True)
@@ -79,54 +80,6 @@ class Residual(nn.Module):
         return (self.conv_shortcut(x) if self.changes else x) + y  # type: ignore[no-any-return]
 
 
-class SpatialAttention(nn.Module):
-    """Single-head self-attention over the pixels of a map, beside a shortcut."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list, for the name `to_out.0`
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, c, h, w] -> [n, c, h, w]."""
-        n, channels, height, width = x.shape
-        y = self.group_norm(x).flatten(2).transpose(1, 2)  # [n, c, h, w] -> [n, h w, c]
-        y = F.scaled_dot_product_attention(
-            self.to_q(y).unsqueeze(1),
-            self.to_k(y).unsqueeze(1),
-            self.to_v(y).unsqueeze(1),  # [n, 1 head, h w, c]
-        ).squeeze(1)
-        y = self.to_out[0](y).transpose(1, 2).reshape(n, channels, height, width)  # [n, h w, c] -> [n, c, h, w]
-        return x + y  # type: ignore[no-any-return]
-
-
-class Halve(nn.Module):
-    """A stride 2 convolution over a map padded on its right and lower edges only."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, c, h, w] -> [n, c, h / 2, w / 2]."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
-
-
-class Double(nn.Module):
-    """Nearest neighbour, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, c, h, w] -> [n, c, 2 h, 2 w]."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
-
-
 class Level(nn.Module):
     """Residual blocks at one resolution, then the way to the next one, if there is one."""
 
@@ -138,11 +91,12 @@ class Level(nn.Module):
         if towards == "up":
             self.upsamplers = nn.ModuleList([Double(outputs)])
         self.towards = towards
+        self.activation_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inputs, h, w] -> [n, outputs, h', w'], h' = h/2 (down), 2h (up) or h."""
         for block in self.resnets:
-            x = block(x)
+            x = run(block, x, recompute=self.activation_checkpointing and self.training)
         if self.towards is None:
             return x
         return (self.downsamplers if self.towards == "down" else self.upsamplers)[0](x)  # type: ignore[no-any-return]
@@ -155,13 +109,13 @@ class Middle(nn.Module):
         super().__init__()
         self.attentions = nn.ModuleList([SpatialAttention(channels, groups)] if attention else [])
         self.resnets = nn.ModuleList(Residual(channels, channels, groups) for _ in range(2))
+        self.activation_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, c, h, w] -> [n, c, h, w]."""
-        x = self.resnets[0](x)
-        for attention in self.attentions:
-            x = attention(x)
-        return self.resnets[1](x)  # type: ignore[no-any-return]
+        for block in (self.resnets[0], *self.attentions, self.resnets[1]):
+            x = run(block, x, recompute=self.activation_checkpointing and self.training)
+        return x
 
 
 class Encoder(nn.Module):
@@ -217,6 +171,7 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, channels: int) -> None:
         super().__init__()
+        self.config = config
         self.channels, self.latent_channels = channels, config.latent_channels
         self.factor = 2 ** (len(config.multipliers) - 1)  # image side over latent side
         self.encoder = Encoder(config, channels)

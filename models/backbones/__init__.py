@@ -1,4 +1,4 @@
 """Backbones, one kind a file: `Model(config, channels, size)` with `forward(x, t, condition) -> prediction` like x and
 `condition_width`, the width of the vector that it wants of `condition` (models/conditioning.py: Embedded).
-Optional: a bool attribute `activation_checkpointing`; `flops(config, channels, size)`, forward FLOPs a sample.
+Optional: parts with a bool attribute `activation_checkpointing` (registry.checkpoint_activations).
 """

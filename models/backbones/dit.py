@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.conditioning import Embedded
-from models.layers import MLP, Attention, TimeEmbedding, gated_sum, modulated_norm, sine_positions
+from models.layers import MLP, Attention, TimeEmbedding, gated_sum, modulated_norm, rotary, run, sine_positions
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class Config:
     patch: int = 2  # a token is a square of this many latent pixels a side
     mlp_ratio: float = 4.0  # hidden width of the MLP over width
     qk_norm: bool = False  # RMS norm of queries and keys: keeps attention from saturating in long or low precision runs
+    rope: bool = False  # rotary positions in every attention, in place of fixed sines added to the tokens
+    rms_norm: bool = False  # the modulated norms divide by the root mean square only and leave the mean
+    long_skips: bool = False  # block i of the second half also gets what the i-th last of the first half gave (U-ViT)
+    # What diffusers' DiT does differently; a preset of ours that it can load has frequency_shift 1.
+    frequency_shift: int = 0  # 1: the last frequency of the time is 1/10000, 0: the one after it would be, as in DiT
+    gelu: str = "none"  # "tanh": the approximation
+    mlp_eps: float = 1e-6  # epsilon of the norm before the MLP
+    own_embeddings: bool = False  # each block embeds time and condition by itself
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch"):
@@ -37,6 +45,10 @@ class Config:
             raise ValueError(f"width: expected a multiple of 4, got {self.width}")
         if self.mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio: expected more than 0, got {self.mlp_ratio}")
+        if self.gelu not in ("none", "tanh"):
+            raise ValueError(f"gelu: expected 'none' or 'tanh', got {self.gelu!r}")
+        if self.rope and self.width // self.heads % 4:
+            raise ValueError(f"rope: expected a multiple of 4 channels a head, got {self.width // self.heads}")
 
 
 # size: (width, depth, heads), then parameters and forward FLOPs a sample on 4x32x32 latents at patch 2 (two FLOPs to
@@ -54,6 +66,8 @@ PRESETS = {
     for size, (width, depth, heads) in SIZES.items()
     for patch in (1, 2, 4, 8)
 }
+# At patch 2 also for `ldm export --format diffusers`, which has no place for other frequencies of the time.
+PRESETS |= {f"diffusers-{size}/2": {**PRESETS[f"dit-{size}/2"], "frequency_shift": 1} for size in SIZES}
 
 
 def flops(config: Config, channels: int, size: int) -> int:
@@ -65,8 +79,10 @@ def flops(config: Config, channels: int, size: int) -> int:
     hidden = int(config.mlp_ratio * width)
     attention = 4 * tokens * width * width + 2 * tokens * tokens * width  # qkv and out; scores and their sum
     block = attention + 2 * tokens * width * hidden + 6 * width * width
-    ends = 2 * tokens * pixels * width + 2 * width * width + (256 + width) * width  # patches, last norm, time
-    return 2 * (config.depth * block + ends)
+    ends = 2 * tokens * pixels * width + 2 * width * width  # patches, last norm
+    times = (config.depth if config.own_embeddings else 1) * (256 + width) * width
+    skips = config.depth // 2 * 2 * tokens * width * width if config.long_skips else 0
+    return 2 * (config.depth * block + ends + times + skips)
 
 
 class Block(nn.Module):
@@ -75,14 +91,27 @@ class Block(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.attention = Attention(config.width, config.heads, config.qk_norm)
-        self.mlp = MLP(config.width, int(config.mlp_ratio * config.width))
+        self.mlp = MLP(config.width, int(config.mlp_ratio * config.width), config.gelu)
         self.modulation = nn.Linear(config.width, 6 * config.width)
+        self.rms, self.mlp_eps = config.rms_norm, config.mlp_eps
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x [n, T, D], c [n, D] (after SiLU) -> [n, T, D]."""
+    def forward(self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x [n, T, D], c [n, D] (after SiLU), rotation of queries and keys or none -> [n, T, D]."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c).chunk(6, dim=-1)  # [n, D] each
-        x = gated_sum(x, gate_a, self.attention(modulated_norm(x, shift_a, scale_a)))
-        return gated_sum(x, gate_m, self.mlp(modulated_norm(x, shift_m, scale_m)))
+        x = gated_sum(x, gate_a, self.attention(modulated_norm(x, shift_a, scale_a, rms=self.rms), rotation))
+        return gated_sum(x, gate_m, self.mlp(modulated_norm(x, shift_m, scale_m, self.mlp_eps, self.rms)))
+
+
+class Skip(nn.Module):
+    """Joins a long skip: a linear map of [x, skip], which begins as x alone. Bao et al. 2023, "All are Worth Words"."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Two times [n, T, D] -> [n, T, D]."""
+        return self.mix(torch.cat([x, skip], dim=-1))  # type: ignore[no-any-return]
 
 
 class Model(nn.Module):
@@ -90,25 +119,42 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, channels: int, size: int) -> None:
         super().__init__()
+        self.config = config
         if size % config.patch:
             raise ValueError(f"patch: expected a divisor of the latent size {size}, got {config.patch}")
         self.patch, self.channels, self.grid = config.patch, channels, size // config.patch
-        self.condition_width = config.width
+        embeddings = config.depth if config.own_embeddings else 1
+        self.condition_width = config.width * embeddings
+        self.rms = config.rms_norm
         self.activation_checkpointing = False  # recompute each block in the backward pass; the caller may set it
         self.embed = nn.Linear(channels * config.patch**2, config.width)
-        self.time = TimeEmbedding(config.width)
+        self.time = TimeEmbedding(config.width, shift=config.frequency_shift)
+        if config.own_embeddings:
+            self.own_times = nn.ModuleList(
+                TimeEmbedding(config.width, shift=config.frequency_shift) for _ in range(config.depth - 1)
+            )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.modulation = nn.Linear(config.width, 2 * config.width)
         self.out = nn.Linear(config.width, channels * config.patch**2)
-        self.register_buffer("positions", sine_positions(config.width, self.grid, self.grid), persistent=False)
+        if config.long_skips:
+            self.skips = nn.ModuleList(Skip(config.width) for _ in range(config.depth // 2))
+        self.rope, self.long_skips, self.own_embeddings = config.rope, config.long_skips, config.own_embeddings
+        if config.rope:
+            cos, sin = rotary(config.width // config.heads, self.grid, self.grid)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        else:
+            self.register_buffer("positions", sine_positions(config.width, self.grid, self.grid), persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
         """Xavier for the products; zero for every modulation and the output (the zero of adaLN-zero)."""
         for name, layer in self.named_modules():
-            if isinstance(layer, nn.Linear) and not name.startswith("time."):
+            if isinstance(layer, nn.Linear) and not name.startswith(("time.", "own_times.")):
                 if name.split(".")[-1] == "modulation" or name == "out":
                     nn.init.zeros_(layer.weight)
+                elif name.startswith("skips."):
+                    nn.init.eye_(layer.weight)  # [D, 2D]: x as it is, nothing of the skip
                 else:
                     nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
@@ -118,17 +164,31 @@ class Model(nn.Module):
         n, p, g = x.shape[0], self.patch, self.grid
         # [n, C, g p, g p] -> [n, C, g, p, g, p] -> [n, g, g, C, p, p] -> [n, T, C p p]
         patches = x.reshape(n, self.channels, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(n, g * g, -1)
-        h = self.embed(patches) + self.positions  # [n, T, D]
-        c = F.silu(self.time(t).float() + condition.vector.float())  # [n, D]
-        for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                # There is no dropout, so there is no random state to keep.
-                h = checkpoint(block, h, c, use_reentrant=False, preserve_rng_state=False)
-            else:
-                h = block(h, c)
+        h = self.embed(patches)  # [n, T, D]
+        rotation = (self.cos, self.sin) if self.rope else None
+        if not self.rope:
+            h = h + self.positions
+        embedded = self._embed(t, condition.vector)  # [n, D] for every block
+        kept: list[Tensor] = []  # what the first half gave, for the long skips
+        half = len(self.blocks) // 2
+        for i, (block, c) in enumerate(zip(self.blocks, embedded, strict=True)):
+            if self.long_skips and i >= len(self.blocks) - half:
+                h = self.skips[i - len(self.blocks) + half](h, kept.pop())
+            h = run(block, h, c, rotation, recompute=self.activation_checkpointing and self.training)
+            if self.long_skips and i < half:
+                kept.append(h)
+        c = embedded[0]
         shift, scale = self.modulation(c).chunk(2, dim=-1)  # [n, D] each
-        y = self.out(modulated_norm(h, shift, scale)).float()  # [n, T, C p p]
+        y = self.out(modulated_norm(h, shift, scale, rms=self.rms)).float()  # [n, T, C p p]
         # [n, T, C p p] -> [n, g, g, C, p, p] -> [n, C, g, p, g, p] -> [n, C, g p, g p]
         y = y.reshape(n, g, g, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
         image: Tensor = y.reshape(n, self.channels, g * p, g * p)
         return image
+
+    def _embed(self, t: Tensor, vector: Tensor) -> list[Tensor]:
+        """t [n] and the condition [n, D] or, with own embeddings, [n, depth D] -> SiLU of their sum, one a block."""
+        if not self.own_embeddings:
+            return [F.silu(self.time(t).float() + vector.float())] * len(self.blocks)
+        times = (self.time, *self.own_times)
+        vectors = vector.float().chunk(len(times), dim=-1)  # [n, D] each
+        return [F.silu(time(t).float() + v) for time, v in zip(times, vectors, strict=True)]

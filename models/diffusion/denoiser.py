@@ -50,9 +50,7 @@ def build_network(
     """
     model: Any = registry.build("backbones", backbone, channels=channels, size=size)
     if activation_checkpointing:
-        if not hasattr(model, "activation_checkpointing"):
-            raise ValueError(f"activation_checkpointing: backbone kind {backbone['kind']!r} does not offer it")
-        model.activation_checkpointing = True
+        registry.checkpoint_activations(model, backbone["kind"])
     return Network(model, conditioning.build(condition, model.condition_width, classes))
 
 

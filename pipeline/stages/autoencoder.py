@@ -59,6 +59,8 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
 
 
 def headline(summary: dict[str, Any]) -> str:
+    if "imported" in summary:
+        return f"imported from {summary['imported']}"
     own, linear = summary["val_psnr"], summary["pca_psnr"]
     return f"PSNR {own:.2f} dB on held-out images (patch PCA of the same size: {linear:.2f} dB)"
 
@@ -100,6 +102,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     training, loss_config, data = config.autoencoder.training, config.autoencoder.loss, config.data
     torch.manual_seed(seeded(config.run.seed, "autoencoder/weights"))
     model: Any = registry.build("autoencoders", config.autoencoder.model, channels=data.channels)
+    if training.activation_checkpointing:
+        registry.checkpoint_activations(model, config.autoencoder.model["kind"])
     side = data.size // model.factor
     latent = (model.latent_channels, side, side)
     train, val = (Index.open(inputs["ingest"].path, split, data.cache) for split in ("train", "val"))

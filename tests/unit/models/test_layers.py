@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models import layers
 from models.layers import MLP, Attention, TimeEmbedding, gated_sum, modulated_norm, sine_positions, time_features
 
 
@@ -70,3 +71,32 @@ def test_sine_positions():
             assert table[5 * row + column].tolist() == pytest.approx(halves, abs=1e-6)
     with pytest.raises(ValueError, match="multiple of 4"):
         sine_positions(6, 2, 2)
+
+
+def test_rotary_scores_depend_on_the_difference_of_places_only():
+    height, length, width = 5, 7, 16
+    rotation = layers.rotary(width, height, length)
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 1, 1, width, generator=generator).expand(1, 1, height * length, width) for _ in range(2))
+    scores = (layers.rotate(q, rotation) @ layers.rotate(k, rotation).transpose(-1, -2)).view(
+        height, length, height, length
+    )
+    torch.testing.assert_close(scores[1, 2, 3, 1], scores[0, 4, 2, 3])  # two rows down, one column to the left
+    torch.testing.assert_close(scores[2, 2, 2, 2], (q[0, 0, 0] * k[0, 0, 0]).sum())  # nothing turns against itself
+    assert not torch.allclose(scores[0, 0, 0, 1], scores[0, 0, 1, 0])  # the axes are not the same
+    torch.testing.assert_close(layers.rotate(q, rotation).norm(dim=-1), q.norm(dim=-1))
+
+
+def test_the_last_frequency_of_the_time():
+    """shift 1: 1/10000 is reached at the last one; shift 0: it would be the next."""
+    t, width = torch.tensor([1.0]), 64
+    for shift in (0, 1):
+        expected = layers.TIME_SCALE * 10000.0 ** (-31 / (32 - shift))
+        torch.testing.assert_close(layers.time_features(t, width, shift)[0, -1], torch.tensor(expected).sin())
+
+
+def test_a_norm_by_the_root_mean_square_keeps_the_mean():
+    x, zero = torch.randn(2, 3, 8) + 5, torch.zeros(2, 8)
+    plain, rms = layers.modulated_norm(x, zero, zero), layers.modulated_norm(x, zero, zero, rms=True)
+    torch.testing.assert_close(plain.mean(-1), torch.zeros(2, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rms, x / x.square().mean(-1, keepdim=True).sqrt())

@@ -37,6 +37,22 @@ def test_every_parameter_learns():
         assert parameter.grad.any() or name.endswith("to_k.bias"), name
 
 
+def test_activation_checkpointing_changes_nothing_but_memory():
+    torch.manual_seed(0)
+    model = kl.Model(kl.Config(multipliers=(1, 2), attention=True, **TINY), 3)
+    x, noise = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 4, 4)
+    results = []
+    for flag in (False, True):
+        if flag:
+            registry.checkpoint_activations(model, "kl")
+        model.zero_grad()
+        reconstruction, moments = model(x, noise)
+        (reconstruction.square().mean() + posterior.kl(moments).mean()).backward()
+        results.append([reconstruction.detach(), *(p.grad.clone() for p in model.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_log_variance_is_clamped():
     model = kl.Model(kl.Config(multipliers=(1,), **TINY), 3)
     torch.nn.init.constant_(model.quant_conv.bias, 1e6)

@@ -40,11 +40,16 @@ def test_a_new_model_predicts_zero_and_its_blocks_are_the_identity():
     assert torch.equal(model.blocks[0](tokens, torch.randn(2, 24)), tokens)
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"qk_norm": True}, {"rope": True}, {"rms_norm": True}, {"long_skips": True, "depth": 3}, {"gelu": "tanh"},
+     {"own_embeddings": True}],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_shape_and_a_gradient_for_every_parameter(patch, qk_norm):
-    model = trained(dit.Config(24, 2, 3, patch, qk_norm=qk_norm))
-    x, t, condition = inputs()
+def test_shape_and_a_gradient_for_every_parameter(patch, options):
+    model = trained(dit.Config(**({"width": 24, "depth": 2, "heads": 3, "patch": patch} | options)))
+    x, t, condition = inputs(width=model.condition_width)
     y = model(x, t, condition)
     assert y.shape == x.shape and y.dtype == torch.float32
     y.square().mean().backward()
@@ -52,8 +57,9 @@ def test_shape_and_a_gradient_for_every_parameter(patch, qk_norm):
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
-def test_time_condition_and_place_matter_and_samples_do_not_mix():
-    model = trained()
+@pytest.mark.parametrize("rope", [False, True])
+def test_time_condition_and_place_matter_and_samples_do_not_mix(rope):
+    model = trained(dit.Config(width=24, depth=2, heads=3, patch=2, rope=rope))
     x, t, condition = inputs()
     y = model(x, t, condition)
     assert not torch.allclose(y, model(x, t.flip(0), condition))
@@ -115,13 +121,46 @@ def test_presets_have_the_sizes_of_the_paper(preset, millions, gigaflops):
     assert count / 2e9 == pytest.approx(gigaflops, rel=0.01)
 
 
-@pytest.mark.parametrize("config", [SMALL, dit.Config(32, 3, 2, 1, mlp_ratio=2.0)], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, dit.Config(32, 3, 2, 1, mlp_ratio=2.0, long_skips=True), dit.Config(32, 2, 4, rope=True, rms_norm=True)],
+    ids=str,
+)
 def test_flops_are_what_torch_counts(config):
     model = dit.Model(config, 3, 8)
     # the counter knows the products of the plain attention, not those of the CPU's fused one
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs(n=1, width=config.width))
     assert dit.flops(config, 3, 8) == counter.get_total_flops()
+
+
+def test_long_skips_begin_as_none_and_join_the_halves():
+    """New, they change nothing; trained, block 0's tokens reach the last block beside the way through the middle."""
+    torch.manual_seed(0)
+    model = dit.Model(dit.Config(width=24, depth=5, heads=3, patch=2, long_skips=True), 3, 8)
+    tokens, skip = torch.randn(2, 4, 24), torch.randn(2, 4, 24)
+    assert len(model.skips) == 2
+    for join in model.skips:
+        torch.testing.assert_close(join(tokens, skip), tokens)
+    taken: dict[str, torch.Tensor] = {}
+    for i in (0, 1):
+        model.blocks[i].register_forward_hook(lambda m, given, out, i=i: taken.update({f"made {i}": out}))
+        model.skips[i].register_forward_hook(lambda m, given, out, i=i: taken.update({f"joined {i}": given[1]}))
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    model(*inputs())
+    assert torch.equal(taken["joined 0"], taken["made 1"]) and torch.equal(taken["joined 1"], taken["made 0"])
+
+
+def test_own_embeddings_that_are_copies_are_the_shared_one():
+    model, own = trained(), dit.Model(dit.Config(24, 2, 3, 2, own_embeddings=True), 3, 8)
+    state = dict(model.state_dict())
+    own.load_state_dict(
+        state | {name.replace("time", "own_times.0"): value for name, value in state.items() if "time" in name}
+    )
+    x, t, condition = inputs()
+    torch.testing.assert_close(own(x, t, Embedded(condition.vector.repeat(1, 2))), model(x, t, condition))
 
 
 def test_bad_sizes():

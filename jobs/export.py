@@ -1,0 +1,30 @@
+"""`ldm export`: a model as another program's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli import main
+
+
+@click.command("export")
+@click.argument("model")
+@click.option("--format", "form", required=True, type=click.Choice(["diffusers"]), help="Whose folders to write.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option(
+    "--root", default="runs", type=click.Path(path_type=Path), help="Where models:/ looks for MLflow's data base."
+)
+def command(model: str, form: str, out: Path, root: Path) -> None:
+    """Write MODEL (an artifact's folder, a model folder, models:/NAME@ALIAS) for diffusers' from_pretrained.
+
+    An option that has no place there is refused by name.
+    """
+    from pipeline.exchange import export_diffusers
+
+    print("\n".join(export_diffusers(model, out, root)))
+
+
+if __name__ == "__main__":
+    main(command)

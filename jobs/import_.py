@@ -1,0 +1,27 @@
+"""`ldm import`: a folder that diffusers has saved, for `autoencoder.from` or `init_from`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli import main
+
+
+@click.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--null-class", is_flag=True, help="The last class of this UNet is the null class of guidance.")
+def command(source: Path, out: Path, null_class: bool) -> None:
+    """Read SOURCE (AutoencoderKL, DiTTransformer2DModel or UNet2DModel) and print the config's lines that use it.
+
+    An option that has no place here is refused by name.
+    """
+    from pipeline.exchange import import_diffusers
+
+    print(import_diffusers(source, out, null_class))
+
+
+if __name__ == "__main__":
+    main(command)

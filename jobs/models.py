@@ -1,0 +1,49 @@
+"""`ldm models`: every kind and preset with its parameters and FLOPs, as a markdown table."""
+
+from __future__ import annotations
+
+import click
+
+from jobs.cli import main
+
+
+@click.command("models")
+@click.option("--channels", default=4, show_default=True, type=click.IntRange(1), help="Channels of the latents.")
+@click.option("--size", default=32, show_default=True, type=click.IntRange(1), help="Side of the latents.")
+@click.option("--image-channels", default=3, show_default=True, type=click.IntRange(1), help="Channels of the images.")
+@click.option("--image", default=256, show_default=True, type=click.IntRange(1), help="Side of the images, in pixels.")
+@click.option("--match", default="", metavar="TEXT", help="Only presets whose kind or name contains TEXT.")
+def command(channels: int, size: int, image_channels: int, image: int, match: str) -> None:
+    """List models with their parameters and FLOPs (two a multiply-add) of one sample's forward pass.
+
+    A training step costs three times that, four with activation checkpointing.
+    """
+    from models import costs, registry
+
+    count = {"backbones": costs.backbone, "autoencoders": costs.autoencoder}
+    shapes = {"backbones": (channels, size), "autoencoders": (image_channels, image)}
+    for family, shape in shapes.items():
+        print(f"\n{family} on {shape[0]} x {shape[1]} x {shape[1]}\n")
+        print("| kind | preset | parameters | GFLOPs |\n| --- | --- | ---: | ---: |")
+        for kind in registry.kinds(family):
+            for preset in [p for p in registry.presets(family, kind) if match in f"{kind} {p}"]:
+                try:
+                    cost = count[family]({"kind": kind, "preset": preset}, *shape)
+                except ValueError as error:  # such as a patch that does not divide the side
+                    print(f"| {kind} | {preset} | - | {error} |")
+                    continue
+                print(f"| {kind} | {preset} | {_short(cost.parameters)} | {_figures(cost.flops / 1e9)} |")
+
+
+def _short(number: int) -> str:
+    """1,234,567 as 1.23 M."""
+    return f"{_figures(number / 1e6)} M" if number < 1e9 else f"{_figures(number / 1e9)} G"
+
+
+def _figures(number: float) -> str:
+    """Three figures, never as a power of ten."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+if __name__ == "__main__":
+    main(command)
