@@ -114,7 +114,6 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
 
     from pipeline import averages
     from pipeline.config import Training
-    from pipeline.engine import Engine
     from pipeline.files import sha256_file
     from pipeline.loop import Task, train
     from pipeline.ranks import open_ranks
@@ -136,7 +135,7 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
         model, task = Net(), Task("test", loss, lambda position: batches(position, rank, world))
     else:
         model, task = build_stage(scenario, ranks)
-    engine = Engine(model, task.loss, training, ranks)
+    engine = task.engine(model, training, ranks)
     out, kill = scenario["out"], scenario.get("kill")
 
     def on_step(position: int, stats: Any) -> None:
