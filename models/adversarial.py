@@ -61,7 +61,7 @@ def r1(logits: Tensor, images: Tensor) -> Tensor:
     images: [n, c, H, W] that `logits` were computed from, with requires_grad.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().flatten(1).sum(1).mean()  # type: ignore[no-any-return]
+    return gradient.square().flatten(1).sum(1).mean()
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
@@ -69,5 +69,5 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
 
     The arguments are the gradients of the two losses in the weights of the decoder's last layer, of the same shape.
     """
-    ratio = reconstruction.double().norm() / (adversarial.double().norm() + EPSILON)
+    ratio: Tensor = reconstruction.double().norm() / (adversarial.double().norm() + EPSILON)
     return ratio.clamp(0, LARGEST_WEIGHT).detach()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.grad import conv2d_weight
 
 from models import adversarial
 from pipeline.engine import Batch, Engine, LossFn, StepStats
@@ -40,31 +41,36 @@ class Fight:
         self.begins = options.start * training.batch_size
         first = 0.0 if options.adaptive else options.weight
         self.weight = torch.full((), first, dtype=torch.float64, device=device)
-        self.training = training.model_copy(
+        self._last: nn.Conv2d
+        self._entered = torch.empty(0)  # into the decoder's last layer, in the forward pass under way
+        self._fakes: list[torch.Tensor] = []
+        self._gradients: list[torch.Tensor] = []  # [2, ...] a micro-batch: of both losses, in the last layer's weights
+
+    def settings(self, training: Training) -> Training:
+        """How the discriminator is trained beside an autoencoder that is trained so."""
+        return training.model_copy(
             update={
-                "learning_rate": options.learning_rate or training.learning_rate,
-                "betas": options.betas,
+                "learning_rate": self.options.learning_rate or training.learning_rate,
+                "betas": self.options.betas,
                 "weight_decay": 0.0,
                 "half_lives": (),
                 "zero_stage": min(training.zero_stage, LARGEST_STAGE),
                 "compile": False,
             }
         )
-        self._fakes: list[torch.Tensor] = []
-        self._gradients: list[torch.Tensor] = []  # [2, ...] a micro-batch: of both losses, in the last layer's weights
 
     def on(self, position: int) -> bool:
         """Whether the step at this position is part of the fight."""
         return position >= self.begins
 
     def against(
-        self, distance: torch.Tensor, reconstruction: torch.Tensor, last_layer: torch.Tensor
+        self, distance: torch.Tensor, reconstruction: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The autoencoder's loss with the discriminator's opinion added, and parts to log. Called a micro-batch.
 
-        distance: scalar, of `reconstruction` [n, c, H, W] (which has a gradient) only; last_layer: the decoder's last
-        weights. Value and gradient are those of distance + weight * E[-D(reconstruction)]; each loss is differentiated
-        once, down to the reconstruction, and one backward pass goes on from there.
+        distance: scalar, a function of `reconstruction` [n, c, H, W], a view of the network's output (on the output
+        itself DeepSpeed has hooks). Value and gradient are those of distance + weight * E[-D(reconstruction)]; each
+        loss is differentiated once, down to the reconstruction, and one backward pass goes on from there.
         """
         self.network.requires_grad_(False)  # no gradient and no ZeRO hook of the discriminator's from here
         opinion = adversarial.generator_loss(self.network(reconstruction))
@@ -72,11 +78,7 @@ class Fight:
         (towards,) = torch.autograd.grad(distance, reconstruction)
         (away,) = torch.autograd.grad(opinion, reconstruction)
         if self.options.adaptive:
-            both = [
-                torch.autograd.grad(reconstruction, last_layer, gradient, retain_graph=True)[0]
-                for gradient in (towards, away)
-            ]
-            self._gradients.append(torch.stack(both).double())
+            self._gradients.append(torch.stack([self._in_weights(gradient) for gradient in (towards, away)]))
         self._fakes.append(reconstruction.detach())
         weight = self.weight.to(reconstruction.dtype)
         carrier = (reconstruction * (towards + weight * away)).sum()
@@ -84,22 +86,40 @@ class Fight:
         parts = {"adversarial": opinion.detach(), "adversarial_weight": self.weight}
         return value + (carrier - carrier.detach()), parts
 
+    def watch(self, last_layer: nn.Conv2d) -> None:
+        """Keep what goes into the decoder's last layer: with it, its weights' gradient needs no backward pass (and no
+        hook of DeepSpeed's, whichever way it shards)."""
+
+        def keep(layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            if layer.training:
+                self._entered = inputs[0].detach()
+
+        self._last = last_layer
+        if self.options.adaptive:
+            last_layer.register_forward_pre_hook(keep)
+
+    def _in_weights(self, gradient: torch.Tensor) -> torch.Tensor:
+        """A loss's gradient in the last layer's weights [out, in, k, k], from that in the reconstruction; float32."""
+        layer, entered = self._last, self._entered
+        shape = (layer.out_channels, layer.in_channels, *layer.kernel_size)
+        return conv2d_weight(  # type: ignore[no-any-return]
+            entered.to(gradient.dtype), shape, gradient, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
+
     def batch(self, batch: Batch) -> Batch:
         """What the discriminator learns from: the step's images and their reconstructions; starts anew."""
-        fakes, self._fakes = torch.cat(self._fakes), []
+        fakes, self._fakes, self._entered = torch.cat(self._fakes), [], torch.empty(0)
         return {"images": batch["images"], "fakes": fakes}
 
     def loss(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """The discriminator's loss, for its engine."""
         real, fake = batch["images"].float() / 127.5 - 1, batch["fakes"]  # uint8 -> [-1, 1]
-        if self.options.r1:
-            real.requires_grad_()
-        logits = network(torch.cat([real, fake]))
-        on_real, on_fake = logits.chunk(2)
+        on_real, on_fake = network(torch.cat([real, fake])).chunk(2)
         loss = adversarial.hinge(on_real, on_fake)
         parts = {"logit_real": on_real.mean().detach(), "logit_fake": on_fake.mean().detach()}
-        if self.options.r1:
-            penalty = adversarial.r1(on_real, real)
+        if self.options.r1:  # past DeepSpeed, whose hooks know one backward pass only
+            real.requires_grad_()
+            penalty = adversarial.r1(self.network(real), real)
             loss, parts["r1"] = loss + self.options.r1 / 2 * penalty, penalty.detach()
         return {"loss": loss, **parts}
 
@@ -121,7 +141,7 @@ class Duel(Engine):
     def __init__(self, model: nn.Module, loss: LossFn, training: Training, ranks: Ranks, fight: Fight) -> None:
         super().__init__(model, loss, training, ranks)
         self.fight = fight
-        self.rival = Engine(fight.network, fight.loss, fight.training, ranks)
+        self.rival = Engine(fight.network, fight.loss, fight.settings(training), ranks)
         self._both = _Both(self.partition, self.rival.partition)
 
     def step(self, batch: Batch, position: int, flags: Sequence[bool] = ()) -> StepStats:

@@ -160,9 +160,9 @@ class Model(nn.Module):
         self.codebook = Codebook(config)
 
     @property
-    def last_layer(self) -> Tensor:
-        """The weights that an adversarial loss is balanced at (models/adversarial.py)."""
-        return self.decoder.conv_out.weight
+    def last_layer(self) -> nn.Conv2d:
+        """Whose weights' gradients an adversarial loss is balanced by (models/adversarial.py)."""
+        return self.decoder.conv_out
 
     def encode(self, x: Tensor) -> Tensor:
         """x [n, channels, H, W] in [-1, 1] -> moments float32 [n, 2C, h, w]: the encoder's output, no variance."""

@@ -118,13 +118,14 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     held = "kl" if codebook is None else "commitment"  # what holds the latents
     distances, weights = autoencoder_loss.terms(config, ranks.device)
     weights[held] = loss_config.kl_weight if codebook is None else loss_config.commitment
-    fight = autoencoder_loss.opponent(config, ranks.device)
+    fight = autoencoder_loss.opponent(config, model, ranks.device)
 
     def parts(network: nn.Module, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Reconstruction, moments, and by image the terms of the loss; the KL divergence in nats an image element."""
         x = images_to_floats(images)
         reconstruction, moments = network(x, noise)
         reconstruction, moments = reconstruction.float(), moments.float()
+        reconstruction = reconstruction.view_as(reconstruction)  # a gradient down to here meets no hook of DeepSpeed's
         terms = {name: distance(x, reconstruction) for name, distance in distances.items()}
         terms[held] = posterior.kl(moments) / x[0].numel() if codebook is None else model.commitment(moments)
         return reconstruction, moments, terms
@@ -136,7 +137,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         distance = torch.stack([weights[name] * means[name] for name in distances]).sum()
         fought: dict[str, Tensor] = {}
         if fight is not None and fight.on(int(batch["position"])):
-            distance, fought = fight.against(distance, reconstruction, model.last_layer)
+            distance, fought = fight.against(distance, reconstruction)
         return {
             "loss": distance + weights[held] * means[held],
             **{name: mean.detach() for name, mean in means.items()},

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    Distance = Callable[[Tensor, Tensor], Tensor]
-
     from pipeline.cluster import Cluster
     from pipeline.duel import Fight
     from pipeline.tracking import Spool
+
+    Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def recipe(config: Config) -> dict[str, Any]:
@@ -87,8 +87,8 @@ def terms(config: Config, device: torch.device) -> tuple[dict[str, Distance], di
     return found, weights
 
 
-def opponent(config: Config, device: torch.device) -> Fight | None:
-    """The discriminator with its first weights, if the config asks for one."""
+def opponent(config: Config, model: Any, device: torch.device) -> Fight | None:
+    """The discriminator of `model`, with its first weights, if the config asks for one."""
     import torch
 
     from models.adversarial import Discriminator
@@ -101,4 +101,6 @@ def opponent(config: Config, device: torch.device) -> Fight | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(config.run.seed, "autoencoder/discriminator"))
         network = Discriminator(config.data.channels, options.width, options.layers)
-    return Fight(network, options, config.autoencoder.training, device)
+    fight = Fight(network, options, config.autoencoder.training, device)
+    fight.watch(model.last_layer)
+    return fight
