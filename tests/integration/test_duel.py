@@ -104,3 +104,25 @@ def test_the_curves_show_the_fight_and_the_codebook(root: Path) -> None:
     vq = points(root, "vq-whole-2")
     assert 1 <= vq[STEPS, "autoencoder/val_perplexity"] <= 24
     assert 0 < vq[STEPS, "autoencoder/val_codes_used"] <= 1
+
+
+def test_a_whole_pipeline_on_a_codebook_with_every_term(small: Any) -> None:
+    """Classifier trained, autoencoder, encode, diffusion; a second run finds all of it again."""
+    overrides = [
+        "autoencoder.model={kind: vq, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, "
+        "attention: false, codes: 16}",
+        "data.size=12", "autoencoder.loss.ssim=0.1", "autoencoder.loss.perceptual={kind: classifier, steps: 2}",
+        "autoencoder.loss.adversarial={weight: 0.5, start: 2, width: 8, layers: 2}", "diffusion.backbone.patch=2",
+    ]  # fmt: skip
+    first = small.run("diffusion", *overrides)
+    assert first.code == 0, first.err
+    assert "perceptual distance: features of a classifier of the data's own classes (not LPIPS)" in first.out
+    assert "of the codes used, perplexity" in first.out
+    (manifest,) = small.manifests("autoencoder")
+    summary = json.loads(manifest.read_text())["summary"]
+    assert summary["perceptual"]["kind"] == "classifier" and len(summary["perceptual"]["digest"]) == 64
+    assert {"val_perceptual", "val_ssim", "val_sharpness", "val_codes_used"} <= summary.keys()
+    spool = "".join(path.read_text() for path in manifest.parent.glob("work/spool/*.jsonl"))
+    assert "ldm.perceptual" in spool and "autoencoder/train_discriminator_loss" in spool
+    before = manifest.stat().st_mtime_ns
+    assert small.run("diffusion", *overrides).code == 0 and manifest.stat().st_mtime_ns == before
