@@ -54,6 +54,8 @@ class Fight:
                 "betas": self.options.betas,
                 "weight_decay": 0.0,
                 "half_lives": (),
+                "average_lengths": (),
+                "snapshot_every": None,
                 "zero_stage": min(training.zero_stage, LARGEST_STAGE),
                 "compile": False,
             }

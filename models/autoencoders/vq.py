@@ -29,8 +29,8 @@ class Config(kl.Config):
     """Shape of the networks, as in kl.py, and of the codebook."""
 
     codes: int = 512  # entries of the codebook
-    half_life: int = 2000  # of the codebook's moving average, in samples
-    dead_below: float = 0.1  # a code is dead when it is used less than this, over the mean use of a code
+    half_life: int = 500  # of the codebook's moving average, in samples; a slow one loses an encoder that moves
+    dead_below: float = 0.2  # a code is dead when it is used less than this, over the mean use of a code
     restarts: int = 64  # dead codes that a step puts on outputs of the encoder, at most
 
     def __post_init__(self) -> None:

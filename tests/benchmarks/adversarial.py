@@ -23,7 +23,10 @@ LOSS, TRAINING = "autoencoder.loss", "autoencoder.training"
 VARIANTS: dict[str, list[str]] = {
     "plain": [],
     "perceptual": [f"{LOSS}.perceptual.kind=classifier"],
-    "adversarial": [f"{LOSS}.perceptual.kind=classifier", f"{LOSS}.adversarial={{weight: 0.5, width: 32, layers: 2}}"],
+    "adversarial": [
+        f"{LOSS}.perceptual.kind=classifier",
+        f"{LOSS}.adversarial={{weight: 0.5, width: 32, layers: 2, learning_rate: 4e-4}}",
+    ],
     "vq": ["autoencoder.model.kind=vq", "autoencoder.model.codes=512"],
 }
 COUNT = 512  # held-out images
