@@ -88,7 +88,7 @@ class Saver:
         this position stays, whatever `keep` says. Errors of the last save are raised here.
         """
         self.wait()  # the host buffers are still the last save's
-        engine, partition = self.engine, self.engine.partition
+        engine, partition = self.engine, self.engine.saved
         tensors = self._copy()
         rows, at = [], 0
         for piece in partition.owned:
@@ -106,7 +106,7 @@ class Saver:
     @torch.no_grad()
     def _copy(self) -> dict[str, torch.Tensor]:
         """Copies in host memory (pinned and reused) of what this rank owns: slot -> 1-D, in the order of `owned`."""
-        partition, on_gpu = self.engine.partition, self.engine.ranks.device.type == "cuda"
+        partition, on_gpu = self.engine.saved, self.engine.ranks.device.type == "cuda"
         for key, flats in partition.slots(self.engine.averages).items():
             mine = [piece for piece in partition.owned if piece.flat < len(flats)]
             sizes = [piece.numel for piece in mine]
@@ -116,7 +116,7 @@ class Saver:
                 target.copy_(flats[piece.flat][piece.at : piece.at + piece.numel], non_blocking=True)
         tensors = dict(self._host)
         if self.engine.ranks.first:
-            buffers = persistent_buffers(self.engine.partition.module)
+            buffers = persistent_buffers(self.engine.saved.module)
             tensors |= {f"buffer/{name}": buffer.detach().cpu().clone() for name, buffer in buffers.items()}
         if on_gpu:
             torch.cuda.synchronize()
@@ -312,7 +312,7 @@ def restore(
 
 def _check_model(path: Path, body: dict[str, Any], engine: Engine) -> None:
     """Every rank looks at every name, so that all raise or none does."""
-    theirs, ours = body["shapes"], engine.partition.shapes
+    theirs, ours = body["shapes"], engine.saved.shapes
     wrong = [
         f"{name} is {theirs.get(name, 'not')} there, {ours.get(name, 'not')} in the model"
         for name in sorted({*theirs, *ours})
@@ -334,7 +334,7 @@ def _check_model(path: Path, body: dict[str, Any], engine: Engine) -> None:
 def _fill(path: Path, body: dict[str, Any], engine: Engine) -> None:
     from safetensors import safe_open
 
-    partition = engine.partition
+    partition = engine.saved
     where: dict[str, list[tuple[int, int, int, int]]] = {name: [] for name in body["shapes"]}
     counts: dict[str, float | None] = {}
     for i, entry in enumerate(body["files"]):

@@ -323,6 +323,54 @@ class Training(Section):
 # ---- stages ----------------------------------------------------------------------------------------------------------
 
 
+class Perceptual(Section):
+    """Distance of image and reconstruction in the features of a fixed network (models/perceptual.py)."""
+
+    kind: Literal["none", "lpips", "classifier", "random"] = Field(
+        "none",
+        description="lpips: weights given by `path`; classifier: trained on the data's classes first; random: "
+        "untrained convolutions (weak).",
+    )
+    weight: float = Field(1.0, gt=0, description="Weight of the distance in the loss.")
+    network: Literal["vgg", "alex"] = Field("vgg", description="With `lpips`: VGG16 or AlexNet.")
+    path: str | None = Field(
+        None,
+        description="With `lpips`: the network's ImageNet weights in torchvision's naming (.pth, .safetensors). With "
+        "`classifier`: an evaluation's extractor.safetensors, instead of training one.",
+    )
+    heads: str | None = Field(
+        None, description="With `lpips`: its linear heads (.pth, .safetensors); default: those that torchmetrics ships."
+    )
+    steps: Positive = Field(500, description="With `classifier`: training steps.")
+
+    @model_validator(mode="after")
+    def _weights_given(self) -> Perceptual:
+        if self.kind == "lpips" and self.path is None:
+            raise ValueError("kind lpips needs `path`, the weights of `network`; or give kind classifier or random")
+        if (self.path and self.kind not in ("lpips", "classifier")) or (self.heads and self.kind != "lpips"):
+            raise ValueError("`path` goes with kind lpips or classifier, `heads` with lpips")
+        return self
+
+
+class Adversarial(Section):
+    """A discriminator of patches that the autoencoder is trained against (models/adversarial.py)."""
+
+    weight: float = Field(0.0, ge=0, description="Weight of the adversarial loss; 0: no discriminator.")
+    adaptive: bool = Field(
+        True,
+        description="Multiply `weight` by the ratio of both losses' gradient norms in the decoder's last layer, as "
+        "measured in the step before.",
+    )
+    start: int = Field(0, ge=0, description="Step at which the discriminator comes in.")
+    r1: float = Field(0.0, ge=0, description="Gamma of the R1 penalty on the discriminator; 0: none.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Of the discriminator, with the autoencoder's schedule; default: the autoencoder's."
+    )
+    betas: tuple[float, float] = Field((0.5, 0.9), description="AdamW's decay of the discriminator's two moments.")
+    width: int = Field(64, ge=8, multiple_of=8, description="Channels of the discriminator's first layer.")
+    layers: int = Field(3, ge=1, le=6, description="Its halvings: a patch is 9 * 2^layers - 2 pixels wide (70 with 3).")
+
+
 class AutoencoderLoss(Section):
     reconstruction: Literal["l1", "l2"] = Field(
         "l1", description="Distance of image and reconstruction, a mean over pixels."
@@ -330,6 +378,12 @@ class AutoencoderLoss(Section):
     kl_weight: float = Field(
         1e-6, ge=0, description="Weight of the KL divergence of a posterior, in nats an image element."
     )
+    commitment: float = Field(
+        0.25, ge=0, description="With model kind vq: weight of the latents' squared distance to their codes."
+    )
+    ssim: float = Field(0.0, ge=0, description="Weight of 1 - SSIM (window of 11 pixels); 0: none.")
+    perceptual: Perceptual = Perceptual()
+    adversarial: Adversarial = Adversarial()
 
 
 class Autoencoder(Section):
@@ -685,6 +739,7 @@ def check_models(config: Config) -> tuple[int, int]:
                 f"`data.size`: {data.size} is not a multiple of {autoencoder.factor}, the pixels a side of one latent "
                 "(`autoencoder.model`); change one of them"
             )
+        _check_loss_fits(config)
         channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
         key = "diffusion.backbone"
         backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
@@ -693,6 +748,22 @@ def check_models(config: Config) -> tuple[int, int]:
     except ValueError as error:
         raise UserError(f"`{key}`: {error}") from None
     return channels, side
+
+
+def _check_loss_fits(config: Config) -> None:
+    """The images must be large enough for the windows and networks of the autoencoder's loss."""
+    loss, size = config.autoencoder.loss, config.data.size
+    least, what = 0, ""
+    if loss.ssim:
+        least, what = 11, "ssim"
+    if loss.perceptual.kind == "lpips":
+        least, what = max((least, what), ({"vgg": 16, "alex": 31}[loss.perceptual.network], "perceptual"))
+    if loss.adversarial.weight:
+        least, what = max((least, what), (3 * 2**loss.adversarial.layers, "adversarial.layers"))
+    if size < least:
+        raise UserError(
+            f"`data.size`: {size} pixels are too few for `autoencoder.loss.{what}`, which needs {least}; change either"
+        )
 
 
 def dump(config: Config) -> str:

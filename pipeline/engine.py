@@ -37,6 +37,22 @@ BUCKET = 50_000_000  # elements that DeepSpeed reduces or gathers at once
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """A step up to the decision: the reduced gradient is there, nothing has changed yet."""
+
+    gradients: list[torch.Tensor]
+    keys: list[str]
+    means: list[float]  # of the losses named by `keys`, over the global batch
+    norm: float
+    flags: tuple[bool, ...]
+
+    @property
+    def bad(self) -> bool:
+        """Whether gradient or loss is not finite on any rank."""
+        return not (math.isfinite(self.norm) and math.isfinite(self.means[0]))
+
+
+@dataclass(frozen=True)
 class StepStats:
     """What a step did. Floats are means over the global batch and equal on all ranks."""
 
@@ -160,6 +176,11 @@ class Engine:
         all ranks to know (stop, trouble), carried by the step's all-reduce. A gradient or loss that is not finite on
         any rank leaves weights, moments, averages and AdamW's step as they are, bit for bit.
         """
+        attempt = self.attempt(batch, position, flags)
+        return self.conclude(attempt, position, attempt.bad)
+
+    def attempt(self, batch: Batch, position: int, flags: Sequence[bool] = ()) -> Attempt:
+        """The first half of `step`: forward, backward, the reduced gradient's norm. `conclude` has to follow."""
         if self._random:  # dropout: a pure function of position and rank
             torch.manual_seed(position * self.ranks.world + self.ranks.rank)
         try:
@@ -169,11 +190,15 @@ class Engine:
         gradients = self.partition.gradients()
         total, means, raised = self._agree(gradients, values, flags)
         norm = math.sqrt(total) / self.loss_scale if total >= 0 else math.nan
-        bad = not (math.isfinite(norm) and math.isfinite(means[0]))
+        return Attempt(gradients, keys, means, norm, raised)
+
+    def conclude(self, attempt: Attempt, position: int, bad: bool) -> StepStats:
+        """The second half of `step`: the update, or (bad) none of it."""
         rate = learning_rate(self.training, position)
-        self._apply(gradients, norm, rate, bad)
-        parts = dict(zip(keys[1:], means[1:], strict=True))
-        stats = StepStats(means[0], parts, norm, rate, bad, self.loss_scale, raised)
+        self._apply(attempt.gradients, attempt.norm, rate, bad)
+        self._move_statistics(bad)
+        parts = dict(zip(attempt.keys[1:], attempt.means[1:], strict=True))
+        stats = StepStats(attempt.means[0], parts, attempt.norm, rate, bad, self.loss_scale, attempt.flags)
         if self.precision == "fp16":
             self._adapt_loss_scale(bad)
         return stats
@@ -241,6 +266,14 @@ class Engine:
         for share, average in zip(keep, self.averages.values(), strict=True):
             ema.update(average, masters, share)
 
+    def _move_statistics(self, bad: bool) -> None:
+        """Buffers that follow the data (models/autoencoders/vq.py): the same on all ranks, left alone in a bad step."""
+        module: Any = self._deepspeed.module
+        if hasattr(module, "take_statistics"):
+            added, stacked = module.take_statistics()
+            if not bad:
+                module.apply_statistics(self.ranks.all_reduce(added), self.ranks.stack(stacked))
+
     def _adapt_loss_scale(self, bad: bool) -> None:
         """Halve it after an overflow, double it after enough good steps."""
         self._good_steps = 0 if bad else self._good_steps + 1
@@ -249,11 +282,16 @@ class Engine:
         elif self._good_steps == GOOD_STEPS_TO_DOUBLE:
             self.loss_scale, self._good_steps = self.loss_scale * 2, 0
 
-    def state(self) -> dict[str, float]:
+    @property
+    def saved(self) -> Partition:
+        """What lies where of all that a checkpoint holds."""
+        return self.partition
+
+    def state(self) -> dict[str, Any]:
         """What the engine remembers beside weights, moments and averages; plain numbers."""
         return {"loss_scale": self.loss_scale, "good_steps": self._good_steps, "averaged": self.averaged}
 
-    def load_state(self, state: dict[str, float]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Set what `state` gave. A loss scale counts only where both runs are fp16."""
         self.averaged = int(state.get("averaged", 0))
         if self.precision == "fp16" and state["loss_scale"] != 1:

@@ -37,6 +37,10 @@ def forecast(config: Config) -> str:
     for name, parameters in sizes.items():
         training: Training = getattr(config, name).training
         lines.append(f"{name}: {parameters:,} parameters; {arithmetic(config, training, lanes(training.batch_size))}")
+    if config.autoencoder.loss.adversarial.weight:
+        sizes["discriminator"] = discriminator_parameters(config)
+        lines.append(f"discriminator: {sizes['discriminator']:,} parameters, from step "
+                     f"{config.autoencoder.loss.adversarial.start:,} on")  # fmt: skip
     lines.append(f"disk: {disk(config, steps, sizes, channels * side * side)}")
     lines += remote_cache(config, trained=steps[1].artifact is not None)
     for step in steps:
@@ -67,12 +71,27 @@ def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
     return text + f"; ZeRO {training.zero_stage}, {training.precision}"
 
 
+def discriminator_parameters(config: Config) -> int:
+    """Parameters of the discriminator that the config asks for; nothing is allocated."""
+    import torch
+
+    from models.adversarial import Discriminator
+
+    options = config.autoencoder.loss.adversarial
+    with torch.device("meta"):
+        network = Discriminator(config.data.channels, options.width, options.layers)
+    return sum(p.numel() for p in network.parameters())
+
+
 def disk(config: Config, steps: list[graph.Step], sizes: dict[str, int], elements: int) -> str:
     """Bytes that checkpoints, weights and latents take, in words. Latents are counted where the data is known."""
     from pipeline.averages import count
 
     total, stored = 0.0, 0.0
     for name, parameters in sizes.items():
+        if name == "discriminator":  # in the autoencoder's checkpoints, without averages and exports
+            total += parameters * CHECKPOINT_BYTES * (config.autoencoder.training.keep + 1)
+            continue
         training: Training = getattr(config, name).training
         averages = len(training.half_lives) + len(training.average_lengths)
         each = parameters * (CHECKPOINT_BYTES + 4 * averages)

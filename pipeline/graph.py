@@ -155,6 +155,7 @@ def absolute(config: Config) -> Config:
     if config.evaluate.weights.endswith(".safetensors"):
         places.append((values["evaluate"], "weights"))
     places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels")]
+    places += [(values["autoencoder"]["loss"]["perceptual"], key) for key in ("path", "heads")]
     for section, key in places:
         if section.get(key) and "://" not in section[key]:
             section[key] = str(Path(section[key]).absolute())

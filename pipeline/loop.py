@@ -25,7 +25,10 @@ from pipeline.guard import Guard, Stretch, Watchdog
 from pipeline.ranks import Ranks
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.config import Training
+    from pipeline.duel import Fight
 
 STALL_S = 600.0  # seconds without a step after which the watchdog says where it hangs
 
@@ -44,6 +47,7 @@ class Task:
     name: prefix of its curves. loss: for `Engine`. batches: this rank's shares from a position on, endless, each with
     the `position` at which its global batch begins. validate: metric -> value, equal on all ranks. preview: key ->
     uint8 image [H, W, 3] (rank 0's are shown). measure: more metrics, rank 0's, every `measure_every` steps.
+    fight: where the network is trained against another one (duel.py).
     """
 
     name: str
@@ -53,6 +57,15 @@ class Task:
     preview: Callable[[Engine], dict[str, np.ndarray]] | None = None
     measure: Callable[[Engine], dict[str, float]] | None = None
     measure_every: int = 1
+    fight: Fight | None = None
+
+    def engine(self, model: nn.Module, training: Training, ranks: Ranks) -> Engine:
+        """The engine that trains `model` for this task."""
+        if self.fight is None:
+            return Engine(model, self.loss, training, ranks)
+        from pipeline.duel import Duel
+
+        return Duel(model, self.loss, training, ranks, self.fight)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,14 @@ class Ranks:
             dist.all_reduce(values, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op])
         return values
 
+    def stack(self, values: torch.Tensor) -> torch.Tensor:
+        """Every rank's `values` [n, ...], one after another in the order of ranks: [world * n, ...], on every rank."""
+        if self.world == 1:
+            return values
+        whole = values.new_zeros(self.world, *values.shape)
+        whole[self.rank] = values
+        return self.all_reduce(whole).flatten(0, 1)
+
     def sum_floats(self, values: list[float]) -> list[float]:
         """The sums over all ranks of a few numbers, in float64; one transfer each way."""
         if self.world == 1:

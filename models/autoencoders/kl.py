@@ -119,9 +119,9 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image -> unclamped moments."""
+    """Image -> unclamped moments, or whatever `outputs` channels mean."""
 
-    def __init__(self, config: Config, channels: int) -> None:
+    def __init__(self, config: Config, channels: int, outputs: int | None = None) -> None:
         super().__init__()
         widths = [config.width * m for m in config.multipliers]
         last = len(widths) - 1
@@ -132,7 +132,7 @@ class Encoder(nn.Module):
         )
         self.mid_block = Middle(widths[-1], config.groups, config.attention)
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], outputs or 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, channels, H, W] -> [n, 2C, h, w]."""
@@ -179,6 +179,11 @@ class Model(nn.Module):
         latent = config.latent_channels
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.quant_conv else None
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.quant_conv else None
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """Whose weights' gradients an adversarial loss is balanced by (models/adversarial.py)."""
+        return self.decoder.conv_out
 
     def encode(self, x: Tensor) -> Tensor:
         """x [n, channels, H, W] in [-1, 1] -> moments float32 [n, 2C, h, w]: mean, clamped log-variance."""

@@ -1,7 +1,8 @@
-"""Stage 2, autoencoder: images -> latents -> images, trained with a reconstruction loss and a KL divergence.
+"""Stage 2, autoencoder: images -> latents -> images, trained with a reconstruction loss and a KL divergence, and, where
+the config says so, SSIM, a perceptual distance and a discriminator.
 
-The network is in `models/autoencoders/`, the loop in `loop.py`. Here: what is built, the loss, validation, previews,
-and the yardstick that the result is measured against.
+The network is in `models/autoencoders/`, the loop in `loop.py`, the discriminator's part in `duel.py`. Here: what is
+built, the loss, validation, previews, and the yardstick that the result is measured against.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ def recipe(config: Config) -> dict[str, Any]:
     """What decides on the weights besides the data."""
     from models import registry
     from pipeline.data.balance import balance_recipe
+    from pipeline.stages import autoencoder_loss
     from pipeline.stages.trained import training_recipe
 
     own = {
         "model": registry.resolve("autoencoders", config.autoencoder.model),
-        "loss": result_fields(config.autoencoder.loss),
+        "loss": autoencoder_loss.recipe(config),
         "training": training_recipe(config, "autoencoder"),
     }
     data = result_fields(config.data)
@@ -48,21 +50,27 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool) -> dict[str, Any]:
     """Train by the cluster's ranks, then write how to build the model and compare it with patch PCA."""
-    from pipeline.stages import trained
+    from pipeline.stages import autoencoder_loss, trained
 
+    config, told = autoencoder_loss.with_perceptual(config, inputs["ingest"], writer, cluster, spool)
     summary = trained.train("autoencoder", config, inputs, writer, cluster, spool)
     options = {"model": config.autoencoder.model, "channels": config.data.channels}
     write_json(writer.path / "model.json", options)
     summary["pca_psnr"] = patch_pca(config, inputs["ingest"], load_model(writer.path))
     spool.metrics({"autoencoder/pca_psnr": summary["pca_psnr"]}, summary["step"])
-    return summary
+    return summary | told
 
 
 def headline(summary: dict[str, Any]) -> str:
     if "imported" in summary:
         return f"imported from {summary['imported']}"
     own, linear = summary["val_psnr"], summary["pca_psnr"]
-    return f"PSNR {own:.2f} dB on held-out images (patch PCA of the same size: {linear:.2f} dB)"
+    text = f"PSNR {own:.2f} dB on held-out images (patch PCA of the same size: {linear:.2f} dB)"
+    if "val_codes_used" in summary:
+        text += f"; {summary['val_codes_used']:.1%} of the codes used, perplexity {summary['val_perplexity']:.0f}"
+    if "perceptual" in summary:
+        text += f"; perceptual distance {summary['val_perceptual']:.4f}, {summary['perceptual']['description']}"
+    return text
 
 
 def load_model(folder: Path, which: str = "ema") -> nn.Module:
@@ -90,13 +98,14 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     """The network with its first weights, and what the loop needs to know about this stage."""
     import torch
 
-    from models import posterior, registry
+    from models import posterior, registry, similarity
     from pipeline.data import loader
     from pipeline.data.balance import training_order
     from pipeline.data.index import Index
     from pipeline.data.order import seeded
     from pipeline.generate import grid
     from pipeline.loop import Task
+    from pipeline.stages import autoencoder_loss
     from pipeline.stages.trained import to_device
 
     training, loss_config, data = config.autoencoder.training, config.autoencoder.loss, config.data
@@ -109,21 +118,35 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     train, val = (Index.open(inputs["ingest"].path, split, data.cache) for split in ("train", "val"))
     order = training_order(train, data, train.classes, training.batch_size, config.run.seed)
 
-    def parts(network: nn.Module, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction, and by image the distance (mean over elements) and the KL divergence (nats an element)."""
+    codebook = getattr(model, "codebook", None)
+    held = "kl" if codebook is None else "commitment"  # what holds the latents
+    distances, weights = autoencoder_loss.terms(config, ranks.device)
+    weights[held] = loss_config.kl_weight if codebook is None else loss_config.commitment
+    fight = autoencoder_loss.opponent(config, model, ranks.device)
+
+    def parts(network: nn.Module, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Reconstruction, moments, and by image the terms of the loss; the KL divergence in nats an image element."""
         x = images_to_floats(images)
         reconstruction, moments = network(x, noise)
-        difference = reconstruction.float() - x
-        distance = difference.abs() if loss_config.reconstruction == "l1" else difference.square()
-        return reconstruction.float(), distance.mean((1, 2, 3)), posterior.kl(moments.float()) / x[0].numel()
+        reconstruction, moments = reconstruction.float(), moments.float()
+        reconstruction = reconstruction.view_as(reconstruction)  # a gradient down to here meets no hook of DeepSpeed's
+        terms = {name: distance(x, reconstruction) for name, distance in distances.items()}
+        terms[held] = posterior.kl(moments) / x[0].numel() if codebook is None else model.commitment(moments)
+        return reconstruction, moments, terms
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # E_q[|x - D(z)|] + beta KL(q(z|x) || N(0, 1)): Kingma & Welling 2013, eq. 7, as weighted by Rombach et al. 2022
-        _, distance, kl = parts(network, batch["images"], batch["noise"])
+        reconstruction, _, terms = parts(network, batch["images"], batch["noise"])
+        means = {name: term.mean() for name, term in terms.items()}
+        distance = torch.stack([weights[name] * means[name] for name in distances]).sum()
+        fought: dict[str, Tensor] = {}
+        if fight is not None and fight.on(int(batch["position"])):
+            distance, fought = fight.against(distance, reconstruction)
         return {
-            "loss": distance.mean() + loss_config.kl_weight * kl.mean(),
-            "reconstruction": distance.mean().detach(),
-            "kl": kl.mean().detach(),
+            "loss": distance + weights[held] * means[held],
+            **{name: mean.detach() for name, mean in means.items()},
+            **fought,
+            **({} if codebook is None else codebook.state_of_use()),
             **({"skipped": batch["skipped"].float().mean()} if data.on_corrupt == "skip" else {}),
         }
 
@@ -135,19 +158,34 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     @torch.no_grad()
     def validate(engine: Engine) -> dict[str, float]:
-        """Means over the held-out images; PSNR (dB, of images in [0, 1]) is a mean of each image's own."""
-        total = torch.zeros(4, dtype=torch.float64)
+        """Means over the held-out images; PSNR (dB, of images in [0, 1]) is a mean of each image's own, sharpness the
+        energy of the reconstructions' gradients over that of the images'."""
+        extra = [name for name in distances if name != "reconstruction"]
+        names = ("loss", "psnr", held, *extra, "energy", "sharpness", "count")
+        total = torch.zeros(len(names), dtype=torch.float64)
+        uses = torch.zeros(0 if codebook is None else len(codebook.counts), device=ranks.device)
         with engine.weights("ema"):
             for batch in validation():
                 batch = to_device(batch, ranks.device)
-                reconstruction, distance, kl = parts(engine.module, batch["images"], batch["noise"])
+                reconstruction, moments, terms = parts(engine.module, batch["images"], batch["noise"])
                 target = images_to_floats(batch["images"])
                 mse = (reconstruction.clamp(-1, 1) - target).square().mean((1, 2, 3)) / 4  # [-1, 1] -> [0, 1]
                 psnr = -10 * mse.clamp(min=1e-10).log10()
-                values = torch.stack([distance + loss_config.kl_weight * kl, psnr, kl, torch.ones_like(kl)])  # [4, n]
+                whole = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
+                energies = (similarity.gradient_energy(images) for images in (target, reconstruction))
+                more = (terms[name] for name in extra)
+                values = torch.stack([whole, psnr, terms[held], *more, *energies, torch.ones_like(psnr)])  # [names, n]
                 total += (values * batch["weight"]).sum(1).double().cpu()
-        *sums, count = ranks.sum_floats(total.tolist())
-        return dict(zip(("val_loss", "val_psnr", "val_kl"), (s / count for s in sums), strict=True))
+                if codebook is not None:
+                    uses += codebook.histogram(moments, batch["weight"])
+        sums = dict(zip(names, ranks.sum_floats(total.tolist()), strict=True))
+        count, energy = sums.pop("count"), sums.pop("energy")
+        result = {f"val_{name}": value / count for name, value in sums.items()}
+        result["val_sharpness"] = sums["sharpness"] / max(energy, 1e-12)
+        if codebook is not None:
+            perplexity, used = codebook.usage(ranks.all_reduce(uses))
+            result |= {"val_perplexity": float(perplexity), "val_codes_used": float(used)}
+        return result
 
     shown = next(validation_images(val, data, PREVIEW_IMAGES))
 
@@ -162,7 +200,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         rows = torch.cat([images[:half], back[:half], images[half:], back[half:]])  # originals above reconstructions
         return {"reconstructions/val": grid(rows.permute(0, 2, 3, 1).cpu().numpy(), columns=half)}
 
-    return model, Task("autoencoder", loss, batches, validate, preview)
+    return model, Task("autoencoder", loss, batches, validate, preview, fight=fight)
 
 
 def validation_images(index: Any, data: Any, batch: int) -> Iterator[torch.Tensor]:

@@ -23,6 +23,7 @@ from pipeline.tracking import Spool
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster
+    from pipeline.engine import Engine
 
 STOP_POLL = 1.0  # seconds between two looks at the stop file, which may lie on a network file system
 
@@ -118,7 +119,6 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
     from pipeline import averages, loop
     from pipeline.checkpoint import listing
     from pipeline.cluster import device
-    from pipeline.engine import Engine
     from pipeline.generate import load_weights
     from pipeline.ranks import open_ranks
 
@@ -131,7 +131,7 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
     model, task = module.build(config, inputs, ranks)
     if arguments["first_weights"]:
         load_weights(model, Path(arguments["first_weights"]))
-    engine = Engine(model, task.loss, training, ranks)
+    engine = task.engine(model, training, ranks)
     begin = (Path(given[0]), int(given[1])) if (given := arguments["begin_from"]) else None
     snapshots = Path(arguments["path"]) / averages.FOLDER if training.snapshot_every else None
     if snapshots and begin and ranks.first and not listing(work / "checkpoints"):

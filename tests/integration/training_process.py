@@ -29,6 +29,19 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 BATCH, WIDTH = 8, 24
+LOSS = "autoencoder.loss"
+VARIANTS = {  # subject -> stage, overrides of its config
+    "adversarial": (
+        "autoencoder",
+        [f"{LOSS}.adversarial={{weight: 0.5, start: 4, r1: 0.1, width: 8, layers: 1}}",
+         f"{LOSS}.perceptual.kind=random"],
+    ),
+    "vq": (
+        "autoencoder",
+        ["autoencoder.model={kind: vq, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, "
+         "attention: false, codes: 24, restarts: 3, half_life: 40}"],
+    ),
+}  # fmt: skip
 
 
 class Net(nn.Module):
@@ -114,7 +127,6 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
 
     from pipeline import averages
     from pipeline.config import Training
-    from pipeline.engine import Engine
     from pipeline.files import sha256_file
     from pipeline.loop import Task, train
     from pipeline.ranks import open_ranks
@@ -136,7 +148,7 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
         model, task = Net(), Task("test", loss, lambda position: batches(position, rank, world))
     else:
         model, task = build_stage(scenario, ranks)
-    engine = Engine(model, task.loss, training, ranks)
+    engine = task.engine(model, training, ranks)
     out, kill = scenario["out"], scenario.get("kill")
 
     def on_step(position: int, stats: Any) -> None:
@@ -194,10 +206,10 @@ def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any]:
     from pipeline.artifacts import Store
 
     made = {artifact.stage: artifact for artifact in Store(Path(scenario["root"]) / "pipeline").all()}
-    module = importlib.import_module(f"pipeline.stages.{scenario['subject']}")
-    model, task = module.build(
-        config.load(Path(scenario["root"]) / "small.yaml"), {name: made[name] for name in module.INPUTS}, ranks
-    )
+    stage, overrides = VARIANTS.get(scenario["subject"], (scenario["subject"], []))
+    module = importlib.import_module(f"pipeline.stages.{stage}")
+    values = config.load(Path(scenario["root"]) / "small.yaml", overrides)
+    model, task = module.build(values, {name: made[name] for name in module.INPUTS}, ranks)
     return model, task
 
 
