@@ -110,6 +110,10 @@ def _of_section(section: type[Section], prefix: str, of: str, speed: bool) -> It
         path = f"{prefix}{field.alias or name}"
         fast = speed or field.json_schema_extra == SPEED
         inner = _sections(field.annotation)
+        if inner and field.default is not PydanticUndefined and not isinstance(field.default, Section):
+            listed = isinstance(field.default, tuple)  # a list of sections, or a section that may be left out
+            kind = "list of mappings with the keys below" if listed else "mapping with the keys below, or null"
+            yield Key(path, kind, _default(field), field.description or "", of, fast)
         if len(inner) == 1:
             yield from _of_section(inner[0], f"{path}.", of, fast)
         elif inner:  # a choice by `kind`
