@@ -363,7 +363,8 @@ def test_an_unfinished_encode_keeps_the_whole_pool(made: Made) -> None:
     assert not [entry for entry in inventory.garbage(made.root, NOTHING) if entry.kind == "latents"]
 
 
-def test_without_a_tracker_every_run_counts(made: Made) -> None:
+def test_without_a_tracker_every_run_counts(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     asked = inventory.ask_tracker(made.root)
     assert asked.trouble.endswith("mlflow.db is not there") and not asked.gone
 
