@@ -44,7 +44,7 @@ def command(root: Path, stage: str | None, runs: bool) -> None:
         table.add_row(item.stage, item.fingerprint, item.content, *sizes, history.when(item.made_ms), what, users)
     console.print(table)
     total = sum(item.bytes + item.work_bytes for item in found)
-    rest = {name: inventory.size(root / name) for name in ("latents", "set-aside", "mlartifacts")}
+    rest = {name: inventory.size(root / name) for name in ("latents", "extractors", "set-aside", "mlartifacts")}
     shown = "; ".join(f"{name} {decimal(size)}" for name, size in rest.items() if size)
     print(f"{len(found)} artifacts, {decimal(total)}" + (f"; beside them {shown}" if shown else ""))
 

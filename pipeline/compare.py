@@ -17,6 +17,7 @@ from pipeline import history
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.history import Curve, Past
+from pipeline.metrics import comparable
 
 HIGHER = ("psnr", "ssim", "accuracy", "precision", "recall", "density", "coverage", "usage", "sharpness")
 LOWER = ("loss", "fd", "kd", "kid", "lpips", "perceptual", "rfd", "reconstruction", "fd_reconstructions")
@@ -106,7 +107,9 @@ def differences(pasts: Sequence[Past]) -> dict[str, list[str]]:
 def better(name: str) -> int:
     """1 if more of a metric is better, -1 if less is, 0 if neither can be said."""
     stage, _, word = name.rpartition("/")
-    if stage == "ingest" or word.startswith(("fd_real", "classifier", "gaussian", "pca")):  # of the data, no model's
+    if (
+        stage == "ingest" or word.endswith("_real") or word.startswith(("classifier", "gaussian", "pca"))
+    ):  # of the data, no model's
         return 0
     parts = {word, *word.split("_")}
     if parts & set(HIGHER):
@@ -137,7 +140,7 @@ def best(name: str, values: Sequence[float | None], compared: Sequence[Side]) ->
 def meaning(name: str) -> str:
     """The deciding figure that must be comparable for this one to be; empty for those that stand for themselves."""
     stage, _, word = name.rpartition("/")
-    if stage == "eval":
+    if stage == "eval" or "fd" in word.split("_"):
         return "autoencoder/val_psnr" if word in ("psnr", "ssim") else "" if "accuracy" in word else "eval/fd"
     return {"diffusion": "diffusion/val_loss", "autoencoder": "autoencoder/val_psnr"}.get(stage, "")
 
@@ -147,16 +150,13 @@ def meaning(name: str) -> str:
 
 def unlike(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     """Why the distances of two evaluation reports must not be compared; empty if they may be."""
-    pairs = [
-        ("extractor", *(str(report["extractor"]["digest"])[:12] for report in (first, second))),
-        ("guidance", *(report["sampling"]["guidance"] for report in (first, second))),
-        ("count of images", *(report["images"]["compared"] for report in (first, second))),
-    ]
-    figures = [report["frechet"].get("samples") for report in (first, second)]
-    if None in figures:
+    if not all("samples" in report["frechet"] for report in (first, second)):
         return ["one has no Fréchet distance"]
-    pairs += [("real images", *(str(figure["real"])[:12] for figure in figures))]  # holds their resolution as well
-    return [f"{name} {a} and {b}" for name, a, b in pairs if a != b]
+    try:
+        reason = comparable.why_not(comparable.conditions(first), comparable.conditions(second))
+    except UserError as error:
+        return [str(error)]
+    return [reason] if reason else []
 
 
 def obstacles(name: str, compared: Sequence[Side]) -> list[str]:

@@ -67,7 +67,7 @@ def explain(name: str | None = None) -> str:
     if not name:
         return "\n".join(f"{section}: {text}" for section, text in sections().items())
     exact = [key for key in known if key.name == name]
-    inside = [key for key in known if key.name.startswith((f"{name}.", f"{name}[]."))]
+    inside = [key for key in known if key.name.startswith(f"{name}.")]
     if inside:
         title = [key.paragraph() for key in exact]
         text = sections().get(name)
@@ -110,11 +110,10 @@ def _of_section(section: type[Section], prefix: str, of: str, speed: bool) -> It
         path = f"{prefix}{field.alias or name}"
         fast = speed or field.json_schema_extra == SPEED
         inner = _sections(field.annotation)
-        listed = get_origin(field.annotation) is tuple
-        if inner and (listed or field.default is None):  # a list of sections, or one that may be left out
-            words = "list of sections" if listed else "section or null"
-            yield Key(path, words, "[]" if listed else "null", field.description or "", of, fast)
-            path += "[]" if listed else ""
+        if inner and field.default is not PydanticUndefined and not isinstance(field.default, Section):
+            listed = isinstance(field.default, tuple)  # a list of sections, or a section that may be left out
+            kind = "list of mappings with the keys below" if listed else "mapping with the keys below, or null"
+            yield Key(path, kind, _default(field), field.description or "", of, fast)
         if len(inner) == 1:
             yield from _of_section(inner[0], f"{path}.", of, fast)
         elif inner:  # a choice by `kind`

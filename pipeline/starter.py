@@ -331,7 +331,11 @@ def about_classes(found: Found, chosen: Plan) -> list[str]:
     ((name, count),) = common[-1:]
     lines = [f"{len(common)} classes: {shown}".replace("\n", " ")]
     if chosen.classes and count * 10 < common[0][1]:
-        lines.append(f"They are uneven ({name}: {count}): rare classes will be drawn badly.".replace("\n", " "))
+        lines.append(
+            f"They are uneven ({name}: {count}): `balance: {{power: 0.5}}` meets rare ones more often.".replace(
+                "\n", " "
+            )
+        )
     if not chosen.classes:
         lines.append("Too many for so few images, or only one: the model is not told the class.")
     return lines

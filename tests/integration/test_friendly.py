@@ -24,6 +24,7 @@ FEW = [
 @pytest.fixture
 def ready(small: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(small.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it when it is told a tracker: put back afterwards
     return small
 
 

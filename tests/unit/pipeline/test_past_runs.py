@@ -64,11 +64,9 @@ def config(root: Path, rate: float) -> Config:
 def report(fd: float, **other: Any) -> dict[str, Any]:
     """What `unlike` looks at in an evaluation's report."""
     values = {"extractor": "e1", "guidance": 1.5, "images": 100, "real": "r1", **other}
-    figure = {"value": fd, "interval": [fd - 1, fd + 1], "real": values["real"]}
+    figure = {"value": fd, "interval": [fd - 1, fd + 1]}
     return {
-        "extractor": {"digest": values["extractor"]},
-        "sampling": {"guidance": values["guidance"]},
-        "images": {"compared": values["images"]},
+        "conditions": {"resolution": 32, "channels": 1, **values},
         "frechet": {"samples": figure, "real": {"value": 3.0}},
     }
 
@@ -365,7 +363,8 @@ def test_an_unfinished_encode_keeps_the_whole_pool(made: Made) -> None:
     assert not [entry for entry in inventory.garbage(made.root, NOTHING) if entry.kind == "latents"]
 
 
-def test_without_a_tracker_every_run_counts(made: Made) -> None:
+def test_without_a_tracker_every_run_counts(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     asked = inventory.ask_tracker(made.root)
     assert asked.trouble.endswith("mlflow.db is not there") and not asked.gone
 
