@@ -344,15 +344,15 @@ def asked_classes(labels: Array, count: int, classes: int) -> Array:
 
 def draw_samples(generator: Generator, asked: Array | None, config: Evaluate) -> tuple[Images, dict[str, Any]]:
     """The samples, and what was asked of the generator (without the list of classes)."""
+    from pipeline.sampling import configured
+
     begun = time.monotonic()
     request = generator.request(
         None if asked is None else [int(c) for c in asked],
         config.samples,
         config.seed,
-        config.steps,
-        config.sampler,
-        config.guidance,
-        config.batch_size,
+        batch_size=config.batch_size,
+        **configured(config),
     )
     samples = generator.sample(**request)
     print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} images/s", flush=True)

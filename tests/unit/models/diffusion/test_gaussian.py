@@ -9,9 +9,9 @@ import torch
 
 from models.diffusion.gaussian import gaussian_denoiser, gaussian_loss, mixture_denoiser
 from models.diffusion.objectives import PREDICTIONS, Times, convert, target, weight
-from models.diffusion.process import RectifiedFlow, VariancePreserving, add_noise
+from models.diffusion.process import EDM, SCHEDULES, RectifiedFlow, VariancePreserving, add_noise
 
-PATHS = [RectifiedFlow(), VariancePreserving("linear"), VariancePreserving("cosine")]
+PATHS = [RectifiedFlow(), *map(VariancePreserving, SCHEDULES), EDM()]
 
 
 def law(d: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +52,7 @@ def test_loss_is_what_the_ideal_denoiser_measures(path, prediction, weighting):
     generator = torch.Generator().manual_seed(11)
     x0 = mean + torch.randn(n, 4, generator=generator, dtype=torch.float64) @ torch.linalg.cholesky(covariance).T
     eps = torch.randn(n, 4, generator=generator, dtype=torch.float64)
-    t = times((torch.randperm(n, generator=generator).double() + 0.5) / n)
+    t = times((torch.randperm(n, generator=generator).double() + 0.5) / n, path)
     x = add_noise(path, x0, eps, t)
     p = convert("x0", prediction, gaussian_denoiser(mean, covariance, path)(x, t, {}), x, t, path)
     error = (p - target(prediction, x0, eps, t, path)).square().mean(1) * weight(weighting, prediction, t, path)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.diffusion.objectives import PREDICTIONS, Times, convert, loss, min_snr_weight, solve, target, weight
-from models.diffusion.process import RectifiedFlow, VariancePreserving, add_noise
+from models.diffusion.process import EDM, SCHEDULES, RectifiedFlow, VariancePreserving, add_noise
 
-PATHS = [RectifiedFlow(), VariancePreserving("linear"), VariancePreserving("cosine")]
+PATHS = [RectifiedFlow(), *map(VariancePreserving, SCHEDULES), EDM()]
 
 
 def draw(n: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from models.diffusion.process import RectifiedFlow, VariancePreserving, add_noise, log_snr, make_path
+from models.diffusion.process import EDM, SCHEDULES, RectifiedFlow, VariancePreserving, add_noise, log_snr, make_path
 
-PATHS = [RectifiedFlow(), VariancePreserving("linear"), VariancePreserving("cosine")]
+PATHS = [RectifiedFlow(), *map(VariancePreserving, SCHEDULES), EDM()]
 T = torch.linspace(0.001, 0.999, 97, dtype=torch.float64)
 
 

@@ -15,7 +15,8 @@ from models.diffusion.denoiser import start_time
 from models.diffusion.gaussian import gaussian_denoiser, mixture_denoiser
 from models.diffusion.objectives import PREDICTIONS
 from models.diffusion.process import RectifiedFlow, VariancePreserving
-from models.diffusion.samplers import SAMPLERS, ddim, euler, heun, time_grid
+from models.diffusion.grids import time_grid
+from models.diffusion.samplers import SAMPLERS, ddim, euler, heun
 
 PATHS = [RectifiedFlow(), VariancePreserving("linear"), VariancePreserving("cosine")]
 ORDERS = {"euler": 1, "ddim": 1, "heun": 2}
