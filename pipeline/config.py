@@ -359,18 +359,19 @@ class Condition(Section):
 class DiffusionPath(Section):
     kind: Literal["rectified_flow", "variance_preserving", "edm"] = Field(
         "rectified_flow",
-        description="The forward process; edm adds noise up to 80 deviations of the data, and is meant for `prediction: v`"
-        " (its preconditioning), `times.kind: edm`, `weighting: edm`.",
+        description="The forward process; edm adds noise up to 80 deviations of the data, and is meant for "
+        "`prediction: v` (its preconditioning), `times.kind: edm`, `weighting: edm`.",
     )
     schedule: Literal["linear", "cosine", "zero_terminal_snr"] = Field(
-        "cosine", description="With `variance_preserving`: its noise schedule; the last is linear, moved to end in noise."
+        "cosine",
+        description="With `variance_preserving`: its noise schedule; the last is linear, moved to end in noise.",
     )
 
 
 class Times(Section):
     kind: Literal["uniform", "logit_normal", "edm"] = Field(
         "uniform",
-        description="Density of the training times in (0, 1); edm: log-normal noise level (noise over data), on any path.",
+        description="Density of the training times in (0, 1); edm: log-normal noise level (noise over data), any path.",
     )
     mean: float = Field(0.0, description="With `logit_normal`: mean of the logit; `edm`: of the log noise level.")
     std: float = Field(
@@ -410,12 +411,12 @@ class Diffusion(Section):
                 "`prediction: velocity` has an infinite mean loss on the linear variance preserving path with uniform "
                 "times; expected eps, x0 or v, or `schedule: cosine`, `times.kind: logit_normal`, `weighting: min_snr`"
             )
-        # 1 + SNR times the error of x0 is (alpha^2 + sigma^2) / alpha^2 times that of eps: 1/(1 - t)^2 where alpha ends at 0
+        # 1 + SNR times the error of x0 is (1 + SNR) / SNR times that of eps: like 1/(1 - t)^2 where alpha ends at 0
         ends = self.path.kind == "rectified_flow" or (preserving and self.path.schedule != "linear")
         if ends and (self.prediction, self.times.kind, self.weighting) == ("eps", "uniform", "edm"):
             raise ValueError(
-                "`weighting: edm` with `prediction: eps` has an infinite mean loss under uniform times where no data are "
-                "left at the end of the path; expected v or velocity, or `times.kind` logit_normal or edm"
+                "`weighting: edm` with `prediction: eps` has an infinite mean loss under uniform times where no data "
+                "are left at the end of the path; expected v or velocity, or `times.kind` logit_normal or edm"
             )
         return self
 

@@ -3,7 +3,8 @@
     config.json              how to build it and what it was made of      latents.json   the latent space
     autoencoder.safetensors  denoiser.safetensors (averaged weights)
 
-With autoguidance also weaker.safetensors. No pickle. Networks, samplers and guidance are in `models/`, the latent space in `latents.py`, training in `stages/`.
+With autoguidance also weaker.safetensors. No pickle. Networks, samplers and guidance are in `models/`, how latents are
+sampled in `sampling.py`, the latent space in `latents.py`, training in `stages/`.
 """
 
 from __future__ import annotations

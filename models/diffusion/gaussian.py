@@ -69,9 +69,10 @@ def gaussian_loss(
 
     Along an eigenvector of variance l, x0 has the posterior variance l sigma^2 / (alpha^2 l + sigma^2), which is the
     squared error of x0; an error of x0 becomes one of eps, v or velocity as in `min_snr_weight`, hence k l / (alpha^2 l
-    + sigma^2) with k = sigma^2, alpha^2, scale^2 (alpha^2 + sigma^2)^2, speed^2. The expectation over times is a midpoint rule
-    over u. It is infinite for velocities whose squared speed has no mean (the linear schedule under uniform times). No
-    denoiser that is affine in x does better: a network below it has learnt more of the data than its covariance.
+    + sigma^2) with k = sigma^2, alpha^2, scale^2 (alpha^2 + sigma^2)^2, speed^2. The expectation over times is a
+    midpoint rule over u. It is infinite for velocities whose squared speed has no mean (the linear schedule under
+    uniform times). No denoiser that is affine in x does better: a network below it has learnt more of the data than
+    its covariance.
     """
     check(prediction)
     values = eigenvalues.detach().to("cpu", torch.float64).flatten().clamp(min=0.0)

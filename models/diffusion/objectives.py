@@ -124,8 +124,8 @@ class Times:
     """The distribution of training times, as a map from uniform draws.
 
     "uniform": t = u. "logit_normal": t = sigmoid(mean + std z), z the normal quantile of u (Esser et al. 2024, section
-    3.1). "edm": the time at which the log of the noise level sigma / alpha is mean + std z (Karras et al. 2022, table 1,
-    where it is -1.2 + 1.2 z for sigma_data = 0.5, which is -0.5 + 1.2 z at 1). On the straight path the last two agree.
+    3.1). "edm": the time at which the log of the noise level sigma / alpha is mean + std z (Karras et al. 2022, table
+    1: -1.2 + 1.2 z for sigma_data = 0.5, which is -0.5 + 1.2 z at 1). On the straight path the last two agree.
     """
 
     kind: str = "uniform"

@@ -140,7 +140,7 @@ class VariancePreserving(_Plain):
         return 0.5 * beta * self.alpha(t) / self.sigma(t)
 
     def at(self, level: Tensor) -> Tensor:
-        """alpha = 1 / sqrt(1 + level^2); cosine: tan(pi t / 2) = level; else the root t of log a(t) = -B, a parabola."""
+        """alpha = 1 / sqrt(1 + level^2); cosine: tan(pi t / 2) = level; else the root of log a(t) = -B, a parabola."""
         if self.schedule == "cosine":
             return torch.atan(level) * (2.0 / math.pi)
         b = 0.5 * torch.log1p(level.square())  # -log alpha
@@ -154,7 +154,7 @@ class VariancePreserving(_Plain):
 
 @dataclass(frozen=True)
 class EDM:
-    """alpha = 1, sigma = 80 t: noise is added, data are never scaled down (Karras et al. 2022, where t is sigma itself).
+    """alpha = 1, sigma = 80 t: noise is added, data are never scaled down (Karras et al. 2022, where t is sigma).
 
     Normalised latents have deviation 1, the paper's sigma_data. It gives the network x / sqrt(sigma^2 + 1) (c_in) and
     log(sigma) / 4 (c_noise); here `scale` is c_in, and `clock` is log(sigma) brought from [log 0.002, log 80] to

@@ -135,7 +135,7 @@ def dpmpp_2m(denoise: Denoiser, path: Path, x: Tensor, times: Tensor, condition:
 
 def dpmpp_sde(denoise: Denoiser, path: Path, x: Tensor, times: Tensor, condition: Conditions, noise: Noise) -> Tensor:
     """SDE-DPM-Solver++(2M), one evaluation a step (Lu et al. 2022, "DPM-Solver++"; k-diffusion's
-    `dpmpp_2m_sde`): `dpmpp_2m` for the reverse SDE. The mean is of second order, the variance of first.
+    `dpmpp_2m_sde`): `dpmpp_2m` for the reverse SDE. Second order in law.
 
     x_s = sigma_s / sigma_t exp(-h) x_t + alpha_s (1 - exp(-2h)) D + sigma_s sqrt(1 - exp(-2h)) noise.
     """

@@ -7,10 +7,10 @@ import torch
 
 from models.diffusion.denoiser import build_network, denoiser, start_time
 from models.diffusion.gaussian import gaussian_denoiser
+from models.diffusion.grids import grid, time_grid
 from models.diffusion.guidance import guided
 from models.diffusion.objectives import PREDICTIONS, convert, target
 from models.diffusion.process import EDM, SCHEDULES, RectifiedFlow, VariancePreserving, add_noise
-from models.diffusion.grids import grid, time_grid
 from models.diffusion.samplers import heun
 
 PATHS = [RectifiedFlow(), *map(VariancePreserving, SCHEDULES), EDM()]

@@ -31,8 +31,8 @@ def test_rectified_flow_loss_is_half_pi_root_variance():
 def test_cosine_v_loss_of_white_data_is_one():
     """alpha^2 + sigma^2 = 1, so l = 1 gives 1 at each time, whatever their distribution."""
     for times in (Times(), Times("logit_normal", 0.5, 1.5)):
-        value = gaussian_loss(torch.ones(3), VariancePreserving("cosine"), "v", times)
-        assert value == pytest.approx(1.0, abs=1e-12)
+        for path in (VariancePreserving("cosine"), EDM()):
+            assert gaussian_loss(torch.ones(3), path, "v", times) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_loss_that_has_no_mean_is_infinite():
@@ -44,7 +44,7 @@ def test_loss_that_has_no_mean_is_infinite():
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("weighting", ["uniform", "min_snr"])
+@pytest.mark.parametrize("weighting", ["uniform", "min_snr", "edm"])
 def test_loss_is_what_the_ideal_denoiser_measures(path, prediction, weighting):
     """A plain average of the ideal denoiser's loss over draws comes to the closed form (times away from t = 0)."""
     mean, covariance = law(4)
