@@ -52,8 +52,8 @@ def karras(steps: int, path: Path, start: float = 1.0) -> Tensor:
     """
     first = torch.tensor(start, dtype=torch.float64)
     high = float(noise_level(path, first).clamp(max=EDM.SIGMA_MAX))
-    ends = [level ** (1.0 / KARRAS_RHO) for level in (high, EDM.SIGMA_MIN)]
-    levels = torch.linspace(*ends, steps, dtype=torch.float64) ** KARRAS_RHO
+    root = 1.0 / KARRAS_RHO
+    levels = torch.linspace(high**root, EDM.SIGMA_MIN**root, steps, dtype=torch.float64) ** KARRAS_RHO
     return torch.cat([path.at(levels).clamp(max=start), levels.new_zeros(1)])
 
 
