@@ -172,7 +172,7 @@ def verdict(table: Table) -> str:
     others = [row for row in best(table.rows, steps)[1:] if row.low <= first.distance]
     if others:
         shown = ", ".join(f"{row.sampler} on {row.grid}" for row in others[:4])
-        text += f". Intervals that reach it: {shown}{', ...' if len(others) > 4 else ''}"
+        text += f". Intervals that reach it: {shown}" + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     return text + "."
 
 
