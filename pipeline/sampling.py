@@ -66,6 +66,21 @@ def check(values: Mapping[str, Any]) -> None:
         raise UserError(f"guidance_interval: {interval} given, expected two noise levels, 0 <= low < high")
 
 
+def guidance_of(request: Mapping[str, Any]) -> float | str | None:
+    """What of guidance decides whether two figures may stand side by side: the scale alone where guidance is plain,
+    words where it is not, None where the request says nothing.
+    """
+    scale = request.get("guidance")
+    filled = {**DEFAULTS, **request}
+    kind, interval, rescale = (filled[f"guidance_{name}"] for name in ("kind", "interval", "rescale"))
+    words = [f"autoguidance by {filled['guidance_weak']}"] if kind == "autoguidance" else []
+    words += [f"in ({interval[0]:g}, {interval[1]:g}]"] if interval is not None else []
+    words += [f"rescaled by {rescale:g}"] if rescale else []
+    if scale is None or scale == 1 or not words:
+        return scale
+    return " ".join([f"{scale:g}", *words])
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 

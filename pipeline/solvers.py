@@ -94,7 +94,7 @@ def measure(
     generator = from_artifacts(made["autoencoder"], made["encode"], made["diffusion"], device, how)
     classes = len(generator.classes)
     extractor = evaluate.make_extractor(section, train[n:], labels[n:], held_out, held_out_labels, classes)
-    asked = [int(c) for c in evaluate._asked(labels, n, classes)] if classes else None
+    asked = [int(c) for c in evaluate.asked_classes(labels, n, classes)] if classes else None
     features = extractor(held_out[:n])
 
     def score(images: Images) -> Figure:

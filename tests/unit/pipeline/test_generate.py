@@ -28,6 +28,7 @@ from pipeline.generate import (
     write_samples,
 )
 from pipeline.latents import LatentSpace
+from pipeline.sampling import guidance_of
 
 AUTOENCODER = {"kind": "kl", "preset": "tiny-f2"}
 
@@ -150,6 +151,14 @@ def test_guidance_in_an_interval_and_rescaled(model: Generator) -> None:
     assert np.array_equal(model.sample(**request, guidance_interval=[0.0, math.inf]), guided)
     assert np.array_equal(model.sample(**request, guidance_interval=[1e8, 1e9]), plain)
     assert not np.array_equal(model.sample(**request, guidance_rescale=0.7), guided)
+
+
+def test_figures_of_unlike_guidance_are_named_apart(model: Generator) -> None:
+    assert guidance_of(model.request(n=1, guidance=2.0)) == 2.0
+    assert guidance_of(model.request(n=1, guidance=1.0, guidance_rescale=0.5)) == 1.0
+    found = guidance_of(model.request(n=1, guidance=2.0, guidance_interval=[0.3, 3.0], guidance_rescale=0.5))
+    assert found == "2 in (0.3, 3] rescaled by 0.5"
+    assert guidance_of({}) is None
 
 
 def test_autoguidance_by_weaker_weights(model: Generator, tmp_path: Path) -> None:
