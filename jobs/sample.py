@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from jobs.cli import main
+
+SAMPLERS = ["euler", "heun", "ddim", "dpmpp_2m", "ddpm", "euler_ancestral", "dpmpp_sde"]
+GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 
 
 @click.command("sample")
@@ -14,9 +18,20 @@ from jobs.cli import main
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the images.")
 @click.option("-n", "--count", default=16, show_default=True, type=click.IntRange(1), help="Number of images.")
 @click.option("--classes", default=None, help="Classes by name or number, separated by commas, in turn; default: all.")
-@click.option("--sampler", default=None, type=click.Choice(["euler", "heun", "ddim"]), help="Default: the model's.")
+@click.option("--sampler", default=None, type=click.Choice(SAMPLERS), help="Default: the model's.")
 @click.option("--steps", default=None, type=click.IntRange(1), help="Steps of the sampler; default: the model's.")
 @click.option("--guidance", default=None, type=click.FloatRange(0), help="Guidance scale; default: the model's.")
+@click.option("--grid", default=None, type=click.Choice(GRIDS), help="Where the steps lie; default: the model's.")
+@click.option("--shift", default=None, type=float, help="With `--grid shifted`: how many times the noise.")
+@click.option(
+    "--guidance-kind",
+    default=None,
+    type=click.Choice(["classifier_free", "autoguidance"]),
+    help="Default: the model's.",
+)
+@click.option("--guidance-weak", default=None, help="With autoguidance: live, or a half-life that was kept.")
+@click.option("--guidance-interval", default=None, type=(float, float), help="Noise levels, LOW HIGH, with guidance.")
+@click.option("--guidance-rescale", default=None, type=click.FloatRange(0, 1), help="Default: the model's.")
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed; the same seed, the same images."
 )
@@ -29,7 +44,7 @@ from jobs.cli import main
 )
 def command(
     model: str, out: Path, count: int, classes: str | None, sampler: str | None, steps: int | None,
-    guidance: float | None, seed: int, batch_size: int | None, weights: str | None, root: Path,
+    guidance: float | None, seed: int, batch_size: int | None, weights: str | None, root: Path, **how: Any,
 ) -> None:  # fmt: skip
     """Generate images from MODEL: PNG files, a grid, and a JSON file of what made them."""
     from pipeline.errors import UserError
@@ -40,7 +55,7 @@ def command(
 
     generator = load_pretrained(model, root=root, weights=weights)
     request = generator.request(
-        classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size
+        classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size, **how
     )
     write_samples(out, generator.sample(**request), sample_info(generator, request))
     print(f"{count} images in {out}, the grid in {out / 'grid.png'}")

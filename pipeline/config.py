@@ -417,16 +417,26 @@ class Condition(Section):
 
 
 class DiffusionPath(Section):
-    kind: Literal["rectified_flow", "variance_preserving"] = Field("rectified_flow", description="The forward process.")
-    schedule: Literal["linear", "cosine"] = Field(
-        "cosine", description="With `variance_preserving`: its noise schedule."
+    kind: Literal["rectified_flow", "variance_preserving", "edm"] = Field(
+        "rectified_flow",
+        description="The forward process; edm adds noise up to 80 deviations of the data, and is meant for "
+        "`prediction: v` (its preconditioning), `times.kind: edm`, `weighting: edm`.",
+    )
+    schedule: Literal["linear", "cosine", "zero_terminal_snr"] = Field(
+        "cosine",
+        description="With `variance_preserving`: its noise schedule; the last is linear, moved to end in noise.",
     )
 
 
 class Times(Section):
-    kind: Literal["uniform", "logit_normal"] = Field("uniform", description="Density of the training times in (0, 1).")
-    mean: float = Field(0.0, description="With `logit_normal`: mean of the logit.")
-    std: float = Field(1.0, gt=0, description="With `logit_normal`: standard deviation of the logit.")
+    kind: Literal["uniform", "logit_normal", "edm"] = Field(
+        "uniform",
+        description="Density of the training times in (0, 1); edm: log-normal noise level (noise over data), any path.",
+    )
+    mean: float = Field(0.0, description="With `logit_normal`: mean of the logit; `edm`: of the log noise level.")
+    std: float = Field(
+        1.0, gt=0, description="With `logit_normal`: standard deviation of the logit; `edm`: of the log noise level."
+    )
 
 
 class FdCurve(Section):
@@ -447,18 +457,26 @@ class Diffusion(Section):
     prediction: Literal["eps", "x0", "v", "velocity"] = Field(
         "velocity", description="What the backbone is trained to give."
     )
-    weighting: Literal["uniform", "min_snr"] = Field("uniform", description="Weight of a time in the loss.")
+    weighting: Literal["uniform", "min_snr", "edm"] = Field("uniform", description="Weight of a time in the loss.")
     training: Training
     fd: FdCurve = Field(FdCurve(), json_schema_extra=SPEED)
 
     @model_validator(mode="after")
     def _finite_loss(self) -> Diffusion:
         # sigma^2 falls like t, so |d(alpha, sigma)/dt|^2 grows like 1/t: its mean over uniform times has no bound
-        linear = (self.path.kind, self.path.schedule) == ("variance_preserving", "linear")
+        preserving = self.path.kind == "variance_preserving"
+        linear = preserving and self.path.schedule in ("linear", "zero_terminal_snr")
         if linear and (self.prediction, self.times.kind, self.weighting) == ("velocity", "uniform", "uniform"):
             raise ValueError(
                 "`prediction: velocity` has an infinite mean loss on the linear variance preserving path with uniform "
                 "times; expected eps, x0 or v, or `schedule: cosine`, `times.kind: logit_normal`, `weighting: min_snr`"
+            )
+        # 1 + SNR times the error of x0 is (1 + SNR) / SNR times that of eps: like 1/(1 - t)^2 where alpha ends at 0
+        ends = self.path.kind == "rectified_flow" or (preserving and self.path.schedule != "linear")
+        if ends and (self.prediction, self.times.kind, self.weighting) == ("eps", "uniform", "edm"):
+            raise ValueError(
+                "`weighting: edm` with `prediction: eps` has an infinite mean loss under uniform times where no data "
+                "are left at the end of the path; expected v or velocity, or `times.kind` logit_normal or edm"
             )
         return self
 
@@ -495,13 +513,42 @@ class Evaluate(Section):
         "length>, or a .safetensors file.",
     )
     samples: int = Field(500, ge=2, description="Images that are generated and compared.")
-    sampler: Literal["euler", "heun", "ddim"] = Field("heun", description="Solver of the sampling equation.")
+    sampler: Literal["euler", "heun", "ddim", "dpmpp_2m", "ddpm", "euler_ancestral", "dpmpp_sde"] = Field(
+        "heun", description="Solver of the sampling equation; the last three put in fresh noise at each step."
+    )
     steps: Positive = Field(20, description="Steps of the solver.")
+    grid: Literal["auto", "uniform", "cosine", "karras", "shifted"] = Field(
+        "auto", description="Where the steps lie in time; auto: uniform, on the path edm karras."
+    )
+    shift: float | None = Field(
+        None, gt=0, description="With `shifted`: how many times the noise; default: side of the latents over 32."
+    )
     guidance: float = Field(1.0, ge=0, description="Guidance scale; 1: none.")
+    guidance_kind: Literal["classifier_free", "autoguidance"] = Field(
+        "classifier_free",
+        description="What guidance leads away from: the answer without condition, or that of weaker weights.",
+    )
+    guidance_weak: Literal["live"] | Positive = Field(
+        "live",
+        description="With `autoguidance`: the weaker weights, live (not averaged) or the average of this half-life in "
+        "samples, one of `diffusion.training.half_lives`.",
+    )
+    guidance_interval: tuple[float, float] | None = Field(
+        None, description="Noise levels (noise over data) above and up to which there is guidance; default: all."
+    )
+    guidance_rescale: Fraction = Field(
+        0.0, description="Share in which the guided answer is brought back to the deviation of the plain one."
+    )
     batch_size: Positive = Field(100, description="Images generated at once.")
     extractor: Extractor = Extractor()
     bootstrap: int = Field(100, ge=2, description="Resamples behind an interval.")
     seed: int = Field(0, ge=0, description="Seed of the samples.")
+
+    @model_validator(mode="after")
+    def _interval(self) -> Evaluate:
+        if self.guidance_interval and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            raise ValueError(f"`guidance_interval` {list(self.guidance_interval)}: expected 0 <= low < high")
+        return self
 
 
 class ClusterConfig(Section):
@@ -545,6 +592,16 @@ class Config(Section):
             raise ValueError(
                 f"`latents.views` has {crops[0]}, but images are stored without a margin to crop in; "
                 "set `data.augment.crop: random`, or leave the crops out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weaker_weights(self) -> Config:
+        weak, kept = self.evaluate.guidance_weak, self.diffusion.training.half_lives[1:]
+        if weak != "live" and weak not in kept:
+            raise ValueError(
+                f"`evaluate.guidance_weak` {weak}: expected live, or one of `diffusion.training.half_lives` after the "
+                f"first ({', '.join(map(str, kept)) or 'there is none'})"
             )
         return self
 

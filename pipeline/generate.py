@@ -3,7 +3,8 @@
     config.json              how to build it and what it was made of      latents.json   the latent space
     autoencoder.safetensors  denoiser.safetensors (averaged weights)
 
-No pickle. Networks, samplers and guidance are in `models/`, the latent space in `latents.py`, training in `stages/`.
+With autoguidance also weaker.safetensors. No pickle. Networks, samplers and guidance are in `models/`, how latents are
+sampled in `sampling.py`, the latent space in `latents.py`, training in `stages/`.
 """
 
 from __future__ import annotations
@@ -21,19 +22,17 @@ from torch import Tensor, nn
 
 from models import registry
 from models.diffusion import denoiser
-from models.diffusion.guidance import guided
-from models.diffusion.process import make_path
-from models.diffusion.samplers import SAMPLERS, time_grid
+from pipeline import sampling
 from pipeline.artifacts import Artifact, Store
 from pipeline.averages import check, weights_path
-from pipeline.data.order import Draw, draw_batch
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, atomic_write, read_json, sha256_file, write_json
 from pipeline.latents import LatentSpace
 
 FORMAT = 1
 WEIGHTS = ("autoencoder.safetensors", "denoiser.safetensors")
-DEFAULTS: dict[str, Any] = {"sampler": "heun", "steps": 20, "guidance": 1.0, "batch_size": 32}
+WEAKER = "weaker.safetensors"  # the network that autoguidance leads away from
+DEFAULTS: dict[str, Any] = {**sampling.DEFAULTS, "batch_size": 32}
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]  # [n, H, W, C]
 
@@ -44,6 +43,7 @@ class Generator:
 
     options: as in config.json (latent, backbone, condition, classes, path, prediction). space: raw <-> normalised
     latents. defaults: what `sample` takes where it is not told. about: name, weights (SHA-256 by file), lineage.
+    averages: files of other weights of the network, by name (`live`, or a half-life), for autoguidance.
     """
 
     options: dict[str, Any]
@@ -53,6 +53,8 @@ class Generator:
     device: torch.device
     defaults: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
     about: dict[str, Any] = field(default_factory=dict)
+    averages: dict[str, Path] = field(default_factory=dict)
+    _loaded: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
     def classes(self) -> list[str]:
@@ -68,14 +70,17 @@ class Generator:
         sampler: str | None = None,
         guidance: float | None = None,
         batch_size: int | None = None,
+        **how: Any,
     ) -> Images:
         """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (default: all, in turn).
 
         Image i of a seed is a function of (seed, i, its class) alone: noise is drawn by image, and every batch is
         filled up to `batch_size`, so that `n` and the other classes change no bit. Another batch size is another shape
-        of the same computation: equal up to rounding. Raises UserError for values that the model does not know.
+        of the same computation: equal up to rounding. `how`: grid, shift, guidance_kind, guidance_weak,
+        guidance_interval, guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model
+        does not know.
         """
-        request = self.request(classes, n, seed, steps, sampler, guidance, batch_size)
+        request = self.request(classes, n, seed, steps, sampler, guidance, batch_size, **how)
         batches = list(self._batches(request))
         return np.concatenate(batches)[: request["n"]]
 
@@ -88,10 +93,11 @@ class Generator:
         sampler: str | None = None,
         guidance: float | None = None,
         batch_size: int | None = None,
+        **how: Any,
     ) -> dict[str, Any]:
         """The arguments of `sample`, checked, with the defaults put in, as plain JSON values."""
         labels = self._labels(classes)
-        chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch_size": batch_size}
+        chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch_size": batch_size, **how}
         filled = {**self.defaults, **{key: value for key, value in chosen.items() if value is not None}}
         count = n if n is not None else len(labels) if classes is not None else 16
         request = {"n": count, "seed": seed, "classes": labels}
@@ -100,11 +106,10 @@ class Generator:
                 raise UserError(f"{key}: {value} given, expected a whole number of at least 1")
         if not isinstance(seed, int) or seed < 0:
             raise UserError(f"seed: {seed} given, expected a whole number of at least 0")
-        if filled["sampler"] not in SAMPLERS:
-            raise UserError(f"sampler: {filled['sampler']!r} is none of {', '.join(sorted(SAMPLERS))}")
-        if not math.isfinite(filled["guidance"]) or filled["guidance"] < 0:
-            raise UserError(f"guidance: {filled['guidance']} given, expected a number of at least 0 (1 is no guidance)")
-        if filled["guidance"] != 1 and not (self.classes and self.options["condition"].get("drop", 0) > 0):
+        sampling.check({key: value for key, value in filled.items() if key != "batch_size"})
+        if filled["guidance"] != 1 and filled["guidance_kind"] == "autoguidance":
+            self._weak_file(str(filled["guidance_weak"]))
+        elif filled["guidance"] != 1 and not (self.classes and self.options["condition"].get("drop", 0) > 0):
             raise UserError(
                 f"guidance: {filled['guidance']} needs a model trained with `condition.drop` above 0; give 1"
             )
@@ -133,23 +138,35 @@ class Generator:
         return np.concatenate(parts)
 
     def _batches(self, request: dict[str, Any]) -> Iterator[Images]:
-        options, labels, size = self.options, request["classes"], request["batch_size"]
-        path = make_path(options["path"]["kind"], options["path"]["schedule"])
-        denoise = denoiser.denoiser(self.network, path, options["prediction"])
-        if request["guidance"] != 1:
-            null = {"class": torch.full((size,), len(self.classes), device=self.device)}
-            denoise = guided(denoise, float(request["guidance"]), null)
-        times = time_grid(request["steps"], denoiser.start_time(path, options["prediction"]))
-        channels, side = options["latent"]["channels"], options["latent"]["size"]
-        noise = [Draw("noise", "normal", (channels, side, side))]
+        labels, size = request["classes"], request["batch_size"]
         for start in range(0, request["n"], size):
             rows = range(start, start + size)  # the last batch goes beyond n, and is cut by the caller
-            x = torch.from_numpy(draw_batch(request["seed"], "sample", rows, noise)["noise"]).to(self.device)
-            chosen = torch.tensor([labels[i % len(labels)] for i in rows] if labels else [0] * size, device=self.device)
-            condition = {"class": chosen} if labels else {}
-            x = x * path.sigma(times[0]).float()  # x at the first time: noise alone, alpha is at most 0.007 there
-            with torch.no_grad():
-                yield self.decode(SAMPLERS[request["sampler"]](denoise, path, x, times, condition), size)
+            chosen = torch.tensor([labels[i % len(labels)] for i in rows], device=self.device) if labels else None
+            z = sampling.latents(
+                self.network,
+                lambda: self._weak(str(request["guidance_weak"])),
+                self.options,
+                request,
+                rows,
+                chosen,
+                self.device,
+            )
+            yield self.decode(z, size)
+
+    def _weak_file(self, name: str) -> Path:
+        if name not in self.averages:
+            kept = ", ".join(sorted(self.averages)) or "none"
+            raise UserError(f"guidance_weak: weights {name!r} are not kept with this model; kept: {kept}")
+        return self.averages[name]
+
+    def _weak(self, name: str) -> nn.Module:
+        """The network with other weights of the same run; read once."""
+        if name not in self._loaded:
+            with torch.random.fork_rng(devices=[]):  # its first weights are of no use
+                network = build_network(self.options)
+            load_weights(network, self._weak_file(name))
+            self._loaded[name] = network.eval().to(self.device)
+        return self._loaded[name]
 
     def _labels(self, classes: Sequence[int | str] | None) -> list[int]:
         names = self.classes
@@ -192,9 +209,11 @@ def generator(
     device: torch.device,
     defaults: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
+    averages: Mapping[str, Path] | None = None,
 ) -> Generator:
     """A generator of networks at hand (in training, too); nothing is copied."""
-    return Generator(options, autoencoder, network, space, device, {**DEFAULTS, **(defaults or {})}, dict(about or {}))
+    filled = {**DEFAULTS, **(defaults or {})}
+    return Generator(options, autoencoder, network, space, device, filled, dict(about or {}), dict(averages or {}))
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------
@@ -212,16 +231,21 @@ def save_pretrained(
     space: LatentSpace,
     defaults: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
+    weaker_weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Write a model folder, whole in itself; returns its config.
 
     image: {size, channels}. options: as of `Generator`. autoencoder: options of models/autoencoders/. lineage: plain
-    JSON values that name what the model was made of. config.json comes last and holds the checksums of the weights.
+    JSON values that name what the model was made of. weaker_weights: those of `guidance_weak` in `defaults`, for
+    autoguidance. config.json comes last and holds the checksums of the weights.
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    for file, weights in zip(WEIGHTS, (autoencoder_weights, denoiser_weights), strict=True):
+    files = dict(zip(WEIGHTS, (autoencoder_weights, denoiser_weights), strict=True))
+    if weaker_weights is not None:
+        files[WEAKER] = weaker_weights
+    for file, weights in files.items():
         with atomic_path(folder / file) as temporary:
             save_file({key: value.detach().contiguous().cpu() for key, value in weights.items()}, str(temporary))
     space.save(folder / "latents.json")
@@ -233,7 +257,7 @@ def save_pretrained(
         "autoencoder": registry.resolve("autoencoders", autoencoder),
         "backbone": registry.resolve("backbones", options["backbone"]),
         "defaults": {**DEFAULTS, **(defaults or {})},
-        "weights": {file: sha256_file(folder / file) for file in WEIGHTS},
+        "weights": {file: sha256_file(folder / file) for file in files},
         "lineage": dict(lineage or {}),
     }
     write_json(folder / "config.json", config)
@@ -282,6 +306,7 @@ def load_pretrained(
         where,
         config["defaults"],
         {key: config[key] for key in ("name", "weights", "lineage")},
+        {str(config["defaults"]["guidance_weak"]): folder / WEAKER} if WEAKER in config["weights"] else {},
     )
 
 
@@ -327,7 +352,13 @@ def from_artifacts(
     }
     decoder = load_model(autoencoder.path).eval().to(device)
     space = LatentSpace.load(latents.path / "latents.json")
-    return generator(options, decoder, network.eval().to(device), space, device, defaults, about)
+    return generator(options, decoder, network.eval().to(device), space, device, defaults, about, averages(diffusion))
+
+
+def averages(diffusion: Artifact) -> dict[str, Path]:
+    """The weights that a diffusion stage left besides its first average: "live", and half-lives in samples."""
+    files = {path.stem.removeprefix("ema-"): path for path in diffusion.path.glob("ema-*.safetensors")}
+    return {"live": diffusion.path / "live.safetensors", **files}
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

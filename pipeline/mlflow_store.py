@@ -286,7 +286,8 @@ def _finite(value: float | str) -> float:
 
 def log_model(run: str, folder: Path, name: str) -> str:
     """Log a model folder as a model of the run, with the code that loads it and explicit requirements; its model id."""
-    spec = {"seed": ("long", 0), "steps": ("long", None), "sampler": ("string", None), "guidance": ("double", None)}
+    spec = {"seed": ("long", 0), "steps": ("long", None), "guidance": ("double", None)}
+    spec |= {"sampler": ("string", None), "grid": ("string", None)}
     model = Model.log(
         artifact_path=None,
         name=name,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-PARAMS = ("seed", "steps", "sampler", "guidance")
+PARAMS = ("seed", "steps", "sampler", "grid", "guidance")
 
 
 class LatentDiffusion(PythonModel):  # type: ignore[misc]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models import conditioning, registry
 from models.conditioning import Conditions
-from models.diffusion.objectives import check, solve
+from models.diffusion.objectives import check, predict, solve
 from models.diffusion.process import Path
 
 # x [n, ...], t [n], condition -> the expectation of x0 given x at t, in the shape of x
@@ -59,7 +59,7 @@ def denoiser(network: nn.Module, path: Path, prediction: str) -> Denoiser:
     check(prediction)
 
     def denoise(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
-        return solve(prediction, network(x, t, condition).float(), x, t, path)[0]
+        return solve(prediction, predict(network, x, t, condition, path), x, t, path)[0]
 
     return denoise
 

@@ -69,17 +69,19 @@ def gaussian_loss(
 
     Along an eigenvector of variance l, x0 has the posterior variance l sigma^2 / (alpha^2 l + sigma^2), which is the
     squared error of x0; an error of x0 becomes one of eps, v or velocity as in `min_snr_weight`, hence k l / (alpha^2 l
-    + sigma^2) with k = sigma^2, alpha^2, (alpha^2 + sigma^2)^2, speed^2. The expectation over times is a midpoint rule
-    over u. It is infinite for velocities whose squared speed has no mean (the linear schedule under uniform times). No
-    denoiser that is affine in x does better: a network below it has learnt more of the data than its covariance.
+    + sigma^2) with k = sigma^2, alpha^2, scale^2 (alpha^2 + sigma^2)^2, speed^2. The expectation over times is a
+    midpoint rule over u. It is infinite for velocities whose squared speed has no mean (the linear schedule under
+    uniform times). No denoiser that is affine in x does better: a network below it has learnt more of the data than
+    its covariance.
     """
     check(prediction)
     values = eigenvalues.detach().to("cpu", torch.float64).flatten().clamp(min=0.0)
-    t = times((torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes)
+    t = times((torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes, path)
     alpha2, sigma2 = path.alpha(t).square(), path.sigma(t).square()
     if prediction == "velocity" and weighting == times.kind == "uniform" and torch.isinf(path.speed(t.new_zeros(1))):
         return math.inf  # speed^2 grows as 1 / t
-    k = {"x0": sigma2, "eps": alpha2, "v": (alpha2 + sigma2).square(), "velocity": path.speed(t).square()}[prediction]
+    v2 = (path.scale(t) * (alpha2 + sigma2)).square()
+    k = {"x0": sigma2, "eps": alpha2, "v": v2, "velocity": path.speed(t).square()}[prediction]
     k = k * weight(weighting, prediction, t, path)
     total = torch.zeros((), dtype=torch.float64)
     for value in values:  # a line of nodes at a time: little memory for any d

@@ -1,4 +1,6 @@
-"""Classifier-free guidance: a denoiser in, a denoiser out."""
+"""Guidance: a denoiser in, a denoiser out. At a given (x, t) every prediction is affine in x0, so guiding x0 is guiding
+eps, v or velocity with the same scale.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,13 @@ from torch import Tensor
 
 from models.conditioning import Conditions
 from models.diffusion.denoiser import Denoiser
+from models.diffusion.process import Path, noise_level
 
 
-def guided(denoise: Denoiser, scale: float, null: Conditions) -> Denoiser:
+def guided(denoise: Denoiser, scale: float, null: Conditions, rescale: float = 0.0) -> Denoiser:
     """x0 = null + scale * (conditional - null), in one evaluation of twice the batch (Ho and Salimans 2022, eq. 6).
 
-    `scale` 1 is the plain denoiser, 0 the unconditional one. `null` has one row a sample (or one row for all). At a
-    given (x, t) every prediction is affine in x0, so guiding x0 is guiding eps, v or velocity with the same scale.
+    `scale` 1 is the plain denoiser, 0 the unconditional one. `null` has one row a sample (or one row for all).
     """
     if scale == 1.0 or not null:  # without a condition both terms are one
         return denoise
@@ -22,7 +24,47 @@ def guided(denoise: Denoiser, scale: float, null: Conditions) -> Denoiser:
         n = x.shape[0]
         both = {name: torch.cat([value, null[name].expand_as(value)]) for name, value in condition.items()}
         conditional, unconditional = denoise(torch.cat([x, x]), torch.cat([t, t]), both).split(n)
-        x0: Tensor = unconditional + scale * (conditional - unconditional)
-        return x0
+        return _away(conditional, unconditional, scale, rescale)
 
     return with_guidance
+
+
+def autoguided(denoise: Denoiser, weak: Denoiser, scale: float, rescale: float = 0.0) -> Denoiser:
+    """x0 = weak + scale * (strong - weak): away from what a weaker version of the network does worse (Karras et al.
+    2024, "Guiding a Diffusion Model with a Bad Version of Itself"). Both are given the condition.
+    """
+    if scale == 1.0:
+        return denoise
+
+    def with_guidance(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
+        return _away(denoise(x, t, condition), weak(x, t, condition), scale, rescale)
+
+    return with_guidance
+
+
+def within(inside: Denoiser, outside: Denoiser, path: Path, low: float, high: float) -> Denoiser:
+    """`inside` at times whose noise level sigma / alpha is in (low, high], else `outside`; t is one time for all.
+
+    Guidance in a limited interval (Kynkaanniemi et al. 2024): at much noise it takes variety away, at
+    little noise it does nothing and costs an evaluation.
+    """
+
+    def limited(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
+        level = float(noise_level(path, t[0]))
+        return (inside if low < level <= high else outside)(x, t, condition)
+
+    return limited
+
+
+def _away(strong: Tensor, weak: Tensor, scale: float, rescale: float) -> Tensor:
+    """weak + scale (strong - weak), its deviation brought back to that of `strong` for the share `rescale`.
+
+    Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4, here for x0:
+    the deviation over all elements of a sample grows with the scale, which is what makes images too bright.
+    """
+    x0 = weak + scale * (strong - weak)
+    if rescale == 0.0:
+        return x0
+    dims = tuple(range(1, x0.dim()))
+    factor = strong.std(dim=dims, keepdim=True) / x0.std(dim=dims, keepdim=True)
+    return rescale * (x0 * factor) + (1.0 - rescale) * x0

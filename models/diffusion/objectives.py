@@ -4,8 +4,15 @@ With x = alpha x0 + sigma eps, a prediction is p = a x0 + b eps:
 
     eps       (a, b) = (0, 1)                        Ho et al. 2020
     x0        (a, b) = (1, 0)
-    v         (a, b) = (-sigma, alpha)               Salimans and Ho 2022
+    v         (a, b) = scale * (-sigma, alpha)       Salimans and Ho 2022
     velocity  (a, b) = (alpha', sigma') = dx/dt      Liu et al. 2023, Lipman et al. 2023
+
+`scale` is what the network's input is multiplied with (1 but on the EDM path): v is that of the scaled path. On the EDM
+path alpha = 1 and scale = 1 / sqrt(sigma^2 + 1), so that -v = (sigma x0 - eps) / sqrt(sigma^2 + 1) and, solved for x0,
+
+    x0 = x / (sigma^2 + 1) + sigma / sqrt(sigma^2 + 1) (-v)
+
+These are c_skip, c_out and F of Karras et al. 2022, table 1, at sigma_data = 1: "v" on "edm" is their preconditioning.
 
 Two equations, two unknowns: x0 = (b x - sigma p) / d, eps = (alpha p - a x) / d, d = alpha b - sigma a; `solve`
 writes this out so that it is stable at t = 0 and t = 1. No draws are made here: times come from u in (0, 1), noise from
@@ -23,7 +30,8 @@ from models.conditioning import Conditions
 from models.diffusion.process import Path, add_noise, like
 
 PREDICTIONS = ("eps", "x0", "v", "velocity")
-WEIGHTINGS = ("uniform", "min_snr")
+WEIGHTINGS = ("uniform", "min_snr", "edm")
+TIMES = ("uniform", "logit_normal", "edm")
 SMALLEST = 1e-4  # floor of a divisor: eps says nothing of x0 where alpha = 0, nor x0 of eps where sigma = 0
 
 
@@ -41,7 +49,8 @@ def target(prediction: str, x0: Tensor, eps: Tensor, t: Tensor, path: Path) -> T
     if prediction == "x0":
         return x0
     if prediction == "v":
-        return like(path.alpha(t), x0) * eps - like(path.sigma(t), x0) * x0
+        v = like(path.alpha(t), x0) * eps - like(path.sigma(t), x0) * x0
+        return like(path.scale(t), x0) * v
     a, b = path.direction(t)
     return like(path.speed(t), x0) * (like(a, x0) * x0 + like(b, x0) * eps)
 
@@ -59,6 +68,7 @@ def solve(prediction: str, p: Tensor, x: Tensor, t: Tensor, path: Path) -> tuple
         return p, (x - alpha * p) / sigma.clamp(min=SMALLEST)
     if prediction == "v":
         d = alpha.square() + sigma.square()  # alpha alpha - sigma (-sigma); 1 where variance is preserved
+        p = p / like(path.scale(t), x)
         return (alpha * x - sigma * p) / d, (sigma * x + alpha * p) / d
     a, b = (like(c, x) for c in path.direction(t))  # p / speed = a x0 + b eps, and alpha b - sigma a = 1
     p = p / like(path.speed(t), x)
@@ -75,8 +85,8 @@ def min_snr_weight(prediction: str, t: Tensor, path: Path, gamma: float = 5.0) -
     """Weight [n] that makes the loss of any prediction equal min(SNR, gamma) times the squared error of x0.
 
     Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy". An error e of x0 at a given x is an
-    error -alpha/sigma e of eps, -(alpha^2 + sigma^2)/sigma e of v, -speed/sigma e of the velocity; with m = sigma^2
-    min(SNR, gamma) = min(alpha^2, gamma sigma^2) nothing is divided by zero.
+    error -alpha/sigma e of eps, -scale (alpha^2 + sigma^2)/sigma e of v, -speed/sigma e of the velocity; with
+    m = sigma^2 min(SNR, gamma) = min(alpha^2, gamma sigma^2) nothing is divided by zero.
     """
     check(prediction)
     alpha2, sigma2 = path.alpha(t).square(), path.sigma(t).square()
@@ -86,8 +96,27 @@ def min_snr_weight(prediction: str, t: Tensor, path: Path, gamma: float = 5.0) -
     if prediction == "eps":
         return torch.where(alpha2 < gamma * sigma2, torch.ones_like(t), gamma * sigma2 / alpha2)
     if prediction == "v":
-        return m / (alpha2 + sigma2).square()
+        return m / (path.scale(t) * (alpha2 + sigma2)).square()
     return m / path.speed(t).square()
+
+
+def edm_weight(prediction: str, t: Tensor, path: Path) -> Tensor:
+    """Weight [n] that makes the loss of any prediction equal (1 + SNR) times the squared error of x0.
+
+    Karras et al. 2022, table 1: lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 at sigma_data = 1, with the
+    noise level for sigma, is 1 + SNR = (alpha^2 + sigma^2) / sigma^2. By the errors of `min_snr_weight` it is 1 for v
+    on the EDM path (c_out^2 lambda = 1 there) and where variance is preserved.
+    """
+    check(prediction)
+    alpha2, sigma2 = path.alpha(t).square(), path.sigma(t).square()
+    total = alpha2 + sigma2
+    if prediction == "x0":
+        return total / sigma2.clamp(min=SMALLEST**2)
+    if prediction == "eps":
+        return total / alpha2.clamp(min=SMALLEST**2)
+    if prediction == "v":
+        return 1.0 / (path.scale(t).square() * total)
+    return total / path.speed(t).square()
 
 
 @dataclass(frozen=True)
@@ -95,7 +124,8 @@ class Times:
     """The distribution of training times, as a map from uniform draws.
 
     "uniform": t = u. "logit_normal": t = sigmoid(mean + std z), z the normal quantile of u (Esser et al. 2024, section
-    3.1).
+    3.1). "edm": the time at which the log of the noise level sigma / alpha is mean + std z (Karras et al. 2022, table
+    1: -1.2 + 1.2 z for sigma_data = 0.5, which is -0.5 + 1.2 z at 1). On the straight path the last two agree.
     """
 
     kind: str = "uniform"
@@ -103,25 +133,34 @@ class Times:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("uniform", "logit_normal"):
-            raise ValueError(f"times.kind: expected 'uniform' or 'logit_normal', got {self.kind!r}")
+        if self.kind not in TIMES:
+            raise ValueError(f"times.kind: expected one of {', '.join(TIMES)}, got {self.kind!r}")
         if self.std <= 0:
             raise ValueError(f"times.std: expected more than 0, got {self.std}")
 
-    def __call__(self, u: Tensor) -> Tensor:
-        """u float64 [n] in (0, 1) -> t float64 [n] in (0, 1)."""
+    def __call__(self, u: Tensor, path: Path) -> Tensor:
+        """u float64 [n] in (0, 1) -> t float64 [n] in (0, 1), or 1 where "edm" asks for more noise than there is."""
         if self.kind == "uniform":
             return u
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        logit = self.mean + self.std * torch.special.ndtri(u)
+        return path.at(torch.exp(logit)) if self.kind == "edm" else torch.sigmoid(logit)
 
 
 def weight(weighting: str, prediction: str, t: Tensor, path: Path) -> Tensor:
-    """Weight of a sample's loss, [n]: 1 for "uniform", `min_snr_weight` for "min_snr"."""
+    """Weight of a sample's loss, [n]: 1 for "uniform", `min_snr_weight` for "min_snr", `edm_weight` for "edm"."""
     if weighting == "uniform":
         return torch.ones_like(t)
     if weighting == "min_snr":
         return min_snr_weight(prediction, t, path)
+    if weighting == "edm":
+        return edm_weight(prediction, t, path)
     raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+
+
+def predict(network: nn.Module, x: Tensor, t: Tensor, condition: Conditions, path: Path) -> Tensor:
+    """The network's prediction at (x, t), float32: it is given scale * x and the path's clock."""
+    p: Tensor = network(like(path.scale(t), x) * x, path.clock(t), condition)
+    return p.float()
 
 
 def loss(
@@ -139,7 +178,7 @@ def loss(
     x0 normalised latents [n, C, h, w]; noise the same shape, ~ N(0, I); t [n] in (0, 1). x_t and the loss are float32.
     """
     x0, noise, t = x0.float(), noise.float(), t.float()
-    p = network(add_noise(path, x0, noise, t), t, condition)
-    error = p.float() - target(prediction, x0, noise, t, path)
+    p = predict(network, add_noise(path, x0, noise, t), t, condition, path)
+    error = p - target(prediction, x0, noise, t, path)
     per_sample: Tensor = weight(weighting, prediction, t, path) * error.square().flatten(1).mean(dim=1)
     return per_sample

@@ -59,7 +59,7 @@ def check(named: Mapping[str, Mapping[str, Any]], varied: Collection[str] = ()) 
 
 def text(found: Mapping[str, Any]) -> str:
     """The conditions in a few words, for a tag or a caption."""
-    guidance = "" if found.get("guidance") is None else f", guidance {found['guidance']:g}"
+    guidance = "" if found.get("guidance") is None else f", guidance {found['guidance']}"
     size = f"{found['resolution']}x{found['resolution']}x{found['channels']}"
     return f"{found['images']} images a set of {size}, extractor {_short(found['extractor'])}{guidance}"
 
@@ -83,4 +83,4 @@ def verdict(figures: Mapping[str, Any]) -> str | None:
 
 
 def _short(value: Any) -> Any:
-    return value[:12] if isinstance(value, str) else value
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value  # a digest

@@ -114,7 +114,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         """The weighted squared error of the prediction, a mean over elements: [n]."""
         x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, h, w]
         condition = {"class": batch["label"]}
-        t = times(batch["u"])
+        t = times(batch["u"], path)
         return objectives.loss(network, x0, batch["noise"], t, condition, path, section.prediction, section.weighting)
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -248,6 +248,8 @@ def evaluate(
     that a perfect generator's distance is the baseline's. n: equally many images in all sets compared. extractor: made
     of these images before, by default made now.
     """
+    from pipeline.sampling import guidance_of
+
     n = min(config.samples, len(held_out), len(train) // 2)
     extractor = extractor or make_extractor(
         config, train[n:], train_labels[n:], held_out, held_out_labels, len(generator.classes)
@@ -265,7 +267,7 @@ def evaluate(
         "model": generator.about,
         "sampling": sampling,
         "reconstruction": _reconstruction(held_out, reconstructions, report),
-        **compare(named, features, n, config, report, sampling.get("guidance")),
+        **compare(named, features, n, config, report, guidance_of(sampling)),
         "neighbours": neighbours_of(train, held_out, samples, features, mirrored, report),
     }
     if asked is None:
@@ -283,7 +285,7 @@ def compare(
     n: int,
     config: Evaluate,
     report: Report,
-    guidance: float | None,
+    guidance: float | str | None,
 ) -> dict[str, Any]:
     """The distances between sets of images at n a set, what they rest on, and the verdict; for report.values.
 
@@ -344,15 +346,15 @@ def asked_classes(labels: Array, count: int, classes: int) -> Array:
 
 def draw_samples(generator: Generator, asked: Array | None, config: Evaluate) -> tuple[Images, dict[str, Any]]:
     """The samples, and what was asked of the generator (without the list of classes)."""
+    from pipeline.sampling import configured
+
     begun = time.monotonic()
     request = generator.request(
         None if asked is None else [int(c) for c in asked],
         config.samples,
         config.seed,
-        config.steps,
-        config.sampler,
-        config.guidance,
-        config.batch_size,
+        batch_size=config.batch_size,
+        **configured(config),
     )
     samples = generator.sample(**request)
     print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} images/s", flush=True)

@@ -29,8 +29,9 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def defaults(config: Config) -> dict[str, Any]:
     """How the model samples where it is not told: as it was evaluated."""
-    section = config.evaluate
-    return {"sampler": section.sampler, "steps": section.steps, "guidance": section.guidance}
+    from pipeline.sampling import configured
+
+    return configured(config.evaluate)
 
 
 def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool) -> dict[str, Any]:
@@ -39,10 +40,13 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
 
     from pipeline.averages import weights_path
     from pipeline.files import read_json
-    from pipeline.generate import save_pretrained
+    from pipeline.generate import averages, save_pretrained
     from pipeline.latents import LatentSpace
 
     name, alias = config.tracking.model_name or config.run.name, config.tracking.alias
+    section, weaker = config.evaluate, None
+    if section.guidance_kind == "autoguidance":
+        weaker = load_file(averages(inputs["diffusion"])[str(section.guidance_weak)])
     lineage = {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in inputs.values()}
     save_pretrained(
         writer.path / "model",
@@ -55,6 +59,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         space=LatentSpace.load(inputs["encode"].path / "latents.json"),
         defaults=defaults(config),
         lineage=lineage,
+        weaker_weights=weaker,
     )
     spool.model(
         writer.path / "model", name, alias, description(inputs), {"ldm.diffusion": inputs["diffusion"].fingerprint}

@@ -33,7 +33,7 @@ def loss_function(channels: int) -> LossFn:
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         x0 = space.draw(batch["moments"], batch["posterior"])
         condition = {"class": batch["label"]}
-        values = objectives.loss(module, x0, batch["noise"], times(batch["u"]), condition, path, "velocity")
+        values = objectives.loss(module, x0, batch["noise"], times(batch["u"], path), condition, path, "velocity")
         return {"loss": values.mean()}
 
     return loss

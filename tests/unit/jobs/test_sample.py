@@ -31,7 +31,7 @@ def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkey
     asked: list[Any] = []
 
     def load(*_: object, **__: object) -> Any:
-        return SimpleNamespace(request=lambda *values: asked.append(values[-1]) or {}, sample=lambda: [])
+        return SimpleNamespace(request=lambda *values, **_: asked.append(values[-1]) or {}, sample=lambda: [])
 
     monkeypatch.setattr(generate, "load_pretrained", load)
     monkeypatch.setattr(generate, "sample_info", lambda *_: {})

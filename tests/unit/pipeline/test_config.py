@@ -79,6 +79,32 @@ def test_mistakes_in_overrides(path: Path) -> None:
     assert "`run.name.x`" not in message(path, "run.name.x=3") and "not a section" in message(path, "run.name.x=3")
     assert "not a stretch of whole batches" in message(path, "diffusion.training.skip=[[1, 130]]")
     assert "`column` is given if and only if" in message(path, "data.split.by=column")
+    assert "`guidance_interval` [2.0, 1.0]: expected" in message(path, "evaluate.guidance_interval=[2, 1]")
+    assert "`evaluate.guidance_weak` 700: expected live" in message(path, "evaluate.guidance_weak=700")
+
+
+def test_autoguidance_takes_weights_that_are_kept(path: Path) -> None:
+    read = config.load(path, ["diffusion.training.half_lives=[2000, 500]", "evaluate.guidance_weak=500"])
+    assert read.evaluate.guidance_weak == 500
+    assert "one of `diffusion.training.half_lives`" in message(path, "evaluate.guidance_weak=2000")
+
+
+@pytest.mark.parametrize(
+    ("path_options", "objective", "finite"),
+    [
+        ("{kind: variance_preserving, schedule: zero_terminal_snr}", ["prediction=velocity"], False),
+        ("{kind: variance_preserving, schedule: zero_terminal_snr}", ["prediction=v"], True),
+        ("{kind: rectified_flow}", ["prediction=eps", "weighting=edm"], False),
+        ("{kind: rectified_flow}", ["prediction=eps", "weighting=edm", "times.kind=edm"], True),
+        ("{kind: edm}", ["prediction=eps", "weighting=edm"], True),
+    ],
+)
+def test_losses_without_a_mean_are_refused(path: Path, path_options: str, objective: list[str], finite: bool) -> None:
+    overrides = [f"diffusion.path={path_options}", *(f"diffusion.{text}" for text in objective)]
+    if finite:
+        config.load(path, overrides)
+    else:
+        assert "infinite mean loss" in message(path, *overrides)
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from models import registry
 from pipeline import averages
@@ -26,6 +28,7 @@ from pipeline.generate import (
     write_samples,
 )
 from pipeline.latents import LatentSpace
+from pipeline.sampling import guidance_of
 
 AUTOENCODER = {"kind": "kl", "preset": "tiny-f2"}
 
@@ -99,7 +102,7 @@ def wide() -> Generator:
     return of
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "ddim"])
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "ddpm", "euler_ancestral"])
 def test_the_image_of_a_seed_does_not_depend_on_the_batch(wide: Generator, sampler: str) -> None:
     """Bit for bit: alone, in a batch that is filled up, in several batches, beside other classes."""
     request = {"seed": 0, "sampler": sampler, "guidance": 2.0}
@@ -128,6 +131,54 @@ def test_guidance_of_one_is_none_and_more_changes_the_image(model: Generator) ->
     assert not np.array_equal(plain, two)
 
 
+def test_grids_and_stochastic_samplers_change_the_image(model: Generator) -> None:
+    request = {"classes": [1], "n": 1, "sampler": "ddim"}
+    images = [
+        model.sample(**request),
+        model.sample(**request, grid="karras"),
+        model.sample(**request, grid="shifted"),
+        model.sample(**request, grid="shifted", shift=3.0),
+        model.sample(classes=[1], n=1, sampler="ddpm"),
+        model.sample(classes=[1], n=1, sampler="ddpm", seed=1),
+    ]
+    assert len({image.tobytes() for image in images}) == len(images)
+    assert np.array_equal(images[2], model.sample(**request, grid="shifted", shift=4 / 32))  # of latents 4 wide
+
+
+def test_guidance_in_an_interval_and_rescaled(model: Generator) -> None:
+    request = {"classes": [1], "n": 1, "guidance": 3.0}
+    plain, guided = model.sample(classes=[1], n=1), model.sample(**request)
+    assert np.array_equal(model.sample(**request, guidance_interval=[0.0, math.inf]), guided)
+    assert np.array_equal(model.sample(**request, guidance_interval=[1e8, 1e9]), plain)
+    assert not np.array_equal(model.sample(**request, guidance_rescale=0.7), guided)
+
+
+def test_figures_of_unlike_guidance_are_named_apart(model: Generator) -> None:
+    assert guidance_of(model.request(n=1, guidance=2.0)) == 2.0
+    assert guidance_of(model.request(n=1, guidance=1.0, guidance_rescale=0.5)) == 1.0
+    found = guidance_of(model.request(n=1, guidance=2.0, guidance_interval=[0.3, 3.0], guidance_rescale=0.5))
+    assert found == "2 in (0.3, 3] rescaled by 0.5"
+    assert guidance_of({}) is None
+
+
+def test_autoguidance_by_weaker_weights(model: Generator, tmp_path: Path) -> None:
+    """The same weights lead nowhere; others do; only the file that is asked for is read."""
+    same = model.network.state_dict()
+    save_file({name: value.contiguous() for name, value in same.items()}, tmp_path / "same.safetensors")
+    save_file({name: (0.8 * value).contiguous() for name, value in same.items()}, tmp_path / "other.safetensors")
+    averages = {name: tmp_path / f"{name}.safetensors" for name in ("same", "other", "absent")}
+    of = replace(model, averages=averages, _loaded={})
+    state = torch.get_rng_state()
+    request = {"classes": [1, 2], "n": 2, "guidance": 3.0, "guidance_kind": "autoguidance"}
+    plain, unmoved = model.sample(classes=[1, 2], n=2), of.sample(**request, guidance_weak="same")
+    assert np.abs(plain.astype(int) - unmoved.astype(int)).max() <= 1
+    moved = of.sample(**request, guidance_weak="other")
+    assert np.abs(plain.astype(int) - moved.astype(int)).max() > 1
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(UserError, match="kept: absent, other, same"):
+        of.sample(**request, guidance_weak="live")
+
+
 def test_classes_by_name_and_number_and_all_in_turn(model: Generator) -> None:
     by_name = model.sample(classes=["one", "two"], n=4)
     assert np.array_equal(by_name, model.sample(classes=[1, 2], n=4))
@@ -137,9 +188,9 @@ def test_classes_by_name_and_number_and_all_in_turn(model: Generator) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "velocity"])
-@pytest.mark.parametrize("kind", ["rectified_flow", "variance_preserving"])
+@pytest.mark.parametrize("kind", ["rectified_flow", "variance_preserving", "edm"])
 def test_all_paths_and_predictions_give_finite_latents(prediction: str, kind: str) -> None:
-    for schedule in ("linear", "cosine"):
+    for schedule in ("linear", "cosine", "zero_terminal_snr") if kind == "variance_preserving" else ("cosine",):
         of = small(path={"kind": kind, "schedule": schedule}, prediction=prediction)
         seen: list[torch.Tensor] = []
         decode = of.decode
@@ -169,9 +220,16 @@ def test_a_model_without_classes() -> None:
         ({"steps": 0}, "steps: 0"),
         ({"batch_size": -1}, "batch_size: -1"),
         ({"seed": -1}, "seed: -1"),
-        ({"sampler": "magic"}, "none of ddim, euler, heun"),
+        ({"sampler": "magic"}, "none of ddim, ddpm, dpmpp_2m, dpmpp_sde, euler"),
         ({"guidance": float("nan")}, "guidance: nan"),
         ({"guidance": -1.0}, "guidance: -1"),
+        ({"grid": "sine"}, "grid: 'sine' is none of auto, uniform"),
+        ({"shift": 0.0}, "shift: 0.0"),
+        ({"guidance_kind": "magic"}, "guidance_kind: 'magic'"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale: 1.5"),
+        ({"guidance_interval": [2.0, 1.0]}, "guidance_interval: .*low < high"),
+        ({"guidance": 2.0, "guidance_kind": "autoguidance"}, "weights 'live' are not kept with this model; kept: none"),
+        ({"guidence_rescale": 0.5}, "guidence_rescale: .*did you mean guidance_rescale"),
     ],
 )
 def test_wrong_requests_are_a_users_mistake(model: Generator, arguments: dict, message: str) -> None:
@@ -210,6 +268,30 @@ def test_the_folder_holds_what_it_says_and_no_pickle(model: Generator, folder: P
     assert config["autoencoder"]["width"] == 32  # the preset is written out: the table may change
     stored = load_file(folder / "denoiser.safetensors")
     assert all(torch.equal(stored[name], value) for name, value in model.network.state_dict().items())
+
+
+def test_a_folder_with_the_weights_of_autoguidance(model: Generator, tmp_path: Path) -> None:
+    weaker = {name: 0.8 * value for name, value in model.network.state_dict().items()}
+    save_pretrained(
+        tmp_path / "model",
+        name="small",
+        image={"size": 8, "channels": 3},
+        options=model.options,
+        autoencoder=AUTOENCODER,
+        autoencoder_weights=model.autoencoder.state_dict(),
+        denoiser_weights=model.network.state_dict(),
+        space=model.space,
+        defaults={**model.defaults, "guidance": 2.0, "guidance_kind": "autoguidance", "guidance_weak": 500},
+        weaker_weights=weaker,
+    )
+    loaded = load_pretrained(tmp_path / "model", device="cpu")
+    save_file({name: value.contiguous() for name, value in weaker.items()}, tmp_path / "w.safetensors")
+    of = replace(model, averages={"500": tmp_path / "w.safetensors"}, _loaded={})
+    expected = of.sample(n=3, guidance=2.0, guidance_kind="autoguidance", guidance_weak=500)
+    assert np.array_equal(loaded.sample(n=3), expected)
+    (tmp_path / "model" / "weaker.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weaker\.safetensors: missing"):
+        load_pretrained(tmp_path / "model")
 
 
 def test_damage_is_named(folder: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_figures_may_stand_beside_those_of_an_evaluation_here(digits: Any, f
     class Known:
         classes, about = data.summary["classes"], {"name": "known"}
 
-        def request(self, classes, n, seed, steps, sampler, guidance, batch_size):
+        def request(self, classes, n, seed, guidance, **how):
             return {"classes": classes, "guidance": guidance}
 
         def sample(self, classes, guidance):

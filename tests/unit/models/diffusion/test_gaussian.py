@@ -9,9 +9,9 @@ import torch
 
 from models.diffusion.gaussian import gaussian_denoiser, gaussian_loss, mixture_denoiser
 from models.diffusion.objectives import PREDICTIONS, Times, convert, target, weight
-from models.diffusion.process import RectifiedFlow, VariancePreserving, add_noise
+from models.diffusion.process import EDM, SCHEDULES, RectifiedFlow, VariancePreserving, add_noise
 
-PATHS = [RectifiedFlow(), VariancePreserving("linear"), VariancePreserving("cosine")]
+PATHS = [RectifiedFlow(), *map(VariancePreserving, SCHEDULES), EDM()]
 
 
 def law(d: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,8 +31,8 @@ def test_rectified_flow_loss_is_half_pi_root_variance():
 def test_cosine_v_loss_of_white_data_is_one():
     """alpha^2 + sigma^2 = 1, so l = 1 gives 1 at each time, whatever their distribution."""
     for times in (Times(), Times("logit_normal", 0.5, 1.5)):
-        value = gaussian_loss(torch.ones(3), VariancePreserving("cosine"), "v", times)
-        assert value == pytest.approx(1.0, abs=1e-12)
+        for path in (VariancePreserving("cosine"), EDM()):
+            assert gaussian_loss(torch.ones(3), path, "v", times) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_loss_that_has_no_mean_is_infinite():
@@ -44,7 +44,7 @@ def test_loss_that_has_no_mean_is_infinite():
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("weighting", ["uniform", "min_snr"])
+@pytest.mark.parametrize("weighting", ["uniform", "min_snr", "edm"])
 def test_loss_is_what_the_ideal_denoiser_measures(path, prediction, weighting):
     """A plain average of the ideal denoiser's loss over draws comes to the closed form (times away from t = 0)."""
     mean, covariance = law(4)
@@ -52,7 +52,7 @@ def test_loss_is_what_the_ideal_denoiser_measures(path, prediction, weighting):
     generator = torch.Generator().manual_seed(11)
     x0 = mean + torch.randn(n, 4, generator=generator, dtype=torch.float64) @ torch.linalg.cholesky(covariance).T
     eps = torch.randn(n, 4, generator=generator, dtype=torch.float64)
-    t = times((torch.randperm(n, generator=generator).double() + 0.5) / n)
+    t = times((torch.randperm(n, generator=generator).double() + 0.5) / n, path)
     x = add_noise(path, x0, eps, t)
     p = convert("x0", prediction, gaussian_denoiser(mean, covariance, path)(x, t, {}), x, t, path)
     error = (p - target(prediction, x0, eps, t, path)).square().mean(1) * weight(weighting, prediction, t, path)

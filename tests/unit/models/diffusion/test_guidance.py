@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.diffusion.guidance import guided
+from models.diffusion.guidance import autoguided, guided, within
+from models.diffusion.process import RectifiedFlow
 
 
 def denoise(x, t, condition):
@@ -33,3 +34,37 @@ def test_scale_one_costs_nothing_and_others_one_call():
 
     guided(counting, 3.0, NULL)(X, T, CONDITION)
     assert sizes == [4]
+
+
+def test_autoguidance_leads_away_from_the_weaker_network():
+    weak_calls = []
+
+    def weak(x, t, condition):
+        weak_calls.append(len(x))
+        return 0.5 * denoise(x, t, condition)
+
+    strong = denoise(X, T, CONDITION)
+    found = autoguided(denoise, weak, 3.0)(X, T, CONDITION)
+    torch.testing.assert_close(found, 0.5 * strong + 3.0 * (strong - 0.5 * strong))
+    assert weak_calls == [2]  # conditional both, no doubled batch
+    assert autoguided(denoise, weak, 1.0) is denoise
+
+
+def test_guidance_only_within_its_noise_levels():
+    """On the straight path sigma / alpha = t / (1 - t): 1 at t = 1/2, 3 at t = 3/4."""
+    limited = within(guided(denoise, 2.0, NULL), denoise, RectifiedFlow(), 0.5, 1.0)
+    for t, on in ((0.25, False), (0.4, True), (0.5, True), (0.75, False), (1.0, False)):
+        times = torch.full((2,), t)
+        expected = guided(denoise, 2.0, NULL)(X, times, CONDITION) if on else denoise(X, times, CONDITION)
+        torch.testing.assert_close(limited(X, times, CONDITION), expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_rescaled_guidance_brings_the_deviation_back(share):
+    strong = denoise(X, T, CONDITION)
+    plain = guided(denoise, 4.0, {"class": torch.tensor([-1, -2])})(X, T, CONDITION)
+    found = guided(denoise, 4.0, {"class": torch.tensor([-1, -2])}, share)(X, T, CONDITION)
+    whole = plain * (strong.std(1) / plain.std(1))[:, None]
+    torch.testing.assert_close(found, share * whole + (1 - share) * plain)
+    if share == 1.0:
+        torch.testing.assert_close(found.std(1), strong.std(1))

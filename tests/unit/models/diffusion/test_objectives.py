@@ -10,10 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.diffusion.objectives import PREDICTIONS, Times, convert, loss, min_snr_weight, solve, target, weight
-from models.diffusion.process import RectifiedFlow, VariancePreserving, add_noise
+from models.diffusion.objectives import (
+    PREDICTIONS,
+    WEIGHTINGS,
+    Times,
+    convert,
+    loss,
+    min_snr_weight,
+    predict,
+    solve,
+    target,
+    weight,
+)
+from models.diffusion.process import EDM, SCHEDULES, RectifiedFlow, VariancePreserving, add_noise, noise_level
 
-PATHS = [RectifiedFlow(), VariancePreserving("linear"), VariancePreserving("cosine")]
+PATHS = [RectifiedFlow(), *map(VariancePreserving, SCHEDULES), EDM()]
 
 
 def draw(n: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +35,7 @@ def draw(n: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    t=st.floats(1e-3, 1 - 1e-3),
+    t=st.floats(1e-3, 1 - 2e-3),  # nearer to 1 zero terminal SNR leaves alpha below the floor
     path=st.sampled_from(PATHS),
     pair=st.sampled_from(list(itertools.product(PREDICTIONS, PREDICTIONS))),
 )
@@ -46,9 +57,10 @@ def test_v_and_velocity_solve_stably_over_all_times_float32(path, prediction):
     x0, eps = draw(257, torch.float32)
     x = add_noise(path, x0, eps, t)
     back = solve(prediction, target(prediction, x0, eps, t, path), x, t, path)
-    # five roundings of numbers of size 4: 1e-6 of the size
-    torch.testing.assert_close(back[0], x0, rtol=1e-6, atol=3e-6)
-    torch.testing.assert_close(back[1], eps, rtol=1e-6, atol=3e-6)
+    # five roundings of numbers of size 4: 1e-6 of the size; on EDM, x and sigma are up to 80 times as large
+    size = torch.maximum(path.sigma(t), torch.ones_like(t))[:, None, None, None]
+    assert torch.all((back[0] - x0).abs() < 5e-6 * size)
+    assert torch.all((back[1] - eps).abs() < 5e-6)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
@@ -59,8 +71,9 @@ def test_eps_and_x0_lose_float32_digits_only_by_their_divisor(path, prediction):
     x = add_noise(path, x0, eps, t)
     back = solve(prediction, target(prediction, x0, eps, t, path), x, t, path)
     divisor = (path.alpha(t) if prediction == "eps" else path.sigma(t))[:, None, None, None]
-    assert torch.all((back[0] - x0).abs() * divisor < 1e-6)
-    assert torch.all((back[1] - eps).abs() * divisor < 1e-6)
+    size = torch.maximum(path.sigma(t), torch.ones_like(t))[:, None, None, None]  # of x: 80 at most, on EDM
+    assert torch.all((back[0] - x0).abs() * divisor < 1e-6 * size)
+    assert torch.all((back[1] - eps).abs() * divisor < 1e-6 * size)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
@@ -74,7 +87,8 @@ def test_both_ends_are_finite(path, prediction, end):
     p = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(1))
     for answer in solve(prediction, p, x, t, path):
         assert torch.isfinite(answer).all()
-    assert torch.isfinite(min_snr_weight(prediction, t, path)).all()
+    for weighting in WEIGHTINGS:
+        assert torch.isfinite(weight(weighting, prediction, t, path)).all()
     if end == 0.0 and prediction != "x0":
         torch.testing.assert_close(solve(prediction, p, x, t, path)[0], x0, rtol=1e-6, atol=1e-6)
 
@@ -93,6 +107,42 @@ def test_min_snr_gives_every_prediction_the_same_loss(path):
         torch.testing.assert_close(weighted, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_edm_weight_is_one_plus_snr_on_x0(path):
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    x0, eps = draw(50, torch.float64)
+    x = add_noise(path, x0, eps, t)
+    wrong = x0 + 0.1 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    expected = (1 + (path.alpha(t) / path.sigma(t)).square()) * (wrong - x0).square().flatten(1).mean(1)
+    for prediction in PREDICTIONS:
+        error = convert("x0", prediction, wrong, x, t, path) - target(prediction, x0, eps, t, path)
+        weighted = weight("edm", prediction, t, path) * error.square().flatten(1).mean(1)
+        torch.testing.assert_close(weighted, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_v_on_the_edm_path_is_the_preconditioning_of_its_paper():
+    """Karras et al. 2022, equation 7 and table 1 at sigma_data = 1: D = c_skip x + c_out F(c_in x), and its loss."""
+    path, sigma = EDM(), torch.tensor([0.01, 0.5, 1.0, 7.0, 60.0], dtype=torch.float64)
+    t, s = path.at(sigma), sigma[:, None, None, None]
+    x0, eps = draw(5, torch.float64)
+    x = x0 + s * eps
+    c_skip, c_out, c_in = 1 / (s**2 + 1), s / (s**2 + 1).sqrt(), 1 / (s**2 + 1).sqrt()
+
+    def network(x, t, condition):
+        return -torch.tanh(x)  # F = -v
+
+    found = solve("v", predict(network, x, t, {}, path), x, t, path)[0]
+    expected = c_skip * x + c_out * torch.tanh(c_in * x)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    # equation 8: lambda c_out^2 (F - (x0 - c_skip x) / c_out)^2 with lambda = (sigma^2 + 1) / sigma^2
+    effective = (x0 - c_skip * x) / c_out
+    torch.testing.assert_close(-target("v", x0, eps, t, path), effective, rtol=1e-9, atol=1e-9)
+    value = loss(network, x0, eps, t, {}, path, "v", "edm").double()
+    expected = (torch.tanh(c_in * x) - effective).square().flatten(1).mean(1)
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weight("edm", "v", t, path), torch.ones_like(t))
+
+
 def test_min_snr_for_eps_is_the_papers_formula():
     path, t = VariancePreserving("linear"), torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     snr = (path.alpha(t) / path.sigma(t)).square()
@@ -102,8 +152,13 @@ def test_min_snr_for_eps_is_the_papers_formula():
 
 def test_times():
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    assert torch.equal(Times()(u), u)
-    t = Times("logit_normal", mean=-0.4, std=1.3)(u)
+    path = RectifiedFlow()
+    assert torch.equal(Times()(u, path), u)
+    t = Times("logit_normal", mean=-0.4, std=1.3)(u, path)
+    torch.testing.assert_close(Times("edm", mean=-0.4, std=1.3)(u, path), t)
+    for path in PATHS:
+        levels = noise_level(path, Times("edm", mean=-0.5, std=1.2)(u, path)).log()
+        assert abs(float(levels.mean()) + 0.5) < 1e-3 and abs(float(levels.std()) - 1.2) < 1e-3
     assert t.min() > 0 and t.max() < 1 and torch.all(torch.diff(t) > 0)
     logits = torch.logit(t)
     assert abs(float(logits.mean()) + 0.4) < 1e-3 and abs(float(logits.std()) - 1.3) < 1e-3

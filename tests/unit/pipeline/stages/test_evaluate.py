@@ -32,7 +32,7 @@ class Known:
     def __init__(self, make, classes=("rows", "columns")) -> None:
         self.make, self.classes, self.about = make, list(classes), {"name": "known"}
 
-    def request(self, classes, n, seed, steps, sampler, guidance, batch_size) -> dict:
+    def request(self, classes, n, seed, **how) -> dict:
         return {"classes": classes, "n": n, "seed": seed}
 
     def sample(self, classes, n, seed) -> np.ndarray:

@@ -1,0 +1,129 @@
+"""How latents are sampled: the values a request may hold, and one batch of latents for it.
+
+Solvers, grids and guidance are in `models/diffusion/`; whose network, and what becomes of the latents, is the business
+of `generate.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from models.conditioning import Conditions
+from models.diffusion import denoiser, grids, samplers
+from models.diffusion.guidance import autoguided, guided, within
+from models.diffusion.process import make_path
+from pipeline.data.order import Draw, draw_batch
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import Evaluate
+
+DEFAULTS: dict[str, Any] = {  # as in the config's `evaluate`, where each is explained
+    "sampler": "heun",
+    "steps": 20,
+    "grid": "auto",
+    "shift": None,
+    "guidance": 1.0,
+    "guidance_kind": "classifier_free",
+    "guidance_weak": "live",
+    "guidance_interval": None,
+    "guidance_rescale": 0.0,
+}
+KINDS = ("classifier_free", "autoguidance")
+
+
+def configured(config: Evaluate) -> dict[str, Any]:
+    """What the config's section `evaluate` says of sampling, as plain JSON values."""
+    values = config.model_dump(mode="json")
+    return {key: values[key] for key in DEFAULTS}
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """UserError for a value that no model can be sampled with, or a key that is none of `DEFAULTS`."""
+    for key in values:
+        if key not in DEFAULTS:
+            near = difflib.get_close_matches(key, DEFAULTS, n=1)
+            guess = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(DEFAULTS)}"
+            raise UserError(f"{key}: there is no such way to sample; {guess}")
+    one_of = {"sampler": samplers.NAMES, "grid": ("auto", *grids.GRIDS), "guidance_kind": KINDS}
+    for key, names in one_of.items():
+        if values[key] not in names:
+            raise UserError(f"{key}: {values[key]!r} is none of {', '.join(names)}")
+    if not _number(values["guidance"]) or values["guidance"] < 0:
+        raise UserError(f"guidance: {values['guidance']} given, expected a number of at least 0 (1 is no guidance)")
+    if not _number(values["guidance_rescale"]) or not 0 <= values["guidance_rescale"] <= 1:
+        raise UserError(f"guidance_rescale: {values['guidance_rescale']} given, expected a number from 0 to 1")
+    if values["shift"] is not None and (not _number(values["shift"]) or values["shift"] <= 0):
+        raise UserError(f"shift: {values['shift']} given, expected a number above 0")
+    interval = values["guidance_interval"]
+    if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+        raise UserError(f"guidance_interval: {interval} given, expected two noise levels, 0 <= low < high")
+
+
+def guidance_of(request: Mapping[str, Any]) -> float | str | None:
+    """What of guidance decides whether two figures may stand side by side: the scale alone where guidance is plain,
+    words where it is not, None where the request says nothing.
+    """
+    scale = request.get("guidance")
+    filled = {**DEFAULTS, **request}
+    kind, interval, rescale = (filled[f"guidance_{name}"] for name in ("kind", "interval", "rescale"))
+    words = [f"autoguidance by {filled['guidance_weak']}"] if kind == "autoguidance" else []
+    words += [f"in ({interval[0]:g}, {interval[1]:g}]"] if interval is not None else []
+    words += [f"rescaled by {rescale:g}"] if rescale else []
+    if scale is None or scale == 1 or not words:
+        return scale
+    return " ".join([f"{scale:g}", *words])
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def latents(
+    network: nn.Module,
+    weaker: Callable[[], nn.Module],
+    options: Mapping[str, Any],
+    request: Mapping[str, Any],
+    rows: range,
+    labels: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """Normalised latents [len(rows), C, h, w] of the images with the numbers `rows`, of classes `labels` (or none).
+
+    All noise of an image is a function of (seed, its number, the step): the first and, in stochastic samplers, that of
+    each step. weaker: gives the network of autoguidance. options: of the model; request: checked, `DEFAULTS` and seed.
+    """
+    path = make_path(options["path"]["kind"], options["path"]["schedule"])
+    channels, side = options["latent"]["channels"], options["latent"]["size"]
+    spec = [Draw("noise", "normal", (channels, side, side))]
+
+    def noise(purpose: str) -> Tensor:
+        return torch.from_numpy(draw_batch(request["seed"], purpose, rows, spec)["noise"]).to(device)
+
+    start = denoiser.start_time(path, options["prediction"])
+    shift = request["shift"] if request["shift"] is not None else grids.resolution_shift(side)
+    times = grids.grid(request["grid"], request["steps"], path, start, shift)
+    x = noise("sample") * path.sigma(times[0]).float()  # noise alone: alpha is about 1/80 of sigma there at most
+    condition: Conditions = {} if labels is None else {"class": labels}
+    null = {} if labels is None else {"class": torch.full_like(labels, len(options["classes"]))}
+    denoise = denoiser.denoiser(network, path, options["prediction"])
+    scale, rescale = float(request["guidance"]), float(request["guidance_rescale"])
+    if scale != 1.0:
+        plain = denoise
+        if request["guidance_kind"] == "autoguidance":
+            weak = denoiser.denoiser(weaker(), path, options["prediction"])
+            denoise = autoguided(plain, weak, scale, rescale)
+        else:
+            denoise = guided(plain, scale, null, rescale)
+        if request["guidance_interval"] is not None:
+            denoise = within(denoise, plain, path, *request["guidance_interval"])
+    with torch.no_grad():
+        return samplers.sample(
+            request["sampler"], denoise, path, x, times, condition, lambda step: noise(f"sample/{step}")
+        )
