@@ -49,7 +49,7 @@ def scan(diffusion: Artifact, config: Config, lengths: Sequence[str]) -> tuple[F
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = from_artifact(diffusion, device)
     data = Artifact.load(diffusion.inputs["ingest"]["path"])
-    splits = [evaluate.load_split(data.path, split, config, config.run.seed) for split in ("train", "val")]
+    splits = [evaluate.load_split(data.path, split, config, config.evaluate.seed) for split in ("train", "val")]
     (train, labels), (held_out, _) = splits
     section = config.evaluate
     n = min(section.samples, len(held_out), len(train) // 2)

@@ -53,7 +53,7 @@ def extractor_of(
     if splits:
         train, held_out = splits()
     else:
-        train, held_out = (load_split(ingest.path, split, config, config.run.seed) for split in ("train", "val"))
+        train, held_out = (load_split(ingest.path, split, config, config.evaluate.seed) for split in ("train", "val"))
     n = min(config.evaluate.samples, len(held_out[0]), len(train[0]) // 2)
     classes = len(ingest.summary["classes"])
     made = make_extractor(config.evaluate, train[0][n:], train[1][n:], *held_out, classes)
@@ -69,7 +69,7 @@ def pool_path(config: Config, ingest: Artifact) -> Path | None:
         return None
     data = config.data
     what = [FORMAT, ingest.content, data.size, data.channels, list(data.background), data.augment.crop, MEMORY]
-    what += [section.extractor.steps, section.samples, section.seed, config.run.seed]
+    what += [section.extractor.steps, section.samples, section.seed]
     return Path(config.run.root) / "extractors" / f"{digest(what)[:16]}.safetensors"
 
 

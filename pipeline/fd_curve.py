@@ -44,7 +44,7 @@ class Curve:
         from pipeline.stages.evaluate import asked_classes, split_order
 
         classes = len(self.ingest.summary["classes"]) if self.config.diffusion.condition.kind == "class" else 0
-        labels = split_order(self.ingest.path, "val", self.config, self.config.run.seed)[1][: self.count]
+        labels = split_order(self.ingest.path, "val", self.config, self.config.evaluate.seed)[1][: self.count]
         return {
             "classes": [int(c) for c in asked_classes(labels, self.count, classes)] if classes else None,
             "n": self.count,
@@ -86,7 +86,7 @@ class Curve:
     def _features(self, split: str) -> Array:
         from pipeline.stages.evaluate import load_split
 
-        images, _ = load_split(self.ingest.path, split, self.config, self.config.run.seed, self.count)
+        images, _ = load_split(self.ingest.path, split, self.config, self.config.evaluate.seed, self.count)
         return self.extractor(images)
 
 

@@ -38,14 +38,16 @@ def score(folder: Path, config: Config, resize: bool = False, out: Path | None =
     classes = ingest.summary["classes"]
     if classes:
         files, labels = listing(folder, classes)
-    train, held_out = (stage.load_split(ingest.path, split, config, config.run.seed) for split in ("train", "val"))
+    train, held_out = (stage.load_split(ingest.path, split, config, config.evaluate.seed) for split in ("train", "val"))
     n = min(config.evaluate.samples, len(held_out[0]), len(train[0]) // 2)
     if len(files) < n:
         raise UserError(
             f"{folder}: {len(files)} images, and {n} are compared; give as many, or set evaluate.samples={len(files)} "
             "here and where you compare with"
         )
-    order = np.random.Generator(np.random.Philox(config.run.seed)).permutation(len(files))  # files lie class by class
+    order = np.random.Generator(np.random.Philox(config.evaluate.seed)).permutation(
+        len(files)
+    )  # files lie class by class
     order = order[: config.evaluate.samples]
     samples, asked = read(folder, [files[i] for i in order], config, resize), labels[order]
 

@@ -78,6 +78,7 @@ def measure(
     import torch
 
     from pipeline import sampling
+    from pipeline.extractors import extractor_of
     from pipeline.generate import from_artifacts
     from pipeline.stages import evaluate
 
@@ -86,14 +87,17 @@ def measure(
             sampling.check({**sampling.DEFAULTS, key: name})
     section = config.evaluate.model_copy(update={"samples": samples or config.evaluate.samples})
     made = trained(config)
-    splits = [evaluate.load_split(made["ingest"].path, split, config, config.run.seed) for split in ("train", "val")]
-    (train, labels), (held_out, held_out_labels) = splits
+    splits = [
+        evaluate.load_split(made["ingest"].path, split, config, config.evaluate.seed) for split in ("train", "val")
+    ]
+    (train, labels), (held_out, _) = splits
     n = min(section.samples, len(held_out), len(train) // 2)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     how = sampling.configured(section)
     generator = from_artifacts(made["autoencoder"], made["encode"], made["diffusion"], device, how)
     classes = len(generator.classes)
-    extractor = evaluate.make_extractor(section, train[n:], labels[n:], held_out, held_out_labels, classes)
+    measured = config.model_copy(update={"evaluate": section})
+    extractor = extractor_of(measured, made["ingest"], lambda: (splits[0], splits[1]))
     asked = [int(c) for c in evaluate.asked_classes(labels, n, classes)] if classes else None
     features = extractor(held_out[:n])
 
@@ -104,7 +108,7 @@ def measure(
             extractor(images),
             features,
             extractor=extractor.digest,
-            real=evaluate._real_digest(train[:n], held_out[:n]),
+            real=evaluate.real_digest(train[:n], held_out[:n]),
             resamples=section.bootstrap,
             seed=section.seed,
         )

@@ -130,7 +130,9 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     generator = from_artifacts(
         inputs["autoencoder"], inputs["encode"], inputs["diffusion"], device, weights=config.evaluate.weights
     )
-    train, held_out = (load_split(inputs["ingest"].path, split, config, config.run.seed) for split in ("train", "val"))
+    train, held_out = (
+        load_split(inputs["ingest"].path, split, config, config.evaluate.seed) for split in ("train", "val")
+    )
     extractor = extractor_of(config, inputs["ingest"], lambda: (train, held_out))
     report = evaluate(generator, *train, *held_out, config.evaluate, mirrored(config), extractor)
     for name, image in report.images.items():

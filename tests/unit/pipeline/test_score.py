@@ -42,7 +42,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Artifact]:
 def folder(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ninety training images that the baseline does not use, in subfolders named as their classes."""
     config, data = digits
-    images, labels = evaluate.load_split(data.path, "train", config, config.run.seed, 200)
+    images, labels = evaluate.load_split(data.path, "train", config, config.evaluate.seed, 200)
     made = tmp_path_factory.mktemp("images")
     for i in range(100, 190):
         (made / str(labels[i])).mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def test_the_figures_may_stand_beside_those_of_an_evaluation_here(digits: Any, f
     config, data = digits
     values = score.score(folder, config)
     files, _ = score.listing(folder, data.summary["classes"])
-    order = np.random.Generator(np.random.Philox(config.run.seed)).permutation(len(files))[:80]
+    order = np.random.Generator(np.random.Philox(config.evaluate.seed)).permutation(len(files))[:80]
     images = score.read(folder, [files[i] for i in order], config, False)
 
     class Known:
@@ -91,7 +91,7 @@ def test_the_figures_may_stand_beside_those_of_an_evaluation_here(digits: Any, f
 
     from pipeline.extractors import extractor_of
 
-    splits = [evaluate.load_split(data.path, split, config, config.run.seed) for split in ("train", "val")]
+    splits = [evaluate.load_split(data.path, split, config, config.evaluate.seed) for split in ("train", "val")]
     report = evaluate.evaluate(
         Known(), *splits[0], *splits[1], config.evaluate, extractor=extractor_of(config, data)
     ).values
