@@ -94,7 +94,8 @@ def measure(
     n = min(section.samples, len(held_out), len(train) // 2)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     how = sampling.configured(section)
-    generator = from_artifacts(made["autoencoder"], made["encode"], made["diffusion"], device, how)
+    inputs = (made["autoencoder"], made["encode"], made["diffusion"])
+    generator = from_artifacts(*inputs, device, how, weights=section.weights)
     classes = len(generator.classes)
     measured = config.model_copy(update={"evaluate": section})
     extractor = extractor_of(measured, made["ingest"], lambda: (splits[0], splits[1]))
@@ -118,7 +119,8 @@ def measure(
     except ValueError as error:
         raise UserError(f"no distance can be given: {error}") from None
     request = {"classes": asked, "n": n, "seed": section.seed, "batch_size": section.batch_size}
-    key = digest([made["diffusion"].content, extractor.digest, real.real, n, section.seed, section.batch_size, how])
+    resting = [generator.about["weights"], made["diffusion"].content, extractor.digest, real.real]
+    key = digest([*resting, n, section.seed, section.batch_size, how])
     combinations = [(s, g, k) for k in steps for s in samplers for g in grids]
     rows = list(_rows(generator, request, combinations, score, folder(config) / f"{key[:16]}.json"))
     return Table(
