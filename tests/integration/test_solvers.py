@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import history
 from pipeline.files import read_json
 from pipeline.generate import load_pretrained
 
@@ -40,6 +41,8 @@ def test_autoguided_model_is_registered_whole_and_solvers_are_measured(small: An
     again = small.run("solvers", *how, *ask[:-2])
     assert again.code == 0 and read_json(known) == rows  # with the seconds of the first time: nothing was sampled
     assert any((small.root / "pipelines").glob("solvers-*/spool/*.jsonl"))
+
+    assert [past.name for past in history.pipelines(small.root)] == ["small"]  # the table is no pipeline
 
     wrong = small.run("solvers", *how, "--samplers", "magic")
     assert wrong.code == 2 and "sampler: 'magic' is none of" in wrong.err
