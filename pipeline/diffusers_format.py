@@ -143,7 +143,7 @@ def _write_dit(config: Any, network: Any, size: int) -> tuple[dict[str, Any], We
         "_class_name": "DiTTransformer2DModel", "num_attention_heads": config.heads,
         "attention_head_dim": width // config.heads, "in_channels": channels, "out_channels": channels,
         "num_layers": config.depth, "sample_size": size, "patch_size": p, "num_embeds_ada_norm": classes,
-        "activation_fn": {"none": "gelu", "tanh": "gelu-approximate"}[config.gelu], "attention_bias": True,
+        "activation_fn": {"exact": "gelu", "tanh": "gelu-approximate"}[config.gelu], "attention_bias": True,
         "norm_type": "ada_norm_zero", "norm_elementwise_affine": False, "norm_eps": config.mlp_eps, "dropout": 0.0,
     }  # fmt: skip
     return described, {name: value.clone() for name, value in out.items()}
@@ -388,7 +388,7 @@ def _read_dit(keys: _Keys, weights: Weights) -> Imported:
 
     heads, depth, p = keys.get("num_attention_heads", 16), keys.get("num_layers", 28), keys.get("patch_size", 2)
     width = heads * keys.get("attention_head_dim", 72)
-    gelu = {"gelu": "none", "gelu-approximate": "tanh"}.get(keys.get("activation_fn", "gelu-approximate"))
+    gelu = {"gelu": "exact", "gelu-approximate": "tanh"}.get(keys.get("activation_fn", "gelu-approximate"))
     if gelu is None:
         keys.refuse("activation_fn", "expected gelu or gelu-approximate")
     embedders = [f"transformer_blocks.{i}.norm1.emb." for i in range(depth)]

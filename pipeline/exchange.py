@@ -5,6 +5,7 @@ Names and layouts of the other side are in `diffusers_format.py`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,6 @@ def _autoencoder(found: Any, source: Path, out: Path) -> str:
 
 
 def _denoiser(found: Any, out: Path) -> str:
-    import yaml
-
     from pipeline.stages.trained import save_weights
 
     condition = {"kind": "none" if found.classes is None else "class"}
@@ -93,15 +92,8 @@ def _denoiser(found: Any, out: Path) -> str:
     save_weights(out / "ema.safetensors", found.weights)
     write_json(out / "model.json", {**model, "classes": found.classes, "size": found.size})
     section = {"backbone": found.options, "condition": condition, "training": {"init_from": str(out)}}
-    text = yaml.safe_dump({"diffusion": _plain(section)}, sort_keys=False, default_flow_style=None, width=110)
+    lines = ["diffusion:", *(f"  {key}: {json.dumps(value)}" for key, value in section.items())]  # JSON is YAML
     about = [f"for latents of {found.channels} channels" + (f" and {found.size} pixels a side" if found.size else "")]
     about += [f"for data of {found.classes} classes"] if found.classes is not None else []
     about.append("set `path` and `prediction` to what it was trained for, if you know")
-    return "".join(f"# {line}\n" for line in [*about, *found.notes]) + text.rstrip()
-
-
-def _plain(value: Any) -> Any:
-    """Without tuples, which YAML has not."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+    return "\n".join([*(f"# {line}" for line in [*about, *found.notes]), *lines])

@@ -31,7 +31,7 @@ class Config:
     long_skips: bool = False  # block i of the second half also gets what the i-th last of the first half gave (U-ViT)
     # What diffusers' DiT does differently; a preset of ours that it can load has frequency_shift 1.
     frequency_shift: int = 0  # 1: the last frequency of the time is 1/10000, 0: the one after it would be, as in DiT
-    gelu: str = "none"  # "tanh": the approximation
+    gelu: str = "exact"  # of the MLP: "exact", or "tanh", its approximation
     mlp_eps: float = 1e-6  # epsilon of the norm before the MLP
     own_embeddings: bool = False  # each block embeds time and condition by itself
 
@@ -45,8 +45,8 @@ class Config:
             raise ValueError(f"width: expected a multiple of 4, got {self.width}")
         if self.mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio: expected more than 0, got {self.mlp_ratio}")
-        if self.gelu not in ("none", "tanh"):
-            raise ValueError(f"gelu: expected 'none' or 'tanh', got {self.gelu!r}")
+        if self.gelu not in ("exact", "tanh"):
+            raise ValueError(f"gelu: expected 'exact' or 'tanh', got {self.gelu!r}")
         if self.rope and self.width // self.heads % 4:
             raise ValueError(f"rope: expected a multiple of 4 channels a head, got {self.width // self.heads}")
 
@@ -91,7 +91,7 @@ class Block(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.attention = Attention(config.width, config.heads, config.qk_norm)
-        self.mlp = MLP(config.width, int(config.mlp_ratio * config.width), config.gelu)
+        self.mlp = MLP(config.width, int(config.mlp_ratio * config.width), "tanh" if config.gelu == "tanh" else "none")
         self.modulation = nn.Linear(config.width, 6 * config.width)
         self.rms, self.mlp_eps = config.rms_norm, config.mlp_eps
 

@@ -22,6 +22,7 @@ CLASSES = {"transformer": "DiTTransformer2DModel", "unet": "UNet2DModel"}
 
 @pytest.mark.parametrize("part", BACKBONES)
 def test_out_to_diffusers_and_back_into_training(small: Any, part: str) -> None:
+    from pipeline.config import _Loader
     from pipeline.generate import load_pretrained
 
     backbone = f"diffusion.backbone={BACKBONES[part]}"
@@ -59,7 +60,7 @@ def test_out_to_diffusers_and_back_into_training(small: Any, part: str) -> None:
     begin = small.folder / "denoiser"
     said = small.ldm("import", str(small.folder / "saved" / part), "-o", str(begin), *flags)
     assert said.code == 0, said.err
-    lines = yaml.safe_load(said.out)["diffusion"]
+    lines = yaml.load(said.out, Loader=_Loader)["diffusion"]
     assert lines["training"] == {"init_from": str(begin)} and "for data of 2 classes" in said.out
 
     # stage 2 trains on it: nothing but the learning rate of the first step lies between the two
