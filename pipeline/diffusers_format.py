@@ -68,8 +68,8 @@ class Imported:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write(folder: str | Path, model: nn.Module, **more: Any) -> str:
-    """Write an autoencoder or a network (models/diffusion/denoiser.py: Network) as diffusers would; gives its class.
+def describe(model: nn.Module, **more: Any) -> tuple[dict[str, Any], Weights]:
+    """config.json and weights, by diffusers' names, of an autoencoder or a network (models/diffusion/denoiser.py).
 
     more: of an autoencoder, `size` (side of the images) and `latents` (mean and std by channel); of a network, `size`
     (side of the latents). UserError names every option that has no place there.
@@ -77,24 +77,27 @@ def write(folder: str | Path, model: nn.Module, **more: Any) -> str:
     from models.autoencoders import kl
     from models.backbones import dit, unet
 
+    writers: dict[Any, Callable[..., tuple[dict[str, Any], Weights]]] = {
+        kl.Config: _write_autoencoder,
+        dit.Config: _write_dit,
+        unet.Config: _write_unet,
+    }
     backbone: Any = getattr(model, "backbone", model)
     config = getattr(backbone, "config", None)
-    if isinstance(config, kl.Config):
-        described, weights = _write_autoencoder(config, model, **more)
-    elif isinstance(config, dit.Config):
-        described, weights = _write_dit(config, model, **more)
-    elif isinstance(config, unet.Config):
-        described, weights = _write_unet(config, model, **more)
-    else:
+    if type(config) not in writers:  # a kind that builds on another one's options is not that one
         kind = type(backbone).__module__.rpartition(".")[2]
         raise UserError(f"the kind {kind!r} has no counterpart in diffusers; only kl, dit and unet can be exported")
+    return writers[type(config)](config, model, **more)
+
+
+def write(folder: str | Path, described: dict[str, Any], weights: Weights) -> None:
+    """Write what `describe` gave as diffusers would."""
     from safetensors.torch import save_file
 
     with atomic_path(Path(folder) / f"{WEIGHTS}.safetensors") as temporary:
         whole = {name: value.detach().float().contiguous().cpu() for name, value in weights.items()}
         save_file(whole, temporary, metadata={"format": "pt"})
     write_json(Path(folder) / "config.json", described)
-    return str(described["_class_name"])
 
 
 def _write_autoencoder(

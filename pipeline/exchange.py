@@ -38,15 +38,20 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
 
         alone: Any = load_model(Artifact.load(source).path)
         side = 32 * alone.factor  # it takes any; diffusers wants one written down
-        return [f"{diffusers_format.write(out / 'vae', alone, size=side)} in {out / 'vae'}"]
+        diffusers_format.write(out / "vae", *diffusers_format.describe(alone, size=side))
+        return [f"AutoencoderKL in {out / 'vae'}"]
     generator = load_pretrained(model, device="cpu", root=root)
     latent, autoencoder = generator.options["latent"], generator.autoencoder
     part = "unet" if type(generator.network.backbone).__module__.endswith(".unet") else "transformer"
-    named = diffusers_format.write(out / part, generator.network, size=latent["size"])
     space = {"mean": generator.space.mean.tolist(), "std": generator.space.std.tolist()}
     image = latent["size"] * autoencoder.factor
-    lines = [f"{named} in {out / part}"]
-    lines.append(f"{diffusers_format.write(out / 'vae', autoencoder, size=image, latents=space)} in {out / 'vae'}")
+    described = {  # all before anything is written: either may be refused
+        part: diffusers_format.describe(generator.network, size=latent["size"]),
+        "vae": diffusers_format.describe(autoencoder, size=image, latents=space),
+    }
+    for name, (config, weights) in described.items():
+        diffusers_format.write(out / name, config, weights)
+    lines = [f"{config['_class_name']} in {out / name}" for name, (config, _) in described.items()]
     generator.space.save(out / "latents.json")
     kept = ("path", "prediction", "condition", "classes", "latent")
     write_json(out / "ldm.json", {key: generator.options[key] for key in kept} | {"about": generator.about})

@@ -55,6 +55,12 @@ def restored(found: Imported) -> Any:
     return model.eval()
 
 
+def write(folder: Path, model: Any, **more: Any) -> str:
+    described, weights = diffusers_format.describe(model, **more)
+    diffusers_format.write(folder, described, weights)
+    return described["_class_name"]
+
+
 @torch.no_grad()
 def ours(model: Any, labels: torch.Tensor | None) -> torch.Tensor:
     x, t = torch.randn(4, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(2)), torch.linspace(0.01, 1, 4)
@@ -84,7 +90,7 @@ def test_denoisers_written_load_in_diffusers_and_come_back(
     tmp_path: Path, options: dict[str, Any], classes: int
 ) -> None:
     model = network(options, classes)
-    name = diffusers_format.write(tmp_path, model, size=SIZE)
+    name = write(tmp_path, model, size=SIZE)
     loaded = getattr(diffusers, name).from_pretrained(tmp_path)
     labels = torch.tensor([0, 1, 3, CLASSES]) if classes else None  # the null class last
     asked = labels if classes or name == "UNet2DModel" else torch.zeros(4, dtype=torch.int64)
@@ -142,7 +148,7 @@ def test_autoencoders_both_ways(tmp_path: Path, options: dict[str, Any]) -> None
     torch.manual_seed(0)
     model: Any = fill(registry.build("autoencoders", KL | options, channels=1))
     latents = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
-    assert diffusers_format.write(tmp_path / "a", model, size=16, latents=latents) == "AutoencoderKL"
+    assert write(tmp_path / "a", model, size=16, latents=latents) == "AutoencoderKL"
     loaded = diffusers.AutoencoderKL.from_pretrained(tmp_path / "a")
     assert loaded.config.latents_mean == latents["mean"] and loaded.config.latents_std == latents["std"]
     x, noise = torch.randn(2, 1, 16, 16), torch.zeros(2, 3, 8, 8)
@@ -161,12 +167,14 @@ def test_what_has_no_place_in_diffusers_is_refused_by_name(tmp_path: Path) -> No
     for name, value in {"qk_norm": True, "rope": True, "rms_norm": True, "long_skips": True, "frequency_shift": 0,
                         "mlp_ratio": 2.0}.items():  # fmt: skip
         with pytest.raises(UserError, match=rf"^`{name}: {value}` .*DiTTransformer2DModel; the presets diffusers"):
-            diffusers_format.write(tmp_path / name, network({**DIT, name: value}), size=SIZE)
+            write(tmp_path / name, network({**DIT, name: value}), size=SIZE)
         assert not (tmp_path / name).exists()
     with pytest.raises(UserError, match=r"`middle_norm: False`.*UNet2DModel"):
-        diffusers_format.write(tmp_path, network({**DDPM, "middle_norm": False}), size=SIZE)
+        write(tmp_path, network({**DDPM, "middle_norm": False}), size=SIZE)
     with pytest.raises(UserError, match="no counterpart in diffusers"):
-        diffusers_format.write(tmp_path, nn.Linear(2, 2), size=SIZE)
+        write(tmp_path, nn.Linear(2, 2), size=SIZE)
+    with pytest.raises(UserError, match="'vq' has no counterpart"):
+        write(tmp_path, registry.build("autoencoders", {**KL, "kind": "vq"}, channels=3), size=SIZE)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +199,7 @@ def test_what_has_no_place_here_is_refused_by_name(
     tmp_path: Path, kind: str, changes: dict[str, Any], says: str
 ) -> None:
     model = registry.build("autoencoders", KL, channels=3) if kind == "kl" else network(UNET if kind == "unet" else DIT)
-    diffusers_format.write(tmp_path, model, size=SIZE)
+    write(tmp_path, model, size=SIZE)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(UserError, match=says):
@@ -201,7 +209,7 @@ def test_what_has_no_place_here_is_refused_by_name(
 def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json is missing; give a folder that diffusers has saved"):
         diffusers_format.read(tmp_path)
-    diffusers_format.write(tmp_path / "unet", network(UNET), size=SIZE)
+    write(tmp_path / "unet", network(UNET), size=SIZE)
     with pytest.raises(UserError, match="give one of its folders: unet"):
         diffusers_format.read(tmp_path)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
@@ -217,7 +225,7 @@ def test_old_names_of_attention_are_understood(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     model = network(DDPM)
-    diffusers_format.write(tmp_path, model, size=SIZE)
+    write(tmp_path, model, size=SIZE)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     renamed = {}
