@@ -58,6 +58,9 @@ COLUMNS = {  # of the list of pipelines, after name, time and duration: width in
     "metrics.`autoencoder/val_psnr`": 165,
     "params.`diffusion.training.learning_rate`": 220,
 }
+# the charts: their sections in order, and the pictures
+SECTIONS = ("eval", "samples_final", "samples", "diffusion", "reconstructions", "autoencoder", "neighbours")
+PICTURES = ("samples_final/ema", "samples/ema", "reconstructions/val", "neighbours/features", "neighbours/pixels")
 BATCH = 1000  # metrics a call: MLflow's limit
 THUMBNAIL = 256  # MLflow's own size, pixels of the longer side
 REFUSED = (  # MLflow's error codes for what will be wrong tomorrow as well
@@ -298,13 +301,31 @@ def _finite(value: float | str) -> float:
 
 
 def experiment_tags(experiment: str) -> dict[str, str]:
-    """What makes an experiment's pages readable: the list's columns, and links to the list and to the charts."""
+    """What makes an experiment's pages readable: links to the list and the charts, and how these two look.
+
+    MLflow adds a chart for each metric and picture that the view does not name. A card of pictures lists all params
+    above them unless it is told not to, and pushes them out of sight.
+    """
     note = (
         "A row is a pipeline; its stages are the runs below it. "
         f"[Table with scores]({table_link('', experiment)[1:]}), "
         f"[charts that compare pipelines]({chart_link('', experiment)[1:]})."
     )
-    view = {"selectedColumns": list(COLUMNS), "columnOrder": list(COLUMNS), "columnWidths": COLUMNS}
+    image = {"type": "IMAGE", "runsCountToCompare": 10, "deleted": False, "isGenerated": True, "step": 0}
+    view = {
+        "selectedColumns": list(COLUMNS),
+        "columnOrder": list(COLUMNS),
+        "columnWidths": COLUMNS,
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": False, "deleted": False, "isGenerated": True}
+            for name in SECTIONS
+        ],
+        "compareRunCharts": [
+            {"uuid": key, "metricSectionId": key.partition("/")[0], "imageKeys": [key], "showRunParams": False, **image}
+            for key in PICTURES
+        ],
+        "isAccordionReordered": True,
+    }
     return {f"mlflow.sharedViewState.{VIEW}": json.dumps(view), "mlflow.note.content": note}
 
 

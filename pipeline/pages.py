@@ -17,7 +17,16 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.tracking import public_uri, resolve_uri, sync, tracking_folder
-from pipeline.tracking_server import check_port, end_on_signals, free_port, print_links, server, stop, wait_until_up
+from pipeline.tracking_server import (
+    check_port,
+    end_on_signals,
+    free_port,
+    prepare,
+    print_links,
+    server,
+    stop,
+    wait_until_up,
+)
 
 SOURCE = Path(__file__).resolve().parents[1]  # the folder that holds pipeline/ and models/
 OPTIONS = {  # Streamlit's: the loopback only, no telemetry, no questions, nothing that is watched or sent elsewhere
@@ -79,6 +88,7 @@ def serve(
                 address = public_uri(uri)
             elif tracked:
                 sync(root, uri)
+                prepare(root, uri)
                 address = stack.enter_context(server(root, port or free_port(5000), uri))
             page_address = stack.enter_context(sampling_page(root, page or free_port(8501), model, address))
             if address:

@@ -129,11 +129,11 @@ def show(model: Generator, name: str, root: Path) -> None:
 
     request = model.request(**controls(model))
 
-    @st.cache_data(max_entries=16, show_spinner="Sampling ...")
-    def sample(key: str, request: dict[str, Any]) -> tuple[Images, float]:
+    def made(key: str, request: dict[str, Any]) -> tuple[Images, float]:
         begun = time.monotonic()
         return model.sample(**request), time.monotonic() - begun
 
+    sample = st.cache_data(max_entries=16, show_spinner="Sampling ...")(made)
     images, seconds = sample(f"{name} {model.about.get('weights')}", request)
     sheet = grid(images)
     times = max(1, SHOWN // sheet.shape[1])

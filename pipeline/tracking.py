@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 UI = "http://127.0.0.1:5000"  # where `ldm mlflow ui` (make ui) listens unless told otherwise
-CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"  # a fresh browser opens the GenAI view without it
 VIEW = "ldm-pipelines"  # the key of the shared view that `mlflow_store.py` leaves with each experiment
-TABLE = f"workflowType=machine_learning&compareRunsMode=TABLE&viewStateShareKey={VIEW}"
+_VIEW = f"workflowType=machine_learning&viewStateShareKey={VIEW}"  # a fresh browser opens the GenAI view without it
+CHARTS, TABLE = f"{_VIEW}&compareRunsMode=CHART", f"{_VIEW}&compareRunsMode=TABLE"
 
 
 # ---- where things are
@@ -75,7 +75,7 @@ def chart_link(base: str, experiment: str) -> str:
 
 
 def table_link(base: str, experiment: str) -> str:
-    """The page that lists the pipelines of an experiment with their scores (`mlflow_store.TABLE` names the columns)."""
+    """The page that lists the pipelines of an experiment with their scores (`mlflow_store.COLUMNS`)."""
     return f"{base}/#/experiments/{experiment}/runs?{TABLE}"
 
 

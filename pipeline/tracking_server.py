@@ -122,6 +122,7 @@ def serve(root: str | Path, port: int = 5000, uri: str | None = None) -> None:
             f"{root}: nothing has been tracked here yet; expected the folder of a run; type `make demo` first"
         )
     sync(root, uri)
+    prepare(root, uri)
     end_on_signals()
     with server(root, port, uri) as address:
         print_links(root, uri, address)
@@ -129,6 +130,15 @@ def serve(root: str | Path, port: int = 5000, uri: str | None = None) -> None:
             signal.pause()
         except KeyboardInterrupt:
             print("stopped")
+
+
+def prepare(root: str | Path, uri: str) -> None:
+    """Bring the pages of experiments up to date that an older version made: the links need what they point to."""
+    from pipeline.mlflow_store import MlflowStore
+
+    store = MlflowStore(uri, Path(root).absolute())
+    for name in read_store(root, uri).get("experiments", {}):
+        store.experiment(name)
 
 
 def print_links(root: str | Path, uri: str, address: str) -> None:

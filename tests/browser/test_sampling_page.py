@@ -23,8 +23,9 @@ def test_a_request_its_command_and_its_download(
     page.get_by_label("Seed", exact=True).press("Tab")
     page.get_by_role("slider", name="Images").press("ArrowLeft")
     page.get_by_role("slider", name="Guidance").press("ArrowRight")
-    page.get_by_label("Classes").first.click()
+    page.get_by_test_id("stMultiSelect").locator("input").click()
     page.get_by_role("option", name="light").click()
+    page.keyboard.press("Escape")  # closes the list: the rest of the page is hidden from readers while it is open
     page.get_by_role("button", name="Make images").click()
     page.get_by_text("--seed 7").first.wait_for()
     words = shlex.split(page.locator("code", has_text="ldm sample").first.inner_text())
