@@ -25,10 +25,12 @@ def test_two_pipelines_are_compared_on_one_page(site: Any, page: Any) -> None:
     page.goto(chart_link(site.address, site.experiment))
     cards = page.get_by_test_id("experiment-view-compare-runs-card")
     cards.first.wait_for()
-    assert "eval/" in cards.first.inner_text()  # the scores come first
+    for name in ("slow", "fast"):  # the scores come first, both pipelines in one chart
+        cards.first.filter(has_text="eval/").get_by_text(name).first.wait_for()
     page.get_by_placeholder("Search metric charts").fill("diffusion/val_loss")
-    card = cards.filter(has_text="diffusion/val_loss").last
-    for name in ("slow", "fast"):  # the legend: both are in one chart
+    page.get_by_text("diffusion", exact=True).last.scroll_into_view_if_needed()  # cards are drawn when in view
+    card = cards.filter(has_text=re.compile("^diffusion/val_loss"))
+    for name in ("slow", "fast"):
         card.get_by_text(name).first.wait_for()
 
 
