@@ -35,12 +35,13 @@ def models_in(root: Path) -> dict[str, str]:
     made_of: set[str] = set()
     for stage in ("register", "diffusion"):
         manifests = sorted((root / "artifacts" / stage).glob("*/manifest.json"), key=lambda p: -p.stat().st_mtime)
-        for artifact in (Artifact.load(path.parent) for path in manifests):
+        for folder in (path.parent for path in manifests):  # as it was given: a relative root makes short commands
+            artifact = Artifact.load(folder)
             if stage == "register":
                 made_of.add(artifact.inputs["diffusion"]["fingerprint"])
-                found[str(artifact.path / "model")] = f"{artifact.summary['name']} ({artifact.fingerprint[:8]})"
+                found[str(folder / "model")] = f"{artifact.summary['name']} ({artifact.fingerprint[:8]})"
             elif artifact.fingerprint not in made_of:
-                found[str(artifact.path)] = f"not registered: diffusion {artifact.fingerprint[:8]}"
+                found[str(folder)] = f"not registered: diffusion {artifact.fingerprint[:8]}"
     return found
 
 

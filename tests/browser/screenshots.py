@@ -44,9 +44,10 @@ def shoot(page: Any, address: str, sampling: str, store: dict[str, Any]) -> None
     page.get_by_placeholder("Search metric charts").fill("samples/ema")
     page.get_by_text("samples", exact=True).last.scroll_into_view_if_needed()  # cards are drawn when in view
     card = page.get_by_test_id("experiment-view-compare-runs-card").filter(has_text=re.compile("^samples/ema"))
-    card.get_by_role("slider").focus()
-    for _ in range(8):  # to the last step
-        card.get_by_role("slider").press("ArrowRight")
+    slider = card.get_by_role("slider")
+    while slider.get_attribute("aria-valuenow") != slider.get_attribute("aria-valuemax"):
+        slider.press("ArrowRight")
+        page.wait_for_timeout(500)
     card.locator("img").first.wait_for()
     card.locator("[data-component-id=fullscreen_button_chartcard]").click()
     take(page, "mlflow_steps")
