@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.generate import Generator, Images
 
+SLIDERS = ("n", "seed", "classes", "sampler", "steps", "guidance")
 COUNT, STEPS, GUIDANCE = 16, 100, 10.0  # images at first; the sliders' ends
 SHOWN = 640  # pixels: the grid is enlarged, by a whole number, to at most this width
 
@@ -45,14 +46,19 @@ def models_in(root: Path) -> dict[str, str]:
     return found
 
 
+def told(model: Generator, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a request (`Generator.request`) what a command must say: the sliders, and what is not the model's default."""
+    return {key: value for key, value in request.items() if key in SLIDERS or value != model.defaults.get(key)}
+
+
 def command_line(model: str, request: Mapping[str, Any], classes: Sequence[str], root: Path) -> str:
-    """The `ldm sample` command of a request (`Generator.request`): the same images, bit for bit."""
+    """The `ldm sample` command of a request (`told`): the same images, bit for bit."""
     words = ["ldm", "sample", model, "--out", "samples"]
     for key, value in request.items():
         if key == "n":
             words += ["-n", str(value)]
         elif key != "classes":
-            words += [f"--{key.replace('_', '-')}", str(value)]
+            words += [f"--{key.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
         elif value != list(range(len(classes))):  # all in turn: the default
             names = [classes[label] for label in value]
             words += ["--classes", ",".join(map(str, value if any("," in name for name in names) else names))]
@@ -100,7 +106,7 @@ def controls(model: Generator) -> dict[str, Any]:
     """The sliders: the arguments of `Generator.request`. Nothing is sampled before the button is pressed."""
     import streamlit as st
 
-    from models.diffusion.samplers import SAMPLERS
+    from models.diffusion import grids, samplers
 
     chosen: dict[str, Any] = {}
     first = model.request(n=COUNT)
@@ -111,9 +117,11 @@ def controls(model: Generator) -> dict[str, Any]:
         chosen["n"] = st.slider("Images", 1, 64, first["n"])
         chosen["seed"] = int(st.number_input("Seed", 0, None, 0, help="The same seed, the same images."))
         chosen["steps"] = st.slider("Steps", 1, max(STEPS, first["steps"]), first["steps"])
-        names = sorted(SAMPLERS)
-        chosen["sampler"] = st.selectbox("Sampler", names, names.index(first["sampler"]))
-        if model.classes and model.options["condition"].get("drop", 0) > 0:
+        for key, names in {"sampler": samplers.NAMES, "grid": ("auto", *grids.GRIDS)}.items():
+            chosen[key] = st.selectbox(key.capitalize(), names, names.index(first[key]))
+        if first["guidance_kind"] == "autoguidance" or (
+            model.classes and model.options["condition"].get("drop", 0) > 0
+        ):
             end = max(GUIDANCE, first["guidance"])
             label, text = "Guidance scale", "1: as trained. Above: closer to the class, less variety."
             chosen["guidance"] = round(st.slider(label, 0.0, end, float(first["guidance"]), 0.1, help=text), 2)
@@ -145,9 +153,9 @@ def show(model: Generator, name: str, root: Path) -> None:
         st.caption(f"{len(images)} images of {width} x {height} x {channels}, {seconds:.1f} s on {model.device}")
     with right:
         st.markdown("**The same images** on the command line")
-        st.code(command_line(name, request, model.classes, root), language="bash", wrap_lines=True)
+        st.code(command_line(name, told(model, request), model.classes, root), language="bash", wrap_lines=True)
         st.markdown("and in Python")
-        st.code(python_lines(name, request, model.classes, root), language="python", wrap_lines=True)
+        st.code(python_lines(name, told(model, request), model.classes, root), language="python", wrap_lines=True)
         st.download_button("Grid (PNG)", png(sheet), "grid.png", "image/png", on_click="ignore")
         files = archive(model, images, request)
         st.download_button("All files (zip)", files, "samples.zip", "application/zip", on_click="ignore")

@@ -29,7 +29,7 @@ def test_a_request_its_command_and_its_download(
     page.get_by_role("button", name="Make images").click()
     page.get_by_text("--seed 7").first.wait_for()
     words = shlex.split(page.locator("code", has_text="ldm sample").first.inner_text())
-    given = dict(zip(words[5::2], words[6::2], strict=True))
+    given = dict(zip(words[5::2], words[6::2], strict=True))  # after `ldm sample MODEL --out samples`
     assert (given["-n"], given["--seed"], given["--classes"], given["--guidance"]) == ("15", "7", "light", "1.6")
 
     with page.expect_download() as download:

@@ -12,7 +12,7 @@ import pytest
 from jobs.sample import command
 from pipeline import generate
 from pipeline.generate import Generator
-from pipeline.sampling_page import command_line, models_in, python_lines
+from pipeline.sampling_page import command_line, models_in, python_lines, told
 
 NAMES = ["cat", "3", "a, b"]
 
@@ -27,14 +27,14 @@ def model() -> Generator:
 def test_the_command_makes_the_same_request(
     classes: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = model().request(classes, 7, 5, 12, "euler", 2.5, 4)
-    words = shlex.split(command_line("some model", request, NAMES, tmp_path))
+    request = model().request(classes, 7, 5, 12, "euler", 2.5, 4, grid="karras", guidance_interval=(0.2, 5.0))
+    words = shlex.split(command_line("some model", told(model(), request), NAMES, tmp_path))
     assert words[:2] == ["ldm", "sample"]
     asked: list[Any] = []
 
-    def load(source: str, root: Path) -> Any:
-        def ask(*values: Any) -> dict[str, Any]:
-            asked.append(model().request(*values))
+    def load(source: str, root: Path, weights: None) -> Any:
+        def ask(*values: Any, **how: Any) -> dict[str, Any]:
+            asked.append(model().request(*values, **how))
             return asked[-1]
 
         return SimpleNamespace(request=ask, sample=lambda **_: [])
@@ -51,7 +51,7 @@ def test_the_command_makes_the_same_request(
 def test_the_python_lines_make_the_same_request(
     classes: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = model().request(classes, 7, 5, 12, "euler", 2.5, 4)
+    request = model().request(classes, 7, 5, 12, "euler", 2.5, 4, grid="karras", guidance_interval=(0.2, 5.0))
     loaded: list[Any] = []
 
     def load(*source: Any, **options: Any) -> Any:
@@ -60,12 +60,12 @@ def test_the_python_lines_make_the_same_request(
 
     monkeypatch.setattr(generate, "load_pretrained", load)
     names: dict[str, Any] = {}
-    exec(python_lines("models:/cats@best", request, NAMES, tmp_path), names)
+    exec(python_lines("models:/cats@best", told(model(), request), NAMES, tmp_path), names)
     assert names["images"] == request and loaded == [("models:/cats@best", {"root": str(tmp_path)})]
 
 
 def test_a_registered_model_is_told_where_its_data_base_is(tmp_path: Path) -> None:
-    request = model().request()
+    request = told(model(), model().request())
     assert f"--root {tmp_path}" in command_line("models:/cats@best", request, NAMES, tmp_path)
     assert "--root" not in command_line("folder", request, NAMES, tmp_path)
 
