@@ -27,7 +27,7 @@ lint: install
 	$(BIN)/mypy
 
 ui: install
-	$(BIN)/ldm mlflow ui
+	$(BIN)/ldm ui
 
 bench: install
 	$(BIN)/python tests/benchmarks/run.py

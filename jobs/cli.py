@@ -20,6 +20,7 @@ VERBS = {  # verb: (module, what `ldm --help` says)
     "denoise": ("denoise", "Show filters against noise beside each other."),
     "average": ("average", "Average weights after training, over any length."),
     "solvers": ("solvers", "Measure samplers, grids of times and steps on a trained model."),
+    "ui": ("ui", "Open MLflow's pages and a page that makes images."),
     "config": ("config", "Show or check a config."),
     "init": ("init", "Look at images and write a config that runs on them."),
     "explain": ("explain", "What a config key means, its unit, range and default."),

@@ -42,12 +42,25 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema  # noqa:
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.files import digest, sha256_file  # noqa: E402
 from pipeline.mirror import Point  # noqa: E402
+from pipeline.tracking import VIEW, chart_link, table_link  # noqa: E402
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SOURCE = Path(__file__).resolve().parents[1]  # the folder that holds pipeline/ and models/
 PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pillow", "safetensors")  # what a registered model needs
+COLUMNS = {  # of the list of pipelines, after name, time and duration: width in pixels
+    "metrics.`eval/fd`": 90,
+    "metrics.`eval/fd_real`": 110,
+    "metrics.`eval/class_accuracy`": 150,
+    "metrics.`eval/psnr`": 100,
+    "metrics.`diffusion/val_loss`": 140,
+    "metrics.`autoencoder/val_psnr`": 165,
+    "params.`diffusion.training.learning_rate`": 220,
+}
+# the charts: their sections in order, and the pictures
+SECTIONS = ("eval", "samples_final", "samples", "diffusion", "reconstructions", "autoencoder", "neighbours")
+PICTURES = ("samples_final/ema", "samples/ema", "reconstructions/val", "neighbours/features", "neighbours/pixels")
 BATCH = 1000  # metrics a call: MLflow's limit
 THUMBNAIL = 256  # MLflow's own size, pixels of the longer side
 REFUSED = (  # MLflow's error codes for what will be wrong tomorrow as well
@@ -149,10 +162,13 @@ class MlflowStore:
         """The experiment's id; made if need be, with its artifacts beside the runs if the tracker is a SQLite file."""
         with reaching():
             found = self.client.get_experiment_by_name(name)
-            if found is not None:
-                return str(found.experiment_id)
-            place = (self.root / "mlartifacts").as_uri() if self.uri.startswith("sqlite") else None
-            return str(self.client.create_experiment(name, artifact_location=place))
+            if found is None:
+                place = (self.root / "mlartifacts").as_uri() if self.uri.startswith("sqlite") else None
+                found = self.client.get_experiment(self.client.create_experiment(name, artifact_location=place))
+            for key, value in experiment_tags(str(found.experiment_id)).items():
+                if found.tags.get(key) != value:
+                    self.client.set_experiment_tag(found.experiment_id, key, value)
+            return str(found.experiment_id)
 
     def exists(self, run: str) -> bool:
         """Whether the run is there and not deleted."""
@@ -282,6 +298,35 @@ def _files(folder: Path) -> list[Path]:
 
 def _finite(value: float | str) -> float:
     return float(value) if math.isfinite(float(value)) else math.nan
+
+
+def experiment_tags(experiment: str) -> dict[str, str]:
+    """What makes an experiment's pages readable: links to the list and the charts, and how these two look.
+
+    MLflow adds a chart for each metric and picture that the view does not name. A card of pictures lists all params
+    above them unless it is told not to, and pushes them out of sight.
+    """
+    note = (
+        "A row is a pipeline; its stages are the runs below it. "
+        f"[Table with scores]({table_link('', experiment)[1:]}), "
+        f"[charts that compare pipelines]({chart_link('', experiment)[1:]})."
+    )
+    image = {"type": "IMAGE", "runsCountToCompare": 10, "deleted": False, "isGenerated": True, "step": 0}
+    view = {
+        "selectedColumns": list(COLUMNS),
+        "columnOrder": list(COLUMNS),
+        "columnWidths": COLUMNS,
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": False, "deleted": False, "isGenerated": True}
+            for name in SECTIONS
+        ],
+        "compareRunCharts": [
+            {"uuid": key, "metricSectionId": key.partition("/")[0], "imageKeys": [key], "showRunParams": False, **image}
+            for key in PICTURES
+        ],
+        "isAccordionReordered": True,
+    }
+    return {f"mlflow.sharedViewState.{VIEW}": json.dumps(view), "mlflow.note.content": note}
 
 
 def log_model(run: str, folder: Path, name: str) -> str:

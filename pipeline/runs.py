@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pipeline import graph, tracking
 from pipeline.artifacts import Artifact, Lease, Writer
-from pipeline.config import Config, Section, result_fields
-from pipeline.files import read_json, write_json
+from pipeline.config import Config, Section, dump, result_fields
+from pipeline.files import atomic_write, read_json, write_json
 from pipeline.tracking import Spool
 
 
@@ -47,6 +47,7 @@ class PipelineRun:
         self.folder = root / "pipelines" / key / "spool"
         self.all_cached = all_cached and any(self.folder.glob("*.jsonl"))
         self.rows: list[tuple[str, str, str, str]] = []
+        self.verdict = ""  # the key figure of the last stage that has one: the run's first line
         self._lease = ExitStack()
 
     def __enter__(self) -> PipelineRun:
@@ -63,6 +64,7 @@ class PipelineRun:
                 params=flatten(result_fields(self.config)),
                 experiment=self.config.tracking.experiment,
             )
+            self.spool.file(self._config_file())
             self._lease = stack.pop_all()
         return self
 
@@ -82,6 +84,14 @@ class PipelineRun:
         left = self.shipper.drain(self.config.tracking.deadline)
         if left:
             print(tracking.left_message(self.root, self.shipper.uri, left), flush=True)
+
+    def _config_file(self) -> Path:
+        """The config with all defaults, kept with the run: `ldm run --config` reads it back."""
+        uri = self.config.tracking.uri
+        tracking_part = self.config.tracking.model_copy(update={"uri": tracking.public_uri(uri) if uri else None})
+        path = self.folder.parent / "config.yaml"
+        atomic_write(path, dump(self.config.model_copy(update={"tracking": tracking_part})))
+        return path
 
     @contextmanager
     def stage(self, stage: str, writer: Writer, steps: int | None) -> Iterator[Spool]:
@@ -123,12 +133,16 @@ class PipelineRun:
             self.spool.dataset(source.kind, artifact.content[:32], getattr(source, "path", source.kind))
 
     def _row(self, stage: str, artifact: Artifact, took: str, headline: str) -> None:
-        self.rows.append((f"[{stage}]({{{{run:{run_key(artifact)}}}}})", took, headline, f"`{artifact.fingerprint}`"))
+        key = run_key(artifact)
+        if stage == "register":  # no figure, but the way to the model
+            headline = f"[{headline}]({{{{model:{key}}}}})"
+        else:
+            self.verdict = headline
+        self.rows.append((f"[{stage}]({{{{run:{key}}}}})", took, headline, f"`{artifact.fingerprint}`"))
         if not self.all_cached:
-            verdict = self.rows[-1][2]
             table = ["| stage | time | key figure | artifact |", "| --- | --- | --- | --- |"]
             table += [f"| {' | '.join(row)} |" for row in self.rows]
-            self.spool.note("\n".join([verdict, "", *table]))
+            self.spool.note("\n".join([self.verdict, "", *table]))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

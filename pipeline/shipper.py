@@ -263,7 +263,7 @@ class Shipping:
             note["shown"] = text
 
     def render(self, markdown: str, key: str) -> str:
-        """Replace {{run:KEY}} and {{model:KEY}} by links; by the experiment's page while there is no such run."""
+        """Replace {{run:KEY}}, {{model:KEY}} and {{config:KEY}} by links; by the experiment's page if unknown."""
 
         def link(match: re.Match[str]) -> str:
             kind, name = match.groups()
@@ -271,9 +271,12 @@ class Shipping:
                 return str(self.state["models"][name])
             if kind == "run" and name in self.state["runs"]:
                 return run_path(self.state["runs"][name]["experiment"], self.state["runs"][name]["id"])
+            if kind == "config" and name in self.state["runs"] and (parent := self.parent(name)):
+                pipeline = self.state["runs"][parent]
+                return run_path(pipeline["experiment"], pipeline["id"], "config.yaml")
             return f"#/experiments/{self.state['runs'][key]['experiment']}"
 
-        return re.sub(r"\{\{(run|model):([^}]+)\}\}", link, markdown)
+        return re.sub(r"\{\{(run|model|config):([^}]+)\}\}", link, markdown)
 
     def on_tags(self, event: Event) -> None:
         for name, value in event["tags"].items():

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 UI = "http://127.0.0.1:5000"  # where `ldm mlflow ui` (make ui) listens unless told otherwise
-CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"  # a fresh browser opens the GenAI view without it
+VIEW = "ldm-pipelines"  # the key of the shared view that `mlflow_store.py` leaves with each experiment
+_VIEW = f"workflowType=machine_learning&viewStateShareKey={VIEW}"  # a fresh browser opens the GenAI view without it
+CHARTS, TABLE = f"{_VIEW}&compareRunsMode=CHART", f"{_VIEW}&compareRunsMode=TABLE"
 
 
 # ---- where things are
@@ -72,9 +74,15 @@ def chart_link(base: str, experiment: str) -> str:
     return f"{base}/#/experiments/{experiment}/runs?{CHARTS}"
 
 
-def run_path(experiment: str, run: str) -> str:
-    """The link to a run from inside MLflow's pages (markdown of a note)."""
-    return f"#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+def table_link(base: str, experiment: str) -> str:
+    """The page that lists the pipelines of an experiment with their scores (`mlflow_store.COLUMNS`)."""
+    return f"{base}/#/experiments/{experiment}/runs?{TABLE}"
+
+
+def run_path(experiment: str, run: str, file: str = "") -> str:
+    """The link to a run, or to a file of it, from inside MLflow's pages (markdown of a note)."""
+    place = f"/artifacts/{file}" if file else ""
+    return f"#/experiments/{experiment}/runs/{run}{place}?workflowType=machine_learning"
 
 
 def run_url(root: str | Path, run_key: str, uri: str | None = None) -> str | None:
@@ -190,7 +198,8 @@ class Spool:
 
     def note(self, markdown: str) -> None:
         """The run's description, verdict first. `{{run:KEY}}` and `{{model:KEY}}` (KEY: the key of a run, or of the run
-        that registered a model) become links as soon as these exist, e.g. `[2 autoencoder]({{run:autoencoder/ab12}})`.
+        that registered a model) become links as soon as these exist, e.g. `[2 autoencoder]({{run:autoencoder/ab12}})`;
+        `{{config:KEY}}` leads to the config of the pipeline that the run is part of.
         """
         self._append("note", markdown=markdown)
 

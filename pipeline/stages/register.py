@@ -62,7 +62,11 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         weaker_weights=weaker,
     )
     spool.model(
-        writer.path / "model", name, alias, description(inputs), {"ldm.diffusion": inputs["diffusion"].fingerprint}
+        writer.path / "model",
+        name,
+        alias,
+        description(inputs, spool.run),
+        {"ldm.diffusion": inputs["diffusion"].fingerprint},
     )
     return {"name": name, "alias": alias, "uri": f"models:/{name}@{alias}"}
 
@@ -71,8 +75,14 @@ def headline(summary: dict[str, Any]) -> str:
     return str(summary["uri"])
 
 
-def description(inputs: dict[str, Artifact]) -> str:
-    """Markdown: the score first (the list of versions shows that line only), then what the model was made of."""
+NAMES = {"ingest": "data", "autoencoder": "autoencoder", "encode": "latents", "diffusion": "denoiser"}
+
+
+def description(inputs: dict[str, Artifact], run: str) -> str:
+    """Markdown: the score first (the list of versions shows that line only), then links to what the model was made of.
+
+    `run` is the run key of this stage.
+    """
     from pipeline import graph
     from pipeline.runs import run_key
 
@@ -84,6 +94,7 @@ def description(inputs: dict[str, Artifact]) -> str:
     ]
     for stage, artifact in inputs.items():
         figure = graph.module(stage).headline(artifact.summary)
-        link = f"[{stage}]({{{{run:{run_key(artifact)}}}}})"
-        lines.append(f"| {link} | {figure} | `{artifact.fingerprint}`, content `{artifact.content[:12]}` |")
+        link = f"[{NAMES.get(stage, 'scores')}]({{{{run:{run_key(artifact)}}}}})"
+        lines.append(f"| {link} | {figure} | `{stage} {artifact.fingerprint}`, content `{artifact.content[:12]}` |")
+    lines.append(f"| [config]({{{{config:{run}}}}}) | all keys, with defaults | `config.yaml` of the pipeline's run |")
     return "\n".join(lines)

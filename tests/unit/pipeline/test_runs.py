@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import tracking
 from pipeline.artifacts import Artifact, Store
-from pipeline.config import Config
+from pipeline.config import Config, load
 from pipeline.errors import UserError
 from pipeline.runs import PipelineRun, flatten, run_key
 from pipeline.spool import spool_ends, spool_files, whole_lines
@@ -84,7 +84,28 @@ def test_the_models_description_links_the_attempts(tmp_path: Path, monkeypatch: 
         key, artifact = make(Store(tmp_path), parent)
     assert artifact is not None
     monkeypatch.setattr(graph, "module", lambda _: SimpleNamespace(headline=lambda summary: summary["figure"]))
-    assert f"{{{{run:{key}}}}}" in description({"ingest": artifact, "evaluate": artifact})
+    text = description({"ingest": artifact, "evaluate": artifact}, "register/ef56")
+    assert text.startswith("1 image\n")
+    assert f"| [data]({{{{run:{key}}}}}) |" in text and "| [config]({{config:register/ef56}}) |" in text
+
+
+def test_the_run_begins_with_its_figure_and_keeps_its_config_without_a_password(tmp_path: Path) -> None:
+    with_password = config(tmp_path).model_dump(by_alias=True) | {"tracking": {"uri": "http://me:secret@host:1"}}
+    given = Config.model_validate(with_password)
+    with PipelineRun(given, tmp_path, "cd34", False) as parent:
+        _, artifact = make(Store(tmp_path), parent)
+        assert artifact is not None
+        parent.cached("evaluate", artifact, "distance 3")
+        parent.cached("register", artifact, "models:/digits@latest-good")
+    lines: list[dict[str, Any]] = [e for path in spool_files(tmp_path)[0] for _, e in whole_lines(path) if e]
+    note = [event["markdown"] for event in lines if event["kind"] == "note"][-1]
+    assert (
+        note.startswith("distance 3\n") and f"[models:/digits@latest-good]({{{{model:{run_key(artifact)}}}}})" in note
+    )
+    (file,) = [Path(event["path"]) for event in lines if event["kind"] == "file"]
+    assert file.name == "config.yaml" and "secret" not in file.read_text()
+    again = load(file)
+    assert again.model_copy(update={"tracking": given.tracking}) == given and again.tracking.uri == "http://host:1"
 
 
 DRIVE = """

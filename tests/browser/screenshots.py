@@ -1,0 +1,89 @@
+"""Take the pictures in docs/img of a root's pages: `python tests/browser/screenshots.py ROOT` (default: runs).
+
+Needs Chromium, Playwright, Streamlit and a root with two finished pipelines or more.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipeline.tracking import chart_link, public_uri, read_store, resolve_uri, run_path, sync, table_link
+from pipeline.tracking_server import free_port, prepare, server
+from tests.browser.conftest import NO_ASSISTANT, TIMEOUT_MS, chromium
+
+DOCS = Path(__file__).parents[2] / "docs" / "img"
+SETTLE_MS = 6000  # charts are drawn one after the other
+LIMIT = 300_000  # bytes a picture
+
+
+def take(page: Any, name: str) -> None:
+    """A picture of the page as a PNG of 256 colours."""
+    page.wait_for_timeout(SETTLE_MS)
+    packed = io.BytesIO()
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(256).save(packed, "png", optimize=True)
+    assert packed.tell() < LIMIT, f"{name}: {packed.tell()} bytes"
+    (DOCS / f"{name}.png").write_bytes(packed.getvalue())
+    print(f"docs/img/{name}.png: {packed.tell() // 1000} kB", flush=True)
+
+
+def shoot(page: Any, address: str, sampling: str, store: dict[str, Any]) -> None:
+    experiment = next(iter(store["experiments"].values()))
+    pipeline = next(run["id"] for key, run in store["runs"].items() if key.startswith("pipeline/"))
+    page.goto(table_link(address, experiment))
+    page.get_by_role("gridcell").first.wait_for()
+    take(page, "mlflow_list")
+    page.goto(chart_link(address, experiment))
+    page.get_by_test_id("experiment-view-compare-runs-card").first.wait_for()
+    take(page, "mlflow")
+    page.get_by_placeholder("Search metric charts").fill("samples/ema")
+    page.get_by_text("samples", exact=True).last.scroll_into_view_if_needed()  # cards are drawn when in view
+    card = page.get_by_test_id("experiment-view-compare-runs-card").filter(has_text=re.compile("^samples/ema"))
+    slider = card.get_by_role("slider")
+    while slider.get_attribute("aria-valuenow") != slider.get_attribute("aria-valuemax"):
+        slider.press("ArrowRight")
+        page.wait_for_timeout(500)
+    card.locator("img").first.wait_for()
+    card.locator("[data-component-id=fullscreen_button_chartcard]").click()
+    take(page, "mlflow_steps")
+    page.goto(f"{address}/{run_path(experiment, pipeline)}")
+    page.get_by_text("Show more").first.click()
+    take(page, "mlflow_run")
+    page.goto(f"{address}/{next(iter(store['models'].values()))}")
+    page.get_by_role("link", name="latents", exact=True).wait_for()
+    take(page, "mlflow_version")
+    page.goto(sampling)
+    page.get_by_text("ldm sample").first.wait_for()
+    take(page, "sampling")
+
+
+def main(root: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    from pipeline.pages import sampling_page
+
+    uri = resolve_uri(root)
+    sync(root, uri)
+    prepare(root, uri)
+    print(public_uri(uri), flush=True)
+    with (
+        server(root, free_port(5200)) as address,
+        sampling_page(root, free_port(8700), mlflow=address) as sampling,
+        sync_playwright() as playwright,
+    ):
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=chromium(), args=options)
+        context = browser.new_context(viewport={"width": 1400, "height": 800})
+        context.add_init_script(NO_ASSISTANT)
+        context.set_default_timeout(TIMEOUT_MS)
+        shoot(context.new_page(), address, sampling, read_store(root, uri))
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs"))
