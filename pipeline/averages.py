@@ -23,8 +23,8 @@ from pipeline.files import atomic_path, canonical_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.config import Training
     from pipeline.engine import Engine
+    from pipeline.schema.training import Training
 
 FOLDER = "snapshots"
 NAME = re.compile(r"(length-[0-9.e-]+)-(\d{12})\.safetensors")

@@ -24,7 +24,8 @@ from pipeline.partition import Partition, Piece
 from pipeline.ranks import Ranks
 
 if TYPE_CHECKING:
-    from pipeline.config import Adversarial, Training
+    from pipeline.schema.stages import Adversarial
+    from pipeline.schema.training import Training
 
 LARGEST_STAGE = 2  # ZeRO 3 would cut a small network, and cannot differentiate R1 twice
 

@@ -27,7 +27,7 @@ from pipeline.partition import Partition
 from pipeline.ranks import Ranks
 
 if TYPE_CHECKING:
-    from pipeline.config import Training
+    from pipeline.schema.training import Training
 
 Batch = dict[str, Any]
 LossFn = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]

@@ -1,4 +1,4 @@
-"""What each config key means, from the schema itself: sections and keys of `config.py`, options of `models/`.
+"""What each config key means, from the schema itself: sections and keys of `schema/`, options of `models/`.
 
 Reads the source of models (the comment beside an option is its description), so that nothing heavy is imported.
 """
@@ -19,8 +19,9 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pipeline.config import SPEED, Config, Section
+from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.schema.section import SPEED, Section
 
 FAMILIES = {"autoencoder.model": "autoencoders", "diffusion.backbone": "backbones"}  # key -> folder of models/
 PLACES = ("run.name", "run.root")  # no part of any recipe

@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline import graph
 from pipeline.artifacts import Store
-from pipeline.config import Config, Training, check_models, dump
+from pipeline.config import Config, check_models, dump
 from pipeline.errors import UserError
+from pipeline.schema.training import Training
 
 CHECKPOINT_BYTES = 12  # a parameter: master and two moments in fp32; 4 more an average (checkpoint.py)
 GIGABYTE = 1e9

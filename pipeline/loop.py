@@ -27,8 +27,8 @@ from pipeline.ranks import Ranks
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipeline.config import Training
     from pipeline.duel import Fight
+    from pipeline.schema.training import Training
 
 STALL_S = 600.0  # seconds without a step after which the watchdog says where it hangs
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Config, Perceptual, result_fields
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
+from pipeline.schema.section import result_fields
+from pipeline.schema.stages import Perceptual
 
 if TYPE_CHECKING:
     import torch

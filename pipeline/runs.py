@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from pipeline import graph, tracking
 from pipeline.artifacts import Artifact, Lease, Writer
-from pipeline.config import Config, Section, dump, result_fields
+from pipeline.config import Config, dump
 from pipeline.files import atomic_write, read_json, write_json
+from pipeline.schema.section import Section, result_fields
 from pipeline.tracking import Spool
 
 

@@ -22,7 +22,7 @@ from pipeline.data.order import Draw, draw_batch
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.config import Evaluate
+    from pipeline.schema.stages import Evaluate
 
 DEFAULTS: dict[str, Any] = {  # as in the config's `evaluate`, where each is explained
     "sampler": "heun",

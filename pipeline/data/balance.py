@@ -18,9 +18,9 @@ from pipeline.data.order import Order, lanes, mix, permute, seeded
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.config import Balance, Data
     from pipeline.data.index import Index
     from pipeline.data.latent_shards import LatentIndex
+    from pipeline.schema.data import Balance, Data
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NO_CLASS = "(none)"

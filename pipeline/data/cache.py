@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_path, atomic_write, sha256_file
 
 if TYPE_CHECKING:
-    from pipeline.config import Cache
+    from pipeline.schema.data import Cache
 
 GIGABYTES = 20.0  # without a config
 

@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_path, digest, read_json, write_json
 
 if TYPE_CHECKING:
-    from pipeline.config import Cache, Data
+    from pipeline.schema.data import Cache, Data
 
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from pipeline.data.order import Draw, Order, draw_batch, seeded
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.config import Data
+    from pipeline.schema.data import Data
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Batch = dict[str, Any]

@@ -119,7 +119,7 @@ class _NoDigests(sources.Digests):
 def _look_at_files(source: dict[str, Any]) -> Found:
     from pydantic import TypeAdapter
 
-    from pipeline.config import Source
+    from pipeline.schema.data import Source
 
     adapter: TypeAdapter[Any] = TypeAdapter(Source)
     listing = sources.listing(adapter.validate_python(source), _NoDigests())
@@ -288,7 +288,7 @@ def _idx_labels(path: Path) -> dict[str, str]:
 def _look_at_arrays(source: dict[str, Any]) -> Found:
     from pydantic import TypeAdapter
 
-    from pipeline.config import Source
+    from pipeline.schema.data import Source
 
     adapter: TypeAdapter[Any] = TypeAdapter(Source)
     images, labels = sources.read_arrays(adapter.validate_python(source))
@@ -347,7 +347,7 @@ def _look_at_tars(pattern: str) -> Found:
 
 
 def _class_names(folder: Path) -> list[str] | None:
-    from pipeline.config import WebDatasetSource
+    from pipeline.schema.data import WebDatasetSource
 
     return sources.tar_classes(WebDatasetSource(kind="webdataset", path=str(folder / "*.tar")))
 

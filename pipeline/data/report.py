@@ -17,8 +17,8 @@ from pipeline.data.index import read_image
 from pipeline.files import atomic_path, digest
 
 if TYPE_CHECKING:
-    from pipeline.config import Data
     from pipeline.data.index import Index
+    from pipeline.schema.data import Data
 
 SHEET = 8  # the contact sheet shows SHEET x SHEET training images, evenly spread
 TRAIN, VAL = 0, 1

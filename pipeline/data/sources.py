@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.files import digest, read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
-    from pipeline.config import Data, FolderSource, TableSource, WebDatasetSource
+    from pipeline.schema.data import Data, FolderSource, TableSource, WebDatasetSource
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FORMAT = 1  # raise it when a listing's meaning changes

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.data.order import Draw, draw_batch
 
 if TYPE_CHECKING:
-    from pipeline.config import GaussiansSource, ShapesSource
+    from pipeline.schema.data import GaussiansSource, ShapesSource
 
 Array = np.ndarray[Any, np.dtype[Any]]
 VERSION = 1  # raise it when an image of the same options changes

@@ -19,7 +19,7 @@ from pipeline.data.order import Draw, draws
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipeline.config import Data
+    from pipeline.schema.data import Data
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MARGIN = 1.125  # with random crops the shorter side is kept at size * MARGIN: an eighth to move in

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_path, canonical_json, sha256_file
 
 if TYPE_CHECKING:
-    from pipeline.config import Extractor as ExtractorSection
+    from pipeline.schema.stages import Extractor as ExtractorSection
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]  # [n, H, W, C]
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Writer
-from pipeline.config import Config, result_fields
+from pipeline.config import Config
 from pipeline.files import write_json
+from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
     import torch

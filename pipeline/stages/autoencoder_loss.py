@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Writer
-from pipeline.config import Config, result_fields
+from pipeline.config import Config
+from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Writer, check_inputs
-from pipeline.config import Config, result_fields
+from pipeline.config import Config
 from pipeline.fd_curve import Curve, prepare
 from pipeline.files import write_json
+from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

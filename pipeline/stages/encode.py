@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.artifacts import Artifact, Writer
-from pipeline.config import Config, result_fields
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import digest, read_json, sha256_file, write_json
+from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster, Inline
@@ -149,8 +150,8 @@ def load_encoder(
     """What an actor keeps: the autoencoder in evaluation mode, in fp32 with TF32 off, and the open indices."""
     import torch
 
-    from pipeline.config import Data
     from pipeline.data.index import Index
+    from pipeline.schema.data import Data
     from pipeline.stages.autoencoder import load_model
 
     settings = Data.model_validate(images)

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.artifacts import Artifact, Writer
-from pipeline.config import Config, Evaluate, result_fields
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, sha256_file, write_json
 from pipeline.metrics import comparable, sets
+from pipeline.schema.section import result_fields
+from pipeline.schema.stages import Evaluate
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster, Inline

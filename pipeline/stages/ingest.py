@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config import Config, Data, result_fields
+from pipeline.config import Config
 from pipeline.data import filters, shards, sources, transforms
 from pipeline.data.cache import local_copy
 from pipeline.data.index import Index, write_index, write_rows
@@ -26,6 +26,8 @@ from pipeline.data.sources import Row, Tar
 from pipeline.data.transforms import BadImage
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, atomic_write, read_json, sha256_file, write_json
+from pipeline.schema.data import Data
+from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact, Writer

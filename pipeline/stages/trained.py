@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Writer
-from pipeline.config import Config, Training, result_fields
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, canonical_json, disk_trouble, read_json, sha256_file, write_json
+from pipeline.schema.section import result_fields
+from pipeline.schema.training import Training
 from pipeline.tracking import Spool
 
 if TYPE_CHECKING:

@@ -102,8 +102,8 @@ def make_distances(values: Any, data: Path, options: argparse.Namespace) -> dict
     """Distances that no loss has seen."""
     from models import perceptual as models
     from pipeline import perceptual
-    from pipeline.config import Perceptual
     from pipeline.metrics import features
+    from pipeline.schema.stages import Perceptual
     from pipeline.stages.evaluate import load_split
 
     size, channels = values.data.size, values.data.channels

@@ -21,11 +21,11 @@ from timing import Figure, interleave, ratio, spread
 
 from models import registry
 from pipeline.cluster import Inline
-from pipeline.config import Data
 from pipeline.data.index import Index
 from pipeline.data.latent_shards import LatentIndex
 from pipeline.data.loader import image_batches, latent_batches
 from pipeline.data.order import Order, lanes
+from pipeline.schema.data import Data
 from pipeline.stages import ingest
 from pipeline.stages.autoencoder import images_to_floats
 from pipeline.stages.encode import encode_shard

@@ -15,11 +15,11 @@ import numpy as np
 from steps import CLASSES, Batch, bare_step, loss_function, network
 from timing import Figure, interleave, ratio
 
-from pipeline.config import Data
 from pipeline.data import latent_shards
 from pipeline.data.latent_shards import LatentIndex
 from pipeline.data.loader import latent_batches
 from pipeline.data.order import Order, lanes
+from pipeline.schema.data import Data
 
 SAMPLES, BATCH, STEPS = 8192, 128, 10
 

@@ -32,11 +32,11 @@ from timing import Figure, Stopwatch, ratio, spread
 
 from models import registry
 from models.backbones import dit
-from pipeline.config import Training
 from pipeline.engine import Engine
 from pipeline.files import write_json
 from pipeline.loop import Task, train
 from pipeline.ranks import open_ranks
+from pipeline.schema.training import Training
 from pipeline.tracking import Spool
 
 BACKBONE, CHANNELS, SIZE, BATCH, STEPS = {"preset": "dit-s/2"}, 4, 32, 4, 2

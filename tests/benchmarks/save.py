@@ -15,9 +15,9 @@ from steps import loss_function, network, random_batch
 from timing import Figure, Stopwatch, ratio
 
 from pipeline.checkpoint import Saver
-from pipeline.config import Training
 from pipeline.engine import Engine
 from pipeline.ranks import open_ranks
+from pipeline.schema.training import Training
 
 
 def measure(rounds: int) -> list[Figure]:

@@ -20,9 +20,9 @@ def test_training_falls_and_averages_follow(precision: str, zero_stage: int, tmp
     from models.diffusion.denoiser import build_network
     from models.diffusion.objectives import loss
     from models.diffusion.process import make_path
-    from pipeline.config import Training
     from pipeline.engine import Engine
     from pipeline.ranks import close_ranks, open_ranks
+    from pipeline.schema.training import Training
 
     torch.manual_seed(0)
     ranks = open_ranks()

@@ -126,10 +126,10 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
     import torch.distributed as dist
 
     from pipeline import averages
-    from pipeline.config import Training
     from pipeline.files import sha256_file
     from pipeline.loop import Task, train
     from pipeline.ranks import open_ranks
+    from pipeline.schema.training import Training
 
     torch.set_num_threads(1)
     world = scenario["world"]
@@ -217,9 +217,9 @@ def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
     """A step with an inf on the last rank between good ones: what changed, bit by bit, and what the next steps gave."""
     import torch.distributed as dist
 
-    from pipeline.config import Training
     from pipeline.engine import Engine
     from pipeline.ranks import open_ranks
+    from pipeline.schema.training import Training
 
     torch.set_num_threads(1)
     world = scenario["world"]
@@ -263,9 +263,9 @@ def run_export(scenario: dict[str, Any], rank: int, store: str) -> None:
     import torch.distributed as dist
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from pipeline.config import Training
     from pipeline.engine import Engine
     from pipeline.ranks import open_ranks
+    from pipeline.schema.training import Training
 
     torch.set_num_threads(1)
     world = scenario["world"]
@@ -305,9 +305,9 @@ def run_average(scenario: dict[str, Any], rank: int, store: str) -> None:
     from safetensors.torch import load_file
 
     from pipeline import averages
-    from pipeline.config import Training
     from pipeline.engine import Engine
     from pipeline.ranks import open_ranks
+    from pipeline.schema.training import Training
 
     torch.set_num_threads(1)
     world = scenario["world"]

@@ -14,10 +14,10 @@ from torch import nn
 from models import ema
 from pipeline import averages
 from pipeline.artifacts import Artifact
-from pipeline.config import Training
 from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.ranks import open_ranks
+from pipeline.schema.training import Training
 
 BATCH = 8
 

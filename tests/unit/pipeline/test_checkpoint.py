@@ -16,10 +16,10 @@ from torch import nn
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Saver, listing, restore
-from pipeline.config import Training
 from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.ranks import open_ranks
+from pipeline.schema.training import Training
 
 FILE = "rank-00000-of-00001.safetensors"
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline import config
 from pipeline.errors import UserError
+from pipeline.schema.section import result_fields
 
 ROOT = Path(__file__).parents[3]
 MINIMAL = """\
@@ -134,7 +135,7 @@ def test_speed_changes_no_fingerprint(workers: int, stage: int, log: int, micro:
         "cluster": {"workers": workers},
         "diffusion": {"training": {"steps": 1, "zero_stage": stage, "log_every": log, "micro_batch": micro}},
     }
-    one, other = (config.result_fields(config.Config.model_validate(v)) for v in (base, fast))
+    one, other = (result_fields(config.Config.model_validate(v)) for v in (base, fast))
     assert one == other
     changed = {**base, "diffusion": {"training": {"steps": 2}}}
-    assert config.result_fields(config.Config.model_validate(changed)) != one
+    assert result_fields(config.Config.model_validate(changed)) != one

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from models import adversarial
-from pipeline.config import Adversarial, Training
 from pipeline.duel import Duel, Fight
 from pipeline.ranks import open_ranks
+from pipeline.schema.stages import Adversarial
+from pipeline.schema.training import Training
 
 CPU = torch.device("cpu")
 BATCH = 4

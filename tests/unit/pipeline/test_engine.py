@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.config import Training
 from pipeline.engine import Engine, largest_micro_batch, learning_rate, micro_batches, resolve_precision
 from pipeline.errors import UserError
 from pipeline.ranks import Ranks, open_ranks
+from pipeline.schema.training import Training
 
 CPU = torch.device("cpu")
 

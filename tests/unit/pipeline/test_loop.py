@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from pipeline.checkpoint import listing
-from pipeline.config import Training
 from pipeline.engine import Engine, StepStats
 from pipeline.errors import UserError
 from pipeline.loop import Progress, Summary, Task, train
 from pipeline.ranks import open_ranks
+from pipeline.schema.training import Training
 
 
 def batches(position: int) -> Iterator[dict[str, Any]]:

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import config, perceptual
-from pipeline.config import Config, Perceptual
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.metrics import features
+from pipeline.schema.stages import Perceptual
 from pipeline.stages import autoencoder_loss
 
 ALEX = {0: (3, 64, 11), 3: (64, 192, 5), 6: (192, 384, 3), 8: (384, 256, 3), 10: (256, 256, 3)}

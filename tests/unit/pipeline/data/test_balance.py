@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Balance, Data
 from pipeline.data.balance import BalancedOrder, balance_recipe, places, training_order
 from pipeline.data.order import Order
 from pipeline.errors import UserError
+from pipeline.schema.data import Balance, Data
 
 CLASSES = ["a", "b", "c"]
 

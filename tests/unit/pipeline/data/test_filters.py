@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from jobs.denoise import command
 from pipeline.cluster import Inline
-from pipeline.config import Data, GaussianFilter, MedianFilter, WaveletFilter, load
+from pipeline.config import load
 from pipeline.data import denoise, filters, synthetic
 from pipeline.data.index import Index
 from pipeline.errors import UserError
+from pipeline.schema.data import Data, GaussianFilter, MedianFilter, WaveletFilter
 from pipeline.stages import ingest
 
 WAVELET = WaveletFilter(kind="wavelet")

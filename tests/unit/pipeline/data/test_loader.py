@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from pipeline.cluster import Inline
-from pipeline.config import Cache, Data
 from pipeline.data import cache, latent_shards, loader
 from pipeline.data.index import Index, read_image
 from pipeline.data.latent_shards import LatentIndex
 from pipeline.data.order import Order
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.schema.data import Cache, Data
 from pipeline.stages import ingest
 
 LATENT = (2, 3, 3)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import Data
 from pipeline.data import sources
 from pipeline.errors import UserError
+from pipeline.schema.data import Data
 
 
 def data(**source):

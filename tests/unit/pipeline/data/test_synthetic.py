@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.cluster import Inline
-from pipeline.config import Data
 from pipeline.data import sources, synthetic
 from pipeline.data.index import Index
+from pipeline.schema.data import Data
 from pipeline.stages import ingest
 
 SHAPES = {"kind": "shapes", "count": 60, "sizes": [[40, 40], [60, 40], [40, 60]]}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import Augment, Data, DigitsSource
 from pipeline.data import transforms
 from pipeline.data.transforms import BadImage
+from pipeline.schema.data import Augment, Data, DigitsSource
 
 WHITE = (255, 255, 255)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Evaluate
+from pipeline.schema.stages import Evaluate
 from pipeline.stages import evaluate as stage
 
 SIZE = 16

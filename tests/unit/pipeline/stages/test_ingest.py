@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from pipeline.cluster import Inline
-from pipeline.config import Data
 from pipeline.data import shards
 from pipeline.data.index import Index
 from pipeline.errors import UserError
+from pipeline.schema.data import Data
 from pipeline.stages import ingest
 
 

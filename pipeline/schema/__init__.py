@@ -1,0 +1,1 @@
+"""The sections of a config: each key with its meaning, unit, range and default."""

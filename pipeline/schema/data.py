@@ -1,0 +1,207 @@
+"""`data`: where the images come from, how they are stored, split, met and cached."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.schema.section import SPEED, Fraction, Positive, Section
+
+
+class DigitsSource(Section):
+    """scikit-learn's 1,797 handwritten digits, 8x8, in ten classes; ships inside that package."""
+
+    kind: Literal["digits"]
+
+
+class FolderSource(Section):
+    """A folder of images; the name of the folder that an image lies in is its class."""
+
+    kind: Literal["folder"]
+    path: str = Field(description="The folder; subfolders are classes.")
+
+
+class TableSource(Section):
+    """A .csv or .jsonl file with one row an image."""
+
+    kind: Literal["table"]
+    path: str = Field(description="The .csv or .jsonl file; image paths in it are relative to its folder.")
+    image: str = Field("image", description="Column of the image path.")
+    label: str | None = Field(None, description="Column of the class; none: images have no class.")
+    caption: str | None = Field(None, description="Column of the caption, kept beside the image.")
+
+
+class ArraysSource(Section):
+    """Images in an .npz file (arrays `images`, `labels`) or in IDX files, as MNIST has them."""
+
+    kind: Literal["arrays"]
+    path: str = Field(description="The .npz file, or the IDX file of images (.gz allowed).")
+    labels: str | None = Field(None, description="The IDX file of labels; an .npz file holds its own.")
+
+
+class WebDatasetSource(Section):
+    """WebDataset tars, read where they lie. Members of a sample share a key: KEY.jpg, KEY.cls, KEY.json, KEY.txt."""
+
+    kind: Literal["webdataset"]
+    path: str = Field(description="Pattern of the tars (local or fsspec URL), such as data/train-*.tar.")
+    val: str | None = Field(None, description="Pattern of the validation tars, with `data.split.by: shards`.")
+    classes: str | None = Field(
+        None, description="JSON file with the list of class names; default: classes.json beside."
+    )
+
+
+class GaussiansSource(Section):
+    """Grey images of a mixture of Gaussians, in closed form (`pipeline.data.synthetic.mixture`); the component is the
+    class, the coordinates are attributes."""
+
+    kind: Literal["gaussians"]
+    count: Positive = Field(2000, description="Images.")
+    side: int = Field(16, ge=4, le=256, description="Side of an image, in pixels.")
+    components: int = Field(3, ge=1, le=100, description="Components, which are the classes.")
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="Share of each component, up to a factor; default: all equal."
+    )
+    modes: int = Field(3, ge=2, le=16, description="Waves a side: an image has modes^2 - 1 coordinates.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the components and of the images.")
+
+    @model_validator(mode="after")
+    def _weight_each(self) -> GaussiansSource:
+        if self.weights is not None and len(self.weights) != self.components:
+            raise ValueError(f"{len(self.weights)} `weights` for {self.components} `components`; give one for each")
+        if self.modes > self.side:
+            raise ValueError(f"`modes` {self.modes} is over `side` {self.side}: so many waves do not fit")
+        return self
+
+
+class ShapesSource(Section):
+    """Circles, squares and triangles in colour; their factors (size, place, angle, hue, ...) are attributes."""
+
+    kind: Literal["shapes"]
+    count: Positive = Field(2000, description="Images.")
+    sizes: tuple[tuple[Annotated[int, Field(ge=8, le=1024)], Annotated[int, Field(ge=8, le=1024)]], ...] = Field(
+        ((32, 32),), min_length=1, description="Widths and heights of images, in pixels; each image draws one."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the images.")
+
+
+Source = Annotated[
+    DigitsSource | FolderSource | TableSource | ArraysSource | WebDatasetSource | GaussiansSource | ShapesSource,
+    Field(discriminator="kind"),
+]
+
+
+class GaussianFilter(Section):
+    """Convolution with a Gaussian."""
+
+    kind: Literal["gaussian"]
+    sigma: float = Field(1.0, gt=0, le=50, description="Standard deviation, in pixels of the source's image.")
+
+
+class MedianFilter(Section):
+    """The median of a square around each pixel: against single wrong pixels."""
+
+    kind: Literal["median"]
+    size: int = Field(3, ge=3, le=31, description="Side of the square, in pixels; odd.")
+
+    @model_validator(mode="after")
+    def _odd(self) -> MedianFilter:
+        if self.size % 2 == 0:
+            raise ValueError(f"`size` {self.size} is even; the square has a middle pixel")
+        return self
+
+
+class WaveletFilter(Section):
+    """Shrinks wavelet coefficients that are not above the noise, and keeps edges."""
+
+    kind: Literal["wavelet"]
+    wavelet: Literal["haar", "db2", "db4", "sym4", "sym8", "coif2", "bior4.4"] = Field(
+        "sym4", description="The wavelet, by PyWavelets' name."
+    )
+    threshold: Literal["bayes", "universal"] = Field(
+        "bayes", description="Of a coefficient: BayesShrink by scale, or sigma sqrt(2 log n) for all."
+    )
+    sigma: float | None = Field(
+        None,
+        gt=0,
+        le=255,
+        description="Standard deviation of the noise, in grey levels of 0 to 255; default: estimated.",
+    )
+    levels: int | None = Field(None, ge=1, le=10, description="Scales; default: as many as fit, up to 5.")
+    shifts: int = Field(4, ge=1, le=32, description="Shifts of the image over which the result is averaged.")
+
+
+Filter = Annotated[GaussianFilter | MedianFilter | WaveletFilter, Field(discriminator="kind")]
+
+
+class Split(Section):
+    by: Literal["key", "column", "shards"] = Field(
+        "key", description="What decides on the split: hash of the sample's key, hash of a column's value, or the tars."
+    )
+    column: str | None = Field(None, description="With `by: column`: rows with the same value stay together.")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="Share of the keys (or values) held out.")
+
+    @model_validator(mode="after")
+    def _column_given(self) -> Split:
+        if (self.by == "column") != (self.column is not None):
+            raise ValueError("`column` is given if and only if `by` is column")
+        return self
+
+
+class Augment(Section):
+    crop: Literal["centre", "random"] = Field("centre", description="Where the square is cut, at read.")
+    flip: bool = Field(False, description="Mirror half of the images, at read.")
+
+
+class Balance(Section):
+    """How often training meets each class: its share is in proportion to count^(1 - power) x weight."""
+
+    power: float = Field(
+        0.0, ge=0, le=1, description="0: as the data are; 1: all classes equally often; between: between."
+    )
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="Factor by class name, `(none)` for images without class; 0 leaves a class out; default 1."
+    )
+
+
+class Cache(Section):
+    path: str | None = Field(None, description="Node-local folder for remote shards; default: in the temporary folder.")
+    gigabytes: float = Field(20.0, gt=0, description="Bound of that folder, in 10^9 bytes.")
+
+
+class Data(Section):
+    source: Source
+    size: int = Field(32, ge=8, le=2048, description="Side of the square images, in pixels.")
+    channels: Literal[1, 3] = Field(3, description="1: gray, 3: RGB.")
+    background: tuple[int, int, int] = Field((255, 255, 255), description="RGB that transparent images are put on.")
+    filters: tuple[Filter, ...] = Field(
+        (), description="Filters against noise, one after the other, on each image before it is resized and stored."
+    )
+    split: Split = Split()
+    shard_size: Positive = Field(2048, description="Images a shard, where shards are written.")
+    max_pixels: Positive = Field(50_000_000, description="Larger images are refused before they are decoded.")
+    max_quarantine: Fraction = Field(0.01, description="Share of unusable images above which ingest fails.")
+    augment: Augment = Augment()
+    balance: Balance | None = Field(None, description="Classes met more or less often; null: each image once an epoch.")
+    on_corrupt: Literal["error", "skip"] = Field(
+        "error", description="What a sample that cannot be read does in training."
+    )
+    lanes: Positive | None = Field(None, description="Lanes of a global batch; default: its largest divisor up to 256.")
+    loader_workers: int = Field(
+        0, ge=0, le=64, description="Reader processes a rank; 0 reads in the rank.", json_schema_extra=SPEED
+    )
+    cache: Cache = Field(Cache(), json_schema_extra=SPEED)
+
+    @model_validator(mode="after")
+    def _val_shards_given(self) -> Data:
+        val = getattr(self.source, "val", None)
+        if (self.split.by == "shards") != (val is not None):
+            raise ValueError(
+                "`split.by: shards` needs a webdataset source with `val`, and `val` needs `split.by: shards`"
+            )
+        if self.filters and self.source.kind == "webdataset":
+            raise ValueError(
+                "`filters` change images as they are stored, but tars are read where they lie; leave them out, or "
+                "give the images as a folder or table"
+            )
+        return self

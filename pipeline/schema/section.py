@@ -1,0 +1,37 @@
+"""What a section of the config is, and which of its keys change results.
+
+A key marked SPEED changes how fast or how visibly something is computed, not what: it is no part of a fingerprint.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SPEED: dict[str, Any] = {"changes_result": False}
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the config that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+def result_fields(section: Section) -> dict[str, Any]:
+    """The keys of a section that change results, as plain JSON values: what goes into a fingerprint."""
+    kept: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if field.json_schema_extra == SPEED:
+            continue
+        value = getattr(section, name)
+        kept[name] = result_fields(value) if isinstance(value, Section) else _plain(value)
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return result_fields(value)
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value

@@ -1,0 +1,242 @@
+"""`autoencoder`, `latents`, `diffusion`, `evaluate`: what each stage computes.
+
+What a model's own options are is said in the model's file (`models/<family>/<kind>.py`): here they are a plain mapping
+with a `kind`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.schema.section import SPEED, Fraction, Positive, Section
+from pipeline.schema.training import Training
+
+
+class Perceptual(Section):
+    """Distance of image and reconstruction in the features of a fixed network (models/perceptual.py)."""
+
+    kind: Literal["none", "lpips", "classifier", "random"] = Field(
+        "none",
+        description="lpips: weights given by `path`; classifier: trained on the data's classes first; random: "
+        "untrained convolutions (weak).",
+    )
+    weight: float = Field(1.0, gt=0, description="Weight of the distance in the loss.")
+    network: Literal["vgg", "alex"] = Field("vgg", description="With `lpips`: VGG16 or AlexNet.")
+    path: str | None = Field(
+        None,
+        description="With `lpips`: the network's ImageNet weights in torchvision's naming (.pth, .safetensors). With "
+        "`classifier`: an evaluation's extractor.safetensors, instead of training one.",
+    )
+    heads: str | None = Field(
+        None, description="With `lpips`: its linear heads (.pth, .safetensors); default: those that torchmetrics ships."
+    )
+    steps: Positive = Field(500, description="With `classifier`: training steps.")
+
+    @model_validator(mode="after")
+    def _weights_given(self) -> Perceptual:
+        if self.kind == "lpips" and self.path is None:
+            raise ValueError("kind lpips needs `path`, the weights of `network`; or give kind classifier or random")
+        if (self.path and self.kind not in ("lpips", "classifier")) or (self.heads and self.kind != "lpips"):
+            raise ValueError("`path` goes with kind lpips or classifier, `heads` with lpips")
+        return self
+
+
+class Adversarial(Section):
+    """A discriminator of patches that the autoencoder is trained against (models/adversarial.py)."""
+
+    weight: float = Field(0.0, ge=0, description="Weight of the adversarial loss; 0: no discriminator.")
+    adaptive: bool = Field(
+        True,
+        description="Multiply `weight` by the ratio of both losses' gradient norms in the decoder's last layer, as "
+        "measured in the step before.",
+    )
+    start: int = Field(0, ge=0, description="Step at which the discriminator comes in.")
+    r1: float = Field(0.0, ge=0, description="Gamma of the R1 penalty on the discriminator; 0: none.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Of the discriminator, with the autoencoder's schedule; default: the autoencoder's."
+    )
+    betas: tuple[float, float] = Field((0.5, 0.9), description="AdamW's decay of the discriminator's two moments.")
+    width: int = Field(64, ge=8, multiple_of=8, description="Channels of the discriminator's first layer.")
+    layers: int = Field(3, ge=1, le=6, description="Its halvings: a patch is 9 * 2^layers - 2 pixels wide (70 with 3).")
+
+
+class AutoencoderLoss(Section):
+    reconstruction: Literal["l1", "l2"] = Field(
+        "l1", description="Distance of image and reconstruction, a mean over pixels."
+    )
+    kl_weight: float = Field(
+        1e-6, ge=0, description="Weight of the KL divergence of a posterior, in nats an image element."
+    )
+    commitment: float = Field(
+        0.25, ge=0, description="With model kind vq: weight of the latents' squared distance to their codes."
+    )
+    ssim: float = Field(0.0, ge=0, description="Weight of 1 - SSIM (window of 11 pixels); 0: none.")
+    perceptual: Perceptual = Perceptual()
+    adversarial: Adversarial = Adversarial()
+
+
+class Autoencoder(Section):
+    from_: str | None = Field(
+        None, alias="from", description="A finished autoencoder's folder, instead of training one."
+    )
+    model: dict[str, Any] = Field({"kind": "kl"}, description="`kind`, `preset`, and options of models/autoencoders/.")
+    loss: AutoencoderLoss = AutoencoderLoss()
+    training: Training
+
+    @model_validator(mode="after")
+    def _range(self) -> Autoencoder:
+        if self.training.precision == "fp16":
+            raise ValueError("an autoencoder's activations overflow fp16; give `training.precision` auto, bf16 or fp32")
+        return self
+
+
+class Latents(Section):
+    views: tuple[Literal["as_is", "flip", "crop", "crop_flip"], ...] = Field(
+        ("as_is",),
+        min_length=1,
+        description="Versions of each image that are encoded; a training sample draws one: the middle, mirrored, or a "
+        "random crop (each time it is named another one), which needs `data.augment.crop: random`.",
+    )
+    batch_size: Positive = Field(64, description="Images encoded at once.", json_schema_extra=SPEED)
+
+
+class Condition(Section):
+    kind: Literal["none", "class"] = Field("class", description="What the model is told about an image.")
+    drop: Fraction = Field(0.1, description="Share of the samples whose condition is withheld, for guidance.")
+
+
+class DiffusionPath(Section):
+    kind: Literal["rectified_flow", "variance_preserving", "edm"] = Field(
+        "rectified_flow",
+        description="The forward process; edm adds noise up to 80 deviations of the data, and is meant for "
+        "`prediction: v` (its preconditioning), `times.kind: edm`, `weighting: edm`.",
+    )
+    schedule: Literal["linear", "cosine", "zero_terminal_snr"] = Field(
+        "cosine",
+        description="With `variance_preserving`: its noise schedule; the last is linear, moved to end in noise.",
+    )
+
+
+class Times(Section):
+    kind: Literal["uniform", "logit_normal", "edm"] = Field(
+        "uniform",
+        description="Density of the training times in (0, 1); edm: log-normal noise level (noise over data), any path.",
+    )
+    mean: float = Field(0.0, description="With `logit_normal`: mean of the logit; `edm`: of the log noise level.")
+    std: float = Field(
+        1.0, gt=0, description="With `logit_normal`: standard deviation of the logit; `edm`: of the log noise level."
+    )
+
+
+class FdCurve(Section):
+    """A curve of the Fréchet distance of a few samples in training: always of the same noise, classes and count."""
+
+    every: int = Field(0, ge=0, description="Steps between two points; 0: no curve.")
+    samples: int = Field(
+        256, ge=50, description="Images in each of the two sets: at most this, and as many as there are; its name says."
+    )
+    steps: Positive = Field(10, description="Steps of the sampler (heun, no guidance).")
+
+
+class Diffusion(Section):
+    backbone: dict[str, Any] = Field({"kind": "dit"}, description="`kind`, `preset`, and options of models/backbones/.")
+    condition: Condition = Condition()
+    path: DiffusionPath = DiffusionPath()
+    times: Times = Times()
+    prediction: Literal["eps", "x0", "v", "velocity"] = Field(
+        "velocity", description="What the backbone is trained to give."
+    )
+    weighting: Literal["uniform", "min_snr", "edm"] = Field("uniform", description="Weight of a time in the loss.")
+    training: Training
+    fd: FdCurve = Field(FdCurve(), json_schema_extra=SPEED)
+
+    @model_validator(mode="after")
+    def _finite_loss(self) -> Diffusion:
+        # sigma^2 falls like t, so |d(alpha, sigma)/dt|^2 grows like 1/t: its mean over uniform times has no bound
+        preserving = self.path.kind == "variance_preserving"
+        linear = preserving and self.path.schedule in ("linear", "zero_terminal_snr")
+        if linear and (self.prediction, self.times.kind, self.weighting) == ("velocity", "uniform", "uniform"):
+            raise ValueError(
+                "`prediction: velocity` has an infinite mean loss on the linear variance preserving path with uniform "
+                "times; expected eps, x0 or v, or `schedule: cosine`, `times.kind: logit_normal`, `weighting: min_snr`"
+            )
+        # 1 + SNR times the error of x0 is (1 + SNR) / SNR times that of eps: like 1/(1 - t)^2 where alpha ends at 0
+        ends = self.path.kind == "rectified_flow" or (preserving and self.path.schedule != "linear")
+        if ends and (self.prediction, self.times.kind, self.weighting) == ("eps", "uniform", "edm"):
+            raise ValueError(
+                "`weighting: edm` with `prediction: eps` has an infinite mean loss under uniform times where no data "
+                "are left at the end of the path; expected v or velocity, or `times.kind` logit_normal or edm"
+            )
+        return self
+
+
+class Extractor(Section):
+    kind: Literal["classifier", "torchscript", "inception"] = Field(
+        "classifier",
+        description="Features of the Fréchet distance: a classifier trained on the real data, a file, Inception.",
+    )
+    path: str | None = Field(None, description="Weights, with `torchscript` and `inception`.")
+    digest: str | None = Field(
+        None,
+        pattern=r"^[0-9a-fA-F]{8,64}$",
+        description="First digits (at least 8) of the SHA-256 that `path` must have; default with `inception`: those "
+        "of the published file.",
+        json_schema_extra=SPEED,
+    )
+    steps: Positive = Field(500, description="With `classifier`: training steps.")
+
+    @model_validator(mode="after")
+    def _path_given(self) -> Extractor:
+        if (self.kind == "classifier") == (self.path is not None):
+            raise ValueError("`path` is given if and only if `kind` is torchscript or inception")
+        if self.digest and not self.path:
+            raise ValueError("`digest` is that of the file at `path`; leave it out with `kind: classifier`")
+        return self
+
+
+class Evaluate(Section):
+    weights: str = Field(
+        "ema",
+        min_length=1,
+        description="Weights that are measured and registered: ema, live, ema-<half-life>, length-<any relative "
+        "length>, or a .safetensors file.",
+    )
+    samples: int = Field(500, ge=2, description="Images that are generated and compared.")
+    sampler: Literal["euler", "heun", "ddim", "dpmpp_2m", "ddpm", "euler_ancestral", "dpmpp_sde"] = Field(
+        "heun", description="Solver of the sampling equation; the last three put in fresh noise at each step."
+    )
+    steps: Positive = Field(20, description="Steps of the solver.")
+    grid: Literal["auto", "uniform", "cosine", "karras", "shifted"] = Field(
+        "auto", description="Where the steps lie in time; auto: uniform, on the path edm karras."
+    )
+    shift: float | None = Field(
+        None, gt=0, description="With `shifted`: how many times the noise; default: side of the latents over 32."
+    )
+    guidance: float = Field(1.0, ge=0, description="Guidance scale; 1: none.")
+    guidance_kind: Literal["classifier_free", "autoguidance"] = Field(
+        "classifier_free",
+        description="What guidance leads away from: the answer without condition, or that of weaker weights.",
+    )
+    guidance_weak: Literal["live"] | Positive = Field(
+        "live",
+        description="With `autoguidance`: the weaker weights, live (not averaged) or the average of this half-life in "
+        "samples, one of `diffusion.training.half_lives`.",
+    )
+    guidance_interval: tuple[float, float] | None = Field(
+        None, description="Noise levels (noise over data) above and up to which there is guidance; default: all."
+    )
+    guidance_rescale: Fraction = Field(
+        0.0, description="Share in which the guided answer is brought back to the deviation of the plain one."
+    )
+    batch_size: Positive = Field(100, description="Images generated at once.")
+    extractor: Extractor = Extractor()
+    bootstrap: int = Field(100, ge=2, description="Resamples behind an interval.")
+    seed: int = Field(0, ge=0, description="Seed of the samples.")
+
+    @model_validator(mode="after")
+    def _interval(self) -> Evaluate:
+        if self.guidance_interval and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            raise ValueError(f"`guidance_interval` {list(self.guidance_interval)}: expected 0 <= low < high")
+        return self
