@@ -121,21 +121,26 @@ def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def run(scenario: dict[str, Any], rank: int, store: str) -> None:
-    """One rank of one scenario."""
+def join(world: int, rank: int, store: str) -> Any:
+    """This process as a rank of a group that meets over the file `store`."""
     import torch.distributed as dist
 
+    from pipeline.ranks import open_ranks
+
+    torch.set_num_threads(1)
+    os.environ.update(LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
+    return open_ranks()
+
+
+def run(scenario: dict[str, Any], rank: int, store: str) -> None:
+    """One rank of one scenario."""
     from pipeline import averages
     from pipeline.files import sha256_file
     from pipeline.loop import Task, train
-    from pipeline.ranks import open_ranks
     from pipeline.schema.training import Training
 
-    torch.set_num_threads(1)
-    world = scenario["world"]
-    os.environ.update(LOCAL_RANK=str(rank))
-    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
-    ranks = open_ranks()
+    world, ranks = scenario["world"], join(scenario["world"], rank, store)
     training = Training(
         batch_size=BATCH, micro_batch=BATCH // world // scenario["accumulation"], zero_stage=scenario["stage"],
         learning_rate=3e-3, weight_decay=0.1, warmup=3, schedule="cosine", half_lives=(32, 400), log_every=2, keep=3,
@@ -215,17 +220,10 @@ def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any]:
 
 def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
     """A step with an inf on the last rank between good ones: what changed, bit by bit, and what the next steps gave."""
-    import torch.distributed as dist
-
     from pipeline.engine import Engine
-    from pipeline.ranks import open_ranks
     from pipeline.schema.training import Training
 
-    torch.set_num_threads(1)
-    world = scenario["world"]
-    os.environ.update(LOCAL_RANK=str(rank))
-    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
-    ranks = open_ranks()
+    world, ranks = scenario["world"], join(scenario["world"], rank, store)
     training = Training(
         batch_size=BATCH, micro_batch=BATCH // world // scenario["accumulation"], zero_stage=scenario["stage"],
         steps=10, learning_rate=3e-3, weight_decay=0.1, half_lives=(32,), precision=scenario.get("precision", "auto"),
@@ -260,18 +258,12 @@ def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
 
 def run_export(scenario: dict[str, Any], rank: int, store: str) -> None:
     """After three steps at each stage and precision: the names whose export is not DeepSpeed's own fp32 value."""
-    import torch.distributed as dist
     from deepspeed.utils import safe_get_full_fp32_param
 
     from pipeline.engine import Engine
-    from pipeline.ranks import open_ranks
     from pipeline.schema.training import Training
 
-    torch.set_num_threads(1)
-    world = scenario["world"]
-    os.environ.update(LOCAL_RANK=str(rank))
-    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
-    ranks = open_ranks()
+    world, ranks = scenario["world"], join(scenario["world"], rank, store)
     different = {}
     for stage, precision in ((stage, precision) for stage in range(4) for precision in ("fp32", "bf16")):
         training = Training(batch_size=BATCH, zero_stage=stage, precision=precision, steps=10, half_lives=(32,))
@@ -301,19 +293,14 @@ def run_export(scenario: dict[str, Any], rank: int, store: str) -> None:
 
 def run_average(scenario: dict[str, Any], rank: int, store: str) -> None:
     """A stored run that also keeps two lengths, which are then made of the two others: relative differences."""
-    import torch.distributed as dist
     from safetensors.torch import load_file
 
     from pipeline import averages
     from pipeline.engine import Engine
-    from pipeline.ranks import open_ranks
     from pipeline.schema.training import Training
 
-    torch.set_num_threads(1)
-    world = scenario["world"]
-    os.environ.update(LOCAL_RANK=str(rank))
-    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
-    ranks, folder = open_ranks(), Path(scenario["folder"])
+    world, folder = scenario["world"], Path(scenario["folder"])
+    ranks = join(world, rank, store)
     training = Training(
         batch_size=BATCH, zero_stage=scenario["stage"], steps=64, learning_rate=1e-2,
         average_lengths=(0.05, 0.1, 0.075, 0.15), snapshot_every=2 * BATCH,
