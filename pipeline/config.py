@@ -82,6 +82,12 @@ class Config(Section):
                 f"`evaluate.guidance_weak` {weak}: expected live, or one of `diffusion.training.half_lives` after the "
                 f"first ({', '.join(map(str, kept)) or 'there is none'})"
             )
+        given = self.evaluate.weights
+        if self.evaluate.guidance_kind == "autoguidance" and given == ("live" if weak == "live" else f"ema-{weak}"):
+            raise ValueError(
+                f"`evaluate.guidance_weak` {weak} are the weights that `evaluate.weights` measures: away from itself "
+                "nothing is led; give others for one of them"
+            )
         return self
 
 

@@ -88,6 +88,11 @@ def test_autoguidance_takes_weights_that_are_kept(path: Path) -> None:
     read = config.load(path, ["diffusion.training.half_lives=[2000, 500]", "evaluate.guidance_weak=500"])
     assert read.evaluate.guidance_weak == 500
     assert "one of `diffusion.training.half_lives`" in message(path, "evaluate.guidance_weak=2000")
+    kept, auto = "diffusion.training.half_lives=[2000, 500]", "evaluate.guidance_kind=autoguidance"
+    for same in (["evaluate.weights=live"], [kept, "evaluate.weights=ema-500", "evaluate.guidance_weak=500"]):
+        assert "away from itself" in message(path, *same, auto)
+        config.load(path, same)
+    config.load(path, [kept, auto, "evaluate.weights=live", "evaluate.guidance_weak=500"])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +103,9 @@ def test_autoguidance_takes_weights_that_are_kept(path: Path) -> None:
         ("{kind: rectified_flow}", ["prediction=eps", "weighting=edm"], False),
         ("{kind: rectified_flow}", ["prediction=eps", "weighting=edm", "times.kind=edm"], True),
         ("{kind: edm}", ["prediction=eps", "weighting=edm"], True),
+        ("{kind: edm}", ["prediction=x0", "weighting=edm"], False),
+        ("{kind: rectified_flow}", ["prediction=x0", "weighting=edm"], False),
+        ("{kind: edm}", ["prediction=x0", "weighting=edm", "times.kind=edm"], True),
     ],
 )
 def test_losses_without_a_mean_are_refused(path: Path, path_options: str, objective: list[str], finite: bool) -> None:
