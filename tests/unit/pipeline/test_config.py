@@ -95,6 +95,21 @@ def test_autoguidance_takes_weights_that_are_kept(path: Path) -> None:
     config.load(path, [kept, auto, "evaluate.weights=live", "evaluate.guidance_weak=500"])
 
 
+def test_what_is_evaluated_is_there_after_training(path: Path) -> None:
+    kept = ["diffusion.training.half_lives=[2000, 500]", "diffusion.training.average_lengths=[0.05]"]
+    for weights in ("ema", "live", "ema-500", "length-0.05", "other.safetensors"):
+        config.load(path, [*kept, f"evaluate.weights={weights}"])
+    for weights in ("ema-2000", "length-0.1", "emma"):
+        assert "this training leaves ema, live, ema-500, length-0.05" in message(
+            path, *kept, f"evaluate.weights={weights}"
+        )
+    config.load(path, [*kept, "evaluate.weights=length-0.1", "diffusion.training.snapshot_every=640"])
+    for none in ("diffusion.condition.drop=0", "diffusion.condition.kind=none"):
+        assert "sometimes withheld" in message(path, none, "evaluate.guidance=2")
+        config.load(path, [none, "evaluate.guidance=2", "evaluate.guidance_kind=autoguidance"])
+        config.load(path, [none])
+
+
 @pytest.mark.parametrize(
     ("path_options", "objective", "finite"),
     [
