@@ -82,6 +82,34 @@ class Config(Section):
                 f"`evaluate.guidance_weak` {weak}: expected live, or one of `diffusion.training.half_lives` after the "
                 f"first ({', '.join(map(str, kept)) or 'there is none'})"
             )
+        given = self.evaluate.weights
+        if self.evaluate.guidance_kind == "autoguidance" and given == ("live" if weak == "live" else f"ema-{weak}"):
+            raise ValueError(
+                f"`evaluate.guidance_weak` {weak} are the weights that `evaluate.weights` measures: away from itself "
+                "nothing is led; give others for one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_there(self) -> Config:
+        """What evaluate asks of the denoiser is there when it is trained: said now, not after days of training."""
+        from pipeline.averages import length_name
+
+        section, training = self.evaluate, self.diffusion.training
+        names = ["ema", "live", *(f"ema-{half_life}" for half_life in training.half_lives[1:])]
+        names += [length_name(length) for length in training.average_lengths]
+        made = training.snapshot_every and re.fullmatch(r"length-0?\.[0-9]+", section.weights)
+        if section.weights not in names and not made and not section.weights.endswith(".safetensors"):
+            raise ValueError(
+                f"`evaluate.weights` {section.weights!r}: this training leaves {', '.join(names)} (other half-lives by "
+                "`diffusion.training.half_lives`, other lengths by `snapshot_every` with `average_lengths`)"
+            )
+        told = self.diffusion.condition.kind != "none" and self.diffusion.condition.drop > 0
+        if section.guidance != 1 and section.guidance_kind == "classifier_free" and not told:
+            raise ValueError(
+                f"`evaluate.guidance` {section.guidance:g} needs a condition that is sometimes withheld: "
+                "`diffusion.condition` of kind class with `drop` above 0; or give 1, or `guidance_kind: autoguidance`"
+            )
         return self
 
 

@@ -29,6 +29,7 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
     latents.json and ldm.json beside: what diffusers' classes do not hold). UserError before anything is written if an
     option has no place there.
     """
+    from models.diffusion.process import EDM
     from pipeline import diffusers_format
     from pipeline.generate import load_pretrained
 
@@ -55,12 +56,13 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
     generator.space.save(out / "latents.json")
     kept = ("path", "prediction", "condition", "classes", "latent")
     write_json(out / "ldm.json", {key: generator.options[key] for key in kept} | {"about": generator.about})
-    path = generator.options["path"]
-    lines.append(
-        f"timesteps are 1000 t; the denoiser takes latents normalised by latents.json and gives the "
-        f"{generator.options['prediction']} of the path {path['kind']} (ldm.json); the null class is the last one"
-    )
-    return lines
+    path = generator.options["path"]["kind"]
+    inputs = "timesteps are 1000 t; the denoiser takes latents normalised by latents.json"
+    if path == "edm":  # its input scale and clock (models/diffusion/process.py) are no part of the network
+        times = f"1000 log(sigma / {EDM.SIGMA_MIN}) / log({EDM.SIGMA_MAX:g} / {EDM.SIGMA_MIN})"
+        inputs = f"timesteps are {times}; the denoiser takes noised latents (latents.json) over sqrt(1 + sigma^2)"
+    gives = f"{generator.options['prediction']} of the path {path} (ldm.json)"
+    return [*lines, f"{inputs} and gives the {gives}; the null class is the last one"]
 
 
 def import_diffusers(source: Path, out: Path, null_class: bool = False) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
@@ -57,23 +57,27 @@ def extractor_of(
     n = min(config.evaluate.samples, len(held_out[0]), len(train[0]) // 2)
     classes = len(ingest.summary["classes"])
     made = make_extractor(config.evaluate, train[0][n:], train[1][n:], *held_out, classes)
-    return _keep(made, path)
+    return keep(made, path)
 
 
 def pool_path(config: Config, ingest: Artifact) -> Path | None:
     """Where the extractor lies, or would lie; None for one that is a file of its own."""
-    from pipeline.stages.evaluate import MEMORY
-
     section = config.evaluate
     if section.extractor.path:
         return None
+    return pool_file(config, ingest, [section.extractor.steps, section.samples, section.seed])
+
+
+def pool_file(config: Config, ingest: Artifact, options: list[Any]) -> Path:
+    """The place in the pool of what is trained on the images of `ingest` with these options."""
+    from pipeline.stages.evaluate import MEMORY
+
     data = config.data
     what = [FORMAT, ingest.content, data.size, data.channels, list(data.background), data.augment.crop, MEMORY]
-    what += [section.extractor.steps, section.samples, section.seed]
-    return Path(config.run.root) / "extractors" / f"{digest(what)[:16]}.safetensors"
+    return Path(config.run.root) / "extractors" / f"{digest([*what, *options])[:16]}.safetensors"
 
 
-def _keep(made: Extractor, path: Path) -> Extractor:
+def keep(made: Extractor, path: Path) -> Extractor:
     """Put an extractor into the pool unless another process was first; gives the one that is there."""
     from pipeline.metrics import features
 

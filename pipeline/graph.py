@@ -156,6 +156,7 @@ def absolute(config: Config) -> Config:
         places.append((values["evaluate"], "weights"))
     places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels")]
     places += [(values["autoencoder"]["loss"]["perceptual"], key) for key in ("path", "heads")]
+    places += [(values["evaluate"]["extractor"], "path")]
     for section, key in places:
         if section.get(key) and "://" not in section[key]:
             section[key] = str(Path(section[key]).absolute())

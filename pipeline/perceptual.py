@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.files import sha256_file
+from pipeline.files import atomic_write, sha256_file
 from pipeline.schema.section import result_fields
 from pipeline.schema.stages import Perceptual
 
@@ -122,9 +122,14 @@ def _classifier(path: Path, size: int, channels: int) -> FeatureDistance:
 
 
 def train_classifier(arguments: dict[str, Any]) -> str:
-    """On a worker: train a classifier on the training split, save it to `arguments["path"]`; says how good it is."""
+    """On a worker: save the classifier of the training split to `arguments["path"]`; says how good it is.
+
+    The first one that is made is kept in the pool (extractors.py) and taken from then on: a longer run that goes on
+    from a shorter one's checkpoint goes on with the same loss, though another machine would train other bits.
+    """
     import torch
 
+    from pipeline import extractors
     from pipeline.artifacts import Artifact
     from pipeline.data.index import Index
     from pipeline.metrics import features
@@ -132,6 +137,9 @@ def train_classifier(arguments: dict[str, Any]) -> str:
 
     torch.set_num_threads(arguments["threads"])
     config, data = Config.model_validate(arguments["config"]), Artifact.load(arguments["data"])
+    kept = extractors.pool_file(config, data, ["perceptual", config.autoencoder.loss.perceptual.steps, config.run.seed])
+    if kept.exists():
+        return _copy(kept, Path(arguments["path"]))
     train, labels = load_split(data.path, "train", config, config.run.seed)
     held_out, held_out_labels = load_split(data.path, "val", config, config.run.seed)
     known, known_held_out = labels >= 0, held_out_labels >= 0
@@ -143,5 +151,14 @@ def train_classifier(arguments: dict[str, Any]) -> str:
         classes=max(len(index.classes), int(labels.max()) + 1), steps=config.autoencoder.loss.perceptual.steps,
         seed=SEED,
     )  # fmt: skip
-    extractor.save(Path(arguments["path"]))
-    return extractor.description
+    extractors.keep(extractor, kept)
+    return _copy(kept, Path(arguments["path"]))
+
+
+def _copy(kept: Path, path: Path) -> str:
+    """A classifier of the pool, whole, byte for byte, to `path`; says how good it is."""
+    from pipeline.metrics import features
+
+    said = features.load(kept).description
+    atomic_write(path, kept.read_bytes())
+    return said

@@ -169,6 +169,11 @@ class Diffusion(Section):
                 "`weighting: edm` with `prediction: eps` has an infinite mean loss under uniform times where no data "
                 "are left at the end of the path; expected v or velocity, or `times.kind` logit_normal or edm"
             )
+        if (self.prediction, self.times.kind, self.weighting) == ("x0", "uniform", "edm"):  # like 1/sigma^2 at t = 0
+            raise ValueError(
+                "`weighting: edm` with `prediction: x0` has an infinite mean loss under uniform times: at little noise "
+                "its weight has no bound; expected v or velocity, or `times.kind` logit_normal or edm"
+            )
         return self
 
 

@@ -88,6 +88,26 @@ def test_autoguidance_takes_weights_that_are_kept(path: Path) -> None:
     read = config.load(path, ["diffusion.training.half_lives=[2000, 500]", "evaluate.guidance_weak=500"])
     assert read.evaluate.guidance_weak == 500
     assert "one of `diffusion.training.half_lives`" in message(path, "evaluate.guidance_weak=2000")
+    kept, auto = "diffusion.training.half_lives=[2000, 500]", "evaluate.guidance_kind=autoguidance"
+    for same in (["evaluate.weights=live"], [kept, "evaluate.weights=ema-500", "evaluate.guidance_weak=500"]):
+        assert "away from itself" in message(path, *same, auto)
+        config.load(path, same)
+    config.load(path, [kept, auto, "evaluate.weights=live", "evaluate.guidance_weak=500"])
+
+
+def test_what_is_evaluated_is_there_after_training(path: Path) -> None:
+    kept = ["diffusion.training.half_lives=[2000, 500]", "diffusion.training.average_lengths=[0.05]"]
+    for weights in ("ema", "live", "ema-500", "length-0.05", "other.safetensors"):
+        config.load(path, [*kept, f"evaluate.weights={weights}"])
+    for weights in ("ema-2000", "length-0.1", "emma"):
+        assert "this training leaves ema, live, ema-500, length-0.05" in message(
+            path, *kept, f"evaluate.weights={weights}"
+        )
+    config.load(path, [*kept, "evaluate.weights=length-0.1", "diffusion.training.snapshot_every=640"])
+    for none in ("diffusion.condition.drop=0", "diffusion.condition.kind=none"):
+        assert "sometimes withheld" in message(path, none, "evaluate.guidance=2")
+        config.load(path, [none, "evaluate.guidance=2", "evaluate.guidance_kind=autoguidance"])
+        config.load(path, [none])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +118,9 @@ def test_autoguidance_takes_weights_that_are_kept(path: Path) -> None:
         ("{kind: rectified_flow}", ["prediction=eps", "weighting=edm"], False),
         ("{kind: rectified_flow}", ["prediction=eps", "weighting=edm", "times.kind=edm"], True),
         ("{kind: edm}", ["prediction=eps", "weighting=edm"], True),
+        ("{kind: edm}", ["prediction=x0", "weighting=edm"], False),
+        ("{kind: rectified_flow}", ["prediction=x0", "weighting=edm"], False),
+        ("{kind: edm}", ["prediction=x0", "weighting=edm", "times.kind=edm"], True),
     ],
 )
 def test_losses_without_a_mean_are_refused(path: Path, path_options: str, objective: list[str], finite: bool) -> None:

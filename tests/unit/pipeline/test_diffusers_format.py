@@ -4,6 +4,7 @@ place on the other side is refused by name."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from torch import nn
 
 from models import registry
 from models.diffusion.denoiser import build_network
+from models.diffusion.objectives import predict
+from models.diffusion.process import make_path
 from pipeline import diffusers_format
 from pipeline.diffusers_format import Imported
 from pipeline.errors import UserError
+from pipeline.exchange import export_diffusers
+from pipeline.generate import save_pretrained
+from pipeline.latents import LatentSpace
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -236,3 +242,27 @@ def test_old_names_of_attention_are_understood(tmp_path: Path) -> None:
     save_file(renamed, path)
     found = diffusers_format.read(tmp_path, null_class=True)
     assert all(torch.equal(found.weights[key], value) for key, value in model.state_dict().items())
+
+
+def test_an_export_says_what_the_edm_path_does_around_the_network(tmp_path: Path) -> None:
+    """Input and time by the line that is printed, in diffusers, give the prediction here."""
+    folder, out, path = tmp_path / "model", tmp_path / "out", {"kind": "edm", "schedule": "linear"}
+    ours, options = network(UNET), {"backbone": UNET, "condition": {"kind": "class"}, "classes": list("abcd")}
+    options |= {"path": path, "prediction": "v", "latent": {"channels": CHANNELS, "size": SIZE}}
+    vae = registry.build("autoencoders", KL, channels=3)
+    space = LatentSpace(torch.zeros(CHANNELS), torch.ones(CHANNELS))
+    save_pretrained(
+        folder, name="a", image={"size": 16, "channels": 3}, options=options, autoencoder=KL,
+        autoencoder_weights=vae.state_dict(), denoiser_weights=ours.state_dict(), space=space,
+    )  # fmt: skip
+    said = export_diffusers(str(folder), out, tmp_path)[-1]
+    assert "1000 log(sigma / 0.002) / log(80 / 0.002)" in said and "over sqrt(1 + sigma^2)" in said
+    theirs = diffusers.UNet2DModel.from_pretrained(out / "unet").eval()
+    labels, sigma = torch.tensor([0, CLASSES]), torch.tensor([0.5, 20.0])
+    x = torch.randn(2, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(3)) * sigma.view(-1, 1, 1, 1)
+    with torch.no_grad():
+        wanted = predict(ours, x, sigma / 80, {"class": labels}, make_path("edm"))
+        given = x / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1)
+        times = 1000 * torch.log(sigma / 0.002) / math.log(80 / 0.002)
+        found = theirs(given, times, labels).sample
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

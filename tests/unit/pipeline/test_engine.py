@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models import registry
 from pipeline.engine import Engine, largest_micro_batch, learning_rate, micro_batches, resolve_precision
 from pipeline.errors import UserError
 from pipeline.ranks import Ranks, open_ranks
 from pipeline.schema.training import Training
 
 CPU = torch.device("cpu")
+VQ = {"kind": "vq", "width": 8, "multipliers": (1, 2), "blocks": 1, "latent_channels": 2, "groups": 4,
+      "attention": False, "codes": 6, "restarts": 2, "half_life": 10}  # fmt: skip
 
 
 def net() -> nn.Module:
@@ -183,6 +186,37 @@ def test_largest_micro_batch() -> None:
     assert largest_micro_batch(64, 64, base=100, peak_of_one=150, total=1000) == 16
     assert largest_micro_batch(64, 8, base=100, peak_of_one=110, total=1000) == 4
     assert largest_micro_batch(64, 64, base=900, peak_of_one=1000, total=1000) == 0
+
+
+@pytest.mark.parametrize("stage", (0, 2, 3))
+def test_a_bad_step_leaves_a_codebook_and_drops_what_it_gathered(stage: int) -> None:
+    """The buffers that follow the data are those of a run that never met the bad batch."""
+
+    def codebook(bad: int | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = registry.build("autoencoders", VQ, channels=1)
+
+        def distance(module: nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+            reconstruction, moments = module(batch["x"], batch["noise"])
+            held = model.commitment(moments).mean()
+            return {"loss": ((reconstruction - batch["x"]).square().mean() + held) * batch["factor"].mean()}
+
+        engine = Engine(model, distance, settings(zero_stage=stage, micro_batch=4), open_ranks())
+        for step in range(4):
+            drawn = torch.Generator().manual_seed(step - (bad is not None and step > bad))
+            x, noise = torch.rand(8, 1, 8, 8, generator=drawn), torch.randn(8, 2, 4, 4, generator=drawn)
+            factor = torch.full((8,), torch.inf if step == bad else 1.0)
+            if bad is None and step == 3:
+                break
+            stats = engine.step({"x": x, "noise": noise, "factor": factor}, 0)
+            assert stats.skipped == (step == bad)
+        found = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        engine.close()
+        return found
+
+    plain, skipped = codebook(None), codebook(1)
+    assert plain["codebook.counts"].sum() > 0
+    assert [name for name, buffer in plain.items() if not torch.equal(buffer, skipped[name])] == []
 
 
 def test_learning_rate_schedules() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from models import registry
-from pipeline import averages
+from pipeline import averages, sampling
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file
 from pipeline.generate import (
@@ -28,7 +28,7 @@ from pipeline.generate import (
     write_samples,
 )
 from pipeline.latents import LatentSpace
-from pipeline.sampling import guidance_of
+from pipeline.sampling import DEFAULTS, guidance_of
 
 AUTOENCODER = {"kind": "kl", "preset": "tiny-f2"}
 
@@ -143,6 +143,23 @@ def test_grids_and_stochastic_samplers_change_the_image(model: Generator) -> Non
     ]
     assert len({image.tobytes() for image in images}) == len(images)
     assert np.array_equal(images[2], model.sample(**request, grid="shifted", shift=4 / 32))  # of latents 4 wide
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "ddpm", "dpmpp_sde", "euler_ancestral"])
+@pytest.mark.parametrize("path", ["edm", "variance_preserving"])
+def test_normal_latents_come_out_normal(sampler: str, path: str) -> None:
+    """A network that gives v = 0 is the ideal one of N(0, I): where the walk begins and what noise each step gets both
+    decide on the deviation at its end."""
+
+    class Zero(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, condition: object) -> torch.Tensor:
+            return torch.zeros_like(x)
+
+    given = options(path={"kind": path, "schedule": "cosine"}, prediction="v")
+    request = {**DEFAULTS, "sampler": sampler, "steps": 200, "seed": 0, "grid": "karras"}
+    latents = sampling.latents(Zero(), Zero, given, request, range(200), None, torch.device("cpu"))
+    assert latents.std().item() == pytest.approx(1.0, abs=0.04)
+    assert latents.mean().item() == pytest.approx(0.0, abs=0.04)
 
 
 def test_guidance_in_an_interval_and_rescaled(model: Generator) -> None:

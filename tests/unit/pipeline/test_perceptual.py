@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import config, perceptual
+from pipeline.artifacts import Store
+from pipeline.cluster import Inline
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.metrics import features
 from pipeline.schema.stages import Perceptual
-from pipeline.stages import autoencoder_loss
+from pipeline.stages import autoencoder_loss, ingest
 
 ALEX = {0: (3, 64, 11), 3: (64, 192, 5), 6: (192, 384, 3), 8: (384, 256, 3), 10: (256, 256, 3)}
 
@@ -83,6 +85,29 @@ def test_a_classifier_of_the_data(tmp_path: Path, size: int) -> None:
     assert y.grad is not None and y.grad.abs().sum() > 0
     with pytest.raises(UserError, match=r"is of other images than 1 x"):
         perceptual.load(Perceptual(kind="classifier", path=str(path)), size, 1)
+
+
+def test_the_first_classifier_of_a_data_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A longer run that goes on from a checkpoint goes on with the same loss, whoever trains the classifier."""
+    given = values(perceptual={"kind": "classifier", "steps": 1}).model_dump(mode="json", by_alias=True)
+    given["run"]["root"], given["data"] = str(tmp_path), given["data"] | {"size": 8, "channels": 1}
+    made = Config.model_validate(given)
+    with Store(tmp_path).write("ingest", "ingest0", {}, {}) as writer:
+        data = writer.finish(ingest.run(made, {}, writer, Inline(), None))
+    job = {"config": given, "data": str(data.path), "threads": 1}
+    said = perceptual.train_classifier(job | {"path": str(tmp_path / "one.safetensors")})
+    original, seeds = features.train_classifier, iter((1, 2))
+
+    def elsewhere(*arguments: Any, **options: Any) -> features.Extractor:  # other bits, as on another machine
+        return original(*arguments, **{**options, "seed": next(seeds)})
+
+    monkeypatch.setattr(features, "train_classifier", elsewhere)
+    assert perceptual.train_classifier(job | {"path": str(tmp_path / "two.safetensors")}) == said
+    one, two, other = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "other"))
+    assert one.read_bytes() == two.read_bytes() and next(seeds) == 1  # not asked for
+    more = values(perceptual={"kind": "classifier", "steps": 2}).autoencoder.model_dump(mode="json", by_alias=True)
+    perceptual.train_classifier(job | {"path": str(other), "config": given | {"autoencoder": more}})
+    assert other.read_bytes() != one.read_bytes()
 
 
 def test_random_features_are_called_weak() -> None:
