@@ -10,7 +10,7 @@ from jobs.cli import main
 
 
 @click.command("average")
-@click.argument("artifact")
+@click.argument("what", metavar="RUN|ARTIFACT|MODEL")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--length", type=float, help="Relative length: the spread of the moments averaged over, such as 0.1.")
 @click.option("--at", type=click.IntRange(1), help="Let the average end at this many samples; default: the end.")
@@ -18,19 +18,19 @@ from jobs.cli import main
 @click.option("--scan", is_flag=True, help="Print the Fréchet distance against length; needs --config.")
 @click.option("--lengths", default="0.02,0.05,0.1,0.15,0.2", show_default=True, help="What --scan tries.")
 @click.option("--config", type=click.Path(path_type=Path), help="With --scan: its `data` and `evaluate` are used.")
-@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Where a fingerprint is looked for.")
+@click.option("--root", default="runs", type=click.Path(path_type=Path), help="`run.root` of the run.")
 def command(
-    artifact: str, overrides: tuple[str, ...], length: float | None, at: int | None, out: Path | None, scan: bool,
+    what: str, overrides: tuple[str, ...], length: float | None, at: int | None, out: Path | None, scan: bool,
     lengths: str, config: Path | None, root: Path,
 ) -> None:  # fmt: skip
-    """Make an average of ARTIFACT's weights (its folder or fingerprint) from the snapshots stored in training.
+    """Make an average of the weights of a run, an artifact or a model from the snapshots stored in training.
 
-    `ldm sample ARTIFACT --weights length-0.1` and `evaluate.weights=length-0.1` take any length by themselves.
+    `ldm sample FOLDER --weights length-0.1` and `evaluate.weights=length-0.1` take any length by themselves.
     """
     from pipeline import averages
     from pipeline.errors import UserError
 
-    found = averages.find(artifact, root)
+    found = averages.find(what, root)
     if scan:
         if config is None:
             raise UserError("--scan: give the run's config by --config; its `data` and `evaluate` say what is compared")

@@ -19,13 +19,13 @@ VERBS = {  # verb: (module, what `ldm --help` says)
     "sample": ("sample", "Generate images from a model."),
     "denoise": ("denoise", "Show filters against noise beside each other."),
     "average": ("average", "Average weights after training, over any length."),
-    "solvers": ("solvers", "Measure samplers, grids of times and steps on a trained model."),
+    "solvers": ("solvers", "Measure samplers, grids and steps on a model."),
     "ui": ("ui", "Open MLflow's pages and a page that makes images."),
     "config": ("config", "Show or check a config."),
     "init": ("init", "Look at images and write a config that runs on them."),
     "explain": ("explain", "What a config key means, its unit, range and default."),
     "compare": ("compare", "Which of several runs is better, and what differs."),
-    "lineage": ("lineage", "What a model was made of, and which models an image went into."),
+    "lineage": ("lineage", "What a model was made of; where an image went."),
     "ls": ("ls", "Artifacts: sizes, fingerprints, who uses what."),
     "gc": ("gc", "Find what nothing refers to, and remove it."),
     "models": ("models", "List models with their parameters and FLOPs."),
@@ -71,9 +71,14 @@ def main(command: Any = group) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with disk_trouble():
-            command(standalone_mode=False)
-    except click.ClickException as error:
+            command(standalone_mode=False, prog_name="ldm" if command is group else None)
+    except click.exceptions.NoArgsIsHelpError as error:  # a group without a verb: its help
         error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        more = f"; `{context.command_path} --help` says what there is" if context else ""
+        print(f"error: {' '.join(error.format_message().split()).rstrip('.')}{more}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

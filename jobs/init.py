@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -46,9 +47,10 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     print(
         f"{found.count:,} images, {len(found.classes)} classes, shown at {chosen.size}x{chosen.size}x{chosen.channels}"
     )
+    command = f"ldm run --config {shlex.quote(str(target))}"
     print(f"{target} is written. Read it, then:")
-    print(f"  ldm run --config {target} --dry-run   # what would run, and the disk it needs")
-    print(f"  ldm run --config {target}             # goes on where it was, if it is stopped")
+    print(f"  {command} --dry-run   # what would run, and the disk it needs")
+    print(f"  {command}             # goes on where it was, if it is stopped")
 
 
 if __name__ == "__main__":

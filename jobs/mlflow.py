@@ -35,8 +35,12 @@ def ui(root: Path, uri: str | None, port: int) -> None:
 @uri_option
 def sync(root: Path, uri: str | None) -> None:
     """Send the tracker what it has missed. Sending twice does no harm."""
+    from pipeline.errors import UserError
     from pipeline.tracking import sync as send
+    from pipeline.tracking import tracking_folder
 
+    if not tracking_folder(root).exists():
+        raise UserError(f"{root}: nothing has been tracked here yet; give the `run.root` of a config by --root")
     counts = send(root, uri)
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
 

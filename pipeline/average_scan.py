@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import averages
+from pipeline import averages, lineage
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -46,9 +46,13 @@ def scan(diffusion: Artifact, config: Config, lengths: Sequence[str]) -> tuple[F
         raise UserError(f"--scan: {diffusion.name} makes no samples; give an artifact of diffusion")
     kept = sorted(path.stem for path in diffusion.path.glob("*.safetensors"))
     names = kept + [name for part in lengths if (name := averages.length_name(_number(part))) not in kept]
+    for name in names:  # before an image is made: are there snapshots, do they reach?
+        if name not in kept:
+            averages.plan(diffusion.path / averages.FOLDER, _number(name.removeprefix("length-")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = from_artifact(diffusion, device)
-    data = Artifact.load(diffusion.inputs["ingest"]["path"])
+    made_of = diffusion.inputs["ingest"]
+    data = Artifact.load(lineage.place(diffusion, made_of) or made_of["path"])
     splits = [evaluate.load_split(data.path, split, config, config.evaluate.seed) for split in ("train", "val")]
     (train, labels), (held_out, _) = splits
     section = config.evaluate

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts import Artifact
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, canonical_json
 
@@ -231,16 +231,19 @@ def check(path: Path, content: str, name: str) -> None:
         raise UserError(f"{path}: made of a training with content {made_of[:12]}, but the model is {name}")
 
 
-def find(source: str, root: Path) -> Artifact:
-    """The trained artifact that a folder, or a fingerprint (or its beginning) under `root`, means."""
-    folder = Path(source)
-    if not folder.is_dir():
-        folders = [path.parent for path in Store(root).root.glob(f"artifacts/*/{source}*/manifest.json")]
-        if len(folders) != 1:
-            what = "several artifacts begin so" if folders else "no such folder, and no artifact begins so"
-            raise UserError(f"{source}: {what} under {root}; give an artifact's folder")
-        folder = folders[0]
-    artifact = Artifact.load(folder)
-    if artifact.stage not in ("autoencoder", "diffusion"):
-        raise UserError(f"{folder}: an artifact of {artifact.stage}; give one of diffusion or autoencoder")
-    return artifact
+def find(source: str, root: str | Path) -> Artifact:
+    """The trained artifact that a run, an artifact or a model means, as `ldm lineage` takes them: of a run or a model
+    that of diffusion. Raises UserError where there is none."""
+    from pipeline import lineage
+
+    title, artifacts = lineage.artifacts_of(root, source)
+    trained = [a for a in artifacts if a.stage == "diffusion"]
+    last = [a for a in trained if not any(a in lineage.parents(b, trained) for b in trained)]  # not what it began with
+    named = [a for a in artifacts if a.name == title] or last
+    if not named:
+        raise UserError(f"{source}: {title} has no finished diffusion stage")
+    if len(named) > 1:
+        raise UserError(f"{source}: {len(named)} artifacts of diffusion are meant: {', '.join(a.name for a in named)}")
+    if named[0].stage not in ("autoencoder", "diffusion"):
+        raise UserError(f"{named[0].path}: an artifact of {named[0].stage}; give one of diffusion or autoencoder")
+    return named[0]

@@ -15,14 +15,18 @@ from typing import Any
 from pipeline.errors import UserError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)  # no path where a file or folder can be
 
 
 @contextmanager
 def disk_trouble() -> Iterator[None]:
-    """Turn the errors of a full or read-only disk, which a user can mend, into a UserError that names the place."""
+    """Turn the errors of a full or read-only disk, or of a path that cannot be, which a user can mend, into a UserError
+    that names the place."""
     try:
         yield
     except OSError as error:
+        if error.errno in NAMES and error.filename:
+            raise UserError(f"{error.filename}: {error.strerror}; give another path") from error
         if error.errno not in DISK:
             raise
         place = error.filename or "a folder under `run.root`"

@@ -61,6 +61,8 @@ COLUMNS = {  # of the list of pipelines, after name, time and duration: width in
 # the charts: their sections in order, and the pictures
 SECTIONS = ("eval", "samples_final", "samples", "diffusion", "reconstructions", "autoencoder", "neighbours")
 PICTURES = ("samples_final/ema", "samples/ema", "reconstructions/val", "neighbours/features", "neighbours/pixels")
+NOTE = "mlflow.note.content"  # the description, of a run or an experiment, that its page shows
+WRITTEN = "ldm.written"  # digests of the texts that were written last
 BATCH = 1000  # metrics a call: MLflow's limit
 THUMBNAIL = 256  # MLflow's own size, pixels of the longer side
 REFUSED = (  # MLflow's error codes for what will be wrong tomorrow as well
@@ -165,9 +167,9 @@ class MlflowStore:
             if found is None:
                 place = (self.root / "mlartifacts").as_uri() if self.uri.startswith("sqlite") else None
                 found = self.client.get_experiment(self.client.create_experiment(name, artifact_location=place))
-            for key, value in experiment_tags(str(found.experiment_id)).items():
-                if found.tags.get(key) != value:
-                    self.client.set_experiment_tag(found.experiment_id, key, value)
+            wanted = experiment_tags(str(found.experiment_id))
+            for key, value in unedited(dict(found.tags), wanted).items():
+                self.client.set_experiment_tag(found.experiment_id, key, value)
             return str(found.experiment_id)
 
     def exists(self, run: str) -> bool:
@@ -259,6 +261,12 @@ class MlflowStore:
         with reaching():
             self.client.set_tag(run, key, value[:8000])
 
+    def note(self, run: str, markdown: str) -> None:
+        """Set the run's description, unless a person has edited it."""
+        with reaching():
+            tags = unedited(dict(self.client.get_run(run).data.tags), {NOTE: markdown[:8000]})
+            self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
     def file(self, run: str, path: Path, place: str) -> None:
         """Log a file, or a folder's content, into the folder `place` of the run's artifacts."""
         with reaching():
@@ -300,6 +308,20 @@ def _finite(value: float | str) -> float:
     return float(value) if math.isfinite(float(value)) else math.nan
 
 
+def unedited(there: dict[str, str], wanted: dict[str, str]) -> dict[str, str]:
+    """The tags to set so that `there` shows `wanted`, without those that a person has edited or emptied.
+
+    What was written last is known by its digest, in a tag of its own: a text that is another is a person's.
+    """
+    try:
+        ours: dict[str, str] = dict(json.loads(there.get(WRITTEN, "{}")))
+    except (TypeError, ValueError):  # edited as well
+        ours = {}
+    new = {k: v for k, v in wanted.items() if k not in there or there[k] == v or digest(there[k]) == ours.get(k)}
+    record = json.dumps(ours | {key: digest(value) for key, value in new.items()}, sort_keys=True)
+    return {key: value for key, value in {**new, WRITTEN: record}.items() if there.get(key) != value}
+
+
 def experiment_tags(experiment: str) -> dict[str, str]:
     """What makes an experiment's pages readable: links to the list and the charts, and how these two look.
 
@@ -326,7 +348,7 @@ def experiment_tags(experiment: str) -> dict[str, str]:
         ],
         "isAccordionReordered": True,
     }
-    return {f"mlflow.sharedViewState.{VIEW}": json.dumps(view), "mlflow.note.content": note}
+    return {f"mlflow.sharedViewState.{VIEW}": json.dumps(view), NOTE: note}
 
 
 def log_model(run: str, folder: Path, name: str) -> str:

@@ -80,6 +80,14 @@ def serve(
     uri, tracked = resolve_uri(root, uri), tracking_folder(root).exists()
     if not model and not Path(root).exists():
         raise UserError(f"{root}: no runs here; expected the folder of a run (--root), or a model: `ldm ui MODEL`")
+    if (
+        model
+        and not model.startswith("models:")
+        and not any((Path(model) / name).is_file() for name in ("config.json", "manifest.json"))
+    ):
+        raise UserError(
+            f"{model}: no model is there; give a model folder, a diffusion artifact's folder, or models:/NAME@ALIAS"
+        )
     end_on_signals()
     with ExitStack() as stack:
         try:

@@ -259,7 +259,7 @@ class Shipping:
         for key in self.unlinked():
             note = self.state["notes"][key]
             text = self.render(note["text"], key)
-            self.store.tag(self.run_id(key), "mlflow.note.content", text)
+            self.store.note(self.run_id(key), text)
             note["shown"] = text
 
     def render(self, markdown: str, key: str) -> str:

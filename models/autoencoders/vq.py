@@ -66,7 +66,8 @@ class Codebook(nn.Module):
 
     def indices(self, z: Tensor) -> Tensor:
         """The nearest code of each vector: z [n, C, h, w] -> int64 [n, h, w]. In fp32, whatever autocast says."""
-        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        device = "cpu" if z.is_meta else z.device.type  # autocast knows no meta device, on which costs are counted
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             vectors = z.float().movedim(1, -1).reshape(-1, z.shape[1])  # [n h w, C]
             squares = self.codes.square().sum(1)
             found = [  # |z - e|^2 = |z|^2 - 2 z e + |e|^2, the first of which is the same for all codes

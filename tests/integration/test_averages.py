@@ -55,6 +55,11 @@ def test_weights_of_any_length_are_sampled_and_measured(small: Any) -> None:
     said = small.ldm("average", folder.name[:8], "--length", "0.12", "-o", str(made), "--root", str(small.root))
     assert said.code == 0, said.err
     assert said.out.splitlines()[0].startswith("length 0.12 at 64 samples, of 8 stored averages, misfit of the profile")
+    for name in ("small", f"diffusion/{folder.name[:8]}"):
+        said = small.ldm(
+            "average", name, "--length", "0.12", "-o", str(small.folder / "same"), "--root", str(small.root)
+        )
+        assert said.code == 2 and "expected the name of a .safetensors" in said.err, said.err  # it was found
     infos = {}
     for name, weights in {"ema": [], "file": ["--weights", str(made)], "name": ["--weights", "length-0.12"]}.items():
         out = small.folder / name
@@ -95,7 +100,7 @@ def test_mistakes_are_one_line(small: Any) -> None:
         ([str(autoencoder), "--scan"], "give the run's config by --config"),
         ([str(autoencoder), "--scan", "--config", str(small.config)], "makes no samples"),
         ([str(small.manifests("encode")[0].parent), "--length", "0.1"], "an artifact of encode"),
-        (["no-such", "--length", "0.1", "--root", str(small.root)], "no such folder, and no artifact begins so"),
+        (["no-such", "--length", "0.1", "--root", str(small.root)], "no run of that name"),
     ):
         ended = small.ldm("average", *arguments)
         assert ended.code == 2 and ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err

@@ -29,6 +29,11 @@ def test_a_unet_costs_what_torch_counts_on_real_tensors():
     assert costs.backbone(options, 3, 8) == (sum(p.numel() for p in model.parameters()), counter.get_total_flops())
 
 
+def test_a_codebook_is_counted_on_the_meta_device():
+    cost = costs.autoencoder({"kind": "vq", "preset": next(iter(registry.presets("autoencoders", "vq")))}, 3, 32)
+    assert cost.parameters > 0 and cost.flops > 0
+
+
 def test_an_autoencoder_without_attention_by_hand():
     """One level, one block: the convolutions' products, two FLOPs each, at every pixel."""
     options = {"kind": "kl", "width": 8, "multipliers": (1,), "blocks": 1, "latent_channels": 2, "groups": 4,

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.mirror import Point
-from pipeline.mlflow_store import Down, MlflowStore, Refused, reaching
+from pipeline.mlflow_store import NOTE, Down, MlflowStore, Refused, reaching, unedited
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,18 @@ def test_a_damaged_picture_is_refused_and_a_full_disk_keeps_a_whole_one(tmp_path
     path.write_bytes(whole)
     with pytest.raises(Down, match="No space left"):
         store(full).points("run", [point])
+
+
+def test_a_text_that_a_person_edited_is_never_overwritten() -> None:
+    tags = unedited({}, {NOTE: "one", "view": "{}"})
+    assert tags[NOTE] == "one" and tags["view"] == "{}"
+    assert unedited(tags, {NOTE: "one", "view": "{}"}) == {}  # nothing to do
+    newer = unedited(tags, {NOTE: "two", "view": "{}"})
+    assert newer[NOTE] == "two" and "view" not in newer  # ours, and out of date
+    tags |= newer
+    for theirs in ("my own words", "two, and more", ""):
+        kept = tags | {NOTE: theirs}
+        assert unedited(kept, {NOTE: "three", "view": "[]"})["view"] == "[]"
+        assert NOTE not in unedited(kept, {NOTE: "three", "view": "[]"})
+    assert unedited({NOTE: "before records were kept"}, {NOTE: "three"}).get(NOTE) is None
+    assert unedited(tags | {"ldm.written": "no record"}, {NOTE: "three"}).get(NOTE) is None
