@@ -266,12 +266,16 @@ def examine(path: Path, rank: int = 0, world: int = 1) -> tuple[dict[str, Any], 
     return body, None
 
 
+class NoneWhole(UserError):
+    """Checkpoints were finished here, and every one is damaged."""
+
+
 def newest_whole(
     folder: Path, engine: Engine, before: int | None = None, say: Callable[[str], None] = print
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint and its manifest; damaged ones are named by `say` on rank 0. All ranks call.
 
-    before: only such as were made at a position up to this one. None where none was ever finished; a UserError where
+    before: only such as were made at a position up to this one. None where none was ever finished; NoneWhole where
     those that were are all damaged: training anew in their place would hide the loss.
     """
     ranks = engine.ranks
@@ -285,7 +289,7 @@ def newest_whole(
         if ranks.first:
             say(f"checkpoint {folder / name} is not whole ({'; '.join(told)}): trying an older one")
     if finished:
-        raise UserError(
+        raise NoneWhole(
             f"{folder}: every checkpoint is damaged ({finished} of them, named above); put a whole copy of one there, "
             "or remove the folder to train from the start"
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline import averages
-from pipeline.checkpoint import Saver, restore
+from pipeline.checkpoint import NoneWhole, Saver, restore
 from pipeline.engine import Engine, LossFn, StepStats, stable_steps
 from pipeline.errors import UserError
 from pipeline.guard import Guard, Stretch, Watchdog
@@ -234,8 +234,13 @@ def _roll_back(
 ) -> tuple[int, float | None]:
     """Back to the last checkpoint before a bad stretch, which the guard leaves out; gives its position and loss."""
     saver.wait()
-    found = restore(folder, engine, before=stretch[0], say=say)
-    if found is None and begin_from:  # the other run's last steps were bad already
+    try:
+        found = restore(folder, engine, before=stretch[0], say=say)
+    except NoneWhole:
+        if not begin_from:
+            raise
+        found = None
+    if found is None and begin_from:  # the other run's last steps were bad already, or ours are damaged
         found = restore(begin_from[0], engine, before=stretch[0], say=say)
     if found is None:
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -189,6 +190,29 @@ def test_bad_steps_that_began_in_the_shorter_run_are_left_out_of_the_longer(tmp_
     assert (summary.resumed_from, summary.skipped) == (32, ((28, 40),))
     assert rest.losses == {position: value for position, value in whole.losses.items() if position >= 16}
     assert (summary.loss, summary.bad_steps) == (unstopped.loss, 3)
+
+
+def test_a_longer_run_whose_own_checkpoints_are_damaged_goes_back_to_the_shorter_ones(tmp_path: Path) -> None:
+    bad, task = {"max_bad_steps": 3, "keep": 1}, spoilt(36, 40, 44)
+    _, whole = run(tmp_path / "long", steps=16, task=task, **bad)
+
+    def damaging(position: int) -> Iterator[dict[str, Any]]:
+        for batch in task.batches(position):
+            if batch["position"] == 44:
+                (saved,) = listing(tmp_path / "new")
+                manifest = tmp_path / "new" / saved.name / "manifest.json"
+                while not manifest.exists():  # the saver's thread is at it
+                    time.sleep(0.01)
+                manifest.write_text("{}")
+            yield batch
+
+    run(tmp_path / "short", steps=8, task=task, **bad)
+    summary, rest = run(
+        tmp_path / "new", steps=16, begin_from=(tmp_path / "short", 32), task=Task("test", loss, damaging), **bad
+    )
+    assert summary.finished and summary.skipped == ((36, 48),)
+    assert any("is not whole" in line for line in rest.lines)
+    assert rest.losses == {position: value for position, value in whole.losses.items() if position >= 32}
 
 
 def test_a_spike_is_said_and_counted(tmp_path: Path) -> None:
