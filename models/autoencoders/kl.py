@@ -121,7 +121,7 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """Image -> unclamped moments, or whatever `outputs` channels mean."""
 
-    def __init__(self, config: Config, channels: int, outputs: int | None = None) -> None:
+    def __init__(self, config: Config, channels: int, outputs: int) -> None:
         super().__init__()
         widths = [config.width * m for m in config.multipliers]
         last = len(widths) - 1
@@ -132,10 +132,10 @@ class Encoder(nn.Module):
         )
         self.mid_block = Middle(widths[-1], config.groups, config.attention)
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], outputs or 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, channels, H, W] -> [n, 2C, h, w]."""
+        """[n, channels, H, W] -> [n, outputs, h, w]."""
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)
@@ -169,15 +169,16 @@ class Decoder(nn.Module):
 class Model(nn.Module):
     """Images in [-1, 1] <-> raw latents (never scaled here)."""
 
-    def __init__(self, config: Config, channels: int) -> None:
+    def __init__(self, config: Config, channels: int, outputs: int | None = None) -> None:
+        """outputs: channels that the encoder gives; default: mean and log-variance of each latent channel."""
         super().__init__()
         self.config = config
         self.channels, self.latent_channels = channels, config.latent_channels
         self.factor = 2 ** (len(config.multipliers) - 1)  # image side over latent side
-        self.encoder = Encoder(config, channels)
+        latent, outputs = config.latent_channels, outputs or 2 * config.latent_channels
+        self.encoder = Encoder(config, channels, outputs)
         self.decoder = Decoder(config, channels)
-        latent = config.latent_channels
-        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.quant_conv else None
+        self.quant_conv = nn.Conv2d(outputs, outputs, 1) if config.quant_conv else None
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.quant_conv else None
 
     @property
@@ -185,13 +186,17 @@ class Model(nn.Module):
         """Whose weights' gradients an adversarial loss is balanced by (models/adversarial.py)."""
         return self.decoder.conv_out
 
-    def encode(self, x: Tensor) -> Tensor:
-        """x [n, channels, H, W] in [-1, 1] -> moments float32 [n, 2C, h, w]: mean, clamped log-variance."""
+    def encoded(self, x: Tensor) -> Tensor:
+        """The encoder's outputs [n, outputs, h, w] for images [n, channels, H, W]; ValueError where they do not fit."""
         if x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
             expected = f"{self.channels} channels and sides that are multiples of {self.factor}"
             raise ValueError(f"images: expected {expected}, got {tuple(x.shape[1:])}")
-        moments = self.encoder(x)
-        return posterior.clamp(moments if self.quant_conv is None else self.quant_conv(moments))
+        h = self.encoder(x)
+        return h if self.quant_conv is None else self.quant_conv(h)  # type: ignore[no-any-return]
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x [n, channels, H, W] in [-1, 1] -> moments float32 [n, 2C, h, w]: mean, clamped log-variance."""
+        return posterior.clamp(self.encoded(x))
 
     def decode(self, z: Tensor) -> Tensor:
         """z [n, C, h, w] -> images float32 [n, channels, H, W], about [-1, 1], not clipped."""

@@ -146,40 +146,21 @@ def _best(candidates: Tensor, count: int) -> Tensor:
     return candidates[candidates[:, 0].topk(min(count, len(candidates)), sorted=True).indices]
 
 
-class Model(nn.Module):
+class Model(kl.Model):
     """Images in [-1, 1] <-> raw latents (before quantising, never scaled here)."""
 
     def __init__(self, config: Config, channels: int) -> None:
-        super().__init__()
-        self.channels, self.latent_channels = channels, config.latent_channels
-        self.factor = 2 ** (len(config.multipliers) - 1)  # image side over latent side
-        self.encoder = kl.Encoder(config, channels, outputs=config.latent_channels)
-        self.decoder = kl.Decoder(config, channels)
-        latent = config.latent_channels
-        self.quant_conv = nn.Conv2d(latent, latent, 1) if config.quant_conv else None
-        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.quant_conv else None
+        super().__init__(config, channels, outputs=config.latent_channels)
         self.codebook = Codebook(config)
-
-    @property
-    def last_layer(self) -> nn.Conv2d:
-        """Whose weights' gradients an adversarial loss is balanced by (models/adversarial.py)."""
-        return self.decoder.conv_out
 
     def encode(self, x: Tensor) -> Tensor:
         """x [n, channels, H, W] in [-1, 1] -> moments float32 [n, 2C, h, w]: the encoder's output, no variance."""
-        if x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
-            expected = f"{self.channels} channels and sides that are multiples of {self.factor}"
-            raise ValueError(f"images: expected {expected}, got {tuple(x.shape[1:])}")
-        z = self.encoder(x)
-        z = (z if self.quant_conv is None else self.quant_conv(z)).float()
+        z = self.encoded(x).float()
         return torch.cat([z, torch.full_like(z, posterior.LOG_VARIANCE[0])], 1)
 
     def decode(self, z: Tensor) -> Tensor:
         """z [n, C, h, w] -> images float32 [n, channels, H, W] of the nearest codes, about [-1, 1], not clipped."""
-        return self._decode(self.codebook.lookup(self.codebook.indices(z)))
-
-    def _decode(self, z: Tensor) -> Tensor:
-        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z)).float()  # type: ignore[no-any-return]
+        return super().decode(self.codebook.lookup(self.codebook.indices(z)))
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x [n, channels, H, W], noise [n, C, h, w] -> reconstruction, and moments.
@@ -192,7 +173,7 @@ class Model(nn.Module):
         if self.training:
             self.codebook.gather(z, indices, noise[:, 0])
         # the gradient goes straight through: z + sg(e - z)
-        return self._decode(z + (self.codebook.lookup(indices) - z).detach()), moments
+        return super().decode(z + (self.codebook.lookup(indices) - z).detach()), moments
 
     def commitment(self, moments: Tensor) -> Tensor:
         """|z - sg(e)|^2, a mean over the latent, by image [n]: keeps the encoder near its codes (equation 3's last)."""
