@@ -13,11 +13,9 @@ from jobs.cli import main
 @click.argument("model")
 @click.option("--format", "form", required=True, type=click.Choice(["diffusers"]), help="Whose folders to write.")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
-@click.option(
-    "--root", default="runs", type=click.Path(path_type=Path), help="Where models:/ looks for MLflow's data base."
-)
+@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Where runs and MLflow's data base lie.")
 def command(model: str, form: str, out: Path, root: Path) -> None:
-    """Write MODEL (an artifact's folder, a model folder, models:/NAME@ALIAS) for diffusers' from_pretrained.
+    """Write MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS) for diffusers' from_pretrained.
 
     An option that has no place there is refused by name.
     """

@@ -1,4 +1,4 @@
-"""`ldm sample`: images from a model: a folder, an artifact, or `models:/NAME@ALIAS`."""
+"""`ldm sample`: images from a model: a folder, an artifact, a run, or `models:/NAME@ALIAS`."""
 
 from __future__ import annotations
 
@@ -39,14 +39,13 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 @click.option(
     "--weights", default=None, help="Others of the denoiser: a file, or of an artifact: live, ema-N, length-0.1."
 )
-@click.option(
-    "--root", default="runs", type=click.Path(path_type=Path), help="Where models:/ looks for MLflow's data base."
-)
+@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Where runs and MLflow's data base lie.")
 def command(
     model: str, out: Path, count: int, classes: str | None, sampler: str | None, steps: int | None,
     guidance: float | None, seed: int, batch_size: int | None, weights: str | None, root: Path, **how: Any,
 ) -> None:  # fmt: skip
-    """Generate images from MODEL: PNG files, a grid, and a JSON file of what made them."""
+    """Generate images from MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS): PNG files, a grid,
+    and a JSON file of what made them."""
     from pipeline.errors import UserError
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -59,7 +59,8 @@ class FeatureDistance(nn.Module):
         for stage in self.stages:
             x = stage(x)
             y = x.float()
-            found.append(y / (y.square().sum(1, keepdim=True).sqrt() + EPSILON))
+            # EPSILON inside the root as well: its gradient at a pixel without any feature is 0, not 0/0
+            found.append(y / ((y.square().sum(1, keepdim=True) + EPSILON**2).sqrt() + EPSILON))
         return found
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:

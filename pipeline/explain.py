@@ -83,7 +83,7 @@ def explain(name: str | None = None) -> str:
     speaking = [key for key in known if re.search(rf"\b{re.escape(name)}", f"{key.name} {key.text}", re.IGNORECASE)]
     if ending or (speaking and "." not in name):
         return "\n".join(key.line() for key in ending or speaking)
-    names = sorted({key.name for key in known})
+    names = sorted({key.name.rsplit(".", depth)[0] for key in known for depth in range(key.name.count(".") + 1)})
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     raise UserError(
         f"{name}: no such config key; "

@@ -99,6 +99,10 @@ class Generator:
         labels = self._labels(classes)
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch_size": batch_size, **how}
         filled = {**self.defaults, **{key: value for key, value in chosen.items() if value is not None}}
+        if filled["grid"] != "shifted":  # the only grid that has one
+            if chosen.get("shift") is not None:
+                raise UserError(f"shift: {chosen['shift']} given, but the grid is {filled['grid']}; give grid shifted")
+            filled["shift"] = None
         count = n if n is not None else len(labels) if classes is not None else 16
         request = {"n": count, "seed": seed, "classes": labels}
         for key, value in {**request, **filled}.items():
@@ -270,9 +274,10 @@ def load_pretrained(
     root: str | Path = "runs",
     weights: str | None = None,
 ) -> Generator:
-    """The generator in a model folder, a diffusion artifact's folder, or a registered model (`models:/NAME@ALIAS`).
+    """The generator of a model folder, a diffusion artifact's folder, a registered model (`models:/NAME@ALIAS`), or a
+    run (its name, key or MLflow id).
 
-    Default device: a GPU if there is one. `root`: where `models:/` finds MLflow's data base, unless
+    Default device: a GPU if there is one. `root`: where runs lie, and where `models:/` finds MLflow's data base, unless
     MLFLOW_TRACKING_URI says. `weights`: other ones of the denoiser than the model's own: a .safetensors file, or of an
     artifact also a name (`averages.weights_path`). Raises UserError where something is missing, damaged, or does not
     fit.
@@ -281,6 +286,10 @@ def load_pretrained(
         from pipeline.tracking import fetch_model
 
         source = fetch_model(str(source), root)
+    elif not Path(source).exists():
+        from pipeline.averages import find
+
+        source = find(str(source), root).path
     folder, where = Path(source), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if (folder / "manifest.json").exists() and not (folder / "config.json").exists():
         return from_artifact(Artifact.load(folder), where, weights or "ema")

@@ -16,6 +16,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.metrics.frechet import MIN_IMAGES
 from pipeline.stages import evaluate as stage
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,9 +42,10 @@ def score(folder: Path, config: Config, resize: bool = False, out: Path | None =
     train, held_out = (stage.load_split(ingest.path, split, config, config.evaluate.seed) for split in ("train", "val"))
     n = min(config.evaluate.samples, len(held_out[0]), len(train[0]) // 2)
     if len(files) < n:
+        fewer = f", or set evaluate.samples={len(files)} here and where you compare with"
         raise UserError(
-            f"{folder}: {len(files)} images, and {n} are compared; give as many, or set evaluate.samples={len(files)} "
-            "here and where you compare with"
+            f"{folder}: {len(files)} images, and {n} are compared; give as many"
+            + (fewer if len(files) >= MIN_IMAGES else f" ({MIN_IMAGES} at least: fewer say nothing of a distribution)")
         )
     order = np.random.Generator(np.random.Philox(config.evaluate.seed)).permutation(
         len(files)

@@ -68,10 +68,10 @@ class Extractor:
         if self.module is None:
             raise ValueError(f"the extractor {self.kind} lies in its own file")
         module: Any = self.module
-        about = {"kind": self.kind, "digest": self.digest, "description": self.description}
-        about |= {"facts": canonical_json(self.facts), "layout": canonical_json(module.layout)}
-        with atomic_path(path) as temporary:
-            save_file(module.state_dict(), str(temporary), metadata=about)
+        about: dict[str, Any] = {"kind": self.kind, "digest": self.digest, "description": self.description}
+        about |= {"facts": self.facts, "layout": module.layout}
+        with atomic_path(path) as temporary:  # one entry: safetensors writes several in any order
+            save_file(module.state_dict(), str(temporary), metadata={"ldm": canonical_json(about)})
 
 
 class Classifier(nn.Module):
@@ -172,8 +172,9 @@ def load(path: Path) -> Extractor:
 
     try:
         with safe_open(str(path), "pt") as file:
-            about, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model = Classifier(**json.loads(about["layout"]))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = json.loads((file.metadata() or {})["ldm"])
+        model = Classifier(**about["layout"])
         model.load_state_dict(state)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise UserError(f"{path}: not a whole extractor ({error}); remove it, and it is made again") from None
@@ -181,8 +182,9 @@ def load(path: Path) -> Extractor:
         raise UserError(f"{path}: its weights are not those of its digest; remove it, and it is made again")
     model.eval()
     logits = model if about["kind"] == "classifier" else None
-    facts = json.loads(about["facts"])
-    return Extractor(about["kind"], about["digest"], about["description"], model.features, logits, facts, model)
+    return Extractor(
+        about["kind"], about["digest"], about["description"], model.features, logits, about["facts"], model
+    )
 
 
 def of_file(section: ExtractorSection) -> Extractor:

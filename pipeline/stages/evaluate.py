@@ -136,7 +136,7 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
         load_split(inputs["ingest"].path, split, config, config.evaluate.seed) for split in ("train", "val")
     )
     extractor = extractor_of(config, inputs["ingest"], lambda: (train, held_out))
-    report = evaluate(generator, *train, *held_out, config.evaluate, mirrored(config), extractor)
+    report = evaluate(generator, *train, *held_out, config.evaluate, extractor, mirrored(config))
     for name, image in report.images.items():
         atomic_write(folder / f"{name}.png", to_png(Image.fromarray(image)))
     if report.extractor.module is not None:
@@ -242,22 +242,19 @@ def evaluate(
     held_out: Images,
     held_out_labels: Array,
     config: Evaluate,
+    extractor: Extractor,
     mirrored: bool = False,
-    extractor: Extractor | None = None,
 ) -> Report:
     """Measure a generator against real images, uint8 [n, H, W, C], in random order; labels int64 [n], -1 for none.
 
-    The first n training images are the half of the real-data baseline, and the extractor is not trained on them: what
-    a network has seen has other features. Samples are asked for in the classes of training images, those first, so
-    that a perfect generator's distance is the baseline's. n: equally many images in all sets compared. extractor: made
-    of these images before, by default made now.
+    The first n training images are the half of the real-data baseline, and the extractor (`extractors.py`) must not be
+    trained on them: what a network has seen has other features. Samples are asked for in the classes of training
+    images, those first, so that a perfect generator's distance is the baseline's. n: equally many images in all sets
+    compared.
     """
     from pipeline.sampling import guidance_of
 
     n = min(config.samples, len(held_out), len(train) // 2)
-    extractor = extractor or make_extractor(
-        config, train[n:], train_labels[n:], held_out, held_out_labels, len(generator.classes)
-    )
     held_out = held_out[: config.samples]  # as many as samples: of tens of thousands, reconstruction takes its time
     asked = asked_classes(train_labels, config.samples, len(generator.classes)) if generator.classes else None
     samples, sampling = draw_samples(generator, asked, config)

@@ -107,3 +107,11 @@ def test_a_seed_makes_the_network() -> None:
     first, again, other = (perceptual.random_features(3, 16, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["stages.0.0.weight"], other["stages.0.0.weight"])
+
+
+def test_the_gradient_is_finite_where_an_image_has_no_features() -> None:
+    convolution = torch.nn.Conv2d(3, 4, 3, bias=False)
+    distance = perceptual.FeatureDistance([torch.nn.Sequential(convolution, torch.nn.ReLU())])
+    x = torch.zeros(1, 3, 8, 8, requires_grad=True)  # every feature is exactly 0
+    distance(torch.rand(1, 3, 8, 8), x).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()

@@ -241,7 +241,8 @@ def test_a_model_without_classes() -> None:
         ({"guidance": float("nan")}, "guidance: nan"),
         ({"guidance": -1.0}, "guidance: -1"),
         ({"grid": "sine"}, "grid: 'sine' is none of auto, uniform"),
-        ({"shift": 0.0}, "shift: 0.0"),
+        ({"shift": 0.0, "grid": "shifted"}, "shift: 0.0"),
+        ({"shift": 2.0}, "shift: 2.0 given, but the grid is auto"),
         ({"guidance_kind": "magic"}, "guidance_kind: 'magic'"),
         ({"guidance_rescale": 1.5}, "guidance_rescale: 1.5"),
         ({"guidance_interval": [2.0, 1.0]}, "guidance_interval: .*low < high"),
@@ -325,7 +326,9 @@ def test_damage_is_named(folder: Path) -> None:
 
 def test_what_is_no_model_is_a_users_mistake(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json is missing"):
-        load_pretrained(tmp_path / "nothing")
+        load_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no run of that name, key or MLflow id"):
+        load_pretrained("digits", root=tmp_path)
     config = read_json(folder / "config.json")
     (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
     with pytest.raises(UserError, match="format 99"):

@@ -92,9 +92,7 @@ def test_the_figures_may_stand_beside_those_of_an_evaluation_here(digits: Any, f
     from pipeline.extractors import extractor_of
 
     splits = [evaluate.load_split(data.path, split, config, config.evaluate.seed) for split in ("train", "val")]
-    report = evaluate.evaluate(
-        Known(), *splits[0], *splits[1], config.evaluate, extractor=extractor_of(config, data)
-    ).values
+    report = evaluate.evaluate(Known(), *splits[0], *splits[1], config.evaluate, extractor_of(config, data)).values
     comparable.check({"here": comparable.conditions(report), "folder": comparable.conditions(values)})
     for kind in ("frechet", "kernel", "manifold"):
         assert report[kind]["samples"] == values[kind]["samples"]
@@ -120,7 +118,11 @@ def test_too_few_images_are_refused(digits: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a folder"):
         score.score(tmp_path / "missing", config)
     Image.new("L", (16, 16)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"1 images, and 80 are compared.*evaluate\.samples=1"):
+    with pytest.raises(UserError, match=r"1 images, and 80 are compared; give as many \(50 at least"):
+        score.score(tmp_path, config)
+    for i in range(50):
+        Image.new("L", (16, 16)).save(tmp_path / f"{i}.png")
+    with pytest.raises(UserError, match=r"51 images, and 80 are compared.*evaluate\.samples=51"):
         score.score(tmp_path, config)
 
 

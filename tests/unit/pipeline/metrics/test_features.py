@@ -50,6 +50,16 @@ def test_the_classifier_is_a_function_of_its_seed_and_leaves_the_global_generato
     assert trained(steps=3, seed=1).digest != first.digest
 
 
+def test_a_saved_classifier_is_the_same_bytes_each_time_and_is_read_back(tmp_path: Path) -> None:
+    extractor = trained(steps=2)
+    for name in "ab":
+        extractor.save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    again, (images, _) = features.load(tmp_path / "a"), stripes(10, 2)
+    assert (again.digest, again.description, again.facts) == (extractor.digest, extractor.description, extractor.facts)
+    assert np.array_equal(again(images), extractor(images))
+
+
 def test_features_of_an_image_do_not_depend_on_the_others() -> None:
     extractor = trained(steps=2)
     images, _ = stripes(300, 2)

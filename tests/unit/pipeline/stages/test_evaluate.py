@@ -52,7 +52,10 @@ def run(make, train=None, train_labels=None, samples=100, labelled=True, classes
     if not labelled:
         train_labels, held_out_labels = train_labels * 0 - 1, held_out_labels * 0 - 1
     config = Evaluate(samples=samples, bootstrap=10, extractor={"kind": "classifier", "steps": 60})
-    return stage.evaluate(Known(make, classes), train, train_labels, held_out, held_out_labels, config, **rest)
+    n = min(samples, len(held_out), len(train) // 2)
+    extractor = stage.make_extractor(config, train[n:], train_labels[n:], held_out, held_out_labels, len(classes))
+    sets = (train, train_labels, held_out, held_out_labels)
+    return stage.evaluate(Known(make, classes), *sets, config, extractor, **rest)
 
 
 @pytest.fixture(scope="module")
