@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Split = tuple[Images, Array]
 
-FORMAT = 1
+FORMAT = 2  # raised when files of this folder change in kind
 
 
 def compared(config: Config, ingest: Artifact) -> int:
