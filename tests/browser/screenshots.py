@@ -1,6 +1,7 @@
-"""Take the pictures in docs/img of a root's pages: `python tests/browser/screenshots.py ROOT` (default: runs).
+"""Take the pictures in docs/img of a root's pages: `python tests/browser/screenshots.py [ROOT [RUN RUN]]`.
 
-Needs Chromium, Playwright, Streamlit and a root with two finished pipelines or more.
+ROOT (default: runs) holds two finished pipelines or more; the two runs named are compared on a page (default: the last
+two). Needs Chromium, Playwright and Streamlit.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import io
 import re
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from pipeline import compare, compare_page, history
 from pipeline.tracking import chart_link, public_uri, read_store, resolve_uri, run_path, sync, table_link
 from pipeline.tracking_server import free_port, prepare, server
 from tests.browser.conftest import NO_ASSISTANT, TIMEOUT_MS, chromium
@@ -62,7 +66,16 @@ def shoot(page: Any, address: str, sampling: str, store: dict[str, Any]) -> None
     take(page, "sampling")
 
 
-def main(root: Path) -> None:
+def shoot_comparison(page: Any, root: Path, runs: Sequence[str]) -> None:
+    """The page of `ldm compare RUN RUN --html`."""
+    compared = compare.sides(root, runs)
+    with tempfile.TemporaryDirectory() as folder:
+        compare_page.write(Path(folder) / "page.html", compared, compare.verdict(compared))
+        page.goto((Path(folder) / "page.html").as_uri())
+        take(page, "compare")
+
+
+def main(root: Path, runs: Sequence[str]) -> None:
     from playwright.sync_api import sync_playwright
 
     from pipeline.pages import sampling_page
@@ -82,8 +95,9 @@ def main(root: Path) -> None:
         context.add_init_script(NO_ASSISTANT)
         context.set_default_timeout(TIMEOUT_MS)
         shoot(context.new_page(), address, sampling, read_store(root, uri))
+        shoot_comparison(context.new_page(), root, runs or [past.key for past in history.pipelines(root)[-2:]])
         browser.close()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs"), sys.argv[2:])
