@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.schema.stages import Evaluate
 
 DEFAULTS: dict[str, Any] = {  # as in the config's `evaluate`, where each is explained
-    "sampler": "heun",
+    "sampler": "dpmpp_2m",
     "steps": 20,
     "grid": "auto",
     "shift": None,

@@ -107,9 +107,19 @@ class Condition(Section):
     drop: Fraction = Field(0.1, description="Share of the samples whose condition is withheld, for guidance.")
 
 
+# What a path is trained with where a config does not say. edm as of Karras et al. 2024, "EDM2", won the
+# comparison in docs/results/objectives.md.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "edm": {"prediction": "v", "times": {"kind": "edm"}, "weighting": "edm"},
+    "rectified_flow": {"prediction": "velocity", "times": {"kind": "uniform"}, "weighting": "uniform"},
+    "variance_preserving": {"prediction": "v", "times": {"kind": "uniform"}, "weighting": "uniform"},
+}
+EDM_MEAN = 0.3  # of the log noise level, where latents have deviation 1 (Karras et al. 2024: -0.4 at sigma_data 0.5)
+
+
 class DiffusionPath(Section):
-    kind: Literal["rectified_flow", "variance_preserving", "edm"] = Field(
-        "rectified_flow",
+    kind: Literal["edm", "rectified_flow", "variance_preserving"] = Field(
+        "edm",
         description="The forward process; edm adds noise up to 80 deviations of the data, and is meant for "
         "`prediction: v` (its preconditioning), `times.kind: edm`, `weighting: edm`.",
     )
@@ -121,13 +131,23 @@ class DiffusionPath(Section):
 
 class Times(Section):
     kind: Literal["uniform", "logit_normal", "edm"] = Field(
-        "uniform",
-        description="Density of the training times in (0, 1); edm: log-normal noise level (noise over data), any path.",
+        "edm",
+        description="Density of the training times in (0, 1); edm: log-normal noise level (noise over data), any path. "
+        "Default: edm on the path edm, else uniform.",
     )
-    mean: float = Field(0.0, description="With `logit_normal`: mean of the logit; `edm`: of the log noise level.")
+    mean: float = Field(
+        EDM_MEAN,
+        description="With `logit_normal`: mean of the logit (default 0); `edm`: of the log noise level (default 0.3).",
+    )
     std: float = Field(
         1.0, gt=0, description="With `logit_normal`: standard deviation of the logit; `edm`: of the log noise level."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mean_of_kind(cls, values: Any) -> Any:
+        given = isinstance(values, dict) and values.get("kind", "edm") != "edm"
+        return {"mean": 0.0, **values} if given else values
 
 
 class FdCurve(Section):
@@ -146,11 +166,20 @@ class Diffusion(Section):
     path: DiffusionPath = DiffusionPath()
     times: Times = Times()
     prediction: Literal["eps", "x0", "v", "velocity"] = Field(
-        "velocity", description="What the backbone is trained to give."
+        "v", description="What the backbone is trained to give. Default: v, on the path rectified_flow velocity."
     )
-    weighting: Literal["uniform", "min_snr", "edm"] = Field("uniform", description="Weight of a time in the loss.")
+    weighting: Literal["uniform", "min_snr", "edm"] = Field(
+        "edm", description="Weight of a time in the loss. Default: edm on the path edm, else uniform."
+    )
     training: Training
     fd: FdCurve = Field(FdCurve(), json_schema_extra=SPEED)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_of_path(cls, values: Any) -> Any:
+        path = values.get("path") if isinstance(values, dict) else None
+        kind = path.get("kind") if isinstance(path, dict) else getattr(path, "kind", None)
+        return {**OBJECTIVES.get(kind or "edm", {}), **values} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _finite_loss(self) -> Diffusion:
@@ -209,8 +238,8 @@ class Evaluate(Section):
         "length>, or a .safetensors file.",
     )
     samples: int = Field(500, ge=2, description="Images that are generated and compared.")
-    sampler: Literal["euler", "heun", "ddim", "dpmpp_2m", "ddpm", "euler_ancestral", "dpmpp_sde"] = Field(
-        "heun", description="Solver of the sampling equation; the last three put in fresh noise at each step."
+    sampler: Literal["dpmpp_2m", "heun", "euler", "ddim", "ddpm", "euler_ancestral", "dpmpp_sde"] = Field(
+        "dpmpp_2m", description="Solver of the sampling equation; the last three put in fresh noise at each step."
     )
     steps: Positive = Field(20, description="Steps of the solver.")
     grid: Literal["auto", "uniform", "cosine", "karras", "shifted"] = Field(

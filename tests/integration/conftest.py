@@ -26,6 +26,7 @@ autoencoder:
   training: {{steps: 4, batch_size: 8, save_every: 2, half_lives: [100]}}
 diffusion:
   backbone: {{kind: dit, width: 16, depth: 1, heads: 2, patch: 2}}
+  path: {{kind: rectified_flow}}
   training: {{steps: 2, batch_size: 8, half_lives: [100]}}
 cluster: {{workers: 1, threads: 1}}
 tracking: {{deadline: 1}}

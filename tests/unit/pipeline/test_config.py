@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.schema.section import result_fields
+from pipeline.schema.stages import Diffusion
 
 ROOT = Path(__file__).parents[3]
 MINIMAL = """\
@@ -117,8 +118,8 @@ def test_what_is_evaluated_is_there_after_training(path: Path) -> None:
         ("{kind: variance_preserving, schedule: zero_terminal_snr}", ["prediction=v"], True),
         ("{kind: rectified_flow}", ["prediction=eps", "weighting=edm"], False),
         ("{kind: rectified_flow}", ["prediction=eps", "weighting=edm", "times.kind=edm"], True),
-        ("{kind: edm}", ["prediction=eps", "weighting=edm"], True),
-        ("{kind: edm}", ["prediction=x0", "weighting=edm"], False),
+        ("{kind: edm}", ["prediction=eps", "times.kind=uniform"], True),
+        ("{kind: edm}", ["prediction=x0", "times.kind=uniform"], False),
         ("{kind: rectified_flow}", ["prediction=x0", "weighting=edm"], False),
         ("{kind: edm}", ["prediction=x0", "weighting=edm", "times.kind=edm"], True),
     ],
@@ -129,6 +130,28 @@ def test_losses_without_a_mean_are_refused(path: Path, path_options: str, object
         config.load(path, overrides)
     else:
         assert "infinite mean loss" in message(path, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "objective"),
+    [
+        ([], ("edm", "v", "edm", 0.3, "edm")),
+        (["diffusion.path.kind=rectified_flow"], ("rectified_flow", "velocity", "uniform", 0.0, "uniform")),
+        (["diffusion.path.kind=variance_preserving"], ("variance_preserving", "v", "uniform", 0.0, "uniform")),
+        (
+            ["diffusion.path={kind: rectified_flow}", "diffusion.times.kind=logit_normal", "diffusion.prediction=x0"],
+            ("rectified_flow", "x0", "logit_normal", 0.0, "uniform"),
+        ),
+        (["diffusion.times={std: 1.2}"], ("edm", "v", "edm", 0.3, "edm")),
+    ],
+)
+def test_a_path_brings_its_objective(path: Path, overrides: list[str], objective: tuple[object, ...]) -> None:
+    values = config.load(path, overrides)
+    section = values.diffusion
+    found = (section.path.kind, section.prediction, section.times.kind, section.times.mean, section.weighting)
+    assert found == objective
+    again = Diffusion.model_validate(section.model_dump(mode="json"))  # as it travels to a worker
+    assert again == section
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_losses_of_other_latents_or_objectives_do_not_decide(made: Made) -> None
     first, second = compare.sides(made.root, ["1111", "2222"])
     assert compare.obstacles("diffusion/val_loss", [first, second]) == []
     second.past.params["diffusion.prediction"] = "eps"
-    assert compare.obstacles("diffusion/val_loss", [first, second]) == ["diffusion.prediction is velocity and eps"]
+    assert compare.obstacles("diffusion/val_loss", [first, second]) == ["diffusion.prediction is v and eps"]
     second.past.folders["encode"] = Path("/nowhere")
     assert "it was measured on other latents" in compare.obstacles("diffusion/val_loss", [first, second])
 
