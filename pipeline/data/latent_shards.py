@@ -121,6 +121,11 @@ class LatentIndex:
         """The shards at `paths`, in that order."""
         return cls([read_shard(path) for path in paths])
 
+    @property
+    def parts(self) -> list[LatentIndex]:
+        """This one alone: latents of one shape (several: `LatentBuckets`)."""
+        return [self]
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
@@ -182,3 +187,13 @@ class LatentIndex:
         item = int(np.prod(part.shape[2:])) * part.dtype.itemsize
         items = np.frombuffer(content, f"V{item}", part.shape[0] * part.shape[1], part.offset)
         return items, np.frombuffer(content, label.dtype, label.shape[0], label.offset)
+
+
+@dataclass(frozen=True)
+class LatentBuckets:
+    """The latents of one split in buckets: an index a bucket, in the buckets' order; one may be empty."""
+
+    parts: list[LatentIndex]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
