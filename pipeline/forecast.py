@@ -21,6 +21,7 @@ def forecast(config: Config) -> str:
     """The dry run's text. Computes on the meta device; reads the source's listing. Raises UserError as a run would."""
     from models import registry
     from pipeline.cluster import Cluster
+    from pipeline.data.buckets import text
     from pipeline.data.order import lanes
 
     with Cluster(config.cluster) as cluster:
@@ -35,6 +36,10 @@ def forecast(config: Config) -> str:
         dump(config),
         f"latents: {channels} x {side} x {side} (images: {config.data.channels} x {config.data.size}^2)",
     ]
+    if config.data.buckets is not None:
+        factor = config.data.size // side
+        shown = [f"{text((h, w))} (latents {text((h // factor, w // factor))})" for h, w in config.data.shapes]
+        lines.append(f"buckets, height x width: {', '.join(shown)}")
     for name, parameters in sizes.items():
         training: Training = getattr(config, name).training
         lines.append(f"{name}: {parameters:,} parameters; {arithmetic(config, training, lanes(training.batch_size))}")
