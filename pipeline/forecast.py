@@ -129,6 +129,8 @@ def remote_cache(config: Config, trained: bool) -> list[str]:
     tars = [tar for tar in tar_digests(source, cache_folder(config.run.root)) if is_remote(tar.location)]
     train = sum(not tar.held_out for tar in tars)
     count = 1 if trained else max(1, shards_at_once(train, batch, config.data.lanes or lanes(batch)))
+    if config.data.buckets and not trained:
+        count = min(max(1, train), count * len(config.data.shapes))  # each has windows of its own
     if config.data.balance and not trained:
         count = train  # a class's samples are met in any order (balance.py)
     largest = max(tar.bytes for tar in tars)

@@ -67,7 +67,7 @@ def _bucket_order(
         elif shares:
             orders.append(BalancedOrder(labels[bucket], shares[bucket], batch, lane_count, own_seed))
         else:
-            orders.append(Order(part.counts, batch, lane_count, own_seed))
+            orders.append(Order(part.counts[part.counts > 0], batch, lane_count, own_seed))
     return BucketOrder(orders, batch, lane_count, seed)
 
 
