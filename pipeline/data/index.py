@@ -148,7 +148,10 @@ class Index:
         """An index a bucket; this one alone where images are squares."""
         if not self.shapes or self.bucket is not None:
             return [self]
-        return [Index(self.folder, self.split, self.cache, bucket) for bucket in range(len(self.shapes))]
+        parts = [Index(self.folder, self.split, self.cache, bucket) for bucket in range(len(self.shapes))]
+        for part in parts:  # a shard is open once, whatever the number of buckets in it
+            part._rows, part._tars = self._rows, self._tars
+        return parts
 
     def shape_of(self, i: int) -> Shape | None:
         """(height, width) of sample i's bucket; None where images are squares."""

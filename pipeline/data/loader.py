@@ -161,7 +161,7 @@ class ImageBatches(Dataset[Batch]):
         self, index: Index, data: Data, seed: int, purpose: str, latent: tuple[int, int, int], augment: bool
     ) -> None:
         self.parts, self.data, self.seed, self.purpose, self.augment = index.parts, data, seed, purpose, augment
-        for part in self.parts:
+        for part in (index, *self.parts):
             part.cache = data.cache
         channels, factor = latent[0], data.size // latent[1]
         self.shapes = [part.shapes[b] if part.shapes else None for b, part in enumerate(self.parts)]

@@ -149,12 +149,14 @@ def damaged(artifact: Artifact) -> list[str]:
 
 def open_latents(artifact: Artifact, split: str) -> LatentIndex | LatentBuckets:
     """The latents of a split, in buckets where the images are."""
+    from pipeline.data.index import OPEN
     from pipeline.data.latent_shards import LatentBuckets, LatentIndex
 
     buckets = artifact.summary.get("buckets")
     if buckets is None:
         return LatentIndex.open(shard_paths(artifact, split))
-    return LatentBuckets([LatentIndex.open(shard_paths(artifact, split, b)) for b in range(len(buckets))])
+    limit = max(8, OPEN // len(buckets))
+    return LatentBuckets([LatentIndex.open(shard_paths(artifact, split, b), limit) for b in range(len(buckets))])
 
 
 def shard_paths(artifact: Artifact, split: str, bucket: int | None = None) -> list[Path]:

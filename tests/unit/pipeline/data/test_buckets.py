@@ -35,6 +35,7 @@ SHAPES = ((40, 24), (32, 32), (24, 40))  # of 32 x 32 pixels in multiples of 8, 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.sampled_from([8, 16, 32]), st.floats(1, 4))
 def test_shapes_are_multiples_near_the_area_and_none_can_grow(times: int, multiple: int, ratio: float) -> None:
     size = times * multiple
@@ -68,6 +69,7 @@ def test_shapes_that_cannot_be_are_refused(given: dict[str, Any], words: str) ->
         Data(source={"kind": "digits"}, size=2048, buckets={"multiple": 8, "max_ratio": 8})
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_an_image_goes_to_the_nearest_ratio(height: int, width: int) -> None:
     def distance(shape: tuple[int, int]) -> Fraction:  # of two ratios, as the larger over the smaller
@@ -128,7 +130,7 @@ def test_shares_are_exact_to_a_batch_at_the_end_of_each_outer_epoch(found: Bucke
 @settings(deadline=None)
 @given(orders(), st.integers(0, 10**12))
 def test_batches_of_a_bucket_are_its_own_order_one_after_the_other(found: BucketOrder, n: int) -> None:
-    """From any batch on: no batch is left out, none comes twice, so that a bucket's samples come as `Order` has them."""
+    """From any batch on none is left out, none comes twice: a bucket's samples come as its `Order` has them."""
     places = [found._place(position * found.batch_size) for position in range(n, n + 50)]
     for bucket in {bucket for bucket, _ in places}:
         numbers = [number for other, number in places if other == bucket]
