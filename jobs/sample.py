@@ -36,13 +36,15 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed; the same seed, the same images."
 )
 @click.option("--batch-size", default=None, type=click.IntRange(1), help="Images at once; default: the model's.")
+@click.option("--size", default=None, help="HEIGHTxWIDTH in pixels, of a model with buckets; default: its usual one.")
 @click.option(
     "--weights", default=None, help="Others of the denoiser: a file, or of an artifact: live, ema-N, length-0.1."
 )
 @click.option("--root", default="runs", type=click.Path(path_type=Path), help="Where runs and MLflow's data base lie.")
 def command(
     model: str, out: Path, count: int, classes: str | None, sampler: str | None, steps: int | None,
-    guidance: float | None, seed: int, batch_size: int | None, weights: str | None, root: Path, **how: Any,
+    guidance: float | None, seed: int, batch_size: int | None, size: str | None, weights: str | None, root: Path,
+    **how: Any,
 ) -> None:  # fmt: skip
     """Generate images from MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS): PNG files, a grid,
     and a JSON file of what made them."""
@@ -50,11 +52,13 @@ def command(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: not an empty folder; give a new folder for the samples")
+    from pipeline.data.buckets import parsed
     from pipeline.generate import load_pretrained, sample_info, write_samples
 
+    shape = parsed(size) if size else None
     generator = load_pretrained(model, root=root, weights=weights)
     request = generator.request(
-        classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size, **how
+        classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size, shape, **how
     )
     write_samples(out, generator.sample(**request), sample_info(generator, request))
     print(f"{count} images in {out}, the grid in {out / 'grid.png'}")

@@ -116,16 +116,24 @@ class TimeEmbedding(nn.Module):
         return self.down(F.silu(self.up(time_features(t, self.features, self.shift))))  # type: ignore[no-any-return]
 
 
-def sine_positions(width: int, height: int, length: int) -> Tensor:
+def centred(count: int, base: int | None) -> Tensor:
+    """Coordinates float64 [count], a distance of 1 apart, with the middle of 0 ... base - 1 (default: of their own).
+
+    So a grid of another shape lies over the middle of the base grid, with its scale (Esser et al. 2024, section 5.3.2).
+    """
+    return torch.arange(count, dtype=torch.float64) + (0.0 if base is None else (base - count) / 2)
+
+
+def sine_positions(width: int, height: int, length: int, base: int | None = None) -> Tensor:
     """Fixed 2D positions, float32 [height * length, width]: half of the width codes the column, half the row (MAE's
-    order).
+    order). base: side of the square grid on whose middle this one lies.
     """
     if width % 4:
         raise ValueError(f"width: expected a multiple of 4 for 2D sine positions, got {width}")
     quarter = width // 4
     frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    rows = torch.arange(height, dtype=torch.float64)[:, None] * frequencies  # [height, quarter]
-    columns = torch.arange(length, dtype=torch.float64)[:, None] * frequencies  # [length, quarter]
+    rows = centred(height, base)[:, None] * frequencies  # [height, quarter]
+    columns = centred(length, base)[:, None] * frequencies  # [length, quarter]
     by_column = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
     by_row = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, length, -1)
     # [height, length, width] -> [tokens, width], row by row

@@ -39,6 +39,7 @@ def scan(diffusion: Artifact, config: Config, lengths: Sequence[str]) -> tuple[F
 
     from pipeline.extractors import extractor_of
     from pipeline.generate import from_artifact, load_weights
+    from pipeline.in_buckets import native
     from pipeline.metrics import frechet
     from pipeline.stages import evaluate
 
@@ -58,6 +59,7 @@ def scan(diffusion: Artifact, config: Config, lengths: Sequence[str]) -> tuple[F
     section = config.evaluate
     n = min(section.samples, len(held_out), len(train) // 2)
     extractor = extractor_of(config, data, lambda: (splits[0], splits[1]))
+    shapes = native(data.path, config, 0)
     asked = evaluate.asked_classes(labels, section.samples, len(generator.classes)) if generator.classes else None
     real = extractor(held_out[:n])
     digest = evaluate.real_digest(train[:n], held_out[:n])
@@ -79,7 +81,9 @@ def scan(diffusion: Artifact, config: Config, lengths: Sequence[str]) -> tuple[F
                     averages.make(recipe, path)
                 load_weights(generator.network, path)
                 print(f"average: {name}", flush=True)
-                rows.append(Row(name, distance(extractor(evaluate.draw_samples(generator, asked, section)[0])), misfit))
+                rows.append(
+                    Row(name, distance(extractor(evaluate.draw_samples(generator, asked, section, shapes)[0])), misfit)
+                )
     except ValueError as error:
         raise UserError(f"--scan: {error}") from None
     return baseline, rows

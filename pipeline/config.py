@@ -75,6 +75,19 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _works_in_buckets(self) -> Config:
+        if self.data.buckets is None:
+            return self
+        if self.diffusion.fd.every:
+            raise ValueError("`diffusion.fd` samples one shape only; with `data.buckets` set `diffusion.fd.every: 0`")
+        if self.autoencoder.loss.perceptual.kind == "classifier":
+            raise ValueError(
+                "`autoencoder.loss.perceptual.kind` classifier knows square images only; with `data.buckets` use "
+                "lpips or random"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weaker_weights(self) -> Config:
         weak, kept = self.evaluate.guidance_weak, self.diffusion.training.half_lives[1:]
         if weak != "live" and weak not in kept:
@@ -266,6 +279,7 @@ def check_models(config: Config) -> tuple[int, int]:
     """
     from models import registry
     from pipeline.artifacts import Artifact
+    from pipeline.data.buckets import text
 
     options, data = config.autoencoder.model, config.data
     if config.autoencoder.from_:
@@ -286,20 +300,51 @@ def check_models(config: Config) -> tuple[int, int]:
                 f"`data.size`: {data.size} is not a multiple of {autoencoder.factor}, the pixels a side of one latent "
                 "(`autoencoder.model`); change one of them"
             )
+        for shape in data.shapes:
+            if any(pixels % autoencoder.factor for pixels in shape):
+                raise UserError(
+                    f"`data.buckets`: {text(shape)} (height x width) are no multiples of {autoencoder.factor}, the "
+                    "pixels a side of one latent (`autoencoder.model`); change one of them"
+                )
         _check_loss_fits(config)
         channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
         key = "diffusion.backbone"
         backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
         if config.diffusion.training.activation_checkpointing:
             registry.checkpoint_activations(backbone, config.diffusion.backbone["kind"])
+        if data.buckets is not None:
+            _check_shapes(config, backbone, channels, autoencoder.factor)
     except ValueError as error:
         raise UserError(f"`{key}`: {error}") from None
     return channels, side
 
 
+def _check_shapes(config: Config, backbone: Any, channels: int, factor: int) -> None:
+    """The backbone, on the meta device, must take latents of every bucket's shape."""
+    import torch
+
+    from models.conditioning import Embedded
+    from pipeline.data.buckets import text
+
+    for height, width in config.data.shapes:
+        with torch.device("meta"):
+            x = torch.empty(1, channels, height // factor, width // factor)
+            condition = Embedded(torch.empty(1, backbone.condition_width))
+            try:
+                fits = backbone(x, torch.empty(1), condition).shape == x.shape
+                why = "another shape comes out"
+            except (ValueError, RuntimeError) as error:
+                fits, why = False, str(error).splitlines()[0]
+        if not fits:
+            raise UserError(
+                f"`data.buckets`: {text((height, width))} gives latents of {text(x.shape[2:])}, which "
+                f"`diffusion.backbone` does not take ({why}); change `multiple` or `shapes`, or the backbone"
+            )
+
+
 def _check_loss_fits(config: Config) -> None:
     """The images must be large enough for the windows and networks of the autoencoder's loss."""
-    loss, size = config.autoencoder.loss, config.data.size
+    loss, size = config.autoencoder.loss, min(min(shape) for shape in config.data.shapes)
     least, what = 0, ""
     if loss.ssim:
         least, what = 11, "ssim"
@@ -308,8 +353,9 @@ def _check_loss_fits(config: Config) -> None:
     if loss.adversarial.weight:
         least, what = max((least, what), (3 * 2**loss.adversarial.layers, "adversarial.layers"))
     if size < least:
+        key = "size" if config.data.buckets is None else "buckets"
         raise UserError(
-            f"`data.size`: {size} pixels are too few for `autoencoder.loss.{what}`, which needs {least}; change either"
+            f"`data.{key}`: {size} pixels are too few for `autoencoder.loss.{what}`, which needs {least}; change either"
         )
 
 

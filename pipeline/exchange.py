@@ -53,6 +53,8 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
     for name, (config, weights) in described.items():
         diffusers_format.write(out / name, config, weights)
     lines = [f"{config['_class_name']} in {out / name}" for name, (config, _) in described.items()]
+    if "buckets" in latent:
+        lines.append(f"of the model's {len(latent['buckets'])} shapes the square only, {image} pixels a side")
     generator.space.save(out / "latents.json")
     kept = ("path", "prediction", "condition", "classes", "latent")
     write_json(out / "ldm.json", {key: generator.options[key] for key in kept} | {"about": generator.about})

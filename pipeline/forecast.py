@@ -21,6 +21,7 @@ def forecast(config: Config) -> str:
     """The dry run's text. Computes on the meta device; reads the source's listing. Raises UserError as a run would."""
     from models import registry
     from pipeline.cluster import Cluster
+    from pipeline.data.buckets import text
     from pipeline.data.order import lanes
 
     with Cluster(config.cluster) as cluster:
@@ -35,6 +36,10 @@ def forecast(config: Config) -> str:
         dump(config),
         f"latents: {channels} x {side} x {side} (images: {config.data.channels} x {config.data.size}^2)",
     ]
+    if config.data.buckets is not None:
+        factor = config.data.size // side
+        shown = [f"{text((h, w))} (latents {text((h // factor, w // factor))})" for h, w in config.data.shapes]
+        lines.append(f"buckets, height x width: {', '.join(shown)}")
     for name, parameters in sizes.items():
         training: Training = getattr(config, name).training
         lines.append(f"{name}: {parameters:,} parameters; {arithmetic(config, training, lanes(training.batch_size))}")
@@ -124,6 +129,8 @@ def remote_cache(config: Config, trained: bool) -> list[str]:
     tars = [tar for tar in tar_digests(source, cache_folder(config.run.root)) if is_remote(tar.location)]
     train = sum(not tar.held_out for tar in tars)
     count = 1 if trained else max(1, shards_at_once(train, batch, config.data.lanes or lanes(batch)))
+    if config.data.buckets and not trained:
+        count = min(max(1, train), count * len(config.data.shapes))  # each has windows of its own
     if config.data.balance and not trained:
         count = train  # a class's samples are met in any order (balance.py)
     largest = max(tar.bytes for tar in tars)

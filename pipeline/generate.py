@@ -25,9 +25,11 @@ from models.diffusion import denoiser
 from pipeline import sampling
 from pipeline.artifacts import Artifact, Store
 from pipeline.averages import check, weights_path
+from pipeline.data.buckets import text
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, atomic_write, read_json, sha256_file, write_json
 from pipeline.latents import LatentSpace
+from pipeline.schema.data import Shape
 
 FORMAT = 1
 WEIGHTS = ("autoencoder.safetensors", "denoiser.safetensors")
@@ -57,6 +59,13 @@ class Generator:
     _loaded: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
+    def shapes(self) -> list[Shape]:
+        """(height, width) of the images that can be asked for, in pixels, the usual one first."""
+        latent, factor = self.options["latent"], self.autoencoder.factor
+        known = latent.get("buckets", [[latent["size"], latent["size"]]])
+        return [(height * factor, width * factor) for height, width in known]
+
+    @property
     def classes(self) -> list[str]:
         """Names of the classes that can be asked for; empty for a model without class condition."""
         return list(self.options["classes"]) if self.options["condition"]["kind"] == "class" else []
@@ -70,19 +79,24 @@ class Generator:
         sampler: str | None = None,
         guidance: float | None = None,
         batch_size: int | None = None,
+        shape: Sequence[int] | None = None,
         **how: Any,
     ) -> Images:
         """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (default: all, in turn).
 
-        Image i of a seed is a function of (seed, i, its class) alone: noise is drawn by image, and every batch is
+        shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
+        of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is
         filled up to `batch_size`, so that `n` and the other classes change no bit. Another batch size is another shape
         of the same computation: equal up to rounding. `how`: grid, shift, guidance_kind, guidance_weak,
         guidance_interval, guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model
         does not know.
         """
-        request = self.request(classes, n, seed, steps, sampler, guidance, batch_size, **how)
-        batches = list(self._batches(request))
-        return np.concatenate(batches)[: request["n"]]
+        request = self.request(classes, n, seed, steps, sampler, guidance, batch_size, shape, **how)
+        return self.images(request)
+
+    def images(self, request: dict[str, Any], first: int = 0) -> Images:
+        """The images of a `request`, from number `first` on, uint8 [n, H, W, C]; the classes begin with that one's."""
+        return np.concatenate(list(self._batches(request, first)))[: request["n"]]
 
     def request(
         self,
@@ -93,6 +107,7 @@ class Generator:
         sampler: str | None = None,
         guidance: float | None = None,
         batch_size: int | None = None,
+        shape: Sequence[int] | None = None,
         **how: Any,
     ) -> dict[str, Any]:
         """The arguments of `sample`, checked, with the defaults put in, as plain JSON values."""
@@ -104,7 +119,12 @@ class Generator:
                 raise UserError(f"shift: {chosen['shift']} given, but the grid is {filled['grid']}; give grid shifted")
             filled["shift"] = None
         count = n if n is not None else len(labels) if classes is not None else 16
-        request = {"n": count, "seed": seed, "classes": labels}
+        request: dict[str, Any] = {"n": count, "seed": seed, "classes": labels}
+        if shape is not None:
+            if tuple(shape) not in self.shapes:
+                known = ", ".join(map(text, self.shapes))
+                raise UserError(f"size: {'x'.join(map(str, shape))} (height x width) is none of this model's: {known}")
+            request["shape"] = list(shape)
         for key, value in {**request, **filled}.items():
             if key in ("n", "steps", "batch_size") and (not isinstance(value, int) or value < 1):
                 raise UserError(f"{key}: {value} given, expected a whole number of at least 1")
@@ -141,8 +161,9 @@ class Generator:
             parts.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(parts)
 
-    def _batches(self, request: dict[str, Any]) -> Iterator[Images]:
-        labels, size = request["classes"], request["batch_size"]
+    def _batches(self, request: dict[str, Any], first: int) -> Iterator[Images]:
+        labels, size, factor = request["classes"], request["batch_size"], self.autoencoder.factor
+        height, width = request.get("shape") or self.shapes[0]
         for start in range(0, request["n"], size):
             rows = range(start, start + size)  # the last batch goes beyond n, and is cut by the caller
             chosen = torch.tensor([labels[i % len(labels)] for i in rows], device=self.device) if labels else None
@@ -151,9 +172,10 @@ class Generator:
                 lambda: self._weak(str(request["guidance_weak"])),
                 self.options,
                 request,
-                rows,
+                range(first + rows.start, first + rows.stop),
                 chosen,
                 self.device,
+                (height // factor, width // factor),
             )
             yield self.decode(z, size)
 
@@ -227,7 +249,7 @@ def save_pretrained(
     folder: str | Path,
     *,
     name: str,
-    image: Mapping[str, int],
+    image: Mapping[str, Any],
     options: Mapping[str, Any],
     autoencoder: Mapping[str, Any],
     autoencoder_weights: Mapping[str, Tensor],
@@ -239,9 +261,10 @@ def save_pretrained(
 ) -> dict[str, Any]:
     """Write a model folder, whole in itself; returns its config.
 
-    image: {size, channels}. options: as of `Generator`. autoencoder: options of models/autoencoders/. lineage: plain
-    JSON values that name what the model was made of. weaker_weights: those of `guidance_weak` in `defaults`, for
-    autoguidance. config.json comes last and holds the checksums of the weights.
+    image: {size, channels}, and with buckets their shapes, {buckets: [[height, width], ...]}. options: as of
+    `Generator`. autoencoder: options of models/autoencoders/. lineage: plain JSON values that name what the model was
+    made of. weaker_weights: those of `guidance_weak` in `defaults`, for autoguidance. config.json comes last and holds
+    the checksums of the weights.
     """
     from safetensors.torch import save_file
 

@@ -116,6 +116,8 @@ def _run(config: Config, store: Store, cluster: Cluster, until: str, if_busy: Li
                 continue
             if "ingest" in done and STAGES.index(last) >= STAGES.index("diffusion"):
                 check_condition(config, done["ingest"].artifact)
+            if "ingest" in done:
+                check_buckets(config, done["ingest"].artifact)
             print(f"{step.stage}: {step.fingerprint}", flush=True)
             with store.write(step.stage, step.fingerprint, step.recipe, inputs, if_busy) as writer:
                 artifact = _run_stage(step.stage, config, inputs, writer, cluster, tracked)
@@ -146,6 +148,18 @@ def check_condition(config: Config, data: Artifact) -> None:
             f"`diffusion.condition.kind` is class, but the images of {data.name} have no classes; set it to none, or "
             "give labels (`data.source`)"
         )
+
+
+def check_buckets(config: Config, data: Artifact) -> None:
+    """Refuse a bucket with too few images for either training: before the autoencoder is trained, not after."""
+    from pipeline.data.buckets import check_filled
+    from pipeline.data.order import lanes
+
+    rows = data.summary.get("buckets", [])
+    for training in (config.autoencoder.training, config.diffusion.training):
+        if rows:
+            train, held_out = ([row[split] for row in rows] for split in ("train", "val"))
+            check_filled(config.data.shapes, train, held_out, config.data.lanes or lanes(training.batch_size))
 
 
 def absolute(config: Config) -> Config:

@@ -93,21 +93,23 @@ def latents(
     rows: range,
     labels: Tensor | None,
     device: torch.device,
+    sides: tuple[int, int] | None = None,
 ) -> Tensor:
     """Normalised latents [len(rows), C, h, w] of the images with the numbers `rows`, of classes `labels` (or none).
 
-    All noise of an image is a function of (seed, its number, the step): the first and, in stochastic samplers, that of
-    each step. weaker: gives the network of autoguidance. options: of the model; request: checked, `DEFAULTS` and seed.
+    All noise of an image is a function of (seed, its number, the step), and of its shape: the first and, in stochastic
+    samplers, that of each step. weaker: gives the network of autoguidance. options: of the model; request: checked,
+    `DEFAULTS` and seed; sides: (h, w), default the model's square.
     """
     path = make_path(options["path"]["kind"], options["path"]["schedule"])
-    channels, side = options["latent"]["channels"], options["latent"]["size"]
-    spec = [Draw("noise", "normal", (channels, side, side))]
+    sides = sides or (options["latent"]["size"], options["latent"]["size"])
+    spec = [Draw("noise", "normal", (options["latent"]["channels"], *sides))]
 
     def noise(purpose: str) -> Tensor:
         return torch.from_numpy(draw_batch(request["seed"], purpose, rows, spec)["noise"]).to(device)
 
     start = denoiser.start_time(path, options["prediction"])
-    shift = request["shift"] if request["shift"] is not None else grids.resolution_shift(side)
+    shift = request["shift"] if request["shift"] is not None else grids.resolution_shift(math.sqrt(math.prod(sides)))
     times = grids.grid(request["grid"], request["steps"], path, start, shift)
     x = noise("sample") * path.sigma(times[0]).float()  # noise alone: alpha is about 1/80 of sigma there at most
     condition: Conditions = {} if labels is None else {"class": labels}

@@ -33,6 +33,8 @@ def score(folder: Path, config: Config, resize: bool = False, out: Path | None =
 
     if out is not None and out.exists():
         raise UserError(f"--out {out}: exists; give a new file")
+    if config.data.buckets is not None:
+        raise UserError("--images: a folder is scored as squares, and `data.buckets` asks for several shapes")
     config = graph.absolute(config)
     files, labels = listing(folder, [])  # before anything runs
     ingest = ingested(config)

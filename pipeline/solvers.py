@@ -85,6 +85,8 @@ def measure(
     for key, names in (("sampler", samplers), ("grid", grids)):
         for name in names:
             sampling.check({**sampling.DEFAULTS, key: name})
+    if config.data.buckets is not None:
+        raise UserError("`ldm solvers` samples one shape only, and `data.buckets` asks for several; leave it out")
     section = config.evaluate.model_copy(update={"samples": samples or config.evaluate.samples})
     made = trained(config)
     splits = [

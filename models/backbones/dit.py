@@ -115,7 +115,15 @@ class Skip(nn.Module):
 
 
 class Model(nn.Module):
-    """(x, t, condition) -> prediction. `condition_width` is the width of the vector that it expects."""
+    """(x, t, condition) -> prediction. `condition_width` is the width of the vector that it expects.
+
+    Made for latents of size x size; takes any whose sides the patch divides, with the same weights: the positions of
+    another grid lie over the middle of the square one.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    positions: Tensor
 
     def __init__(self, config: Config, channels: int, size: int) -> None:
         super().__init__()
@@ -127,6 +135,7 @@ class Model(nn.Module):
         self.condition_width = config.width * embeddings
         self.rms = config.rms_norm
         self.activation_checkpointing = False  # recompute each block in the backward pass; the caller may set it
+        self._places: dict[tuple[int, int, torch.device], tuple[Tensor, ...]] = {}  # of other grids; in no state dict
         self.embed = nn.Linear(channels * config.patch**2, config.width)
         self.time = TimeEmbedding(config.width, shift=config.frequency_shift)
         if config.own_embeddings:
@@ -160,14 +169,17 @@ class Model(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, condition: Embedded) -> Tensor:
-        """x [n, C, size, size], t [n] in [0, 1], condition.vector [n, D] -> float32 [n, C, size, size]."""
-        n, p, g = x.shape[0], self.patch, self.grid
-        # [n, C, g p, g p] -> [n, C, g, p, g, p] -> [n, g, g, C, p, p] -> [n, T, C p p]
-        patches = x.reshape(n, self.channels, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(n, g * g, -1)
+        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, D] -> float32 [n, C, h, w]."""
+        n, p = x.shape[0], self.patch
+        if x.shape[2] % p or x.shape[3] % p:
+            raise ValueError(f"patch: expected a divisor of the latents' sides {tuple(x.shape[2:])}, got {p}")
+        g, k = x.shape[2] // p, x.shape[3] // p  # the grid: g rows of k tokens
+        # [n, C, g p, k p] -> [n, C, g, p, k, p] -> [n, g, k, C, p, p] -> [n, T, C p p]
+        patches = x.reshape(n, self.channels, g, p, k, p).permute(0, 2, 4, 1, 3, 5).reshape(n, g * k, -1)
         h = self.embed(patches)  # [n, T, D]
-        rotation = (self.cos, self.sin) if self.rope else None
-        if not self.rope:
-            h = h + self.positions
+        positions, rotation = self._positions(g, k, x.device)
+        if positions is not None:
+            h = h + positions
         embedded = self._embed(t, condition.vector)  # [n, D] for every block
         kept: list[Tensor] = []  # what the first half gave, for the long skips
         half = len(self.blocks) // 2
@@ -180,10 +192,24 @@ class Model(nn.Module):
         c = embedded[0]
         shift, scale = self.modulation(c).chunk(2, dim=-1)  # [n, D] each
         y = self.out(modulated_norm(h, shift, scale, rms=self.rms)).float()  # [n, T, C p p]
-        # [n, T, C p p] -> [n, g, g, C, p, p] -> [n, C, g, p, g, p] -> [n, C, g p, g p]
-        y = y.reshape(n, g, g, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
-        image: Tensor = y.reshape(n, self.channels, g * p, g * p)
+        # [n, T, C p p] -> [n, g, k, C, p, p] -> [n, C, g, p, k, p] -> [n, C, g p, k p]
+        y = y.reshape(n, g, k, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
+        image: Tensor = y.reshape(n, self.channels, g * p, k * p)
         return image
+
+    def _positions(
+        self, rows: int, columns: int, device: torch.device
+    ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Sines [T, D] to add to the tokens, or cosines and sines of the rotation: of a grid [rows, columns]."""
+        if rows == columns == self.grid:
+            return (None, (self.cos, self.sin)) if self.rope else (self.positions, None)
+        key, width = (rows, columns, device), self.config.width
+        if key not in self._places and self.rope:  # attention sees differences only: no need to centre
+            self._places[key] = tuple(table.to(device) for table in rotary(width // self.config.heads, rows, columns))
+        elif key not in self._places:
+            self._places[key] = (sine_positions(width, rows, columns, self.grid).to(device),)
+        found = self._places[key]
+        return (None, (found[0], found[1])) if self.rope else (found[0], None)
 
     def _embed(self, t: Tensor, vector: Tensor) -> list[Tensor]:
         """t [n] and the condition [n, D] or, with own embeddings, [n, depth D] -> SiLU of their sum, one a block."""

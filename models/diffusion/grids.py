@@ -66,6 +66,6 @@ def shifted(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1.0 + (shift - 1.0) * t)
 
 
-def resolution_shift(side: int) -> float:
-    """m = sqrt(side^2 / 32^2): the root of the ratio of elements, for latents of side x side."""
+def resolution_shift(side: float) -> float:
+    """m = sqrt(side^2 / 32^2): the root of the ratio of elements, for latents of side x side (or of that area)."""
     return side / BASE_SIDE

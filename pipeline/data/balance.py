@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data.buckets import BucketOrder, bucket_seed, check_filled
+from pipeline.data.latent_shards import LatentBuckets
 from pipeline.data.order import Order, lanes, mix, permute, seeded
 from pipeline.errors import UserError
 
@@ -26,13 +28,47 @@ Array = np.ndarray[Any, np.dtype[Any]]
 NO_CLASS = "(none)"
 
 
-def training_order(index: Index | LatentIndex, data: Data, classes: Sequence[str], batch: int, seed: int) -> Order:
-    """The order of the training samples of `index` in global batches of `batch`, balanced where `data.balance` says."""
+def training_order(
+    index: Index | LatentIndex | LatentBuckets, data: Data, classes: Sequence[str], batch: int, seed: int
+) -> Order | BucketOrder:
+    """The order of the training samples of `index` in global batches of `batch`, balanced where `data.balance` says,
+    in batches of one bucket each where there are buckets."""
     lane_count = data.lanes or lanes(batch)
+    if data.buckets is not None:
+        return _bucket_order(list(index.parts), data, classes, batch, seed)
+    assert not isinstance(index, LatentBuckets)
     if data.balance is None:
         return Order(index.counts, batch, lane_count, seed)
     labels = index.labels()
     return BalancedOrder(labels, places(labels, data.balance, classes), batch, lane_count, seed)
+
+
+def _bucket_order(
+    parts: Sequence[Index | LatentIndex], data: Data, classes: Sequence[str], batch: int, seed: int
+) -> BucketOrder:
+    """Each bucket has its own order; with a balance, of as many places of a class as the class's share in all says."""
+    lane_count = data.lanes or lanes(batch)
+    labels = [part.labels() if data.balance else np.empty(0, np.int64) for part in parts]
+    shares: list[dict[int, int]] = []  # places an epoch of a bucket, by class
+    if data.balance is not None:
+        wanted = places(np.concatenate(labels), data.balance, classes)
+        total = {number: sum(int((own == number).sum()) for own in labels) for number in wanted}
+        for own in labels:
+            numbers, counts = np.unique(own, return_counts=True)
+            here = {int(k): wanted[int(k)] * int(n) / total[int(k)] for k, n in zip(numbers, counts, strict=True)}
+            shares.append({number: max(round(count), int(count > 0)) for number, count in here.items()})
+    samples = [sum(share.values()) for share in shares] if shares else [len(part) for part in parts]
+    check_filled(data.shapes, samples, [0] * len(samples), lane_count)
+    orders: list[Order | None] = []
+    for bucket, (shape, part) in enumerate(zip(data.shapes, parts, strict=True)):
+        own_seed = bucket_seed(seed, shape)
+        if not samples[bucket]:
+            orders.append(None)
+        elif shares:
+            orders.append(BalancedOrder(labels[bucket], shares[bucket], batch, lane_count, own_seed))
+        else:
+            orders.append(Order(part.counts[part.counts > 0], batch, lane_count, own_seed))
+    return BucketOrder(orders, batch, lane_count, seed)
 
 
 def balance_recipe(data: Data) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The index of an ingest artifact: which sample lies where. In memory a row a shard; the rest is memory-mapped.
 
 A shard's sidecar (`NAME.rows.npy`) holds offset, length, label, split and key of each sample, training samples first.
+With buckets (`data.buckets`) it holds the number of the sample's bucket as well, and what a split has of a bucket is a
+run of rows: the index of one bucket is the same class over these runs.
 Whether a shard was written by ingest or is a foreign tar that stays where it is makes no difference here.
 """
 
@@ -10,6 +12,7 @@ import json
 import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -22,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_path, digest, read_json, write_json
 
 if TYPE_CHECKING:
-    from pipeline.schema.data import Cache, Data
+    from pipeline.schema.data import Cache, Data, Shape
 
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
@@ -56,57 +59,74 @@ def map_file(path: str | Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def row_type(key_bytes: int) -> np.dtype[Any]:
-    """A sidecar's row. label: -1 for none. meta: the sample's .json or .txt member, length 0 for none."""
+def row_type(key_bytes: int, bucketed: bool = False) -> np.dtype[Any]:
+    """A sidecar's row. label: -1 for none. meta: the sample's .json or .txt member, length 0 for none. bucket: only
+    where there are buckets."""
+    bucket = [("bucket", "u1")] if bucketed else []
     return np.dtype(
         [("offset", "<u8"), ("length", "<u4"), ("label", "<i4"), ("split", "u1"), ("meta_offset", "<u8"),
-         ("meta_length", "<u4"), ("key", f"S{max(1, key_bytes)}")]
+         ("meta_length", "<u4"), *bucket, ("key", f"S{max(1, key_bytes)}")]
     )  # fmt: skip
 
 
-def write_rows(path: Path, rows: list[tuple[Any, ...]]) -> None:
-    """Write a sidecar, training samples first, else in the shard's order. `rows`: tuples as in `row_type`."""
-    kind = row_type(max((len(row[-1]) for row in rows), default=1))
-    table = np.array(sorted(rows, key=lambda row: row[3]), kind)
+def write_rows(path: Path, rows: list[tuple[Any, ...]], bucketed: bool = False) -> None:
+    """Write a sidecar by split (training first) and bucket, else in the shard's order. `rows`: as in `row_type`."""
+    kind = row_type(max((len(row[-1]) for row in rows), default=1), bucketed)
+    table = np.array(sorted(rows, key=lambda row: (row[3], row[6]) if bucketed else row[3]), kind)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array(file, table, version=(1, 0))
 
 
 def read_image(index: Index, i: int, data: Data) -> Array:
-    """Sample i as it is validated: the centre, uint8 [C, size, size]. UserError as of `read_views`."""
+    """Sample i as it is validated: the centre, uint8 [C, size, size] or of its bucket's shape. UserError as of
+    `read_views`."""
     image: Array = read_views(index, i, data, ("as_is",))[0]
     return image
 
 
 def read_views(index: Index, i: int, data: Data, views: Sequence[str]) -> Array:
-    """Sample i as it is encoded: its views as `transforms.cut_views` has them, uint8 [v, C, size, size].
+    """Sample i as it is encoded: its views as `transforms.cut_views` has them, uint8 [v, C, size, size], or in place of
+    the square its bucket's shape.
 
     Raises UserError, naming shard and member, where the image is damaged.
     """
+    shape = index.shape_of(i)
     try:
-        pixels = transforms.load_with_margin(index.read(i), data)
-        return transforms.cut_views(pixels, data.size, views, index.key(i))
+        pixels = transforms.load_with_margin(index.read(i), data, shape)
+        return transforms.cut_views(pixels, shape or data.size, views, index.key(i))
     except transforms.BadImage as error:
         raise UserError(
             f"{index.name(i)}: {error}: restore the shard, or run ingest again (--rebuild ingest), which leaves it out"
         ) from error
 
 
-def write_index(folder: Path, classes: list[str], shards: list[dict[str, Any]]) -> None:
+def write_index(
+    folder: Path, classes: list[str], shards: list[dict[str, Any]], shapes: Sequence[Shape] | None = None
+) -> None:
     """Write index.json. A shard: {name, location (relative to the folder, absolute, or an address), sha256 of the tar,
-    bytes, rows_sha256 of the sidecar, train, val (numbers of samples)}."""
-    write_json(folder / "index.json", {"version": 1, "classes": classes, "shards": shards})
+    bytes, rows_sha256 of the sidecar, train, val (numbers of samples)}, and where there are buckets of these shapes
+    {buckets: {train, val: numbers of samples by bucket}}."""
+    buckets = {} if shapes is None else {"buckets": [list(shape) for shape in shapes]}
+    write_json(folder / "index.json", {"version": 1, "classes": classes, **buckets, "shards": shards})
 
 
 class Index:
-    """The samples of one split of an ingest artifact, numbered through its shards."""
+    """The samples of one split of an ingest artifact, numbered through its shards; of one bucket, or of all.
 
-    def __init__(self, folder: Path, split: str, cache: Cache | None) -> None:
+    shapes: (height, width) of the buckets; none where images are squares.
+    """
+
+    def __init__(self, folder: Path, split: str, cache: Cache | None, bucket: int | None = None) -> None:
         table = read_json(folder / "index.json")
-        self.folder, self.split, self.cache = folder, split, cache
+        self.folder, self.split, self.cache, self.bucket = folder, split, cache, bucket
         self.classes: list[str] = table["classes"]
+        self.shapes: list[Shape] = [(height, width) for height, width in table.get("buckets", [])]
         self._skip = np.array([s["train"] if split == "val" else 0 for s in table["shards"]], np.int64)
         self.counts: Array = np.array([s[split] for s in table["shards"]], np.int64)  # samples of this split a shard
+        if bucket is not None:
+            by_bucket = [s["buckets"][split] for s in table["shards"]]
+            self._skip += np.array([sum(counts[:bucket]) for counts in by_bucket], np.int64)
+            self.counts = np.array([counts[bucket] for counts in by_bucket], np.int64)
         self._ends = np.cumsum(self.counts)
         self._names = [s["name"] for s in table["shards"]]
         self._locations = [s["location"] for s in table["shards"]]
@@ -116,11 +136,28 @@ class Index:
         self._tars: Open[mmap.mmap] = Open(self._open_tar)
 
     @classmethod
-    def open(cls, folder: str | Path, split: str, cache: Cache | None = None) -> Index:
-        """`split`: train or val. `cache`: where copies of remote shards are kept (default: the temporary folder)."""
+    def open(cls, folder: str | Path, split: str, cache: Cache | None = None, bucket: int | None = None) -> Index:
+        """`split`: train or val. `cache`: where copies of remote shards are kept (default: the temporary folder).
+        `bucket`: number of one of the buckets; default: all samples."""
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is neither train nor val")
-        return cls(Path(folder), split, cache)
+        return cls(Path(folder), split, cache, bucket)
+
+    @cached_property
+    def parts(self) -> list[Index]:
+        """An index a bucket; this one alone where images are squares."""
+        if not self.shapes or self.bucket is not None:
+            return [self]
+        parts = [Index(self.folder, self.split, self.cache, bucket) for bucket in range(len(self.shapes))]
+        for part in parts:  # a shard is open once, whatever the number of buckets in it
+            part._rows, part._tars = self._rows, self._tars
+        return parts
+
+    def shape_of(self, i: int) -> Shape | None:
+        """(height, width) of sample i's bucket; None where images are squares."""
+        if not self.shapes:
+            return None
+        return self.shapes[int(self._row(i)["bucket"]) if self.bucket is None else self.bucket]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -137,8 +174,9 @@ class Index:
         return range(int(self._ends[shard] - self.counts[shard]), int(self._ends[shard]))
 
     def shard_digest(self, shard: int) -> str:
-        """SHA-256 (hex) over what this split holds of a shard: the tar's bytes, the sidecar's, the split."""
-        return digest([self._sha256[shard], self._rows_sha256[shard], self.split])
+        """SHA-256 (hex) over what this index has of a shard: the tar's bytes, the sidecar's, the split, the bucket."""
+        bucket = [] if self.bucket is None else [self.bucket]
+        return digest([self._sha256[shard], self._rows_sha256[shard], self.split, *bucket])
 
     def label(self, i: int) -> int:
         """Class of sample i; -1 for none."""

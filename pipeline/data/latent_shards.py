@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.data import shards
-from pipeline.data.index import Open, map_file
+from pipeline.data.index import OPEN, Open, map_file
 from pipeline.errors import UserError
 from pipeline.files import atomic_path
 
@@ -100,7 +100,7 @@ def read_shard(path: str | Path) -> Shard:
 class LatentIndex:
     """The latents of one split, numbered through its shards in the order of their images."""
 
-    def __init__(self, found: Sequence[Shard]) -> None:
+    def __init__(self, found: Sequence[Shard], limit: int = OPEN) -> None:
         self._shards = list(found)
         self.counts: Array = np.array([shard.count for shard in found], np.int64)  # samples a shard
         # A row a member: where its samples end in the whole numbering, its shard, its place in the shard.
@@ -113,13 +113,18 @@ class LatentIndex:
             raise UserError(f"latent shards in {found[0].path.parent} have different shapes {sorted(shapes)}: {AGAIN}")
         self.views, *shape = shapes.pop() if shapes else (0, 0, 0, 0)
         self.shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])  # 2C, h, w
-        self._maps: Open[mmap.mmap] = Open(self._open_map)
+        self._maps: Open[mmap.mmap] = Open(self._open_map, limit)
         self._members: Open[tuple[Array, Array]] = Open(self._open_member, limit=4096)
 
     @classmethod
-    def open(cls, paths: Sequence[str | Path]) -> LatentIndex:
-        """The shards at `paths`, in that order."""
-        return cls([read_shard(path) for path in paths])
+    def open(cls, paths: Sequence[str | Path], limit: int = OPEN) -> LatentIndex:
+        """The shards at `paths`, in that order; `limit`: how many are mapped at the same time."""
+        return cls([read_shard(path) for path in paths], limit)
+
+    @property
+    def parts(self) -> list[LatentIndex]:
+        """This one alone: latents of one shape (several: `LatentBuckets`)."""
+        return [self]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -182,3 +187,13 @@ class LatentIndex:
         item = int(np.prod(part.shape[2:])) * part.dtype.itemsize
         items = np.frombuffer(content, f"V{item}", part.shape[0] * part.shape[1], part.offset)
         return items, np.frombuffer(content, label.dtype, label.shape[0], label.offset)
+
+
+@dataclass(frozen=True)
+class LatentBuckets:
+    """The latents of one split in buckets: an index a bucket, in the buckets' order; one may be empty."""
+
+    parts: list[LatentIndex]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))

@@ -7,7 +7,7 @@ time, keyed by position (training) or by sample (validation); the step that trai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data import transforms
+from pipeline.data.buckets import BucketOrder
 from pipeline.data.index import Index
-from pipeline.data.latent_shards import LatentIndex
+from pipeline.data.latent_shards import LatentBuckets, LatentIndex
 from pipeline.data.order import Draw, Order, draw_batch, seeded
 from pipeline.errors import UserError
 
@@ -37,13 +38,14 @@ class Request(NamedTuple):
     indices: Array
     counters: Array
     weight: Array | None  # float32 [n], validation only: 0 where the sample pads
+    bucket: int = 0  # of the whole batch; `indices` are numbers in it
 
 
 @dataclass(frozen=True)
 class TrainingRequests:
     """The requests of one rank from a position on, without end."""
 
-    order: Order
+    order: Order | BucketOrder
     rank: int
     world: int
     position: int
@@ -54,31 +56,37 @@ class TrainingRequests:
         while True:
             first = position + self.rank * share  # sample j of the batch has the counter position + j
             indices = self.order.share(position, self.rank, self.world)
-            yield Request(position, indices, np.arange(first, first + share), None)
+            yield Request(position, indices, np.arange(first, first + share), None, self.order.bucket(position))
             position += self.order.batch_size
 
 
 @dataclass(frozen=True)
 class ValidationRequests:
-    """Every sample once, in order, padded with weight 0 so that all ranks have equally many requests of one size."""
+    """Every sample once, bucket by bucket, in order, padded with weight 0 so that all ranks have equally many requests
+    of one size (a bucket). samples: of each bucket."""
 
-    samples: int
+    samples: Sequence[int]
     batch: int
     rank: int
     world: int
 
     def __iter__(self) -> Iterator[Request]:
-        share = min(-(-self.batch // self.world), -(-self.samples // self.world))
-        for start in range(0, self.samples, share * self.world):
-            indices = np.arange(start + self.rank * share, start + (self.rank + 1) * share)
-            weight = (indices < self.samples).astype(np.float32)
-            indices = np.minimum(indices, self.samples - 1)
-            yield Request(start, indices, indices, weight)
+        before = 0  # samples of the buckets before
+        for bucket, samples in enumerate(self.samples):
+            if not samples:
+                continue
+            share = min(-(-self.batch // self.world), -(-samples // self.world))
+            for start in range(0, samples, share * self.world):
+                indices = np.arange(start + self.rank * share, start + (self.rank + 1) * share)
+                weight = (indices < samples).astype(np.float32)
+                indices = np.minimum(indices, samples - 1)
+                yield Request(before + start, indices, before + indices, weight, bucket)
+            before += samples
 
 
 def image_batches(
     index: Index,
-    order: Order,
+    order: Order | BucketOrder,
     data: Data,
     seed: int,
     rank: int,
@@ -88,9 +96,10 @@ def image_batches(
 ) -> Iterator[Batch]:
     """Training batches of images from `position` on, without end; a rank's share n = B / world.
 
-    images uint8 [n, C, H, W] cropped and flipped as configured; noise float32 [n, *latent]; index int64 [n]; skipped
-    int64 [n], 1 where a corrupt sample was replaced (data.on_corrupt: skip); position int. Raises UserError, naming
-    shard and member, for a corrupt sample otherwise.
+    latent: shape of the latents of a square of data.size. images uint8 [n, C, H, W] cropped and flipped as configured,
+    H and W those of the batch's bucket; noise float32 [n, *latent], or as the bucket's latents; index int64 [n], number
+    in the bucket; skipped int64 [n], 1 where a corrupt sample was replaced (data.on_corrupt: skip); position int.
+    Raises UserError, naming shard and member, for a corrupt sample otherwise.
     """
     dataset = ImageBatches(index, data, seed, "autoencoder", latent, augment=True)
     return _stream(dataset, TrainingRequests(order, rank, world, position), data.loader_workers)
@@ -101,12 +110,12 @@ def image_validation(
 ) -> Iterator[Batch]:
     """The validation images once, centre-cropped; as `image_batches`, with weight float32 [n]."""
     dataset = ImageBatches(index, data, seed, "autoencoder/validation", latent, augment=False)
-    return _stream(dataset, ValidationRequests(len(index), batch, rank, world), 0)
+    return _stream(dataset, ValidationRequests([len(part) for part in index.parts], batch, rank, world), 0)
 
 
 def latent_batches(
-    index: LatentIndex,
-    order: Order,
+    index: LatentIndex | LatentBuckets,
+    order: Order | BucketOrder,
     data: Data,
     seed: int,
     rank: int,
@@ -126,14 +135,20 @@ def latent_batches(
 
 
 def latent_validation(
-    index: LatentIndex, batch: int, data: Data, seed: int, rank: int, world: int, null: int | None = None
+    index: LatentIndex | LatentBuckets,
+    batch: int,
+    data: Data,
+    seed: int,
+    rank: int,
+    world: int,
+    null: int | None = None,
 ) -> Iterator[Batch]:
     """The validation latents once, first view, u spread evenly, no class dropped; with weight float32 [n].
 
     `null`: what stands for an unknown class; None keeps -1.
     """
     dataset = LatentBatches(index, seed, "diffusion/validation", 0.0, -1 if null is None else null, stratified=True)
-    return _stream(dataset, ValidationRequests(len(index), batch, rank, world), 0)
+    return _stream(dataset, ValidationRequests([len(part) for part in index.parts], batch, rank, world), 0)
 
 
 # ---- reading a request -----------------------------------------------------------------------------------------------
@@ -145,67 +160,87 @@ class ImageBatches(Dataset[Batch]):
     def __init__(
         self, index: Index, data: Data, seed: int, purpose: str, latent: tuple[int, int, int], augment: bool
     ) -> None:
-        self.index, self.data, self.seed, self.purpose, self.augment = index, data, seed, purpose, augment
-        index.cache = data.cache
-        self.spec = [
-            Draw("top", "uniform"),
-            Draw("left", "uniform"),
-            Draw("flip", "uniform"),
-            Draw("noise", "normal", latent),
+        self.parts, self.data, self.seed, self.purpose, self.augment = index.parts, data, seed, purpose, augment
+        for part in (index, *self.parts):
+            part.cache = data.cache
+        channels, factor = latent[0], data.size // latent[1]
+        self.shapes = [part.shapes[b] if part.shapes else None for b, part in enumerate(self.parts)]
+        self.specs = [
+            [
+                Draw("top", "uniform"),
+                Draw("left", "uniform"),
+                Draw("flip", "uniform"),
+                Draw("noise", "normal", latent if s is None else (channels, s[0] // factor, s[1] // factor)),
+            ]
+            for s in self.shapes
         ]
 
     def __getitem__(self, request: Request) -> Batch:
-        draws = draw_batch(self.seed, self.purpose, request.counters, self.spec)
-        size, count = self.data.size, len(request.indices)
-        images = np.empty((count, self.data.channels, size, size), np.uint8)
+        draws = draw_batch(self.seed, self.purpose, request.counters, self.specs[request.bucket])
+        size, count = self.shapes[request.bucket] or (self.data.size, self.data.size), len(request.indices)
+        images = np.empty((count, self.data.channels, *size), np.uint8)
         skipped = np.zeros(count, np.int64)
         crop, flip = self.augment and self.data.augment.crop == "random", self.augment and self.data.augment.flip
         for row, i in enumerate(request.indices.tolist()):
-            pixels, skipped[row] = self._read(i)
+            pixels, skipped[row] = self._read(i, request.bucket)
             top, left = (draws["top"][row], draws["left"][row]) if crop else (0.5, 0.5)
             images[row] = transforms.crop_flip(pixels, size, top, left, flip and draws["flip"][row] < 0.5)
         return _batch(request, images=images, noise=draws["noise"], skipped=skipped)
 
-    def _read(self, i: int) -> tuple[Array, bool]:
-        """Pixels [C, >= size, >= size] of sample i, and whether the next good one of its shard stands for it."""
-        shard, _ = self.index.locate(i)
-        samples = self.index.samples_of(shard)
+    def _read(self, i: int, bucket: int = 0) -> tuple[Array, bool]:
+        """Pixels [C, >= height, >= width] of sample i, and whether the next good one of its shard (and bucket) stands
+        for it."""
+        index = self.parts[bucket]
+        shard, _ = index.locate(i)
+        samples = index.samples_of(shard)
         for step in range(len(samples)):
             j = samples[(i - samples.start + step) % len(samples)]
             try:
-                return transforms.load_with_margin(self.index.read(j), self.data), step > 0
+                return transforms.load_with_margin(index.read(j), self.data, self.shapes[bucket]), step > 0
             except transforms.BadImage as error:
                 if self.data.on_corrupt == "error":
                     raise UserError(
-                        f"{self.index.name(j)}: {error}: restore the shard, or set data.on_corrupt: skip"
+                        f"{index.name(j)}: {error}: restore the shard, or set data.on_corrupt: skip"
                     ) from error
-        raise UserError(f"{self.index.name(i)}: no sample of this shard can be read: restore the shard")
+        raise UserError(f"{index.name(i)}: no sample of this shard can be read: restore the shard")
 
 
 class LatentBatches(Dataset[Batch]):
     """Maps a request to a batch of latents' moments."""
 
-    def __init__(self, index: LatentIndex, seed: int, purpose: str, drop: float, null: int, stratified: bool) -> None:
-        self.index, self.seed, self.purpose, self.drop, self.null = index, seed, purpose, drop, null
+    def __init__(
+        self,
+        index: LatentIndex | LatentBuckets,
+        seed: int,
+        purpose: str,
+        drop: float,
+        null: int,
+        stratified: bool,
+    ) -> None:
+        self.parts, self.seed, self.purpose, self.drop, self.null = index.parts, seed, purpose, drop, null
         self.stratified = stratified
-        channels, height, width = index.shape
-        latent = (channels // 2, height, width)
-        self.spec = [
-            Draw("view", "integer", high=index.views),
-            Draw("posterior", "normal", latent),
-            Draw("u", "uniform"),
-            Draw("noise", "normal", latent),
-            Draw("drop", "uniform"),
-        ]
+        self.specs = []
+        for part in self.parts:
+            channels, height, width = part.shape
+            latent = (channels // 2, height, width)
+            self.specs.append(
+                [
+                    Draw("view", "integer", high=part.views),
+                    Draw("posterior", "normal", latent),
+                    Draw("u", "uniform"),
+                    Draw("noise", "normal", latent),
+                    Draw("drop", "uniform"),
+                ]
+            )
 
     def __getitem__(self, request: Request) -> Batch:
-        draws = draw_batch(self.seed, self.purpose, request.counters, self.spec)
-        moments, label = self.index.read(request.indices, 0 if self.stratified else draws["view"])
+        draws = draw_batch(self.seed, self.purpose, request.counters, self.specs[request.bucket])
+        moments, label = self.parts[request.bucket].read(request.indices, 0 if self.stratified else draws["view"])
         label[(label < 0) | (draws["drop"] < self.drop)] = self.null
         u = draws["u"]
         if self.stratified:
             start = seeded(self.seed, self.purpose) / 2**63
-            u = np.clip((start + (request.indices + 1) * GOLDEN) % 1.0, 2.0**-54, 1 - 2.0**-53)
+            u = np.clip((start + (request.counters + 1) * GOLDEN) % 1.0, 2.0**-54, 1 - 2.0**-53)
         return _batch(
             request,
             moments=torch.from_numpy(moments).float(),

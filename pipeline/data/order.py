@@ -125,6 +125,10 @@ class Order:
         """Global sample indices, int64 [B], of the batch at `position` (a multiple of the number of lanes)."""
         return self.share(position, 0, 1)
 
+    def bucket(self, position: int) -> int:
+        """The bucket of the batch at `position`: here there is one (several: buckets.py)."""
+        return 0
+
     def share(self, position: int, rank: int, world: int) -> Array:
         """The part int64 [B/world] of the batch at `position` that `rank` reads: lanes rank*L/world and on."""
         if position < 0 or position % self.lanes:

@@ -38,6 +38,7 @@ class Statistics:
     counts: list[int] = field(default_factory=lambda: [0, 0])  # by split
     labels: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
     sizes: Counter[str] = field(default_factory=Counter)
+    buckets: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))  # by split
     pixels: int = 0
     sums: list[int] = field(default_factory=list)
     squares: list[int] = field(default_factory=list)
@@ -45,9 +46,10 @@ class Statistics:
     def bad(self, key: str, error: transforms.BadImage) -> None:
         self.quarantine.append(unusable(key, error.reason, error.detail))
 
-    def add(self, image: Any, size: tuple[int, int], label: int, split: int) -> None:
+    def add(self, image: Any, size: tuple[int, int], label: int, split: int, bucket: int = 0) -> None:
         """Count an image (as it is kept) whose first size was `size`; pixels count where it is for training."""
         self.counts[split] += 1
+        self.buckets[split][bucket] += 1
         self.labels[split][label] += 1
         self.sizes[f"{size[0]}x{size[1]}"] += 1
         if split == TRAIN:
@@ -85,6 +87,7 @@ def report(
             split: {names[label]: count for label, count in sorted(labels[i].items(), key=lambda item: int(item[0]))}
             for i, split in enumerate(("train", "val"))
         },
+        **({} if data.buckets is None else {"buckets": _buckets(data, results)}),
         "sizes": dict(sizes.most_common(20)),
         "distinct_sizes": len(sizes),
         "size": data.size,
@@ -99,12 +102,26 @@ def report(
     }
 
 
+def _buckets(data: Data, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each bucket its shape (height, width) and how many images it has."""
+    rows: list[dict[str, Any]] = [{"shape": list(shape), "train": 0, "val": 0} for shape in data.shapes]
+    for result in results:
+        for split in ("train", "val"):
+            for row, count in zip(rows, result["shard"]["buckets"][split], strict=True):
+                row[split] += count
+    return rows
+
+
 def contact_sheet(index: Index, data: Data) -> np.ndarray[Any, Any]:
-    """A square of training images, evenly spread over the set, in reading order: uint8 [S*size, S*size, C]."""
+    """A square of training images, evenly spread over the set, in reading order: uint8 [S*h, S*w, C]. Images of several
+    shapes stand in the middle of white cells."""
     chosen = np.linspace(0, len(index) - 1, SHEET * SHEET).round().astype(int)
-    images = np.stack([read_image(index, int(i), data) for i in chosen])  # [S*S, C, H, W]
-    grid = images.reshape(SHEET, SHEET, data.channels, data.size, data.size).transpose(0, 3, 1, 4, 2)
-    return grid.reshape(SHEET * data.size, SHEET * data.size, data.channels)  # [S, H, S, W, C] -> [S*H, S*W, C]
+    height, width = (max(sides) for sides in zip(*data.shapes, strict=True))
+    images = np.full((SHEET * SHEET, data.channels, height, width), 255, np.uint8)  # [S*S, C, h, w]
+    for cell, i in zip(images, chosen, strict=True):
+        transforms.centre_in(cell, read_image(index, int(i), data))
+    grid = images.reshape(SHEET, SHEET, data.channels, height, width).transpose(0, 3, 1, 4, 2)
+    return grid.reshape(SHEET * height, SHEET * width, data.channels)  # [S, h, S, w, C] -> [S*h, S*w, C]
 
 
 def save_png(path: Path, pixels: np.ndarray[Any, Any]) -> None:

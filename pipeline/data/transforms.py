@@ -19,7 +19,7 @@ from pipeline.data.order import Draw, draws
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipeline.schema.data import Data
+    from pipeline.schema.data import Data, Shape
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MARGIN = 1.125  # with random crops the shorter side is kept at size * MARGIN: an eighth to move in
@@ -114,6 +114,24 @@ def shrink(image: Image.Image, shorter: int, square: bool) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
+def cover(image: Image.Image, shape: Shape, whole: bool) -> Image.Image:
+    """Resize so that `shape` (height, width) is just covered, antialiased as in `shrink`; not `whole`: keep the middle
+    of that shape only."""
+    from PIL import Image
+
+    (height, width), (w, h) = shape, image.size
+    if (w, h) == (width, height):
+        return image
+    if whole:
+        scale = max(height / h, width / w)
+        size = (max(width, round(w * scale)), max(height, round(h * scale)))
+        return image if size == (w, h) else image.resize(size, Image.Resampling.BICUBIC)
+    scale = min(h / height, w / width)  # source pixels a pixel
+    left, top = (w - width * scale) / 2, (h - height * scale) / 2
+    box = (max(0.0, left), max(0.0, top), min(float(w), w - left), min(float(h), h - top))
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
 def stored_side(size: int, random_crop: bool) -> int:
     """The shorter side that is kept for training at `size` pixels."""
     return math.ceil(size * MARGIN) if random_crop else size
@@ -125,21 +143,39 @@ def to_array(image: Image.Image) -> Array:
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
-def crop_flip(pixels: Array, size: int, top: float, left: float, flip: bool) -> Array:
-    """Cut size x size out of [C, H, W] and mirror it; `top`, `left` in [0, 1) choose among all places evenly."""
+def crop_flip(pixels: Array, size: int | Shape, top: float, left: float, flip: bool) -> Array:
+    """Cut `size` (side of a square, or height and width) out of [C, H, W] and mirror it; `top`, `left` in [0, 1) choose
+    among all places evenly."""
+    h, w = (size, size) if isinstance(size, int) else size
     _, height, width = pixels.shape
-    y, x = int(top * (height - size + 1)), int(left * (width - size + 1))
-    cut = pixels[:, y : y + size, x : x + size]
+    y, x = int(top * (height - h + 1)), int(left * (width - w + 1))
+    cut = pixels[:, y : y + h, x : x + w]
     return cut[:, :, ::-1] if flip else cut
 
 
-def centre(pixels: Array, size: int) -> Array:
-    """The middle size x size of [C, H, W]."""
+def centre(pixels: Array, size: int | Shape) -> Array:
+    """The middle of [C, H, W], of that size."""
     return crop_flip(pixels, size, 0.5, 0.5, False)
 
 
-def cut_views(pixels: Array, size: int, views: Sequence[str], key: str) -> Array:
-    """Versions of [C, H, W], uint8 [v, C, size, size]: as_is (the middle), flip, crop, crop_flip.
+def centre_in(cell: Array, pixels: Array) -> None:
+    """Lay [C, h, w] into the middle of [C, H, W], in place."""
+    top, left = (outer - inner for outer, inner in zip(cell.shape[1:], pixels.shape[1:], strict=True))
+    cell[:, top // 2 : top // 2 + pixels.shape[1], left // 2 : left // 2 + pixels.shape[2]] = pixels
+
+
+def squared(pixels: Array, side: int) -> Array:
+    """uint8 [C, h, w] stretched to [C, side, side], antialiased as in `shrink`."""
+    from PIL import Image
+
+    if pixels.shape[1:] == (side, side):
+        return pixels
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    return to_array(image.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def cut_views(pixels: Array, size: int | Shape, views: Sequence[str], key: str) -> Array:
+    """Versions of [C, H, W], uint8 [v, C, *size]: as_is (the middle), flip, crop, crop_flip.
 
     The place of a crop is drawn for the image's key and the view's number, whatever shard the image is in: a data set
     that grows leaves the latents of what was there as they are.
@@ -155,15 +191,19 @@ def cut_views(pixels: Array, size: int, views: Sequence[str], key: str) -> Array
     return np.stack(cut)
 
 
-def prepare(image: Image.Image, data: Data) -> Image.Image:
-    """A decoded image at the size at which it is kept: square, or, where crops are random, with a margin to crop in."""
+def prepare(image: Image.Image, data: Data, shape: Shape | None = None) -> Image.Image:
+    """A decoded image at the size at which it is kept: square or of its bucket's `shape`, or, where crops are random,
+    with a margin to crop in."""
     random_crop = data.augment.crop == "random"
+    if shape is not None:
+        kept = (stored_side(shape[0], random_crop), stored_side(shape[1], random_crop))
+        return cover(image, kept, whole=random_crop)
     return shrink(image, stored_side(data.size, random_crop), square=not random_crop)
 
 
-def load_with_margin(content: bytes, data: Data) -> Array:
-    """uint8 [C, H, W] of an image file, H and W at least `data.size`."""
-    return to_array(prepare(decode(content, data.channels, data.background, data.max_pixels), data))
+def load_with_margin(content: bytes, data: Data, shape: Shape | None = None) -> Array:
+    """uint8 [C, H, W] of an image file, H and W at least `data.size`, or those of its bucket's `shape`."""
+    return to_array(prepare(decode(content, data.channels, data.background, data.max_pixels), data, shape))
 
 
 def load_image(content: bytes, data: Data) -> Array:

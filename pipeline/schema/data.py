@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -164,6 +165,55 @@ class Balance(Section):
     )
 
 
+Shape = tuple[int, int]  # height and width, in pixels
+MOST_SHAPES = 128
+
+
+class Buckets(Section):
+    """Shapes that images are sorted into by the ratio of their sides. A training batch is of one shape."""
+
+    max_ratio: float = Field(2.0, ge=1, le=8, description="Of the longer side to the shorter one, at most.")
+    multiple: int = Field(16, ge=8, le=512, description="Both sides are multiples of this many pixels.")
+    shapes: tuple[tuple[Annotated[int, Field(ge=8, le=8192)], Annotated[int, Field(ge=8, le=8192)]], ...] | None = (
+        Field(
+            None,
+            min_length=1,
+            max_length=MOST_SHAPES,
+            description="[height, width] of each bucket, in pixels, of about equal areas; default: all multiples whose "
+            "area is at most `data.size` squared and of which neither side can grow.",
+        )
+    )
+
+    @model_validator(mode="after")
+    def _ratios_differ(self) -> Buckets:
+        ratios: dict[float, Shape] = {}
+        for shape in self.shapes or ():
+            if shape[1] / shape[0] in ratios:
+                raise ValueError(
+                    f"`shapes`: {list(ratios[shape[1] / shape[0]])} and {list(shape)} have the same ratio of sides, so "
+                    "that no image says which it belongs to; leave one out"
+                )
+            ratios[shape[1] / shape[0]] = shape
+        return self
+
+    def near(self, size: int) -> tuple[Shape, ...]:
+        """(height, width) of each bucket, from the tallest to the widest, for images of about size x size pixels.
+
+        As in the tables of NovelAI and SDXL (Podell et al. 2023, appendix I): for each width the largest height with
+        height * width <= size^2, where that width is also the largest for that height.
+        """
+        if self.shapes is not None:
+            return tuple(sorted(self.shapes, key=lambda shape: shape[1] / shape[0]))
+        m, area = self.multiple, size * size
+        found = []
+        for width in range(m, math.isqrt(int(area * self.max_ratio)) + 1, m):
+            height = area // width // m * m
+            fits = height >= m and max(height, width) <= self.max_ratio * min(height, width)
+            if fits and area // height // m * m == width:
+                found.append((height, width))
+        return tuple(found)
+
+
 class Cache(Section):
     path: str | None = Field(None, description="Node-local folder for remote shards; default: in the temporary folder.")
     gigabytes: float = Field(20.0, gt=0, description="Bound of that folder, in 10^9 bytes.")
@@ -183,6 +233,9 @@ class Data(Section):
     max_quarantine: Fraction = Field(0.01, description="Share of unusable images above which ingest fails.")
     augment: Augment = Augment()
     balance: Balance | None = Field(None, description="Classes met more or less often; null: each image once an epoch.")
+    buckets: Buckets | None = Field(
+        None, description="Shapes by the ratio of an image's sides; null: each image becomes a square."
+    )
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="What a sample that cannot be read does in training."
     )
@@ -191,6 +244,21 @@ class Data(Section):
         0, ge=0, le=64, description="Reader processes a rank; 0 reads in the rank.", json_schema_extra=SPEED
     )
     cache: Cache = Field(Cache(), json_schema_extra=SPEED)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """(height, width) of each bucket, in pixels; of the one square where there are no buckets."""
+        return ((self.size, self.size),) if self.buckets is None else self.buckets.near(self.size)
+
+    @model_validator(mode="after")
+    def _shapes_found(self) -> Data:
+        if self.buckets is None or self.buckets.shapes is not None:
+            return self
+        if self.size % self.buckets.multiple:
+            raise ValueError(f"`buckets.multiple` {self.buckets.multiple} does not divide `size` {self.size}")
+        if len(self.shapes) > MOST_SHAPES:
+            raise ValueError(f"`buckets` are {len(self.shapes)}, {MOST_SHAPES} at most; give a larger `multiple`")
+        return self
 
     @model_validator(mode="after")
     def _val_shards_given(self) -> Data:

@@ -188,12 +188,13 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             result |= {"val_perplexity": float(perplexity), "val_codes_used": float(used)}
         return result
 
-    shown = next(validation_images(val, data, PREVIEW_IMAGES))
+    shown = next(validation_images(max(val.parts, key=len), data, PREVIEW_IMAGES))  # of one shape
 
     @torch.no_grad()
     def preview(engine: Engine) -> dict[str, Any]:
         images = shown.to(ranks.device)
-        noise = torch.zeros(len(images), *latent, device=ranks.device)  # the posterior's mean
+        sides = (side // model.factor for side in images.shape[2:])
+        noise = torch.zeros(len(images), model.latent_channels, *sides, device=ranks.device)  # the posterior's mean
         with engine.weights("ema"):
             reconstruction, _, _ = parts(engine.module, images, noise)
         back = ((reconstruction.clamp(-1, 1) + 1) * 127.5).round().byte()
@@ -205,7 +206,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
 
 def validation_images(index: Any, data: Any, batch: int) -> Iterator[torch.Tensor]:
-    """Images [n, c, H, W] uint8 of an index in its own order, `batch` at a time, the last ones fewer."""
+    """Images [n, c, H, W] uint8 of an index of one shape in its own order, `batch` at a time, the last ones fewer."""
     import numpy as np
     import torch
 
@@ -223,7 +224,8 @@ def patch_pca(config: Config, data: Artifact, model: Any) -> float:
     """PSNR (dB) on the held-out images of the best linear code with as many numbers as the latents.
 
     Each patch of factor x factor pixels becomes its first `latent_channels` principal components (fitted to training
-    images): what an autoencoder of the same size has to beat. Same mean over images as `val_psnr`.
+    images, of each bucket the same share): what an autoencoder of the same size has to beat. Same mean over images as
+    `val_psnr`.
     """
     import itertools
 
@@ -239,15 +241,18 @@ def patch_pca(config: Config, data: Artifact, model: Any) -> float:
 
     d = config.data.channels * side * side
     count, total, square = 0, torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
-    batches = validation_images(Index.open(data.path, "train", config.data.cache), config.data, PCA_BATCH)
-    for images in itertools.islice(batches, PCA_IMAGES // PCA_BATCH):
-        x = patches(images).flatten(0, 1)  # [n * patches, d]
-        count, total, square = count + len(x), total + x.sum(0), square + x.T @ x
+    train, val = (Index.open(data.path, split, config.data.cache) for split in ("train", "val"))
+    for part in train.parts:
+        share = -(-PCA_IMAGES * len(part) // (len(train) * PCA_BATCH))  # batches of this bucket
+        for images in itertools.islice(validation_images(part, config.data, PCA_BATCH), share):
+            x = patches(images).flatten(0, 1)  # [n * patches, d]
+            count, total, square = count + len(x), total + x.sum(0), square + x.T @ x
     mean = total / count
     basis = torch.linalg.eigh(square / count - torch.outer(mean, mean))[1][:, -keep:]  # [d, keep], largest last
     psnr = []
-    for images in validation_images(Index.open(data.path, "val", config.data.cache), config.data, PCA_BATCH):
-        x = patches(images) - mean
-        mse = (x - x @ basis @ basis.T).square().mean((1, 2))
-        psnr.append(-10 * mse.clamp(min=1e-10).log10())
+    for part in val.parts:
+        for images in validation_images(part, config.data, PCA_BATCH):
+            x = patches(images) - mean
+            mse = (x - x @ basis @ basis.T).square().mean((1, 2))
+            psnr.append(-10 * mse.clamp(min=1e-10).log10())
     return float(torch.cat(psnr).mean())

@@ -68,9 +68,16 @@ def headline(summary: dict[str, Any]) -> str:
 
 def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
     """All that is needed to build the network again and to sample with it, as plain values."""
-    shape = inputs["encode"].summary["shape"]
+    from pipeline.data.buckets import usual
+
+    summary = inputs["encode"].summary
+    shape, buckets = summary["shape"], {}
+    if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
+        rows = [row for row in summary["buckets"] if row["train"]]
+        first = usual([row["shape"] for row in rows], [row["train"] for row in rows], shape[1])
+        buckets = {"buckets": [rows[first]["shape"], *(row["shape"] for i, row in enumerate(rows) if i != first)]}
     return {
-        "latent": {"channels": shape[0], "size": shape[1]},
+        "latent": {"channels": shape[0], "size": shape[1], **buckets},
         "backbone": config.diffusion.backbone,
         "condition": config.diffusion.condition.model_dump(mode="json"),
         "classes": inputs["ingest"].summary["classes"],
@@ -90,13 +97,12 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from models.diffusion.process import make_path
     from pipeline.data import loader
     from pipeline.data.balance import training_order
-    from pipeline.data.latent_shards import LatentIndex
     from pipeline.data.order import seeded
     from pipeline.generate import build_network, generator, grid
     from pipeline.latents import LatentSpace
     from pipeline.loop import Task
     from pipeline.stages.autoencoder import load_model
-    from pipeline.stages.encode import shard_paths
+    from pipeline.stages.encode import open_latents
     from pipeline.stages.trained import to_device
 
     section, training, seed = config.diffusion, config.diffusion.training, config.run.seed
@@ -105,7 +111,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     network = build_network(what, activation_checkpointing=training.activation_checkpointing)
     path = make_path(section.path.kind, section.path.schedule)
     space = LatentSpace.load(inputs["encode"].path / "latents.json")
-    train, val = (LatentIndex.open(shard_paths(inputs["encode"], split)) for split in ("train", "val"))
+    train, val = (open_latents(inputs["encode"], split) for split in ("train", "val"))
     null = len(what["classes"])
     order = training_order(train, config.data, what["classes"], training.batch_size, seed)
 
@@ -174,7 +180,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 def gaussian_loss(config: Config, latents: Artifact) -> float | None:
     """Loss of the best denoiser of a Gaussian with the latents' mean and full covariance, in closed form.
 
-    A network that has learned more than second moments is below it. None where the latents are too large.
+    A network that has learned more than second moments is below it. None where the latents are too large, and where
+    they are of several shapes, which have no covariance in common.
     """
     import numpy as np
     import torch
@@ -188,7 +195,7 @@ def gaussian_loss(config: Config, latents: Artifact) -> float | None:
 
     channels, size, _ = latents.summary["shape"]
     d = channels * size * size
-    if d > GAUSSIAN_LIMIT:
+    if d > GAUSSIAN_LIMIT or "buckets" in latents.summary:
         return None
     space = LatentSpace.load(latents.path / "latents.json")
     index = LatentIndex.open(shard_paths(latents, "train"))

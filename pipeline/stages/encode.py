@@ -1,8 +1,9 @@
 """Stage 3, encode: every image once through the autoencoder; its moments, cached as latent shards, and statistics.
 
-A latent shard belongs to one image shard and lies in a pool that all runs share, named by what it is made of: the
-image shard's bytes and rows, the autoencoder's content, the views. A changed image shard costs one encoded shard, and a
-restart encodes only what is missing. Drawing and normalising are left to `latents.py`, reading to `data/loader.py`.
+A latent shard belongs to one image shard (with buckets: to what a split has of a bucket in it) and lies in a pool that
+all runs share, named by what it is made of: the image shard's bytes and rows, the autoencoder's content, the views. A
+changed image shard costs one encoded shard, and a restart encodes only what is missing. Drawing and normalising are
+left to `latents.py`, reading to `data/loader.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster, Inline
+    from pipeline.data.latent_shards import LatentBuckets, LatentIndex
+    from pipeline.schema.data import Shape
     from pipeline.tracking import Spool
 
 INPUTS = ("ingest", "autoencoder")
@@ -48,18 +51,21 @@ def run(
     pixels = {name: result_fields(config.data)[name] for name in ("size", "channels", "background", "augment")}
     jobs: list[dict[str, Any]] = []
     for split in SPLITS:
-        index = Index.open(data.path, split, config.data.cache)
-        for shard in range(len(index.counts)):
-            if index.counts[shard]:
-                key = digest([index.shard_digest(shard), autoencoder.content, recipe(config), pixels])
-                jobs.append(
-                    {
-                        "split": split,
-                        "shard": shard,
-                        "count": int(index.counts[shard]),
-                        "path": str(pool / f"{key[:32]}.tar"),
-                    }
-                )
+        for index in Index.open(data.path, split, config.data.cache).parts:
+            bucket = {} if index.bucket is None else {"bucket": index.bucket}
+            shape = [] if index.bucket is None else [list(index.shapes[index.bucket])]
+            for shard in range(len(index.counts)):
+                if index.counts[shard]:
+                    key = digest([index.shard_digest(shard), autoencoder.content, recipe(config), pixels, *shape])
+                    jobs.append(
+                        {
+                            "split": split,
+                            **bucket,
+                            "shard": shard,
+                            "count": int(index.counts[shard]),
+                            "path": str(pool / f"{key[:32]}.tar"),
+                        }
+                    )
     missing = [job for job in jobs if not is_whole(Path(job["path"]))]
     begun, images = time.monotonic(), 0
     threads = config.cluster.threads if config.cluster.threads != "auto" else 1
@@ -78,10 +84,8 @@ def run(
         spool.metrics({"encode/images_per_second": rate}, done)
         print(f"encode: shard {done} of {len(missing)}, {rate:.0f} images/s", flush=True)
     entries = [{**job, **read_json(entry_path(job["path"]))} for job in jobs]
-    shards = [
-        {k: e[k] for k in ("split", "shard", "count", "bytes", "sha256")} | {"file": Path(e["path"]).name}
-        for e in entries
-    ]
+    listed = ("split", "bucket", "shard", "count", "bytes", "sha256")
+    shards = [{k: e[k] for k in listed if k in e} | {"file": Path(e["path"]).name} for e in entries]
     space = latents.merge(e["sums"] for e in entries if e["split"] == "train")
     if not bool(np.isfinite(space.mean.numpy()).all() and (space.std.numpy() > 0).all()):
         raise UserError(
@@ -90,8 +94,14 @@ def run(
     write_json(writer.path / "shards.json", {"pool": "latents", "shards": shards})
     space.save(writer.path / "latents.json")
     channels, size = entries[0]["shape"][0] // 2, entries[0]["shape"][1]
+    buckets: dict[str, Any] = {}
+    if config.data.buckets is not None:
+        factor = config.data.shapes[entries[0]["bucket"]][0] // size
+        size = config.data.size // factor
+        buckets = {"buckets": [_bucket(entries, b, shape, factor) for b, shape in enumerate(config.data.shapes)]}
     return {
         "shape": [channels, size, size],
+        **buckets,
         "images": {split: sum(e["count"] for e in entries if e["split"] == split) for split in SPLITS},
         "views": list(config.latents.views),
         "shards": len(jobs),
@@ -102,8 +112,18 @@ def run(
     }
 
 
+def _bucket(entries: list[dict[str, Any]], bucket: int, shape: Shape, factor: int) -> dict[str, Any]:
+    """Shape [h, w] of a bucket's latents, and how many it has of each split."""
+    own = [entry for entry in entries if entry["bucket"] == bucket]
+    counts = {split: sum(entry["count"] for entry in own if entry["split"] == split) for split in SPLITS}
+    return {"shape": [pixels // factor for pixels in shape], **counts}
+
+
 def headline(summary: dict[str, Any]) -> str:
     shape = "x".join(map(str, summary["shape"]))
+    if "buckets" in summary:
+        filled = sum(bool(row["train"] or row["val"]) for row in summary["buckets"])
+        shape = f"of {summary['shape'][0]} channels in {filled} buckets"
     count = sum(summary["images"].values())
     return f"{count:,} latents {shape}, {summary['encoded']} of {summary['shards']} shards encoded"
 
@@ -127,13 +147,25 @@ def damaged(artifact: Artifact) -> list[str]:
     return [path.name for path, digest in files.items() if not path.exists() or sha256_file(path) != digest]
 
 
-def shard_paths(artifact: Artifact, split: str) -> list[Path]:
-    """The latent shards of a split, in order. Raises UserError if the pool lost one."""
+def open_latents(artifact: Artifact, split: str) -> LatentIndex | LatentBuckets:
+    """The latents of a split, in buckets where the images are."""
+    from pipeline.data.index import OPEN
+    from pipeline.data.latent_shards import LatentBuckets, LatentIndex
+
+    buckets = artifact.summary.get("buckets")
+    if buckets is None:
+        return LatentIndex.open(shard_paths(artifact, split))
+    limit = max(8, OPEN // len(buckets))
+    return LatentBuckets([LatentIndex.open(shard_paths(artifact, split, b), limit) for b in range(len(buckets))])
+
+
+def shard_paths(artifact: Artifact, split: str, bucket: int | None = None) -> list[Path]:
+    """The latent shards of a split (and bucket), in order. Raises UserError if the pool lost one."""
     listing = read_json(artifact.path / "shards.json")
     pool = artifact.path.parent.parent.parent / listing["pool"]
     paths = []
     for shard in listing["shards"]:
-        if shard["split"] == split:
+        if shard["split"] == split and bucket in (None, shard.get("bucket")):
             path = pool / shard["file"]
             if not path.exists() or path.stat().st_size != shard["bytes"]:
                 raise UserError(f"{path}: missing or of another size; run again with --rebuild encode")
@@ -162,7 +194,7 @@ def load_encoder(
     return {
         "model": load_model(Path(autoencoder)).to(device),
         "device": device,
-        "index": {split: Index.open(data, split, settings.cache) for split in SPLITS},
+        "index": {split: Index.open(data, split, settings.cache).parts for split in SPLITS},
         "views": latents["views"],
         "batch": latents["batch_size"],
         "data": settings,
@@ -170,11 +202,11 @@ def load_encoder(
 
 
 def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
-    """Encode one image shard into one latent shard; returns the number of images."""
+    """Encode one image shard (or what it has of a bucket) into one latent shard; returns the number of images."""
     from pipeline import latents
     from pipeline.data import latent_shards
 
-    index, path = state["index"][job["split"]], Path(job["path"])
+    index, path = state["index"][job["split"]][job.get("bucket", 0)], Path(job["path"])
     rows = index.samples_of(job["shard"])
     moments = np.concatenate(list(_moments(state, index, rows)))  # [n, v, 2C, h, w] float16
     labels = np.array([index.label(i) for i in rows], np.int64)

@@ -25,6 +25,7 @@ from pipeline.schema.stages import Evaluate
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster, Inline
     from pipeline.generate import Generator, Images
+    from pipeline.in_buckets import Native
     from pipeline.metrics.features import Extractor
     from pipeline.tracking import Spool
 
@@ -123,6 +124,7 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     from pipeline.data.transforms import to_png
     from pipeline.extractors import extractor_of
     from pipeline.generate import from_artifacts
+    from pipeline.in_buckets import native
     from pipeline.metrics import classes
 
     torch.set_num_threads(arguments["threads"])
@@ -136,7 +138,8 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
         load_split(inputs["ingest"].path, split, config, config.evaluate.seed) for split in ("train", "val")
     )
     extractor = extractor_of(config, inputs["ingest"], lambda: (train, held_out))
-    report = evaluate(generator, *train, *held_out, config.evaluate, extractor, mirrored(config))
+    shapes = native(inputs["ingest"].path, config, min(config.evaluate.samples, len(held_out[0])))
+    report = evaluate(generator, *train, *held_out, config.evaluate, extractor, mirrored(config), shapes)
     for name, image in report.images.items():
         atomic_write(folder / f"{name}.png", to_png(Image.fromarray(image)))
     if report.extractor.module is not None:
@@ -160,12 +163,14 @@ def split_order(folder: Path, split: str, config: Config, seed: int) -> tuple[Ar
 
 
 def load_split(folder: Path, split: str, config: Config, seed: int, limit: int | None = None) -> tuple[Images, Array]:
-    """Images uint8 [n, H, W, C] and classes int64 [n] (-1: none) of a split, in the order of `split_order`.
+    """Images uint8 [n, H, W, C] and classes int64 [n] (-1: none) of a split, in the order of `split_order`; those of
+    other shapes (`data.buckets`) are stretched to the square.
 
     At most MEMORY bytes of them, and at most `limit`. Raises UserError for an empty split, and for a damaged image by
     its name.
     """
     from pipeline.data.index import Index, read_image
+    from pipeline.data.transforms import squared
 
     index, side, channels = Index.open(folder, split, config.data.cache), config.data.size, config.data.channels
     rows, labels = split_order(folder, split, config, seed)
@@ -173,7 +178,8 @@ def load_split(folder: Path, split: str, config: Config, seed: int, limit: int |
     rows = rows[: count if limit is None else min(count, limit)]
     images = np.empty((len(rows), side, side, channels), np.uint8)
     for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
-        images[place] = read_image(index, int(rows[place]), config.data).transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
+        pixels = squared(read_image(index, int(rows[place]), config.data), side)
+        images[place] = pixels.transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
     return images, labels[: len(rows)]
 
 
@@ -213,6 +219,12 @@ def lines(report: dict[str, Any]) -> list[str]:
     extractor, counts, result = report["extractor"], report["images"], []
     for name, value in report["reconstruction"].items():
         result.append(f"{name.upper()} {value:.4g} of {counts['held_out']} reconstructed held-out images")
+    if "buckets" in report:
+        side, shapes = report["buckets"]["stretched_to"], report["buckets"]["samples"]
+        result.append(
+            f"images of {len(shapes)} shapes: samples have those of training images, reconstructions are compared in "
+            f"their own; for all else real images, reconstructions and samples are stretched to {side}x{side} alike"
+        )
     result.append(f"features: {extractor['description']}, digest {extractor['digest'][:12]}")
     result += sets.lines(report)
     if "classes" in report:
@@ -244,21 +256,27 @@ def evaluate(
     config: Evaluate,
     extractor: Extractor,
     mirrored: bool = False,
+    native: Native | None = None,
 ) -> Report:
     """Measure a generator against real images, uint8 [n, H, W, C], in random order; labels int64 [n], -1 for none.
 
     The first n training images are the half of the real-data baseline, and the extractor (`extractors.py`) must not be
     trained on them: what a network has seen has other features. Samples are asked for in the classes of training
     images, those first, so that a perfect generator's distance is the baseline's. n: equally many images in all sets
-    compared.
+    compared. native: where images are of several shapes; the arrays hold squares.
     """
+    from pipeline import in_buckets
     from pipeline.sampling import guidance_of
 
     n = min(config.samples, len(held_out), len(train) // 2)
     held_out = held_out[: config.samples]  # as many as samples: of tens of thousands, reconstruction takes its time
     asked = asked_classes(train_labels, config.samples, len(generator.classes)) if generator.classes else None
-    samples, sampling = draw_samples(generator, asked, config)
-    reconstructions = generator.decode(generator.encode(held_out, config.batch_size), config.batch_size)
+    samples, sampling, shown = draw_samples(generator, asked, config, native)
+    if native is None:
+        reconstructions = generator.decode(generator.encode(held_out, config.batch_size), config.batch_size)
+    else:
+        back = in_buckets.reconstructed(generator, native.held_out, config.batch_size)
+        reconstructions = in_buckets.squares(back, native.side)
     named = {"train": train, "held_out": held_out, "samples": samples, "reconstructions": reconstructions}
     features = {name: extractor(images) for name, images in named.items()}
 
@@ -267,7 +285,10 @@ def evaluate(
         "settings": result_fields(config),
         "model": generator.about,
         "sampling": sampling,
-        "reconstruction": _reconstruction(held_out, reconstructions, report),
+        **({} if native is None else native.told),
+        "reconstruction": _reconstruction(held_out, reconstructions, report)
+        if native is None
+        else _reconstruction(native.held_out, back, report),
         **compare(named, features, n, config, report, guidance_of(sampling)),
         "neighbours": neighbours_of(train, held_out, samples, features, mirrored, report),
     }
@@ -276,7 +297,7 @@ def evaluate(
     else:
         classify(asked, generator.classes, named, features, held_out_labels[: config.samples], report)
     order = np.arange(len(samples)) if asked is None else np.argsort(asked[:SHOWN], kind="stable")
-    report.images["samples"] = _grid(samples[order[:SHOWN]])
+    report.images["samples"] = _grid(shown[order[:SHOWN]])
     return report
 
 
@@ -345,21 +366,25 @@ def asked_classes(labels: Array, count: int, classes: int) -> Array:
     return asked
 
 
-def draw_samples(generator: Generator, asked: Array | None, config: Evaluate) -> tuple[Images, dict[str, Any]]:
-    """The samples, and what was asked of the generator (without the list of classes)."""
+def draw_samples(
+    generator: Generator, asked: Array | None, config: Evaluate, native: Native | None = None
+) -> tuple[Images, dict[str, Any], Images]:
+    """The samples, what was asked of the generator (without the list of classes), and the samples as they are shown:
+    the same, but for several shapes, of which the samples are stretched to squares."""
+    from pipeline import in_buckets
     from pipeline.sampling import configured
 
     begun = time.monotonic()
-    request = generator.request(
-        None if asked is None else [int(c) for c in asked],
-        config.samples,
-        config.seed,
-        batch_size=config.batch_size,
-        **configured(config),
-    )
-    samples = generator.sample(**request)
+    how = {"batch_size": config.batch_size, **configured(config)}
+    classes = None if asked is None else [int(c) for c in asked]
+    if native is None:
+        request = generator.request(classes, config.samples, config.seed, **how)
+        samples = shown = generator.sample(**request)
+    else:
+        made, request = in_buckets.samples(generator, classes, native.shapes, how, config.seed)
+        samples, shown = in_buckets.squares(made, native.side), in_buckets.cells(made)
     print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} images/s", flush=True)
-    return samples, {key: value for key, value in request.items() if key != "classes"}
+    return samples, {key: value for key, value in request.items() if key != "classes"}, shown
 
 
 def make_extractor(
@@ -385,13 +410,18 @@ def make_extractor(
     )
 
 
-def _reconstruction(images: Images, reconstructions: Images, report: Report) -> dict[str, float]:
+def _reconstruction(images: Any, reconstructions: Any, report: Report) -> dict[str, float]:
+    """images, reconstructions: uint8 [n, H, W, C], or a list of [h, w, C] of several shapes."""
+    from pipeline.in_buckets import pixel_means
     from pipeline.metrics import pixel
 
     values = {}
     for name, measure_of in (("psnr", pixel.psnr), ("ssim", pixel.ssim)):
         try:
-            values[name] = measure_of(images, reconstructions)
+            if isinstance(images, list):
+                values[name] = pixel_means(images, reconstructions, measure_of)
+            else:
+                values[name] = measure_of(images, reconstructions)
         except ValueError as error:
             report.missing[name] = str(error)
     return values

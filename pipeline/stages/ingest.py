@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.data import filters, shards, sources, transforms
+from pipeline.data.buckets import bucket_of, bucket_recipe, text
 from pipeline.data.cache import local_copy
 from pipeline.data.index import Index, write_index, write_rows
 from pipeline.data.report import TRAIN, VAL, Statistics, contact_sheet, highest_label, report, save_png, unusable
@@ -26,7 +27,7 @@ from pipeline.data.sources import Row, Tar
 from pipeline.data.transforms import BadImage
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, atomic_write, read_json, sha256_file, write_json
-from pipeline.schema.data import Data
+from pipeline.schema.data import Data, Shape
 from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def recipe(config: Config, root: str | Path) -> dict[str, Any]:
     kept["crop"] = config.data.augment.crop
     if config.data.filters:
         kept["filters"] = data["filters"]
+    kept |= bucket_recipe(config.data)
     return {"source": sources.source_fingerprint(config.data, cache_folder(root)), **kept}
 
 
@@ -71,7 +73,7 @@ def run(
     atomic_write(folder / "quarantine.jsonl", "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in quarantine))
     _check_quarantine(data, quarantine, sum(r["train"] + r["val"] for r in results), folder)
     classes = classes if classes is not None else [str(i) for i in range(highest_label(results) + 1)]
-    write_index(folder, classes, [result["shard"] for result in results])
+    write_index(folder, classes, [result["shard"] for result in results], data.shapes if data.buckets else None)
     write_json(folder / "classes.json", classes)
     summary = report(data, classes, quarantine, results)
     for split in ("train", "val"):
@@ -90,7 +92,12 @@ def run(
 
 def headline(summary: dict[str, Any]) -> str:
     images, classes = summary["images"], len(summary["classes"])
-    return f"{images['train']:,} + {images['val']:,} images, {classes} classes, {summary['quarantined']} in quarantine"
+    filled = [text(row["shape"]) for row in summary.get("buckets", []) if row["train"] or row["val"]]
+    buckets = f"buckets {', '.join(filled)}, " if filled else ""
+    return (
+        f"{images['train']:,} + {images['val']:,} images, {classes} classes, {buckets}{summary['quarantined']} in "
+        "quarantine"
+    )
 
 
 # ---- split and quarantine --------------------------------------------------------------------------------------------
@@ -183,16 +190,18 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
             except BadImage as error:
                 statistics.bad(row.key, error)
                 continue
+            bucket = _bucket(size, data)
+            image = transforms.prepare(image, data, _shape(bucket, data))
             label = number[row.label] if row.label is not None else -1
             member, meta = _add(writer, row, label, transforms.to_png(image))
-            statistics.add(image, size, label, plan.split)
-            rows.append(_row(row.key, member, meta, label, plan.split))
+            statistics.add(image, size, label, plan.split, bucket)
+            rows.append(_row(row.key, member, meta, label, plan.split, bucket, data))
         writer.close()
-    return _finish(plan.name, tar.name, tar, rows, statistics, folder, result_file)
+    return _finish(plan.name, tar.name, tar, rows, statistics, folder, result_file, data)
 
 
 def _load(content: bytes | np.ndarray[Any, Any], row: Row, data: Data) -> tuple[Any, tuple[int, int]]:
-    """A source's image as it is kept, and its first size (width, height)."""
+    """A source's image, filtered, and its first size (width, height)."""
     if isinstance(content, bytes):
         if hashlib.sha256(content).hexdigest() != row.digest:
             raise UserError(f"{row.location} changed while ingest ran: run it again")
@@ -200,7 +209,16 @@ def _load(content: bytes | np.ndarray[Any, Any], row: Row, data: Data) -> tuple[
         image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
     else:
         image = transforms.from_array(content, data.channels, data.background)
-    return transforms.prepare(filters.apply(image, data.filters), data), image.size
+    return filters.apply(image, data.filters), image.size
+
+
+def _bucket(size: tuple[int, int], data: Data) -> int:
+    """The bucket of an image of this width and height; 0 where there is no choice."""
+    return bucket_of(size[1], size[0], data.shapes)
+
+
+def _shape(bucket: int, data: Data) -> Shape | None:
+    return None if data.buckets is None else data.shapes[bucket]
 
 
 def _add(writer: shards.TarWriter, row: Row, label: int, png: bytes) -> tuple[shards.Member, shards.Member | None]:
@@ -316,9 +334,11 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
             if data.split.by != "shards":
                 by_column = data.split.by == "column"
                 split = _split(data, key, _attributes(file, members.get("json"), shown) if by_column else {})
-            statistics.add(transforms.prepare(image, data), image.size, label, split)
-            rows.append(_row(key, member, meta, label, split))
-    return _finish(plan.name, plan.tar.location, local, rows, statistics, folder, result_file)
+            bucket = _bucket(image.size, data)
+            kept = transforms.prepare(image, data, _shape(bucket, data))
+            statistics.add(kept, image.size, label, split, bucket)
+            rows.append(_row(key, member, meta, label, split, bucket, data))
+    return _finish(plan.name, plan.tar.location, local, rows, statistics, folder, result_file, data)
 
 
 def _label(content: bytes, shown: str, classes: list[str] | None) -> int:
@@ -345,11 +365,12 @@ def _attributes(file: Any, member: shards.Member | None, shown: str) -> dict[str
 
 
 def _row(
-    key: str, image: shards.Member, meta: shards.Member | None, label: int, split: int
-) -> tuple[int, int, int, int, int, int, bytes]:
+    key: str, image: shards.Member, meta: shards.Member | None, label: int, split: int, bucket: int, data: Data
+) -> tuple[Any, ...]:
     """A row of a sidecar, as `index.row_type` has it."""
     meta_place = (meta.offset, meta.length) if meta else (0, 0)
-    return image.offset, image.length, label, split, *meta_place, key.encode()
+    place = (bucket,) if data.buckets else ()
+    return image.offset, image.length, label, split, *meta_place, *place, key.encode()
 
 
 def _finished(name: str, folder: Path, result_file: Path) -> bool:
@@ -364,11 +385,15 @@ def _finish(
     statistics: Statistics,
     folder: Path,
     result_file: Path,
+    data: Data,
 ) -> dict[str, Any]:
     """Write the task's result, then the sidecar, which proves the shard; the result is what the task returns."""
     sidecar = folder / f"{name}.rows.npy"
     part = result_file.with_suffix(".rows.npy")
-    write_rows(part, rows)
+    write_rows(part, rows, bucketed=data.buckets is not None)
+    numbers = range(len(data.shapes))
+    by_bucket = {"train": TRAIN, "val": VAL}
+    buckets = {name: [statistics.buckets[split][b] for b in numbers] for name, split in by_bucket.items()}
     result = {
         "shard": {
             "name": name,
@@ -378,6 +403,7 @@ def _finish(
             "rows_sha256": sha256_file(part),
             "train": statistics.counts[TRAIN],
             "val": statistics.counts[VAL],
+            **({"buckets": buckets} if data.buckets else {}),
         },
         "train": statistics.counts[TRAIN],
         "val": statistics.counts[VAL],
@@ -396,6 +422,8 @@ def _finish(
 def _log(summary: dict[str, Any], sheet: np.ndarray[Any, Any], folder: Path, data: Data, spool: Spool) -> None:
     """The data report for the tracker: counts, the contact sheet, the files, the data set's name and digest."""
     counts = {f"ingest/{split}_images": count for split, count in summary["images"].items()}
+    for row in summary.get("buckets", []):
+        counts |= {f"ingest/{split}_images_{text(row['shape'])}": row[split] for split in ("train", "val")}
     spool.metrics({**counts, "ingest/quarantined": summary["quarantined"], "ingest/shards": summary["shards"]}, 0)
     spool.image("data/contact_sheet", sheet, 0)
     for name in ("report.json", "quarantine.jsonl", "contact_sheet.png"):

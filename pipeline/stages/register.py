@@ -47,11 +47,14 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     section, weaker = config.evaluate, None
     if section.guidance_kind == "autoguidance":
         weaker = load_file(averages(inputs["diffusion"])[str(section.guidance_weak)])
+    image: dict[str, Any] = {"size": config.data.size, "channels": config.data.channels}
+    if config.data.buckets is not None:
+        image["buckets"] = [list(shape) for shape in config.data.shapes]
     lineage = {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in inputs.values()}
     save_pretrained(
         writer.path / "model",
         name=name,
-        image={"size": config.data.size, "channels": config.data.channels},
+        image=image,
         options=read_json(inputs["diffusion"].path / "model.json"),
         autoencoder=read_json(inputs["autoencoder"].path / "model.json")["model"],
         autoencoder_weights=load_file(inputs["autoencoder"].path / "ema.safetensors"),

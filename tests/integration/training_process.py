@@ -200,7 +200,7 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (12, 12, 3), np.uint8)).save(path)
     path = Path(scenario["root"]) / "small.yaml"
     path.write_text(conftest.CONFIG.format(root=path.parent / "pipeline", images=path.parent / "images"))
-    graph.run(config.load(path), "encode")
+    graph.run(config.load(path, scenario.get("overrides", [])), "encode")
 
 
 def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any]:
@@ -213,6 +213,7 @@ def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any]:
     made = {artifact.stage: artifact for artifact in Store(Path(scenario["root"]) / "pipeline").all()}
     stage, overrides = VARIANTS.get(scenario["subject"], (scenario["subject"], []))
     module = importlib.import_module(f"pipeline.stages.{stage}")
+    overrides = [*scenario.get("overrides", []), *overrides]
     values = config.load(Path(scenario["root"]) / "small.yaml", overrides)
     model, task = module.build(values, {name: made[name] for name in module.INPUTS}, ranks)
     return model, task

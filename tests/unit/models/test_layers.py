@@ -73,6 +73,15 @@ def test_sine_positions():
         sine_positions(6, 2, 2)
 
 
+def test_positions_of_another_grid_lie_over_the_middle_of_the_square_one():
+    square = sine_positions(16, 6, 6).view(6, 6, 16)
+    assert torch.equal(sine_positions(16, 6, 6, base=6).view(6, 6, 16), square)
+    assert torch.equal(sine_positions(16, 4, 2, base=6).view(4, 2, 16), square[1:5, 2:4])
+    wide = sine_positions(16, 4, 9, base=6).view(4, 9, 16)  # columns -1.5 ... 7.5: half-way between the square's
+    torch.testing.assert_close(wide[:, :, 8:], square[1:5, :1, 8:].expand(4, 9, 8))
+    torch.testing.assert_close(wide[0, 0, :1], torch.tensor([-1.5]).sin())
+
+
 def test_rotary_scores_depend_on_the_difference_of_places_only():
     height, length, width = 5, 7, 16
     rotation = layers.rotary(width, height, length)

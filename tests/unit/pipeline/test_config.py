@@ -185,3 +185,31 @@ def test_speed_changes_no_fingerprint(workers: int, stage: int, log: int, micro:
     assert one == other
     changed = {**base, "diffusion": {"training": {"steps": 2}}}
     assert result_fields(config.Config.model_validate(changed)) != one
+
+
+BUCKETS = "data.buckets={multiple: 8, max_ratio: 2}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["autoencoder.model={kind: kl, preset: tiny-f2, multipliers: [1, 1, 1, 1, 1]}"],
+            "40x24 (height x width) are no",
+        ),
+        (["diffusion.backbone={kind: dit, width: 32, depth: 1, heads: 2, patch: 8}"], "gives latents of 20x12"),
+        (["autoencoder.loss.adversarial={weight: 1, layers: 4}"], "24 pixels are too few for"),
+    ],
+)
+def test_buckets_that_the_models_do_not_fit_are_one_line(path: Path, overrides: list[str], words: str) -> None:
+    given = ["data.size=32", "autoencoder.model={kind: kl, preset: tiny-f2}", BUCKETS]
+    config.check_models(config.load(path, given))
+    with pytest.raises(UserError) as caught:
+        config.check_models(config.load(path, [*given, *overrides]))
+    assert "`data.buckets`" in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_needs_squares_is_refused_with_buckets(path: Path) -> None:
+    assert "`diffusion.fd` samples one shape only" in message(path, BUCKETS, "diffusion.fd.every=10")
+    assert "use lpips or random" in message(path, BUCKETS, "autoencoder.loss.perceptual.kind=classifier")
+    assert "`data`: `buckets.multiple` 24 does not divide" in message(path, "data.buckets={multiple: 24}")

@@ -392,3 +392,40 @@ def test_other_weights_for_a_model_folder(folder: Path, tmp_path: Path) -> None:
         load_pretrained(folder, weights=str(other))
     with pytest.raises(UserError, match=r"a model folder has one set only; give a .safetensors file"):
         load_pretrained(folder, weights="length-0.1")
+
+
+def bucketed() -> Generator:
+    return small(latent={"channels": 4, "size": 4, "buckets": [[4, 4], [6, 2], [2, 6]]})
+
+
+def test_a_model_of_several_shapes(model: Generator) -> None:
+    several = bucketed()
+    assert several.shapes == [(8, 8), (12, 4), (4, 12)] and model.shapes == [(8, 8)]
+    assert np.array_equal(several.sample([1], n=2), model.sample([1], n=2))  # the first shape is the usual one
+    assert np.array_equal(several.sample([1], n=2, shape=(8, 8)), model.sample([1], n=2))
+    lying = several.sample([1], n=5, shape=(4, 12))
+    assert lying.shape == (5, 4, 12, 3) and lying.any()
+    assert np.array_equal(several.sample([1], n=2, shape=[4, 12]), lying[:2])
+    request = several.request([1], 2, shape=(4, 12))
+    assert request["shape"] == [4, 12] and "shape" not in several.request([1], 2)
+    assert np.array_equal(several.images(request, first=3), lying[3:])
+    with pytest.raises(UserError, match=r"^size: 12x12 \(height x width\) is none of this model's: 8x8, 12x4, 4x12$"):
+        several.sample([1], n=1, shape=(12, 12))
+    with pytest.raises(UserError, match=r"none of this model's: 8x8$"):
+        model.sample([1], n=1, shape=(4, 12))
+
+
+def test_the_shift_of_a_shape_is_that_of_its_area() -> None:
+    several = bucketed()
+    request = {"classes": [1], "n": 1, "grid": "shifted", "shape": (12, 4)}
+    assert np.array_equal(several.sample(**request), several.sample(**request, shift=12**0.5 / 32))
+
+
+def test_a_folder_keeps_the_shapes(tmp_path: Path) -> None:
+    several = bucketed()
+    save_pretrained(
+        tmp_path / "model", name="several", image={"size": 8, "channels": 3, "buckets": [[8, 8], [12, 4], [4, 12]]},
+        options=several.options, autoencoder=AUTOENCODER, autoencoder_weights=several.autoencoder.state_dict(),
+        denoiser_weights=several.network.state_dict(), space=several.space,
+    )  # fmt: skip
+    assert load_pretrained(tmp_path / "model").shapes == several.shapes

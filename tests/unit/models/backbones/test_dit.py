@@ -81,6 +81,37 @@ def test_patches_come_back_where_they_were():
     torch.testing.assert_close(y[1, :, 2:, :2], expected)
 
 
+@pytest.mark.parametrize("rope", [False, True])
+def test_latents_of_another_shape(rope):
+    """Any whose sides the patch divides; places matter, and nothing of them is in the weights."""
+    model = trained(dit.Config(width=24, depth=2, heads=3, patch=2, rope=rope))
+    _, t, condition = inputs()
+    x = torch.randn(2, 3, 4, 12)
+    y = model(x, t, condition)
+    assert y.shape == x.shape and not torch.allclose(y, model(x.roll(2, dims=3), t, condition).roll(-2, dims=3))
+    assert torch.equal(y, model(x, t, condition))  # from the tables that are kept
+    assert not any("positions" in name or "places" in name for name in model.state_dict())
+    with pytest.raises(ValueError, match=r"divisor of the latents' sides \(5, 8\), got 2"):
+        model(torch.zeros(2, 3, 5, 8), t, condition)
+
+
+def test_patches_of_another_shape_come_back_where_they_were():
+    model = dit.Model(dit.Config(width=24, depth=1, heads=3, patch=2), 3, 8)
+    with torch.no_grad():
+        model.positions.zero_()
+        model.embed.weight.zero_()[:12].fill_diagonal_(1.0)
+        model.embed.bias.zero_()
+        model.out.weight.zero_()[:, :12].fill_diagonal_(1.0)
+    x = torch.arange(3 * 6 * 10, dtype=torch.float32).view(1, 3, 6, 10)
+    model._places[3, 5, x.device] = (torch.zeros(15, 24),)
+    y = model(x, torch.tensor([0.5]), Embedded(torch.zeros(1, 24)))
+    for row in range(0, 6, 2):  # the last norm works on each token: what it gives is a function of that patch
+        for column in range(0, 10, 2):
+            patch = x[0, :, row : row + 2, column : column + 2].flatten()
+            normed = torch.nn.functional.layer_norm(torch.cat([patch, torch.zeros(12)]), (24,), eps=1e-6)[:12]
+            torch.testing.assert_close(y[0, :, row : row + 2, column : column + 2].flatten(), normed)
+
+
 def test_activation_checkpointing_changes_nothing_but_memory():
     model = trained()
     results = []
