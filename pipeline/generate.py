@@ -309,7 +309,7 @@ def load_pretrained(
         from pipeline.tracking import fetch_model
 
         source = fetch_model(str(source), root)
-    elif not Path(source).exists():
+    elif Path(source).name == str(source) and not Path(source).exists():
         from pipeline.averages import find
 
         source = find(str(source), root).path
