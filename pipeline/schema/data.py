@@ -136,16 +136,30 @@ Filter = Annotated[GaussianFilter | MedianFilter | WaveletFilter, Field(discrimi
 
 
 class Split(Section):
-    by: Literal["key", "column", "shards"] = Field(
-        "key", description="What decides on the split: hash of the sample's key, hash of a column's value, or the tars."
+    by: Literal["key", "column", "shards", "fold"] = Field(
+        "key",
+        description="What decides on the split: hash of the sample's key, hash of a column's value, the tars, or one "
+        "fold of the column's values.",
     )
-    column: str | None = Field(None, description="With `by: column`: rows with the same value stay together.")
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="Share of the keys (or values) held out.")
+    column: str | None = Field(None, description="With `by: column` or `fold`: rows with the same value stay together.")
+    val_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of the keys (or values) held out; with `by: fold`, the fold is."
+    )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="With `by: fold`: parts of the column's values, as equal in images as can be.",
+    )
+    fold: int | None = Field(None, ge=0, description="With `by: fold`: the part that is held out, from 0.")
 
     @model_validator(mode="after")
     def _column_given(self) -> Split:
-        if (self.by == "column") != (self.column is not None):
-            raise ValueError("`column` is given if and only if `by` is column")
+        if (self.by in ("column", "fold")) != (self.column is not None):
+            raise ValueError("`column` is given if and only if `by` is column or fold")
+        if (self.by == "fold") != (self.folds is not None) or (self.by == "fold") != (self.fold is not None):
+            raise ValueError("`folds` and `fold` are given if and only if `by` is fold")
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"`fold` {self.fold} of {self.folds} `folds`: they are numbered from 0")
         return self
 
 

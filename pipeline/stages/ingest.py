@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ def recipe(config: Config, root: str | Path) -> dict[str, Any]:
     data = result_fields(config.data)
     fields = ("size", "channels", "background", "split", "shard_size", "max_pixels", "max_quarantine")
     kept = {name: data[name] for name in fields}
+    unused = ("val_fraction",) if config.data.split.by == "fold" else ("folds", "fold")
+    kept["split"] = {name: value for name, value in data["split"].items() if name not in unused}
     kept["crop"] = config.data.augment.crop
     if config.data.filters:
         kept["filters"] = data["filters"]
@@ -109,12 +111,42 @@ def held_out(value: str, fraction: float) -> bool:
     return int.from_bytes(hashed[:8], "big") < fraction * 2**64
 
 
-def _split(data: Data, key: str, known: dict[str, Any]) -> int:
+def folds(groups: Mapping[str, int], count: int) -> dict[str, int]:
+    """The fold of each group, none empty: the largest group first, each into the smallest fold so far.
+
+    groups: images of each. So no two folds differ by more images than the largest group has. Which groups come
+    together is decided by their names' SHA-256 where sizes are equal. Raises UserError for fewer groups than folds.
+    """
+    if len(groups) < count:
+        raise UserError(
+            f"data.split: {count} folds of {len(groups)} groups ({', '.join(sorted(groups)[:5]) or 'none'}); give at "
+            "most as many `folds` as the column has values"
+        )
+
+    def order(name: str) -> tuple[int, bytes]:
+        return -groups[name], hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+    filled, found = [0] * count, {}
+    for name in sorted(groups, key=order):
+        found[name] = min(range(count), key=lambda fold: (filled[fold], fold))
+        filled[found[name]] += groups[name]
+    return found
+
+
+def _group(data: Data, key: str, known: dict[str, Any]) -> str:
+    """The value of the column that rows are kept together by."""
+    column = str(data.split.column)
+    if column not in known:
+        raise UserError(f"data.split.column: {key} has no {column!r}; there are {', '.join(known) or 'no columns'}")
+    return str(known[column])
+
+
+def _split(data: Data, key: str, known: dict[str, Any], fold_of: Mapping[str, int]) -> int:
+    """fold_of: the fold of each group, with `by: fold`."""
+    if data.split.by == "fold":
+        return VAL if fold_of[_group(data, key, known)] == data.split.fold else TRAIN
     if data.split.by == "column":
-        column = str(data.split.column)
-        if column not in known:
-            raise UserError(f"data.split.column: {key} has no {column!r}; there are {', '.join(known) or 'no columns'}")
-        key = str(known[column])
+        key = _group(data, key, known)
     return VAL if held_out(key, data.split.val_fraction) else TRAIN
 
 
@@ -148,7 +180,7 @@ def _write_shards(
     quarantine = [unusable(name, "missing", "named in the table, no such file") for name in listing.missing]
     keys: set[str] = set()
     first: dict[str, str] = {}
-    split: tuple[list[Row], list[Row]] = ([], [])
+    kept: list[tuple[Row, dict[str, Any]]] = []
     for row in listing.rows:
         if row.key in keys:
             quarantine.append(unusable(row.key, "duplicate key", f"{row.location} has the key of an earlier image"))
@@ -159,8 +191,14 @@ def _write_shards(
             columns = {**row.attributes, "label": row.label, "caption": row.caption}
             label, caption = getattr(data.source, "label", None), getattr(data.source, "caption", None)
             columns |= {name: value for name, value in ((label, row.label), (caption, row.caption)) if name}
-            split[_split(data, row.key, columns)].append(row)
+            kept.append((row, columns))
         keys.add(row.key)
+    by_fold = data.split.by == "fold"
+    groups = Counter(_group(data, row.key, columns) for row, columns in kept) if by_fold else Counter()
+    fold_of = folds(groups, data.split.folds or 0) if by_fold else {}
+    split: tuple[list[Row], list[Row]] = ([], [])
+    for row, columns in kept:
+        split[_split(data, row.key, columns, fold_of)].append(row)
     plans = [
         Plan(f"{name}-{number:05d}", which, rows[start : start + data.shard_size])
         for which, (name, rows) in enumerate(zip(("train", "val"), split, strict=True))
@@ -242,6 +280,7 @@ class TarPlan:
     name: str
     tar: Tar
     repeated: frozenset[int] = frozenset()
+    fold_of: Mapping[str, int] = field(default_factory=dict)  # of each group, with `data.split.by: fold`
 
 
 def _index_tars(
@@ -266,6 +305,13 @@ def _index_tars(
         TarPlan(plan.name, plan.tar, frozenset((repeated[(repeated >= start) & (repeated < end)] - start).tolist()))
         for plan, start, end in zip(plans, places[:-1], places[1:], strict=True)
     ]
+    if data.split.by == "fold":
+
+        def group_task(plan: TarPlan) -> Counter[str]:
+            return tar_groups(plan, data)
+
+        groups = sum(cluster.map(group_task, plans, threads=1), Counter[str]())
+        plans = [replace(plan, fold_of=folds(groups, data.split.folds or 0)) for plan in plans]
     return classes, [], list(cluster.map(task, plans, threads=1))
 
 
@@ -291,6 +337,18 @@ def hash_tar(plan: TarPlan, data: Data, work: Path) -> np.ndarray[Any, Any]:
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
         np.save(out, digests)
     return digests
+
+
+def tar_groups(plan: TarPlan, data: Data) -> Counter[str]:
+    """Images of each group (value of `data.split.column`) in a tar, without those that an earlier place holds."""
+    local = _local(plan.tar, data)
+    found: Counter[str] = Counter()
+    with open(local, "rb") as file:
+        for place, (key, members, image) in enumerate(_samples(local, plan)):
+            if image and place not in plan.repeated:
+                shown = f"{plan.tar.location}: {key}"
+                found[_group(data, key, _attributes(file, members.get("json"), shown))] += 1
+    return found
 
 
 def _local(tar: Tar, data: Data) -> Path:
@@ -332,8 +390,9 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
             meta = members.get("json") or members.get("txt")
             split = VAL if plan.tar.held_out else TRAIN
             if data.split.by != "shards":
-                by_column = data.split.by == "column"
-                split = _split(data, key, _attributes(file, members.get("json"), shown) if by_column else {})
+                grouped = data.split.by != "key"
+                known = _attributes(file, members.get("json"), shown) if grouped else {}
+                split = _split(data, key, known, plan.fold_of)
             bucket = _bucket(image.size, data)
             kept = transforms.prepare(image, data, _shape(bucket, data))
             statistics.add(kept, image.size, label, split, bucket)
