@@ -19,6 +19,7 @@ VERBS = {  # verb: (module, what `ldm --help` says)
     "sample": ("sample", "Generate images from a model."),
     "denoise": ("denoise", "Show filters against noise beside each other."),
     "average": ("average", "Average weights after training, over any length."),
+    "sweep": ("sweep", "Run a config with many values, and name the best."),
     "solvers": ("solvers", "Measure samplers, grids and steps on a model."),
     "ui": ("ui", "Open MLflow's pages and a page that makes images."),
     "config": ("config", "Show or check a config."),

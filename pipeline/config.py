@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -20,6 +20,8 @@ from pipeline.files import read_json
 from pipeline.schema.data import Data, Filter, Source
 from pipeline.schema.section import SPEED, Positive, Section
 from pipeline.schema.stages import Autoencoder, Diffusion, Evaluate, Latents
+
+S = TypeVar("S", bound=Section)
 
 
 class Run(Section):
@@ -52,6 +54,15 @@ class Tracking(Section):
     deadline: Positive = Field(60, description="Seconds at the end to wait for a tracker that is slow or down.")
 
 
+class Element(Section):
+    """Which element of which sweep a run is; written by `ldm sweep`, never by hand."""
+
+    key: str = Field(description="The sweep.")
+    folder: str = Field(description="Where the sweep keeps what its elements leave for each other.")
+    number: int = Field(ge=0, description="The element.")
+    prune: bool = Field(True, description="Whether training may be stopped by the sweep's rule.")
+
+
 class Config(Section):
     """A whole run."""
 
@@ -63,6 +74,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     cluster: ClusterConfig = Field(ClusterConfig(), json_schema_extra=SPEED)
     tracking: Tracking = Field(Tracking(), json_schema_extra=SPEED)
+    sweep: Element | None = Field(None, description="Written by `ldm sweep`; not for hands.", json_schema_extra=SPEED)
 
     @model_validator(mode="after")
     def _room_to_crop(self) -> Config:
@@ -149,6 +161,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     Raises UserError naming file, line, key, what was expected and the nearest valid key.
     """
+    return load_as(Config, path, overrides)
+
+
+def load_as(top: type[S], path: str | Path, overrides: Iterable[str] = ()) -> S:
+    """`load`, for a YAML file whose keys are those of the section `top`."""
     path = Path(path)
     try:
         text = path.read_text()
@@ -159,7 +176,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     try:
         node = yaml.compose(text, Loader=_Loader)
         if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+            raise UserError(f"{path}: expected a mapping with the keys {', '.join(top.model_fields)}")
         lines = dict(_lines(node, ()))
         loader = _Loader("")
         values = loader.construct_document(node)
@@ -175,9 +192,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         for n in range(1, len(keys) + 1):  # sections that only the override names are real keys as well
             lines.setdefault(keys[:n], f"override `{text}`")
     try:
-        return Config.model_validate(values)
+        return top.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, path, lines)) from None
+        raise UserError(_explain(error, path, lines, top)) from None
 
 
 class _DoubleKey(Exception):
@@ -219,7 +236,16 @@ def _override(values: dict[str, Any], text: str) -> tuple[str, ...]:
     return keys
 
 
-def _explain(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], str]) -> str:
+def override_value(text: str) -> tuple[str, Any]:
+    """The key and value of `KEY=VALUE` (value: YAML). Raises UserError for anything else."""
+    values: dict[str, Any] = {}
+    keys = _override(values, text)
+    for key in keys:
+        values = values[key]
+    return ".".join(keys), values
+
+
+def _explain(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], str], top: type[Section]) -> str:
     """The first mistake in one line, with where it is; says how many more there are."""
     first, *more = error.errors(include_url=False)
     where: tuple[Any, ...] = ()
@@ -230,7 +256,7 @@ def _explain(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], st
     place = line if line.startswith("override") else f"{path}:{line}"
     key = ".".join(str(k) for k in where) or "the config"
     if first["type"] == "extra_forbidden":
-        valid = _fields_at(where[:-1])
+        valid = _fields_at(where[:-1], top)
         near = difflib.get_close_matches(str(where[-1]), valid, n=1, cutoff=0.5)
         say = f"unknown key `{key}`; " + (
             f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(valid)}"
@@ -252,16 +278,16 @@ def _kinds(keys: tuple[Any, ...]) -> list[str]:
     return [get_args(s.model_fields["kind"].annotation)[0] for s in get_args(get_args(union)[0])]
 
 
-def _fields_at(keys: tuple[Any, ...]) -> list[str]:
-    """Valid keys of the section at `keys`."""
-    sections: list[type[Section]] = [Config]
+def _fields_at(keys: tuple[Any, ...], top: type[Section]) -> list[str]:
+    """Valid keys of the section at `keys` under `top`."""
+    sections: list[type[Section]] = [top]
     for key in (key for key in keys if not isinstance(key, int)):  # a place in a list
         found: list[type[Section]] = []
         for section in sections:
             for name, field in section.model_fields.items():
                 if key in (name, field.alias):
                     found += _sections(field.annotation)
-        sections = found
+        sections = found or sections  # a key of a mapping (dict[str, Section]) is no field
     return sorted({field.alias or name for section in sections for name, field in section.model_fields.items()})
 
 

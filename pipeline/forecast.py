@@ -89,6 +89,13 @@ def discriminator_parameters(config: Config) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
+def kept_bytes(training: Training, parameters: int) -> int:
+    """Bytes of a training's checkpoints and weights."""
+    averages = len(training.half_lives) + len(training.average_lengths)
+    each = parameters * (CHECKPOINT_BYTES + 4 * averages)
+    return each * (training.keep + 1) + parameters * 4 * (1 + averages)  # one more while it is written; live too
+
+
 def disk(config: Config, steps: list[graph.Step], sizes: dict[str, int], elements: int) -> str:
     """Bytes that checkpoints, weights and latents take, in words. Latents are counted where the data is known."""
     from pipeline.averages import count
@@ -99,9 +106,7 @@ def disk(config: Config, steps: list[graph.Step], sizes: dict[str, int], element
             total += parameters * CHECKPOINT_BYTES * (config.autoencoder.training.keep + 1)
             continue
         training: Training = getattr(config, name).training
-        averages = len(training.half_lives) + len(training.average_lengths)
-        each = parameters * (CHECKPOINT_BYTES + 4 * averages)
-        total += each * (training.keep + 1) + parameters * 4 * (1 + averages)  # one more while it is written; live too
+        total += kept_bytes(training, parameters)
         stored += parameters * 4 * len(training.average_lengths) * count(training)
     text = f"{total / GIGABYTE:.2f} GB for checkpoints and weights"
     if stored:

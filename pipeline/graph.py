@@ -102,7 +102,7 @@ def _run(config: Config, store: Store, cluster: Cluster, until: str, if_busy: Li
     steps = plan(config, store, until)
     last = steps[-1].stage
     done: dict[str, Done] = {}
-    key = digest([config.run.name, [step.fingerprint for step in steps]])[:16]
+    key = pipeline_key(config, steps)
     all_cached = all(step.artifact for step in steps)
     with PipelineRun(config, store.root, key, all_cached, if_busy) as tracked:
         for step in steps:
@@ -125,6 +125,12 @@ def _run(config: Config, store: Store, cluster: Cluster, until: str, if_busy: Li
             tracked.finished(step.stage, artifact, done[step.stage].seconds, done[step.stage].headline)
             print(f"{step.stage}: {done[step.stage].headline} ({done[step.stage].seconds:.0f} s)", flush=True)
     return list(done.values())
+
+
+def pipeline_key(config: Config, steps: Sequence[Step]) -> str:
+    """The pipeline's own fingerprint: its name, what its stages are, and the sweep that it is part of."""
+    sweep = [config.sweep.key] if config.sweep else []
+    return digest([config.run.name, [step.fingerprint for step in steps], *sweep])[:16]
 
 
 def _run_stage(

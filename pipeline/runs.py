@@ -59,9 +59,14 @@ class PipelineRun:
             lease = stack.enter_context(Lease(self.folder / "lease", self.if_busy))
             self.spool = Spool(self.folder, self.run, lease.token)
             self.shipper = tracking.start(self.root, self.config.tracking.uri)
+            tags = {"ldm.pipeline": self.run.partition("/")[2], "ldm.seed": str(self.config.run.seed)}
+            element = self.config.sweep
+            if element:
+                tags |= {"ldm.sweep": element.key, "ldm.element": str(element.number)}
             self.spool.start(
                 self.config.run.name,
-                tags={"ldm.pipeline": self.run.partition("/")[2], "ldm.seed": str(self.config.run.seed)},
+                group=f"sweep/{element.key}" if element else None,
+                tags=tags,
                 params=flatten(result_fields(self.config)),
                 experiment=self.config.tracking.experiment,
             )
@@ -91,7 +96,7 @@ class PipelineRun:
         uri = self.config.tracking.uri
         tracking_part = self.config.tracking.model_copy(update={"uri": tracking.public_uri(uri) if uri else None})
         path = self.folder.parent / "config.yaml"
-        atomic_write(path, dump(self.config.model_copy(update={"tracking": tracking_part})))
+        atomic_write(path, dump(self.config.model_copy(update={"tracking": tracking_part, "sweep": None})))
         return path
 
     @contextmanager

@@ -177,12 +177,20 @@ class Shipping:
         tags = dict(event["tags"])
         if parent in self.state["runs"]:
             tags["mlflow.parentRunId"] = self.run_id(parent)
+        group = event.get("group")
+        if group in self.state["runs"]:
+            tags["mlflow.parentRunId"] = self.run_id(group)
         run = self.store.start(experiment, key, event["name"], tags, event["ts_ms"])
         for name, value in self.store.params(run, event["params"]).items():
             say(f"run {key}: param {name} stays {value!r}, now it is {event['params'][name]!r}")
         self.seen.add(key)
         self.state["runs"][key] = {"id": run, "experiment": experiment, "parent": parent, "steps": event["steps"]}
         self.state["runs"][key] |= {"writer": event["writer"], "running": True, "last_ms": event["ts_ms"]}
+        if group:
+            self.state["runs"][key]["group"] = group
+        elif not known:  # those of its group that were sent before it
+            for child in [child for child in self.state["runs"].values() if child.get("group") == key]:
+                self.store.tag(child["id"], "mlflow.parentRunId", run)
         if known and self.parent(key) and known["parent"] != parent:  # a stage that another pipeline began
             state = self.copy_mirror(key, self.spools_of(key), parent, event["ts_ms"])
             self.state["mirrors"][f"{key}>{parent}"] = state

@@ -153,9 +153,11 @@ class Spool:
         params: Mapping[str, object] | None = None,
         experiment: str = "ldm",
         steps: int | None = None,
+        group: str | None = None,
     ) -> None:
         """The run begins, or goes on after a stop. `parent` is a run key. `steps` is the last step there will be: by
         it the parent's mirror of this run's curves is thinned evenly. Call it in the process whose life is the run's.
+        `group` is the run key of a sweep that the pages show this run under, without mirroring its curves there.
         """
         self._append(
             "start",
@@ -165,6 +167,7 @@ class Spool:
             params={k: str(v) for k, v in (params or {}).items()},
             experiment=experiment,
             steps=steps,
+            **({"group": group} if group else {}),
             writer=process_identity(os.getpid()),
         )
 

@@ -138,6 +138,7 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
     snapshots = Path(arguments["path"]) / averages.FOLDER if training.snapshot_every else None
     if snapshots and begin and ranks.first and not listing(work / "checkpoints"):
         averages.take_over(begin[0].parents[1] / averages.FOLDER, snapshots, training, begin[1])
+    log, stop = _log(config, name, arguments, work) if ranks.first else Silent(), stopper(work, arguments["token"])
     validated: dict[str, float] = {}
 
     def validate(engine: Engine) -> dict[str, float]:
@@ -150,8 +151,8 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
         training,
         ranks,
         work / "checkpoints",
-        Spool(work / "spool", arguments["run"], arguments["token"]) if ranks.first else Silent(),
-        stopper(work, arguments["token"]),
+        log,
+        lambda: stop() or getattr(log, "stopped", False),
         token=arguments["token"],
         begin_from=begin,
         snapshots=snapshots,
@@ -182,6 +183,17 @@ def exports(training: Training) -> list[tuple[str, str, int | None]]:
     files: list[tuple[str, str, int | None]] = [("ema", "ema", None), ("live", "live", None)]
     files += [(f"ema-{half_life}", "ema", half_life) for half_life in training.half_lives[1:]]
     return files + [(name, name, None) for name in map(length_name, training.average_lengths)]
+
+
+def _log(config: Config, name: str, arguments: dict[str, Any], work: Path) -> Any:
+    """Rank 0's log: the spool, behind the judge of a sweep that stops hopeless elements."""
+    from pipeline.prune import Judge
+
+    spool = Spool(work / "spool", arguments["run"], arguments["token"])
+    training: Training = getattr(config, name).training
+    if not config.sweep or not config.sweep.prune:
+        return spool
+    return Judge(spool, config.sweep, work, training.batch_size, training.steps)
 
 
 class Silent:

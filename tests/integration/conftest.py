@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.cluster import Inline
+from pipeline.cluster import Inline, Stopped
 
 CONFIG = """\
 run: {{name: small, root: {root}}}
@@ -51,8 +51,11 @@ class OneProcess(Inline):
 
     def train(self, function: Any, arguments: dict[str, Any], work: Path, world: Callable[[], int], watch: Any) -> None:
         assert world() == 1
+        (work / "stop").unlink(missing_ok=True)
         function({**arguments, "threads": 1})
         watch()
+        if (work / "stop").exists():
+            raise Stopped
 
 
 class NoShipper:

@@ -1,0 +1,64 @@
+"""`ldm sweep SWEEP.yaml`: one config with many values, and which of them is best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli import main
+from jobs.common import complete
+
+
+@click.command("sweep")
+@click.argument("path", metavar="SWEEP.yaml", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=complete)
+@click.option("--element", type=click.IntRange(0), help="Only this element, from 0: what a task of a job array runs.")
+@click.option("--no-prune", is_flag=True, help="Stop nobody early; pruned elements go on to their end.")
+@click.option("--dry-run", is_flag=True, help="List the elements, what they share, what is cached, what it needs.")
+@click.option("--report", is_flag=True, help="The table and the winner from what has finished.")
+@click.option(
+    "--if-busy", type=click.Choice(["refuse", "wait"]), default="refuse", help="What to do if another has the element."
+)
+def command(
+    path: Path,
+    overrides: tuple[str, ...],
+    element: int | None,
+    no_prune: bool,
+    dry_run: bool,
+    report: bool,
+    if_busy: Any,
+) -> None:
+    """Run the elements of a sweep, one after the other, and name the winner. The same command goes on after a stop.
+
+    What elements share (data, autoencoder, latents) is made once, also by several processes at a time: start it in as
+    many as there is room for, each takes elements that no other has. Overrides are config keys, common to all elements.
+    """
+    from pipeline import sweep, sweep_plan, sweep_report
+    from pipeline.cluster import Stopped
+    from pipeline.errors import UserError
+
+    study = sweep.read(path, overrides)
+    if element is not None and element >= study.count:
+        raise UserError(f"--element {element}: {path} has {study.count} elements, numbered from 0")
+    sweep.check(study)
+    if dry_run:
+        print(sweep_plan.plan(study))
+        return
+    if not report:
+        numbers = range(study.count) if element is None else [element]
+        try:
+            busy = sweep.run(study, numbers, if_busy, prune=not no_prune)
+        except Stopped:
+            raise click.Abort from None
+        if busy:
+            print(f"{len(busy)} elements are being run by other processes: {', '.join(map(str, busy))}", flush=True)
+    print(sweep_report.markdown(study, sweep_report.points(study)))
+    failed = [n for n in range(study.count) if (study.folder.result(n) or {}).get("state") == "failed"]
+    if failed and not report and element in (None, *failed):
+        raise UserError(f"{len(failed)} elements failed: {', '.join(map(str, failed))}; the table says why")
+
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,84 @@
+"""`ldm sweep --dry-run`: which elements there are, what they share, what is cached, and what it will take."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from typing import Any
+
+from pipeline import graph, sweep
+from pipeline.artifacts import Store
+from pipeline.config import Config, check_models
+from pipeline.forecast import GIGABYTE, kept_bytes
+
+
+def plan(study: sweep.Study) -> str:
+    """The dry run's text. Runs nothing, trains nothing. Raises UserError as the sweep would."""
+    from pipeline.cluster import Cluster
+
+    each = len(sweep.repeats(study.sweep))
+    known = {n: v for n in range(study.count) if (v := sweep.point_values(study, n // each, may_ask=False)) is not None}
+    store, lines = Store(study.root), [f"sweep {study.sweep.name}: {study.count} elements in {study.folder.path}"]
+    users: dict[tuple[str, str], list[int]] = defaultdict(list)
+    steps: dict[tuple[str, str], graph.Step] = {}
+    configs: dict[tuple[str, str], Config] = {}
+    with Cluster(study.base.cluster) as cluster:
+        for number, values in known.items():
+            config = graph.resolve(graph.absolute(sweep.element_config(study, number, values)), cluster)
+            for step in graph.plan(config, store, study.until):
+                made = (step.stage, step.fingerprint)
+                users[made].append(number)
+                steps[made], configs[made] = step, config
+            lines.append(
+                f"element {number}: {sweep.shown(values)}{sweep.repeat_text(study, number)}{_state(study, number)}"
+            )
+    if len(known) < study.count:
+        lines.append(
+            f"elements {len(known)} to {study.count - 1}: chosen by {study.sweep.search.kind}, as results come"
+        )
+    for stage in graph.STAGES[: graph.STAGES.index(study.until) + 1]:
+        lines += [_stage_line(steps[made], users[made]) for made in users if made[0] == stage]
+    lines.append(f"disk: {_disk(configs, steps)}")
+    return "\n".join([*lines, *_time(study)])
+
+
+def _state(study: sweep.Study, number: int) -> str:
+    result: dict[str, Any] | None = study.folder.result(number)
+    return f" ({result['state']})" if result else ""
+
+
+def _stage_line(step: graph.Step, users: list[int]) -> str:
+    state = "cached" if step.artifact else "would run"
+    who = f"shared by {len(users)} elements" if len(users) > 1 else f"of element {users[0]}"
+    return f"{step.stage} {step.fingerprint}: {state}, {who}"
+
+
+def _disk(configs: dict[tuple[str, str], Config], steps: dict[tuple[str, str], graph.Step]) -> str:
+    """Checkpoints and weights of what would be trained, each artifact once; latents and shards come beside them."""
+    todo = [made for made, step in steps.items() if not step.artifact and made[0] in ("autoencoder", "diffusion")]
+    total = sum(_bytes(configs[made], made[0]) for made in todo)
+    return f"{total / GIGABYTE:.2f} GB for checkpoints and weights of {len(todo)} trainings"
+
+
+def _bytes(config: Config, stage: str) -> int:
+    from models import registry
+
+    channels, side = check_models(config)
+    if stage == "autoencoder":
+        parameters = registry.parameters("autoencoders", config.autoencoder.model, channels=config.data.channels)
+        return kept_bytes(config.autoencoder.training, parameters)
+    parameters = registry.parameters("backbones", config.diffusion.backbone, channels=channels, size=side)
+    return kept_bytes(config.diffusion.training, parameters)
+
+
+def _time(study: sweep.Study) -> list[str]:
+    """What the elements that have finished say of those that have not."""
+    ended = [r for n in range(study.count) if (r := study.folder.result(n))]
+    took = [sum(result["ran"].values()) for result in ended if result.get("ran")]
+    left = study.count - len(ended)
+    if not took or not left:
+        return []
+    middle = statistics.median(took)
+    return [
+        f"time: {left} elements to go, {middle:.0f} s each (median of {len(took)}): {left * middle / 60:.0f} minutes"
+    ]
