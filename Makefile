@@ -12,7 +12,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,s3,ui]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,s3,sweep,ui]'
 	touch $@
 
 demo: install

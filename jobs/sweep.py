@@ -8,22 +8,19 @@ from typing import Any
 import click
 
 from jobs.cli import main
-from jobs.common import complete
 
 
 @click.command("sweep")
-@click.argument("path", metavar="SWEEP.yaml", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=complete)
+@click.argument("words", nargs=-1, metavar="SWEEP.yaml [KEY=VALUE]...")
+@click.option("--config", type=click.Path(path_type=Path), help="SWEEP.yaml, where a script calls all verbs alike.")
 @click.option("--element", type=click.IntRange(0), help="Only this element, from 0: what a task of a job array runs.")
 @click.option("--no-prune", is_flag=True, help="Stop nobody early; pruned elements go on to their end.")
 @click.option("--dry-run", is_flag=True, help="List the elements, what they share, what is cached, what it needs.")
 @click.option("--report", is_flag=True, help="The table and the winner from what has finished.")
-@click.option(
-    "--if-busy", type=click.Choice(["refuse", "wait"]), default="refuse", help="What to do if another has the element."
-)
+@click.option("--if-busy", type=click.Choice(["refuse", "wait"]), default="refuse", help="If another has the element.")
 def command(
-    path: Path,
-    overrides: tuple[str, ...],
+    words: tuple[str, ...],
+    config: Path | None,
     element: int | None,
     no_prune: bool,
     dry_run: bool,
@@ -39,6 +36,9 @@ def command(
     from pipeline.cluster import Stopped
     from pipeline.errors import UserError
 
+    if config is None and not words:
+        raise click.UsageError("Missing the sweep's file, such as jobs/configs/sweeps/digits_learning_rate.yaml")
+    path, overrides = (config, words) if config else (Path(words[0]), words[1:])
     study = sweep.read(path, overrides)
     if element is not None and element >= study.count:
         raise UserError(f"--element {element}: {path} has {study.count} elements, numbered from 0")
@@ -46,8 +46,8 @@ def command(
     if dry_run:
         print(sweep_plan.plan(study))
         return
+    numbers = range(study.count) if element is None else [element]
     if not report:
-        numbers = range(study.count) if element is None else [element]
         try:
             busy = sweep.run(study, numbers, if_busy, prune=not no_prune)
         except Stopped:
@@ -55,8 +55,8 @@ def command(
         if busy:
             print(f"{len(busy)} elements are being run by other processes: {', '.join(map(str, busy))}", flush=True)
     print(sweep_report.markdown(study, sweep_report.points(study)))
-    failed = [n for n in range(study.count) if (study.folder.result(n) or {}).get("state") == "failed"]
-    if failed and not report and element in (None, *failed):
+    failed = [n for n in numbers if (study.folder.result(n) or {}).get("state") == "failed"]
+    if failed and not report:
         raise UserError(f"{len(failed)} elements failed: {', '.join(map(str, failed))}; the table says why")
 
 

@@ -209,6 +209,21 @@ def test_a_cached_stage_gives_its_curves_to_the_new_parent(root: Path) -> None:
     assert 400 < len(curve) <= 500
 
 
+def test_elements_are_shown_under_their_sweep_and_leave_it_no_curves(root: Path) -> None:
+    for name in ("early", "late"):  # sent before the sweep, and after it
+        element = spool(root, "pipeline", name)
+        element.start(name, group="sweep/k")
+        element.metrics({"time/ingest": 1.0}, 0)
+        if name == "early":
+            tracking.sync(root)
+            Spool(root / "pipelines" / "sweep-k" / "spool", "sweep/k", 1).start("learning rates")
+    tracking.sync(root)
+    found = runs(root)
+    parents = {found[f"pipeline/{name}"].data.tags["mlflow.parentRunId"] for name in ("early", "late")}
+    assert parents == {found["sweep/k"].info.run_id}
+    assert not found["sweep/k"].data.metrics
+
+
 def test_a_stage_that_another_pipeline_goes_on_with_moves_to_it_with_its_whole_curve(root: Path) -> None:
     for token, name in enumerate(("one", "two"), start=1):
         spool(root, "pipeline", name).start(name)

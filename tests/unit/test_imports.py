@@ -14,6 +14,7 @@ ONLY_IN = {
     "mlflow": {"pipeline/mlflow_store.py", "pipeline/shipper.py", "pipeline/pyfunc.py"},
     "torch.distributed": {"pipeline/ranks.py"},
     "yaml": {"pipeline/config.py"},
+    "optuna": {"pipeline/search.py"},
 }
 
 

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.cluster import Inline
@@ -87,6 +89,58 @@ def test_a_table_is_split_by_column_and_read_back(tmp_path):
     with tarfile.open(folder / "train-00000.tar") as tar:
         names = tar.getnames()
     assert [Path(name).suffix for name in names[:3]] == [".png", ".cls", ".json"]
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers(1, 1000), min_size=2, max_size=30), st.integers(2, 8))
+def test_folds_partition_groups_and_are_as_equal_as_can_be(groups, count):
+    if len(groups) < count:
+        with pytest.raises(UserError, match=f"{count} folds of {len(groups)} groups"):
+            ingest.folds(groups, count)
+        return
+    found = ingest.folds(groups, count)
+    assert found.keys() == groups.keys() and set(found.values()) == set(range(count))
+    filled = [sum(groups[name] for name in groups if found[name] == fold) for fold in range(count)]
+    assert max(filled) - min(filled) <= max(groups.values())
+    assert ingest.folds(dict(reversed(groups.items())), count) == found
+
+
+@pytest.mark.parametrize("tars", [False, True])
+def test_over_its_folds_every_image_is_held_out_once_and_groups_stay_together(tmp_path, tars):
+    if tars:
+        (tmp_path / "tars").mkdir()
+        for n in range(3):
+            rows = [(f"{n}{i:02d}", json.dumps({"person": f"p{(7 * n + i) // 4}"}).encode()) for i in range(12)]
+            files = [
+                (f"{key}.{kind}", data) for key, meta in rows for kind, data in (("png", png(int(key))), ("json", meta))
+            ]
+            make_tar(tmp_path / "tars" / f"{n}.tar", files)
+        source = {"kind": "webdataset", "path": str(tmp_path / "tars" / "*.tar")}
+    else:
+        source = table(tmp_path / "in", 36)
+    held_out, people = [], []
+    for fold in range(3):
+        split = {"by": "fold", "column": "person", "folds": 3, "fold": fold}
+        _, folder = run(tmp_path, f"out{fold}", source=source, size=8, split=split)
+        train, val = Index.open(folder, "train"), Index.open(folder, "val")
+        assert len(train) + len(val) == 36 and 8 <= len(val) <= 16
+        held_out += [val.key(i) for i in range(len(val))]
+        people.append({val.meta(i)["person"] for i in range(len(val))})
+        assert not people[-1] & {train.meta(i)["person"] for i in range(len(train))}
+    assert len(held_out) == len(set(held_out)) == 36
+    assert sum(map(len, people)) == len(set.union(*people))
+
+
+def test_fold_keys_are_in_the_recipe_of_folds_only(tmp_path):
+    def split_of(**split):
+        config = SimpleNamespace(data=Data(source={"kind": "digits"}, split=split))
+        return ingest.recipe(config, tmp_path)["split"]
+
+    assert split_of() == {"by": "key", "column": None, "val_fraction": 0.1}  # as before there were folds
+    fold = {"by": "fold", "column": "label", "folds": 5, "fold": 0}
+    assert split_of(**fold) == split_of(**fold, val_fraction=0.3) == fold
+    for wrong in ({**fold, "fold": 5}, {"by": "fold", "column": "label"}, {"folds": 5, "fold": 1}):
+        with pytest.raises(ValueError, match="fold"):
+            Data(source={"kind": "digits"}, split=wrong)
 
 
 def test_the_channel_statistics_are_those_of_the_training_images(tmp_path):
