@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from pipeline import graph, history, search
 from pipeline.artifacts import Lease, Store
 from pipeline.compare import LOSS_PARAMS, better
@@ -109,8 +111,8 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     common = given.overrides | dict(override_value(text) for text in overrides)
     try:
         sweep = Sweep.model_validate(given.model_dump() | {"overrides": common})
-    except ValueError as error:  # what the file has is right: it is the command line
-        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:  # what the file has is right: it is the command line
+        raise UserError(f"{file}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     for metric in {sweep.metric, *([sweep.prune.metric] if sweep.prune else [])}:
         for key in sweep.keys:
             reason = incomparable(metric, key)

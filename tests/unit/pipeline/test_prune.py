@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Element
@@ -48,6 +48,7 @@ def test_halving() -> None:
     assert hopeless(HALVING, 3.5, [1.0, 3.0, 4.0, 5.0, 6.0], -1) is not None
 
 
+@settings(deadline=None)
 @given(st.floats(-1e3, 1e3), VALUES, st.sampled_from([MEDIAN, HALVING]), st.randoms())
 def test_a_decision_knows_no_order_and_the_best_is_never_stopped(
     own: float, others: Any, rule: Prune, rng: Any

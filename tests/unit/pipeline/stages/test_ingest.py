@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -91,6 +91,7 @@ def test_a_table_is_split_by_column_and_read_back(tmp_path):
     assert [Path(name).suffix for name in names[:3]] == [".png", ".cls", ".json"]
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1), st.integers(1, 1000), min_size=2, max_size=30), st.integers(2, 8))
 def test_folds_partition_groups_and_are_as_equal_as_can_be(groups, count):
     if len(groups) < count:
