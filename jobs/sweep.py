@@ -42,12 +42,12 @@ def command(
     study = sweep.read(path, overrides)
     if element is not None and element >= study.count:
         raise UserError(f"--element {element}: {path} has {study.count} elements, numbered from 0")
-    sweep.check(study)
+    numbers = range(study.count) if element is None else [element]
     if dry_run:
         print(sweep_plan.plan(study))
         return
-    numbers = range(study.count) if element is None else [element]
     if not report:
+        sweep.check(study, numbers)
         try:
             busy = sweep.run(study, numbers, if_busy, prune=not no_prune)
         except Stopped:

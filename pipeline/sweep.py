@@ -19,7 +19,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,10 +242,10 @@ def element_config(study: Study, number: int, values: dict[str, Any], prune: boo
     return config.model_copy(update={"sweep": element})
 
 
-def check(study: Study) -> None:
-    """Check the configs of all elements that are known before anything runs. Raises UserError for the first mistake."""
+def check(study: Study, numbers: Iterable[int]) -> None:
+    """Check the configs of elements, as far as they are known before anything runs. UserError for the first mistake."""
     each = len(repeats(study.sweep))
-    for number in range(study.count):
+    for number in numbers:
         values = point_values(study, number // each, may_ask=False)
         if values is not None:
             element_config(study, number, values)
