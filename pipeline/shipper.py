@@ -177,8 +177,8 @@ class Shipping:
         tags = dict(event["tags"])
         if parent in self.state["runs"]:
             tags["mlflow.parentRunId"] = self.run_id(parent)
-        group = event.get("group")
-        if group in self.state["runs"]:
+        group: str | None = event.get("group")
+        if group and group in self.state["runs"]:
             tags["mlflow.parentRunId"] = self.run_id(group)
         run = self.store.start(experiment, key, event["name"], tags, event["ts_ms"])
         for name, value in self.store.params(run, event["params"]).items():

@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -90,7 +91,7 @@ class Study:
 
     @property
     def config_path(self) -> Path:
-        return self.file.parent / self.sweep.config
+        return Path(os.path.normpath(self.file.parent / self.sweep.config))
 
     @property
     def until(self) -> str:

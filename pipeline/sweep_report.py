@@ -150,13 +150,14 @@ def rows(study: sweep.Study, found: Sequence[Point], link: bool = False) -> list
     """Heads, then a row a point, the best first, then what has not finished. link: placeholders of MLflow's pages."""
     each = len(sweep.repeats(study.sweep))
     table = [["element" if each == 1 else "elements", *study.sweep.keys, study.sweep.metric, ""]]
-    order = ranked(study, found)
+    order, begun = ranked(study, found), set(study.folder.begun())
     for point in [*order, *(point for point in found if point not in order)]:
         numbers = range(point.number * each, (point.number + 1) * each)
         names = [_name(n, point.results.get(n), link) for n in numbers]
         listed = ", ".join(names) if link or each == 1 else f"{numbers[0]}-{numbers[-1]}"
         value = figure(point) if point.value is not None else "-"
-        table.append([listed, *(str(v) for v in point.values.values()), value, _state(point, each)])
+        state = _state(point, each) or ("" if point.results else "begun" if begun & set(numbers) else "to do")
+        table.append([listed, *(str(v) for v in point.values.values()), value, state])
     return table
 
 
@@ -174,9 +175,9 @@ def _state(point: Point, each: int) -> str:
             said.append(f"{where}pruned: {reached}, {result['why']}")
         elif result["state"] == "failed":
             said.append(f"{where}failed: {result['why']}")
-    if each > 1 and point.value is None:
+    if each > 1 and point.results and point.value is None:
         said.insert(0, f"{len(point.finished)} of {each} finished")
-    return "; ".join(said) or ("" if point.results else "to do")
+    return "; ".join(said)
 
 
 def markdown(study: sweep.Study, found: Sequence[Point], link: bool = False) -> str:
