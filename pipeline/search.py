@@ -56,8 +56,8 @@ def draw(domain: Domain, at: float) -> Any:
     if domain.choice is not None:
         return domain.choice[int(at * len(domain.choice))]
     if domain.integer:
-        low, high = domain.integer
-        return low + int(at * (high - low + 1))
+        first, last = domain.integer
+        return first + int(at * (last - first + 1))
     if domain.log_uniform:
         low, high = domain.log_uniform
         return _rounded(math.exp(math.log(low) + at * (math.log(high) - math.log(low))), low, high)
