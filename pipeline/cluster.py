@@ -271,6 +271,7 @@ def ray_program() -> None:
     2.60): the Ray client's, and the one of dashboard and jobs. A node has `_join_limit` seconds to start, where Ray has
     30: a hundred nodes that read Python from one file system are slower.
     """
+    import psutil
     import ray.scripts.scripts as scripts
     from ray._private import node, services
 
@@ -282,7 +283,8 @@ def ray_program() -> None:
             try:
                 return found(*arguments)
             except RuntimeError:
-                if time.monotonic() - begun > _join_limit():
+                ended = [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
+                if ended or time.monotonic() - begun > _join_limit():
                     raise
 
     services.get_node = patient

@@ -105,7 +105,7 @@ def address(interface: str = "") -> str:
     with suppress(OSError):
         for found in socket.gethostbyname_ex(socket.gethostname())[2]:
             if found in outer:  # a name may lead to 127.0.1.1
-                return found
+                return str(found)
     return str(outer[0]) if outer else "127.0.0.1"
 
 
@@ -115,7 +115,7 @@ def interface_of(own: str) -> str:
 
     for name, entries in psutil.net_if_addrs().items():
         if any(entry.address == own for entry in entries):
-            return name
+            return str(name)
     raise UserError(f"{own}: no interface of {socket.gethostname()} has this address")
 
 
@@ -196,25 +196,38 @@ def hold(environment: Mapping[str, str]) -> int:
     with Claim(folder):
         own = address(environment.get("LDM_INTERFACE", ""))
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become children of this process
-        network = {key: interface_of(own) for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
         (folder / "tmp").mkdir()
-        command = ray_start(environment, own)
-        variables = {**network, **environment, "TMPDIR": str(folder / "tmp")}
+        variables = {
+            "GLOO_SOCKET_IFNAME": interface_of(own),
+            "NCCL_SOCKET_IFNAME": interface_of(own),
+            "RAY_worker_register_timeout_seconds": environment.get("LDM_JOIN_DEADLINE", "300"),
+            **environment,
+            "TMPDIR": str(folder / "tmp"),
+        }
         try:
-            while True:
-                ray = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL)
-                while ray.poll() is None:
-                    if not _go_on(signals, folder):
-                        return 0
-                print(f"{environment['SLURMD_NODENAME']}: Ray ended by itself (exit code {ray.returncode})", flush=True)
-                if "--head" in command:
-                    return 1  # with it went what the others know: the job is over
-                kill_descendants()
-                if not _go_on(signals, folder):  # joins again: the head was late, or this node's part died
-                    return 0
+            return _keep(ray_start(environment, own), variables, signals, folder)
         finally:
             kill_descendants()
             shutil.rmtree(folder, ignore_errors=True)  # Ray's logs and sockets; nothing of ours
+
+
+def _keep(command: list[str], variables: dict[str, str], signals: set[signal.Signals], folder: Path) -> int:
+    """Run `ray start` until SIGUSR2 (0); again where it ends by itself, but for a head that others know (1).
+
+    It may end as it starts: Ray gives its agents 15 s to come up, and a node that joins 30 s to its head.
+    """
+    begun, limit = time.monotonic(), float(variables["RAY_worker_register_timeout_seconds"])
+    while True:
+        ray = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL)
+        while ray.poll() is None:
+            if not _go_on(signals, folder):
+                return 0
+        print(f"{variables['SLURMD_NODENAME']}: Ray ended by itself (exit code {ray.returncode})", flush=True)
+        if "--head" in command and time.monotonic() - begun > limit:
+            return 1
+        kill_descendants()
+        if not _go_on(signals, folder):
+            return 0
 
 
 def _go_on(signals: set[signal.Signals], folder: Path) -> bool:

@@ -38,6 +38,9 @@ if [ -f "$site" ]; then . "$site" || die "$site failed"; fi
 
 export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export RAY_TMPDIR=${LDM_LOCAL:-/tmp}/ldm-job-$SLURM_JOB_ID # on each node its own; short, for the sake of socket paths
+scratch=$RAY_TMPDIR.d # of the pipeline itself; a lock that ends with it keeps other jobs from clearing it away
+rm -rf "$scratch" && mkdir -m 700 "$scratch" || die "$scratch: cannot be made; set LDM_LOCAL"
+exec {lock}>"$scratch/lock" && flock "$lock"
 ulimit -n "$(ulimit -Hn)"                                  # Ray holds a connection from each process to each
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 kill_wait=$(scontrol show config | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')
@@ -81,10 +84,13 @@ cleanup() { # idempotent. No new step starts after scancel: the steps themselves
   trap '' USR1 TERM INT
   trap - EXIT
   for process in "$driver" "$watch" "$alarm"; do ! alive "$process" || kill -KILL "$process"; done
-  while alive "$ray"; do
+  for _ in 1 2 3; do
+    alive "$ray" || break
     kill -USR2 "$ray"
-    timeout 10 tail --pid="$ray" -f /dev/null
+    timeout 20 tail --pid="$ray" -f /dev/null
   done
+  ! alive "$ray" || { say "a node does not answer"; kill -KILL "$ray"; }
+  rm -rf "$scratch"
   say "taken down"
 }
 trap cleanup EXIT
@@ -109,7 +115,7 @@ watching & watch=$!
 code=75
 if [ -z "$notice$ended" ]; then
   [ $# -gt 0 ] || die "sbatch slurm/train_ldm.sh CONFIG [KEY=VALUE]..."
-  "${here[@]}" "jobs.${LDM_VERB:-train_ldm}" --config "$@" & driver=$!
+  TMPDIR=$scratch "${here[@]}" "jobs.${LDM_VERB:-train_ldm}" --config "$@" & driver=$!
   while alive "$driver"; do # `wait` returns whenever a trap ran
     wait -n "$driver" "$ray" ${watch:+"$watch"} ${alarm:+"$alarm"}
     alive "$driver" || break

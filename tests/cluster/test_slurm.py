@@ -157,6 +157,7 @@ def test_preemption(lab: Lab, whole: Job, tells: bool) -> None:
 def test_scancel(lab: Lab, whole: Job) -> None:
     """Saved and ended, not queued again; the same sbatch goes on from there."""
     job = begun(lab, whole, "cancelled")
+    protected(lab, job)
     lab.exec("scancel", job.id)
     job.wait(lambda: job.state == "CANCELLED" and "taken down" in job.log, "its end")
     assert "queueing again" not in job.log and not lab.exec("squeue", "--noheader", "--states=PENDING")
@@ -164,6 +165,20 @@ def test_scancel(lab: Lab, whole: Job) -> None:
     reached = max(curve(root, "diffusion"))
     assert kept(root, "diffusion")[-1] == reached * BATCH < STEPS["diffusion"] * BATCH
     assert job.facts()["Restarts"] == "0"
+
+
+def protected(lab: Lab, job: Job) -> None:
+    """Without the token nobody gets in; no dashboard, no Ray client server, no port outside of the documented."""
+    found = re.search(r"Ray's head is (\S+):(\d+), ports up to (\d+)", job.log)
+    assert found
+    address, first, last = found[1], int(found[2]), int(found[3])
+    ask = "import sys, urllib.request\ntry: urllib.request.urlopen(sys.argv[1])\nexcept Exception as e: print(e.code)"
+    for path in (f"{first + 3}/api/job_agent/jobs/", f"{first + 5}/get_runtime_envs_info"):
+        assert lab.exec("python3", "-c", ask, f"http://{address}:{path}", node="node3").strip() == "401"
+    listening = [line.split() for line in lab.exec("ss", "-Hltnp", node="node1").splitlines()]
+    known = {int(words[3].rpartition(":")[2]) for words in listening if "srun" not in words[-1]}
+    assert {first, first + 1} <= known and not known & {8265, 10001, 52365}
+    assert all(first <= port <= last or port == 6818 or port >= 32768 for port in known), known
 
 
 def test_a_node_dies(lab: Lab, whole: Job) -> None:
