@@ -189,6 +189,7 @@ def hold(environment: Mapping[str, str]) -> int:
     """
     signals = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # inherited by all that starts here; read by sigtimedwait
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the script has it ignored up to here
     folder = Path(environment["RAY_TMPDIR"])
     if len(str(folder)) > LONGEST:
         raise UserError(f"LDM_LOCAL: {folder} has over {LONGEST} characters, too many for the sockets of Ray in it")
@@ -220,22 +221,34 @@ def _keep(command: list[str], variables: dict[str, str], signals: set[signal.Sig
     while True:
         ray = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL)
         while ray.poll() is None:
-            if not _go_on(signals, folder):
+            if not _go_on(signals, folder, variables["RAY_ADDRESS"]):
                 return 0
         print(f"{variables['SLURMD_NODENAME']}: Ray ended by itself (exit code {ray.returncode})", flush=True)
         if "--head" in command and time.monotonic() - begun > limit:
             return 1
         kill_descendants()
-        if not _go_on(signals, folder):
+        if not _go_on(signals, folder, variables["RAY_ADDRESS"]):
             return 0
 
 
-def _go_on(signals: set[signal.Signals], folder: Path) -> bool:
-    """Wait a moment for a signal; False for SIGUSR2, which is the script's word to end."""
+def _go_on(signals: set[signal.Signals], folder: Path, head: str) -> bool:
+    """Wait a moment for a signal. False for SIGUSR2, the script's word to end, and where Slurm ends the step after the
+    head's node, and with it the script, was lost: nobody is left to say it, and SIGKILL would leave the folder."""
     caught = signal.sigtimedwait(signals, POLL)
     if caught and caught.si_signo == signal.SIGTERM:
         (folder / "notice").touch()
-    return caught is None or caught.si_signo != signal.SIGUSR2
+    if caught and caught.si_signo == signal.SIGUSR2:
+        return False
+    return not (folder / "notice").exists() or _answers(head)
+
+
+def _answers(address: str) -> bool:
+    host, port = address.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 class Claim:

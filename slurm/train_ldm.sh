@@ -48,6 +48,9 @@ kill_wait=$(scontrol show config | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')
 # A command on every node, once; beside others in the same CPUs, with all environment whatever sbatch was told.
 each=(srun --overlap --export=ALL --input=none --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" --ntasks-per-node=1
   --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --cpu-bind=none --unbuffered "${LDM_SRUN[@]}")
+# Signals of Slurm to this script's process group are for this script: srun would answer SIGTERM by killing its step, and
+# the tasks must live from their first moment on (`hold` takes the signal over)
+own=(setsid) deaf=(bash -c 'trap "" TERM; exec "$@"' -)
 here=("${LDM_WRAP[@]}" python -m) # on this node
 [ ${#LDM_SRUN[@]} = 0 ] || here=(srun --overlap --export=ALL --input=none --nodes=1 --ntasks=1 --nodelist="${nodes[0]}"
   --cpu-bind=none --unbuffered "${LDM_SRUN[@]}" "${here[@]}")
@@ -83,7 +86,11 @@ watching() { # ends with a notice that no signal brings to this script
 cleanup() { # idempotent. No new step starts after scancel: the steps themselves clean their nodes
   trap '' USR1 TERM INT
   trap - EXIT
-  for process in "$driver" "$watch" "$alarm"; do ! alive "$process" || kill -KILL "$process"; done
+  for process in "$driver" "$watch" "$alarm"; do
+    alive "$process" || continue
+    kill -KILL "$process"
+    wait "$process" 2>/dev/null # quietly
+  done
   for _ in 1 2 3; do
     alive "$ray" || break
     kill -USR2 "$ray"
@@ -107,15 +114,15 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_USAGE_STATS_ENABLED=0 RAY_DEDUP_LOGS=0 RAY_TRAIN_ENABLE_STATE_TRACKING=0
 say "Ray's head is $RAY_ADDRESS, ports up to $((LDM_BASE_PORT + 6))"
-"${each[@]}" --kill-on-bad-exit=1 --output="ray-%j.out" --open-mode=append \
-  "${LDM_WRAP[@]}" python -m pipeline.slurm hold & ray=$!
+"${own[@]}" "${each[@]}" --kill-on-bad-exit=1 --output="ray-%j.out" --open-mode=append \
+  "${deaf[@]}" "${LDM_WRAP[@]}" python -m pipeline.slurm hold & ray=$!
 watching & watch=$!
 
 # ---- the pipeline ---------------------------------------------------------------------------------------------------
 code=75
 if [ -z "$notice$ended" ]; then
   [ $# -gt 0 ] || die "sbatch slurm/train_ldm.sh CONFIG [KEY=VALUE]..."
-  TMPDIR=$scratch "${here[@]}" "jobs.${LDM_VERB:-train_ldm}" --config "$@" & driver=$!
+  TMPDIR=$scratch "${own[@]}" "${here[@]}" "jobs.${LDM_VERB:-train_ldm}" --config "$@" & driver=$!
   while alive "$driver"; do # `wait` returns whenever a trap ran
     wait -n "$driver" "$ray" ${watch:+"$watch"} ${alarm:+"$alarm"}
     alive "$driver" || break
@@ -129,6 +136,7 @@ fi
 cleanup
 if [ -z "$ended" ] && { [ "$code" = 75 ] || { [ -n "$notice" ] && [ "$code" = 138 ]; }; }; then # 138: it died of USR1, early
   say "queueing again"
+  trap - TERM # which Slurm sends now: at its default it ends this script at once, not after KillWait
   scontrol requeue "$SLURM_JOB_ID" && { sleep 600 & wait $!; }
   say "cannot be queued again: the same sbatch goes on where it was"
 fi
