@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := jobs/configs/digits.yaml
+SLURM := slurmctld slurmd slurm-client munge iproute2
 
-.PHONY: demo test lint ui bench clean install
+.PHONY: demo test test-cluster lint ui bench clean install
 
 install: $(VENV)/.installed
 
@@ -20,6 +21,12 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest --cov=pipeline --cov=models --cov-report=term tests
+
+# a Slurm cluster of network namespaces on this machine; root only. Without the daemons the tests skip and say so
+test-cluster: install
+	@command -v slurmctld slurmd munged sbatch ip > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM) > /dev/null; } || true
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from typing import Any
@@ -61,15 +62,21 @@ def group() -> None:
 
 def _interrupt(number: int, frame: Any) -> None:
     """A scheduler's request to end unwinds as Ctrl-C does: Ray and the tracker are left in order."""
-    raise KeyboardInterrupt
+    from pipeline.errors import Notice
+
+    raise Notice if number == signal.SIGUSR1 else KeyboardInterrupt
 
 
 def main(command: Any = group) -> None:
-    """Run a command. Exit code 2: a user's mistake, in one line. 1: a bug, with its traceback. 130: stopped."""
-    from pipeline.errors import UserError
+    """Run a command. Exit code 2: a user's mistake, in one line. 1: a bug, with its traceback. 130: stopped.
+
+    75 (EX_TEMPFAIL): stopped by a notice (SIGUSR1, a drain); the same command is to be given again elsewhere.
+    """
+    from pipeline.errors import Notice, UserError
     from pipeline.files import disk_trouble
 
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGUSR1, _interrupt)
     try:
         with disk_trouble():
             command(standalone_mode=False, prog_name="ldm" if command is group else None)
@@ -87,8 +94,9 @@ def main(command: Any = group) -> None:
     except (KeyboardInterrupt, click.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # click takes one for Ctrl-D; nothing here asks a person
             raise error.__cause__ from None
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        again = isinstance(error, Notice) or isinstance(error.__cause__, Notice)
+        print("stopped; the same command goes on" if again else "stopped", file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL if again else 130)
     except BrokenPipeError:
         sys.exit(0)
 

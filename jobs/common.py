@@ -60,7 +60,7 @@ def stage_command(stage: str, text: str) -> click.Command:
     def command(path: Path, overrides: tuple[str, ...], dry_run: bool, rebuild: tuple[str, ...], if_busy: Any) -> None:
         from pipeline import graph
         from pipeline.cluster import Stopped
-        from pipeline.errors import UserError
+        from pipeline.errors import Notice, UserError
 
         for name in rebuild:
             if name not in graph.STAGES:
@@ -73,8 +73,8 @@ def stage_command(stage: str, text: str) -> click.Command:
             return
         try:
             table(graph.run(config, stage, rebuild, if_busy), config)
-        except Stopped:
-            raise click.Abort from None
+        except Stopped as stopped:
+            raise Notice if stopped.again else KeyboardInterrupt from None
 
     return command
 

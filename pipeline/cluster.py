@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -39,7 +40,14 @@ QUIET = {
 
 
 class Stopped(Exception):
-    """A person or the scheduler asked for an end; what was to be saved is saved."""
+    """A person or the scheduler asked for an end; what was to be saved is saved.
+
+    again: it was a notice that the machines go away, so the same command is to be given again elsewhere.
+    """
+
+    def __init__(self, again: bool = False) -> None:
+        super().__init__()
+        self.again = again
 
 
 class Cluster:
@@ -78,7 +86,7 @@ class Cluster:
         handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if _in_main_thread() else {}
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         if address:
-            ray.init(address=address, **common)
+            _join(address, common)
         else:
             ray.init(
                 num_cpus=cpus(),
@@ -154,7 +162,10 @@ class Cluster:
         """How many workers of so many threads and GPUs there is room for, each on one node."""
         import ray
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        leaving = _draining()
+        nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving]
+        if leaving and not nodes:
+            raise Stopped(again=True)
         rooms = [(n.get("CPU", 0) // threads, n.get("GPU", 0) // gpus if gpus else math.inf) for n in nodes]
         return max(1, sum(int(min(room)) for room in rooms))
 
@@ -194,20 +205,22 @@ class Cluster:
         `world` is asked anew for each attempt: what is left after a loss may be fewer. `arguments` gets `threads`.
 
         `function` writes `work/outcome.json` ({"error": one line} for a user's mistake) and looks for `work/stop`.
+        Ranks that had notice of their node's end (a drain) have saved, and go on on the others; no attempt is spent.
         `watch` is called a few times a second (progress). Raises UserError, Stopped, or what Ray Train raised.
         """
         self.start()
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
         from ray.train.v2.api.exceptions import TrainingFailedError
 
         stop = work / "stop"
         stop.unlink(missing_ok=True)
-        for attempt in range(self.config.max_failures + 1):
+        attempt = 0
+        while True:
             ranks = world()
             threads = self.threads(ranks)
-            trainer = TorchTrainer(
+            trainer = _trainer()(
                 function,
                 train_loop_config={**arguments, "threads": threads},
                 torch_config=TorchConfig(timeout_s=self.config.collective_timeout),
@@ -220,7 +233,9 @@ class Cluster:
                     name="train",
                     storage_path=str(work / "ray"),
                     # we restart: a user's mistake is not tried again
-                    failure_config=FailureConfig(max_failures=0, controller_failure_limit=START_FAILURES),
+                    failure_config=FailureConfig(
+                        max_failures=0, max_preemption_failures=0, controller_failure_limit=START_FAILURES
+                    ),
                     worker_runtime_env=self._environment(threads),
                 ),
             )
@@ -234,7 +249,10 @@ class Cluster:
                 if isinstance(mistake, UserError):
                     raise UserError(str(mistake)) from None
             if stop.exists():
-                raise Stopped
+                raise Stopped(again=stop.read_text() == signal.SIGUSR1.name)
+            if outcome.get("drained"):
+                print("a node is being drained: saved, going on on the others", flush=True)
+                continue
             if failure is None:
                 return
             if not isinstance(failure, TrainingFailedError) or attempt == self.config.max_failures:
@@ -243,6 +261,54 @@ class Cluster:
                 f"a rank died ({str(failure).splitlines()[0][:200]}); starting again from the last checkpoint",
                 flush=True,
             )
+            attempt += 1
+
+
+def ray_program() -> None:
+    """The program `ray`, for `ray start` in an allocation that ends with the run.
+
+    Without two servers that nobody uses there, but that it would start and wait for whatever its options say (Ray
+    2.60): the Ray client's, and the one of dashboard and jobs. A node has `_join_limit` seconds to start, where Ray has
+    30: a hundred nodes that read Python from one file system are slower.
+    """
+    import psutil
+    import ray.scripts.scripts as scripts
+    from ray._private import node, services
+
+    found = services.get_node
+
+    def patient(*arguments: Any) -> Any:
+        begun = time.monotonic()
+        while True:
+            try:
+                return found(*arguments)
+            except RuntimeError:
+                ended = [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
+                if ended or time.monotonic() - begun > _join_limit():
+                    raise
+
+    services.get_node = patient
+    node.Node.start_api_server = lambda *_, **__: None
+    scripts.get_ray_client_dependency_error = lambda: "not used"
+    scripts.main()
+
+
+def _join_limit() -> float:
+    """Seconds that a cluster which is just being raised has until all its nodes are there."""
+    return float(os.environ.get("LDM_JOIN_DEADLINE", "300"))
+
+
+def _trainer() -> Any:
+    """Ray Train's trainer; in a cluster that ends with this run, without the actor that would clean up after a lost
+    controller. It asks the dashboard, of which a Slurm job starts none (Ray 2.60)."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    return Trainer if "LDM_RAY_NODES" in os.environ else TorchTrainer
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:
@@ -296,7 +362,10 @@ def _in_thread(run: Callable[[], Any], watch: Callable[[], None], stop: Path) ->
 
 @contextmanager
 def _on_signal(stop: Path) -> Iterator[None]:
-    """Ctrl-C, SIGTERM (a job's end) and SIGUSR1 (Slurm's notice) ask the ranks to save and stop; twice: at once."""
+    """Ctrl-C, SIGTERM (a job's end) and SIGUSR1 (notice: to go on elsewhere) ask the ranks to save and stop.
+
+    Ctrl-C twice stops at once. A SIGTERM after a notice makes it an end.
+    """
     if not _in_main_thread():
         yield
         return
@@ -322,6 +391,60 @@ def _in_main_thread() -> bool:
 def cpus() -> int:
     """CPUs that this process may use (a Slurm step or a container may allow fewer than the machine has)."""
     return len(os.sched_getaffinity(0))
+
+
+def _join(address: str, options: dict[str, Any]) -> None:
+    """Join a running cluster. One that slurm/train_ldm.sh is just raising (LDM_RAY_NODES: NAME=ADDRESS, spaces between)
+    gets LDM_JOIN_DEADLINE seconds to be there with all its nodes; then a UserError names those that are not."""
+    import ray
+
+    pairs = [pair.split("=") for pair in os.environ.get("LDM_RAY_NODES", "").split()]
+    missing = {where: name for name, where in pairs}
+    if not missing:
+        ray.init(address=address, **options)
+        return
+    limit, begun, trouble = _join_limit(), time.monotonic(), ""
+    while missing:
+        try:
+            if not ray.is_initialized():
+                host, port = address.rsplit(":", 1)
+                socket.create_connection((host, int(port)), 5).close()  # ray.init would wait for long, and for nothing
+                ray.init(address=address, **options)
+            alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+            missing = {where: name for where, name in missing.items() if where not in alive}
+        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+            trouble = f" ({' '.join(str(error).split())[:200]})"
+        if missing and time.monotonic() - begun > limit:
+            names = ", ".join(sorted(f"{name} ({where})" for where, name in missing.items()))
+            raise UserError(
+                f"{len(missing)} of {len(pairs)} nodes did not join Ray at {address} within {limit:.0f} s: {names}"
+                f"{trouble}; see ray-JOB.out, or give it longer (LDM_JOIN_DEADLINE=SECONDS)"
+            )
+        time.sleep(0.2)  # poll: what is not there cannot notify
+    has = ray.cluster_resources()
+    names = ", ".join(name for name, _ in pairs)
+    print(f"cluster: {names} joined ({has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs)", flush=True)
+
+
+def _draining() -> set[str]:
+    """Ids of nodes that are being drained (`ray drain-node`, an autoscaler's or a spot machine's notice)."""
+    import ray
+
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def preempted() -> bool:
+    """Whether Ray Train has notice that a node of these ranks is going away. On a rank; costs nothing.
+
+    `ray.train.get_preemption_info` is a barrier of all ranks: this is what it looks at, and the ranks agree on it with
+    the rest of a step's flags.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    try:
+        return get_train_context().preemption_context.preemption_info is not None
+    except RuntimeError:
+        return False  # no process of Ray Train's
 
 
 def _gpus() -> bool:

@@ -1,7 +1,11 @@
-"""The one exception that stands for a user's mistake. The command line prints it as one line and exits with 2."""
+"""Exceptions that end a command: a user's mistake (one line, exit code 2), a notice (exit code 75)."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
     """What is wrong, where, what was expected, what to do: in one line."""
+
+
+class Notice(KeyboardInterrupt):
+    """The machines go away: what is to be saved is saved, and the same command is to be given again elsewhere."""

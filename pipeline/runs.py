@@ -20,6 +20,8 @@ from pipeline.files import atomic_write, read_json, write_json
 from pipeline.schema.section import Section, result_fields
 from pipeline.tracking import Spool
 
+STOPS = ("Stopped", "KeyboardInterrupt", "Notice")  # an end that was asked for, by the name of what was raised
+
 
 def run_key(made: Artifact | Writer) -> str:
     """The run key of a stage: `STAGE/FINGERPRINT/ATTEMPT`.
@@ -80,13 +82,7 @@ class PipelineRun:
         if self.all_cached:
             return
         with self._lease:
-            self.spool.end(
-                "FINISHED"
-                if error is None
-                else "KILLED"
-                if kind and kind.__name__ in ("Stopped", "KeyboardInterrupt")
-                else "FAILED"
-            )
+            self.spool.end("FINISHED" if error is None else "KILLED" if kind and kind.__name__ in STOPS else "FAILED")
         left = self.shipper.drain(self.config.tracking.deadline)
         if left:
             print(tracking.left_message(self.root, self.shipper.uri, left), flush=True)
@@ -120,7 +116,7 @@ class PipelineRun:
         try:
             yield spool
         except BaseException as error:
-            spool.end("KILLED" if type(error).__name__ in ("Stopped", "KeyboardInterrupt") else "FAILED")
+            spool.end("KILLED" if type(error).__name__ in STOPS else "FAILED")
             raise
         spool.end("FINISHED")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -120,7 +121,7 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
 
     from pipeline import averages, loop
     from pipeline.checkpoint import listing
-    from pipeline.cluster import device
+    from pipeline.cluster import device, preempted
     from pipeline.generate import load_weights
     from pipeline.ranks import open_ranks
 
@@ -138,7 +139,8 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
     snapshots = Path(arguments["path"]) / averages.FOLDER if training.snapshot_every else None
     if snapshots and begin and ranks.first and not listing(work / "checkpoints"):
         averages.take_over(begin[0].parents[1] / averages.FOLDER, snapshots, training, begin[1])
-    log, stop = _log(config, name, arguments, work) if ranks.first else Silent(), stopper(work, arguments["token"])
+    log = _log(config, name, arguments, work) if ranks.first else Silent()
+    stop, hosts = stopper(work, arguments["token"], preempted), ranks.gather_objects(socket.gethostname())
     validated: dict[str, float] = {}
 
     def validate(engine: Engine) -> dict[str, float]:
@@ -156,9 +158,11 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
         token=arguments["token"],
         begin_from=begin,
         snapshots=snapshots,
-        progress=lambda progress: write_json(work / "progress.json", asdict(progress)),
+        progress=lambda progress: write_json(work / "progress.json", {**asdict(progress), "hosts": hosts}),
     )
     if not summary.finished:
+        if any(ranks.gather_objects(preempted())) and ranks.first:
+            write_json(work / "outcome.json", {"drained": True})
         return
     if not validated:  # a kill between the last checkpoint and this line
         validate(engine)
@@ -244,15 +248,16 @@ def save_weights(path: Path, weights: dict[str, Any]) -> None:
         save_file({key: value.contiguous().cpu() for key, value in weights.items()}, temporary)
 
 
-def stopper(work: Path, token: int) -> Callable[[], bool]:
-    """Whether the driver asked for an end, or another process took the artifact over; looks once a second at most."""
+def stopper(work: Path, token: int, preempted: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether the driver asked for an end, this node goes away, or another process took the artifact over; looks once a
+    second at most."""
     looked, found = 0.0, False
 
     def stop() -> bool:
         nonlocal looked, found
         if not found and time.monotonic() - looked > STOP_POLL:
             looked = time.monotonic()
-            found = (work / "stop").exists() or (work / "lease" / f"{token + 1:06d}.json").exists()
+            found = preempted() or (work / "stop").exists() or (work / "lease" / f"{token + 1:06d}.json").exists()
         return found
 
     return stop
@@ -275,6 +280,8 @@ class Progress:
         now = read_json(self.path)
         if now["step"] == self.last:
             return
+        if self.last < 0:
+            print(f"{self.name}: {len(now['hosts'])} ranks on {', '.join(sorted(set(now['hosts'])))}", flush=True)
         self.last = now["step"]
         left = time.strftime("%H:%M:%S", time.gmtime(now["seconds_left"]))
         loss = "not finite" if now["loss"] is None else f"{now['loss']:.4f}"

@@ -1,0 +1,265 @@
+"""`sbatch slurm/train_ldm.sh` on a real Slurm cluster: both stages over two nodes, and each kind of notice and loss.
+
+What a disturbed run ends with is compared bit for bit with an undisturbed one (same world size). Outcomes are asserted,
+never times; how long a restart took, and of what that is made, is printed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.artifacts import Artifact
+
+from .conftest import ROOT, Job, Lab, curve, events, kept
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
+
+BATCH, EVERY, STEPS = 32, 50, {"autoencoder": 200, "diffusion": 400}  # as the config of conftest.py has them
+TWO = ("--nodes=2", "--cpus-per-task=1")  # a rank on each of two nodes
+
+
+@pytest.fixture(scope="session")
+def whole(lab: Lab) -> Job:
+    """A job that nobody disturbed."""
+    job = lab.sbatch("whole", options=TWO)
+    job.finish()
+    return job
+
+
+def begun(lab: Lab, whole: Job, name: str, *options: str) -> Job:
+    """A job of which everything but the diffusion stage is done, in the midst of that stage."""
+    folder = lab.folder / "shared" / name
+    shutil.copytree(whole.folder / "runs", folder / "runs")
+    for made in ("artifacts/diffusion", "pipelines", "tracking", "mlartifacts"):
+        shutil.rmtree(folder / "runs" / made, ignore_errors=True)
+    (folder / "runs" / "mlflow.db").unlink()
+    job = lab.sbatch(name, options=(*TWO, *options))
+    job.wait_step("diffusion", EVERY + 10)
+    return job
+
+
+def same_end(job: Job, whole: Job, stage: str, again: int) -> None:
+    """The losses of all steps, by whichever attempt, are those of the undisturbed run, at most `again` steps were done
+    twice."""
+    root = job.folder / "runs"
+    for name in STEPS:
+        assert curve(root, name) == curve(whole.folder / "runs", name)
+        assert sorted(curve(root, name)) == list(range(1, STEPS[name] + 1))
+    (manifest,) = root.glob(f"artifacts/{stage}/*/manifest.json")
+    resumed = Artifact.load(manifest.parent).summary["resumed_from"] // BATCH
+    first = min(root.glob(f"artifacts/{stage}/*/work/spool/*.jsonl"))
+    reached = int(re.findall(rf'"step":(\d+),"values":{{"{stage}/train_loss"', first.read_text())[-1])
+    print(f"{job.folder.name}: at step {reached} the first attempt ended, from {resumed} the next went on")
+    assert 0 <= reached - resumed <= again, job.told()
+
+
+def requeued(job: Job) -> None:
+    """Wait until it has been queued again and runs, and ends well; it was restarted once."""
+    job.finish()
+    assert job.facts()["Restarts"] == "1", job.told()
+
+
+def test_both_stages_on_both_nodes(whole: Job) -> None:
+    """Two ranks on two nodes, and nothing that a restart would show."""
+    for stage in STEPS:
+        assert f"{stage}: 2 ranks on node1, node2" in whole.log
+        assert sorted(curve(whole.folder / "runs", stage)) == list(range(1, STEPS[stage] + 1))
+    assert "cluster: node1, node2 joined (2 CPUs, 0 GPUs)" in whole.log
+    assert whole.facts()["Restarts"] == "0"
+
+
+def test_time_limit(lab: Lab, whole: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGUSR1 before the limit, in the autoencoder's stage: saved, queued again, on in the same MLflow runs."""
+    job = lab.sbatch("limit", options=(*TWO, "--signal=B:USR1@600", "--time=60"))
+    job.wait_step("autoencoder", EVERY + 10)
+    lab.exec("scontrol", "update", f"JobId={job.id}", "TimeLimit=+0")
+    minutes = int(float(lab.exec("squeue", "--noheader", "-j", job.id, "-O", "TimeUsed").split(":")[0])) + 5
+    lab.exec("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes}")  # in five minutes: less than ten
+    job.wait(lambda: "queueing again" in job.log and job.state == "PENDING", "its return to the queue")
+    lab.exec("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
+    requeued(job)
+    assert "notice: SIGUSR1" in job.log
+    same_end(job, whole, "autoencoder", again=0)
+    runs = mlflow_runs(job.folder / "runs")
+    assert set(runs) == {"small", "1 ingest", "2 autoencoder", "3 encode", "4 diffusion"}
+    assert all(run.info.status == "FINISHED" for run in runs.values())
+    with capsys.disabled():
+        print(restart_times(job, "autoencoder"))
+
+
+def mlflow_runs(root: Path) -> dict[str, Any]:
+    """Name -> run in the tracker; no name twice."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    found = {run.info.run_name: run for run in runs}
+    assert len(found) == len(runs), sorted(run.info.run_name for run in runs)
+    return found
+
+
+def restart_times(job: Job, stage: str) -> str:
+    """From the notice to the first step of the next attempt, and what that is made of."""
+
+    def said(pattern: str, number: int) -> float:
+        """When the script said a line for the `number`th time (of today)."""
+        clock = re.findall(rf"^\[(\d\d:\d\d:\d\d)\] slurm: .*{pattern}", job.log, re.M)[number]
+        return datetime.fromisoformat(f"{time.strftime('%Y-%m-%d')}T{clock}").timestamp()
+
+    pipeline = [
+        re.search(r'"ts_ms":(\d+)', line)
+        for path in sorted(job.folder.glob("runs/pipelines/*/spool/*.jsonl"))
+        for line in path.read_text().splitlines()
+        if '"kind":"start"' in line
+    ]
+    starts = [event["ts_ms"] / 1000 for event in events(job.folder / "runs", stage) if event["kind"] == "start"]
+    steps = [e["ts_ms"] / 1000 for e in events(job.folder / "runs", stage) if e["kind"] == "metrics"]
+    assert pipeline[1]
+    points = {
+        "ranks saved, all taken down": said("queueing again", 0),
+        "Slurm starts the job again": said("restart 1", 0),
+        "ports found on all nodes": said("Ray's head is", 1),
+        "Ray up, nodes joined, pipeline planned": int(pipeline[1][1]) / 1000,
+        "stage begins": starts[1],
+        "first step (ranks placed, imports, checkpoint read)": min(at for at in steps if at > starts[1]),
+    }
+    last, lines = said("notice: ", 0), []
+    whole = points["first step (ranks placed, imports, checkpoint read)"] - points["ranks saved, all taken down"]
+    for name, at in points.items():
+        lines.append(f"  {at - last:6.1f} s  {name}")
+        last = at
+    return "\n".join([f"\n{whole:.0f} s from requeue to the first step, on a machine that all nodes share:", *lines])
+
+
+@pytest.mark.parametrize("tells", [False, True], ids=["steps-only", "user-signal"])
+def test_preemption(lab: Lab, whole: Job, tells: bool) -> None:
+    """A job of a higher partition takes a node: saved within the grace, with and without preempt_send_user_signal."""
+    if tells:
+        config = lab.folder / "etc" / "slurm.conf"
+        config.write_text(f"SlurmctldParameters=preempt_send_user_signal\n{config.read_text()}")
+        lab.exec("scontrol", "reconfigure")
+    job = begun(lab, whole, f"preempted-{tells}")
+    lab.exec("sbatch", "-p", "high", "-w", "node2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    job.wait(lambda: job.facts()["Restarts"] == "1", "its return to the queue")
+    assert ("notice: SIGUSR1" in job.log) or not tells
+    assert ("notice: SIGTERM to the job's steps" in job.log) or tells
+    requeued(job)
+    same_end(job, whole, "diffusion", again=0)
+
+
+def test_scancel(lab: Lab, whole: Job) -> None:
+    """Saved and ended, not queued again; the same sbatch goes on from there."""
+    job = begun(lab, whole, "cancelled")
+    protected(lab, job)
+    lab.exec("scancel", job.id)
+    job.wait(lambda: job.state == "CANCELLED" and "taken down" in job.log, "its end")
+    assert "queueing again" not in job.log and not lab.exec("squeue", "--noheader", "--states=PENDING")
+    root = job.folder / "runs"
+    reached = max(curve(root, "diffusion"))
+    assert kept(root, "diffusion")[-1] == reached * BATCH < STEPS["diffusion"] * BATCH
+    assert job.facts()["Restarts"] == "0"
+
+
+def protected(lab: Lab, job: Job) -> None:
+    """Without the token nobody gets in; no dashboard, no Ray client server, no port outside of the documented."""
+    found = re.search(r"Ray's head is (\S+):(\d+), ports up to (\d+)", job.log)
+    assert found
+    address, first, last = found[1], int(found[2]), int(found[3])
+    ask = "import sys, urllib.request\ntry: urllib.request.urlopen(sys.argv[1])\nexcept Exception as e: print(e.code)"
+    for path in (f"{first + 3}/api/job_agent/jobs/", f"{first + 5}/get_runtime_envs_info"):
+        assert lab.exec("python3", "-c", ask, f"http://{address}:{path}", node="node3").strip() == "401"
+    listening = [line.split() for line in lab.exec("ss", "-Hltnp", node="node1").splitlines()]
+    known = {int(words[3].rpartition(":")[2]) for words in listening if "srun" not in words[-1]}
+    assert {first, first + 1} <= known and not known & {8265, 10001, 52365}
+    assert all(first <= port <= last or port == 6818 or port >= 32768 for port in known), known
+
+
+@pytest.mark.parametrize("node", ["node1", "node2"], ids=["head", "other"])
+def test_a_node_dies(lab: Lab, whole: Job, node: str) -> None:
+    """Slurm queues the job again; it goes on on another node, at most one interval is done twice."""
+    job = begun(lab, whole, f"killed-{node}")
+    assert job.facts()["NodeList"] == "node[1-2]"
+    lab.slurmlab("kill-node", node)
+    try:
+        requeued(job)
+    finally:
+        lab.slurmlab("restore-node", node)
+    assert node not in job.log.rpartition("restart 1")[2]
+    # the folders of a node that lost power are there until the next job on it, whose first act is this
+    clear = "from pathlib import Path\nfrom pipeline.slurm import sweep\nprint(sweep(Path('/tmp/ldm-job-0'), young=0))"
+    assert job.id in lab.exec("env", f"PYTHONPATH={ROOT}", sys.executable, "-c", clear, node=node)
+    same_end(job, whole, "diffusion", again=EVERY)
+    job.wait(lambda: "idle" in lab.exec("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T"), f"the return of {node}")
+
+
+def test_slurm_drains_a_node(lab: Lab, whole: Job) -> None:
+    """No signal comes; the script sees it, the ranks save, the job goes on on other nodes."""
+    job = begun(lab, whole, "drained")
+    lab.exec("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=test")
+    try:
+        requeued(job)
+    finally:
+        lab.exec("scontrol", "update", "NodeName=node1", "State=RESUME")
+    assert "drained: node1" in job.log and "node1" not in job.facts()["NodeList"]
+    same_end(job, whole, "diffusion", again=0)
+
+
+DRAIN = """
+import ray
+ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+from ray._private.worker import global_worker as worker
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+import subprocess, sys
+node, = [n["NodeID"] for n in ray.nodes() if n["NodeManagerHostname"] == "node2"]
+command = ["ray", "drain-node", "--address", ray.get_runtime_context().gcs_address, "--node-id", node]
+more = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "600"]
+sys.exit(subprocess.run(command + more).returncode)
+"""
+
+
+def test_ray_drains_a_node(lab: Lab, whole: Job) -> None:
+    """`ray drain-node` (an autoscaler, a spot machine's notice): saved, and on with the ranks that are left."""
+    job = begun(lab, whole, "spot")
+    find = "tr '\\0' '\\n' </proc/$(pgrep -o raylet)/environ | grep -E '^(RAY_(AUTH|TMPDIR|ADDRESS)|PATH=)'"
+    variables = lab.exec("bash", "-c", find, node="node1").split()
+    lab.exec("env", *variables, "python", "-c", DRAIN, node="node1")
+    job.finish()
+    assert job.facts()["Restarts"] == "0"
+    assert "a node is being drained: saved, going on on the others" in job.log
+    assert "diffusion: 1 ranks on node1" in job.log
+    ours, theirs = curve(job.folder / "runs", "diffusion"), curve(whole.folder / "runs", "diffusion")
+    assert {step: pytest.approx(values, rel=1e-5) for step, values in theirs.items()} == {
+        step: values for step, values in ours.items()
+    }
+
+
+def test_two_jobs_on_one_node(lab: Lab, whole: Job) -> None:
+    """Side by side, both with the losses of the job that had two nodes: other ports, other folders, other Rays."""
+    options = ("--nodes=1", "--cpus-per-task=2", "--nodelist=node1")
+    jobs = [lab.sbatch(f"beside-{i}", options=options) for i in range(2)]
+    for job in jobs:
+        job.wait_step("autoencoder", 1)
+    assert [job.state for job in jobs] == ["RUNNING"] * 2 or "COMPLETED" in [job.state for job in jobs]
+    heads = set()
+    for job in jobs:
+        job.finish()
+        heads |= set(re.findall(r"Ray's head is (\S+),", job.log))
+        for stage in STEPS:
+            assert curve(job.folder / "runs", stage) == curve(whole.folder / "runs", stage)
+    assert len(heads) == 2
+
+
+def test_a_mistake_is_told_in_one_line(lab: Lab) -> None:
+    """The pipeline's exit code is the job's; nothing is queued again."""
+    job = lab.sbatch("mistake", "autoencoder.training.step=3", options=("--nodes=1", "--cpus-per-task=1"))
+    job.wait(lambda: job.state == "FAILED", "its end")
+    assert job.facts()["ExitCode"] == "2:0" and job.facts()["Restarts"] == "0"
+    assert "error: " in job.log and "Traceback" not in job.log
