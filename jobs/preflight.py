@@ -26,10 +26,14 @@ def command(path: Path, overrides: tuple[str, ...], file: Path | None, require_t
     GPUs, memory, disks, clocks, the shared root, ports, collectives, storage, tracker, and a real step of each stage.
     Names the bottleneck, forecasts hours and disk; exit code 2 if the run cannot work.
     """
+    from pipeline.cluster import Stopped
     from pipeline.errors import UserError
     from pipeline.preflight import preflight
 
-    report = preflight(read(path, overrides), require_tracker)
+    try:
+        report = preflight(read(path, overrides), require_tracker)
+    except Stopped:
+        raise KeyboardInterrupt from None
     table(report)
     if file:
         from dataclasses import asdict

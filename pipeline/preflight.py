@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline import forecast, graph, node_checks, verdicts
 from pipeline.artifacts import Artifact, Store
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, Stopped
 from pipeline.config import Config, check_models
 from pipeline.errors import UserError
 from pipeline.nodes import Node, gather
@@ -241,6 +241,8 @@ def _rehearse(
     except UserError as error:
         report.add([Finding("step", "refused", str(error))])
         return
+    except Stopped:
+        raise
     except Exception as error:  # what Ray Train raises when a rank fails; the line says what it was
         report.add([Finding("step", "refused", f"a rank failed: {_brief(error)}")])
         return
@@ -248,10 +250,12 @@ def _rehearse(
     report.add(verdicts.steps(measured))
     report.add(verdicts.collective(measured))
     storage = what_is_read(config, steps)
-    rates = read_rates(nodes, storage, folder)
+    known = report.figures["nodes"]
+    readers = [node for node in nodes if known[node.name]["host"] in measured["hosts"]]  # a head may have no rank
+    rates = read_rates(readers, storage, folder)
     report.figures["storage"] = {"rates": rates, "image_bytes": storage.image_bytes, "what": storage.what}
     needs = needs_of(config, measured, storage)
-    free = min(a["memory"]["available"] for a in report.figures["nodes"].values())
+    free = min(a["memory"]["available"] for a in known.values())
     report.add(verdicts.storage(rates, needs, storage.what, storage.total_bytes, free))
     report.forecast = forecast_of(config, steps, measured, needs, rates)
     report.add(verdicts.outlook(report.forecast))
@@ -321,8 +325,9 @@ def forecast_of(
             "the step": needs[name].images,
             "the loader": one["images"] / one["load"] * max(1, config.data.loader_workers),
             "the storage": sum(rates.values()) / max(1.0, needs[name].image_bytes),
-            "the collective": verdicts.collective_rate(measured, one, training),
         }
+        if measured["collective"]:  # none for one rank
+            parts["the collective"] = verdicts.collective_rate(measured, one, training)
         slowest = min(parts, key=lambda part: parts[part])
         rate = parts[slowest]
         if not config.data.loader_workers:  # the rank reads, then steps: the times add up

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def rehearse(config: Config, steps: list[Step], cluster: Cluster, folder: Path) 
 
     done = {step.stage for step in steps if step.artifact}
     stages = [name for name in STAGES if name not in done]
-    world = cluster.workers()
+    world = max(ranks_of(config, name, cluster.workers()) for name in STAGES)
     rehearsed, notes = as_rehearsed(config, world)
     if not stages:
         notes.append("both trained stages are finished: no step was taken")
@@ -60,14 +61,12 @@ def rehearse(config: Config, steps: list[Step], cluster: Cluster, folder: Path) 
 
 def as_rehearsed(config: Config, world: int) -> tuple[Config, list[str]]:
     """The config whose global batch is one micro-batch a rank, and what else was changed to be quick, in words."""
-    from pipeline.data.order import lanes, largest_world
     from pipeline.engine import micro_batches
 
     values, notes = config.model_dump(by_alias=True), []
     for name in STAGES:
         training = getattr(config, name).training
-        ranks = largest_world(config.data.lanes or lanes(training.batch_size), world)
-        micro, _ = micro_batches(training, ranks)
+        micro, _ = micro_batches(training, ranks_of(config, name, world))
         changed = {"batch_size": micro * world, "micro_batch": micro, "skip": (), "compile": False}
         values[name]["training"] |= {**changed, "init_from": None, "snapshot_every": None}
         if training.compile:
@@ -79,6 +78,13 @@ def as_rehearsed(config: Config, world: int) -> tuple[Config, list[str]]:
         perceptual["kind"] = "random"
         notes.append("autoencoder: an untrained network stood for the classifier of the perceptual loss")
     return Config.model_validate(values), notes
+
+
+def ranks_of(config: Config, name: str, workers: int) -> int:
+    """Ranks that a stage's training will have of so many workers."""
+    from pipeline.data.order import lanes, largest_world
+
+    return largest_world(config.data.lanes or lanes(getattr(config, name).training.batch_size), workers)
 
 
 # ---- inputs ----------------------------------------------------------------------------------------------------------
@@ -228,12 +234,12 @@ def _wait_for_device(ranks: Ranks) -> None:
         torch.cuda.synchronize(ranks.device)
 
 
-def stage_step(name: str, config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> dict[str, float]:
+def stage_step(name: str, config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> dict[str, float | None]:
     """Steps of one stage with one micro-batch a rank.
 
     Gives `images` a step over all ranks, seconds of the `first` step and of a later one (`step`; the first, where there
     was no time for another), of reading its batch on a rank (`load`), bytes of `memory` of the rank that used the most,
-    `parameters`, the `loss`, and for the autoencoder images a second that a rank encodes (`encode`).
+    `parameters`, the `loss` (None: not finite), and for the autoencoder images a second that a rank encodes (`encode`).
     """
     import torch
 
@@ -261,14 +267,14 @@ def stage_step(name: str, config: Config, inputs: dict[str, Artifact], ranks: Ra
     getattr(batches, "close", lambda: None)()
     mine = [max(_median(steps[1:] or steps), 1e-9), max(_median(loads[1:] or loads), 1e-9), _peak_memory(ranks)]
     step, load, memory = ranks.all_reduce(torch.tensor(mine, dtype=torch.float64, device=ranks.device), "max").tolist()
-    found = {
+    found: dict[str, float | None] = {
         "images": float(training.batch_size),
         "first": steps[0],
         "step": step,
         "load": load,
         "memory": memory,
         "parameters": float(sum(p.numel() for p in model.parameters())),
-        "loss": losses[-1],
+        "loss": losses[-1] if math.isfinite(losses[-1]) else None,
         "encode": rate,
     }
     del engine, model, task, batches

@@ -217,19 +217,15 @@ def steps(measured: dict[str, Any]) -> list[Finding]:
             f"{name}: {one['images']:g} images in {one['step']:.3f} s on {where}, "
             f"{one['images'] / one['step']:.0f} images/s, {one['memory'] / GB:.2f} GB a rank"
         )
-        finite = one["loss"] == one["loss"] and abs(one["loss"]) != float("inf")
-        state: State = "ok" if finite else "warning"
-        found.append(Finding("step", state, text + ("" if finite else "; its loss is not finite")))
+        lost = one["loss"] is None
+        found.append(Finding("step", "warning" if lost else "ok", text + ("; its loss is not finite" if lost else "")))
     return found + [Finding("step", "ok", note) for note in measured["notes"]]
 
 
 def collective_rate(measured: dict[str, Any], one: dict[str, Any], training: Any) -> float:
-    """Images a second at which the gradients' all-reduce alone would take all the time; infinite for one rank."""
-    rows = measured["collective"]
-    if not rows:
-        return float("inf")
+    """Images a second at which the gradients' all-reduce alone would take all the time; for more than one rank."""
     moved = 2 * (measured["world"] - 1) / measured["world"] * one["parameters"] * 4
-    return float(training.batch_size * max(row["bandwidth"] for row in rows) / moved)
+    return float(training.batch_size * max(row["bandwidth"] for row in measured["collective"]) / moved)
 
 
 def collective(measured: dict[str, Any]) -> list[Finding]:

@@ -257,7 +257,7 @@ def test_a_slow_network_and_a_loss_that_is_not_finite() -> None:
     assert states(heavy) == ["warning"] and "500%" in heavy[0].text
     assert verdicts.collective({**measured(), "collective": []})[0].text.startswith("one rank")
     assert states(verdicts.steps(measured())) == ["ok"]
-    assert states(verdicts.steps(measured(loss=float("nan")))) == ["warning"]
+    assert states(verdicts.steps(measured(loss=None))) == ["warning"]
 
 
 def test_the_forecast_names_what_is_slowest(tmp_path: Path) -> None:
@@ -307,5 +307,5 @@ def test_a_step_on_synthetic_inputs(tmp_path: Path) -> None:
     for name in rehearsal.STAGES:
         one = rehearsal.stage_step(name, found, inputs, ranks)
         assert one["images"] == getattr(found, name).training.batch_size
-        assert one["step"] > 0 and one["load"] > 0 and one["loss"] == one["loss"]
+        assert one["step"] > 0 and one["load"] > 0 and one["loss"] is not None  # type: ignore[operator]
     assert not (tmp_path / "artifacts").exists()  # nothing of it is where a run would look
