@@ -193,6 +193,9 @@ def head() -> Iterator[Head]:
     }
     where = ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}", "--num-cpus=2"]
     where += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--object-store-memory=200000000"]
+    # ports that are given are not waited for, in files that agents write: on a busy machine they come too late
+    agents = ("node-manager", "object-manager", "dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
+    where += [f"--{name}-port={free_port()}" for name in (*agents, "metrics-export")]
     log = folder / "start.log"
     with open(log, "wb") as output:
         process = subprocess.Popen(

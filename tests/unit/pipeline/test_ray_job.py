@@ -1,4 +1,4 @@
-"""What a job of a running Ray cluster is given, and what it is told; a whole job is in tests/integration/test_ray.py."""
+"""What a job of a running Ray cluster is given and told; a whole job is in tests/integration/test_ray.py."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_root_in_the_jobs_own_copy_is_refused(monkeypatch: pytest.MonkeyPatch,
     config = load(ROOT / "jobs/configs/digits.yaml", ["run.root=runs"])
     assert Path(graph.absolute(config).run.root).is_absolute()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    with pytest.raises(UserError, match="run.root"):
+    with pytest.raises(UserError, match=r"`run\.root`"):
         graph.absolute(config)
     assert graph.absolute(load(ROOT / "jobs/configs/digits.yaml", [f"run.root={tmp_path}"])).run.root == str(tmp_path)
 
