@@ -25,6 +25,7 @@ VERBS = {  # verb: (module, what `ldm --help` says)
     "ui": ("ui", "Open MLflow's pages and a page that makes images."),
     "config": ("config", "Show or check a config."),
     "init": ("init", "Look at images and write a config that runs on them."),
+    "preflight": ("preflight", "Check machines, network, storage and one step before a run."),
     "explain": ("explain", "What a config key means, its unit, range and default."),
     "compare": ("compare", "Which of several runs is better, and what differs."),
     "lineage": ("lineage", "What a model was made of; where an image went."),

@@ -220,7 +220,11 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str:
-    """The source's git revision, with '+' where files were changed since; 'unknown' outside a checkout."""
+    """The source's git revision, with '+' where files were changed since; 'unknown' outside a checkout, unless
+    LDM_REVISION names it (a job that runs in a copy of the sources, an image)."""
+    given = os.environ.get("LDM_REVISION")
+    if given:
+        return given
     try:
         here = Path(__file__).parent
         command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]

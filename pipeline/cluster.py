@@ -1,7 +1,7 @@
 """Work on machines: a Ray cluster (local, or the one we are in), tasks and actors over items, training by Ray Train.
 
-The only file that imports ray. The cluster starts when the first stage needs it, so that a run whose stages are all
-cached starts none. What a rank does is in `loop.py`; which ranks talk to each other how, in `ranks.py`.
+The only file beside `nodes.py` that imports ray. The cluster starts when the first stage needs it, so that a run whose
+stages are all cached starts none. What a rank does is in `loop.py`; which ranks talk to each other how, in `ranks.py`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
 from pipeline.files import disk_trouble, read_json
 
+if TYPE_CHECKING:
+    from pipeline.nodes import Node
+
 IN_FLIGHT = 2  # tasks submitted ahead of each slot, so that none waits for the driver
 FEW = 2  # tasks that are done here before a local Ray would have started
 START_FAILURES = 2  # times that Ray Train may fail to place the ranks; without a limit it tries for ever
 STOP_GRACE = 600  # seconds that workers have, after a stop was asked for, to save and end
+JOB_STOP_WAIT, RAY_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S", 3  # seconds between notice and kill: Ray's default
+LEAST_STOP_WAIT = 60  # seconds: the ranks' next look at the stop, a checkpoint, the tracker's last lines
 SOURCE = Path(__file__).resolve().parent.parent
 
 QUIET = {
@@ -87,6 +92,7 @@ class Cluster:
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         if address:
             _join(address, common)
+            _mind_job_stop()
         else:
             ray.init(
                 num_cpus=cpus(),
@@ -155,6 +161,13 @@ class Cluster:
         if self._temporary:
             variables["GLOO_SOCKET_IFNAME"] = "lo"
         return {"env_vars": variables}
+
+    def nodes(self) -> list[Node]:
+        """The machines of the cluster, each with an actor on it (`nodes.py`)."""
+        from pipeline.nodes import attend
+
+        self.start()
+        return attend(self._environment(1))
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -386,6 +399,22 @@ def _on_signal(stop: Path) -> Iterator[None]:
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
+
+
+def in_ray_job() -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _mind_job_stop() -> None:
+    """Say it now if `ray job stop` will not leave the time to save."""
+    given = int(os.environ.get(JOB_STOP_WAIT, RAY_STOP_WAIT))
+    if in_ray_job() and given < LEAST_STOP_WAIT:
+        print(
+            f"cluster: `ray job stop` will kill this run {given} s after its notice, which may be too short to save; "
+            f"submit with --runtime-env jobs/ray_job.yaml, or set {JOB_STOP_WAIT} where Ray's head starts",
+            flush=True,
+        )
 
 
 def cpus() -> int:

@@ -19,7 +19,6 @@ GIGABYTE = 1e9
 
 def forecast(config: Config) -> str:
     """The dry run's text. Computes on the meta device; reads the source's listing. Raises UserError as a run would."""
-    from models import registry
     from pipeline.cluster import Cluster
     from pipeline.data.buckets import text
     from pipeline.data.order import lanes
@@ -28,10 +27,7 @@ def forecast(config: Config) -> str:
         config = graph.resolve(graph.absolute(config), cluster)
     steps = graph.plan(config, Store(config.run.root))
     channels, side = check_models(config)
-    sizes = {
-        "autoencoder": registry.parameters("autoencoders", config.autoencoder.model, channels=config.data.channels),
-        "diffusion": registry.parameters("backbones", config.diffusion.backbone, channels=channels, size=side),
-    }
+    sizes = parameter_counts(config)
     lines = [
         dump(config),
         f"latents: {channels} x {side} x {side} (images: {config.data.channels} x {config.data.size}^2)",
@@ -40,11 +36,11 @@ def forecast(config: Config) -> str:
         factor = config.data.size // side
         shown = [f"{text((h, w))} (latents {text((h // factor, w // factor))})" for h, w in config.data.shapes]
         lines.append(f"buckets, height x width: {', '.join(shown)}")
-    for name, parameters in sizes.items():
+    for name in ("autoencoder", "diffusion"):
         training: Training = getattr(config, name).training
-        lines.append(f"{name}: {parameters:,} parameters; {arithmetic(config, training, lanes(training.batch_size))}")
-    if config.autoencoder.loss.adversarial.weight:
-        sizes["discriminator"] = discriminator_parameters(config)
+        told = arithmetic(config, training, lanes(training.batch_size))
+        lines.append(f"{name}: {sizes[name]:,} parameters; {told}")
+    if "discriminator" in sizes:
         lines.append(f"discriminator: {sizes['discriminator']:,} parameters, from step "
                      f"{config.autoencoder.loss.adversarial.start:,} on")  # fmt: skip
     lines.append(f"disk: {disk(config, steps, sizes, channels * side * side)}")
@@ -98,24 +94,52 @@ def kept_bytes(training: Training, parameters: int) -> int:
 
 def disk(config: Config, steps: list[graph.Step], sizes: dict[str, int], elements: int) -> str:
     """Bytes that checkpoints, weights and latents take, in words. Latents are counted where the data is known."""
-    from pipeline.averages import count
-
-    total, stored = 0.0, 0.0
-    for name, parameters in sizes.items():
-        if name == "discriminator":  # in the autoencoder's checkpoints, without averages and exports
-            total += parameters * CHECKPOINT_BYTES * (config.autoencoder.training.keep + 1)
-            continue
-        training: Training = getattr(config, name).training
-        total += kept_bytes(training, parameters)
-        stored += parameters * 4 * len(training.average_lengths) * count(training)
-    text = f"{total / GIGABYTE:.2f} GB for checkpoints and weights"
+    needs = disk_bytes(config, steps, sizes, elements)
+    text = f"{sum(need['checkpoints'] for need in needs.values()) / GIGABYTE:.2f} GB for checkpoints and weights"
+    stored = sum(need["snapshots"] for need in needs.values())
     if stored:
         text += f", {stored / GIGABYTE:.2f} GB for snapshots of averages"
-    ingest: Any = steps[0].artifact
-    if ingest:
-        images = sum(ingest.summary["images"].values())
-        text += f", {images * len(config.latents.views) * elements * 2 * 2 / GIGABYTE:.2f} GB for latents"
+    if steps[0].artifact:
+        text += f", {needs['encode']['latents'] / GIGABYTE:.2f} GB for latents"
     return text
+
+
+def disk_bytes(
+    config: Config, steps: list[graph.Step], sizes: dict[str, int], elements: int
+) -> dict[str, dict[str, float]]:
+    """Bytes by stage and use (`checkpoints`, `snapshots`, `latents`), whether the stage has run or not.
+
+    sizes: parameters of `autoencoder`, `diffusion` and, where there is one, `discriminator`; elements: of a latent.
+    """
+    from pipeline.averages import count
+
+    needs: dict[str, dict[str, float]] = {}
+    for name in ("autoencoder", "diffusion"):
+        training: Training = getattr(config, name).training
+        total = kept_bytes(training, sizes[name])
+        if name == "autoencoder":  # the discriminator's, without averages and exports
+            total += sizes.get("discriminator", 0) * CHECKPOINT_BYTES * (training.keep + 1)
+        stored = sizes[name] * 4 * len(training.average_lengths) * count(training)
+        needs[name] = {"checkpoints": float(total), "snapshots": float(stored), "latents": 0.0}
+    ingest: Any = steps[0].artifact
+    images = sum(ingest.summary["images"].values()) if ingest else 0
+    latents = images * len(config.latents.views) * elements * 2 * 2
+    needs["encode"] = {"checkpoints": 0.0, "snapshots": 0.0, "latents": float(latents)}
+    return needs
+
+
+def parameter_counts(config: Config) -> dict[str, int]:
+    """Parameters of `autoencoder`, `diffusion` and, if the config asks for one, `discriminator`; on the meta device."""
+    from models import registry
+
+    channels, side = check_models(config)
+    sizes = {
+        "autoencoder": registry.parameters("autoencoders", config.autoencoder.model, channels=config.data.channels),
+        "diffusion": registry.parameters("backbones", config.diffusion.backbone, channels=channels, size=side),
+    }
+    if config.autoencoder.loss.adversarial.weight:
+        sizes["discriminator"] = discriminator_parameters(config)
+    return sizes
 
 
 def remote_cache(config: Config, trained: bool) -> list[str]:

@@ -169,7 +169,17 @@ def check_buckets(config: Config, data: Artifact) -> None:
 
 
 def absolute(config: Config) -> Config:
-    """Every local path as seen from here: workers may run in another folder."""
+    """Every local path as seen from here: workers may run in another folder.
+
+    UserError for a relative root in a Ray job, which runs in a copy of the sources that is removed after it.
+    """
+    from pipeline.cluster import in_ray_job
+
+    if in_ray_job() and not Path(config.run.root).is_absolute():
+        raise UserError(
+            f"`run.root`: {config.run.root} would lie in a Ray job's own copy of the sources, which is removed; "
+            "give an absolute path on storage that all nodes share"
+        )
     values = config.model_dump(by_alias=True)
     places = [(values["run"], "root"), (values["autoencoder"], "from"), (values["data"]["cache"], "path")]
     if config.evaluate.weights.endswith(".safetensors"):

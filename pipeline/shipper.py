@@ -13,6 +13,7 @@ import json
 import os
 import re
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -381,6 +382,8 @@ def main() -> None:
     parser.add_argument("--drain-seconds", type=float, default=60.0, help="at most this long for the rest at the end")
     options = parser.parse_args()
     os.nice(10)  # training goes first
+    if options.parent:  # `ray job stop` signals the whole tree: we leave after our parent, with its last lines
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     root = options.root.absolute()
     run(root, resolve_uri(root), options.parent, options.drain_seconds)
 

@@ -309,7 +309,7 @@ def _look_at_tars(pattern: str) -> Found:
         raise UserError(
             f"--source {pattern}: looks at local files only; copy one tar here, look at it, change the path"
         )
-    paths = sorted(Path(p) for p in sources._expand(pattern))
+    paths = sorted(Path(p) for p in sources.expand(pattern))
     if not paths:
         raise UserError(f"--source {pattern}: no such file (looked from {Path.cwd()})")
     prefixes: dict[str, list[Path]] = {}

@@ -348,7 +348,7 @@ def tar_listing(source: WebDatasetSource, digests: Digests) -> list[Tar]:
     for pattern, held_out in ((source.path, False), (source.val, True)):
         if pattern is None:
             continue
-        found = _expand(pattern)
+        found = expand(pattern)
         if not found:
             raise UserError(f"data.source: no file matches {pattern} (looked from {Path.cwd()}): correct the pattern")
         tars += [Tar(location, *_size_identity(location, digests), held_out) for location in found]
@@ -361,7 +361,8 @@ def tar_digests(source: WebDatasetSource, cache_folder: str | Path | None) -> li
     return tar_listing(source, _digests(source, cache_folder))
 
 
-def _expand(pattern: str) -> list[str]:
+def expand(pattern: str) -> list[str]:
+    """The files or addresses that a pattern of tars matches, sorted."""
     if not is_remote(pattern):
         return sorted(str(Path(path).absolute()) for path in glob.glob(pattern))  # noqa: PTH207 - absolute patterns too
     import fsspec

@@ -1,4 +1,5 @@
-"""The pipeline through real Ray and DeepSpeed, as a user starts it: killed and started again, stopped, on one worker.
+"""The pipeline through real Ray and DeepSpeed, as a user starts it: killed and started again, stopped, on one worker,
+as a job of a running cluster; and the preflight of that cluster.
 
 Each run is `python -m jobs.<verb>` in a process of its own. Curves are compared as they were spooled, every step.
 """
@@ -7,11 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -38,10 +44,12 @@ cluster: {{workers: 2, threads: 1}}
 """
 
 
-def start(verb: str, config: Path, root: Path, *overrides: str) -> subprocess.Popen[bytes]:
+def start(
+    verb: str, config: Path, root: Path, *overrides: str, env: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-u", "-m", f"jobs.{verb}", "--config", str(config), f"run.root={root}", *overrides]
     with open(config.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, env=env)
 
 
 def finish(process: subprocess.Popen[bytes], config: Path) -> None:
@@ -139,3 +147,143 @@ def test_one_worker_encodes_the_same_bytes(config: Path, undisturbed: Path) -> N
     finish(start("encode", config, root, f"autoencoder.from={pinned}", "cluster.workers=1"), config)
     want, got = ({p.name: p.read_bytes() for p in (r / "latents").glob("*.tar")} for r in (undisturbed, root))
     assert want and got == want
+
+
+# ---- a cluster that is there already ---------------------------------------------------------------------------------
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray cluster of one node with a token; `environment` is that of its clients."""
+
+    folder: Path
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+    def ray(self, *arguments: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = dict(self.environment)
+        if not token:
+            environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        return subprocess.run(
+            [RAY, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """`ray start --head`. Its dashboard is on the loopback; the other ports listen everywhere, whatever Ray is told,
+    and ask for the token."""
+    folder = Path(tempfile.mkdtemp(prefix="ldm-head-"))  # short: the paths of sockets end at 107 characters
+    gcs, dashboard = free_port(), free_port()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    where = ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}", "--num-cpus=2"]
+    where += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--object-store-memory=200000000"]
+    # ports that are given are not waited for, in files that agents write: on a busy machine they come too late
+    agents = ("node-manager", "object-manager", "dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
+    where += [f"--{name}-port={free_port()}" for name in (*agents, "metrics-export")]
+    log = folder / "start.log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [RAY, "start", "--head", "--block", *where], env=environment, stdout=output, stderr=output
+        )
+    try:
+        wait_for(lambda: "Ray runtime started" in log.read_text(), process, log)
+        found = next(line for line in log.read_text().splitlines() if "--address=" in line)
+        address = found.partition("--address=")[2].strip().strip("'")
+        yield Head(folder, address, f"http://127.0.0.1:{dashboard}", environment)
+    finally:
+        members = family(process)
+        process.terminate()
+        _, alive = psutil.wait_procs(members, 20)
+        for member in alive:
+            member.kill()
+        psutil.wait_procs(alive, 20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_preflight_of_a_running_cluster(config: Path, head: Head) -> None:
+    """All checks, with a real all-reduce and a real step of both stages; nothing is left below the root."""
+    root, file = config.parent / "preflight", config.parent / "preflight.json"
+    environment = head.environment | {"RAY_ADDRESS": head.address, "PYTHONPATH": str(ROOT)}
+    finish(start("preflight", config, root, "--json", str(file), env=environment), config)
+    report = json.loads(file.read_text())
+    told = {finding["check"]: finding["state"] for finding in report["findings"]}
+    assert {"gpu", "memory", "disk", "clock", "root", "ports", "tracker", "collective", "step", "storage"} <= set(told)
+    assert "refused" not in told.values()
+    measured = report["figures"]["rehearsal"]
+    assert measured["world"] == 2 and set(measured["stages"]) == {"autoencoder", "diffusion"}
+    assert all(row["bandwidth"] > 0 for row in measured["collective"])
+    assert report["forecast"]["autoencoder"]["hours"] > 0 and report["forecast"]["diffusion"]["bottleneck"]
+    assert not list((root / "preflight").iterdir()) and not (root / "artifacts").exists()
+    print(f"preflight: {report['seconds']:.0f} s")
+
+
+def test_a_job_that_is_stopped_and_submitted_again(config: Path, undisturbed: Path, head: Head) -> None:
+    """`ray job submit`, `ray job stop` in the first stage, submit again: the artifacts and losses of a plain run,
+    in one MLflow run a stage."""
+    from mlflow import MlflowClient
+
+    root = config.parent / "job"
+    overrides = [f"run.root={root}", "evaluate.samples=16", "evaluate.steps=2", "evaluate.extractor.steps=4"]
+    slower = [f"autoencoder.training.{key}" for key in ("validate_every=1", "preview_every=1", "save_every=1000")]
+
+    def submit(name: str, *more: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        job = ["python", "-m", "jobs.train_ldm", "--config", str(config), *overrides, *more]
+        options = ["--address", head.dashboard, "--submission-id", name, "--runtime-env", "jobs/ray_job.yaml"]
+        wait = ["--no-wait"] if name == "first" else []
+        return head.ray("job", "submit", *options, *wait, "--working-dir", ".", "--", *job, token=token)
+
+    stranger = submit("stranger", token=False)
+    assert stranger.returncode != 0 and not root.exists()
+
+    asked = submit("first", *slower)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    deadline = time.monotonic() + 300
+    while max(curve(root, "autoencoder"), default=0) < 2:
+        assert time.monotonic() < deadline, head.ray("job", "logs", "--address", head.dashboard, "first").stdout[-3000:]
+        time.sleep(0.02)
+    stopped = head.ray("job", "stop", "--address", head.dashboard, "first")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    logs = head.ray("job", "logs", "--address", head.dashboard, "first").stdout
+    assert "SIGTERM: saving, then stopping" in logs and "stopped" in logs, logs[-3000:]
+    at = max(curve(root, "autoencoder"))
+    assert at < STEPS, "the stage was over before the stop"
+    positions = [
+        json.loads(path.read_text())["position"]
+        for path in root.glob("artifacts/autoencoder/*/work/checkpoints/*/manifest.json")
+    ]
+    assert max(positions) == at * 32  # of the very step at which it was stopped
+
+    again = submit("again")
+    assert again.returncode == 0, (again.stdout + again.stderr)[-3000:]
+    for stage in ("ingest", "autoencoder", "encode", "diffusion"):
+        want, got = ([p.name for p in (r / "artifacts" / stage).iterdir()] for r in (undisturbed, root))
+        assert got == want, f"{stage}: another fingerprint"
+    for stage in ("autoencoder", "diffusion"):
+        assert curve(root, stage) == curve(undisturbed, stage)  # every step, once, bit for bit
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = {run.info.run_name: run.info.status for run in client.search_runs(experiments)}
+    assert len(client.search_runs(experiments)) == len(runs) == 7 and set(runs.values()) == {"FINISHED"}, runs
+
+    packages = list(head.folder.glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*/"))
+    files = [path for path in packages[0].rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    print(f"shipped: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.2f} MB")
+    assert {path.relative_to(packages[0]).parts[0] for path in files} <= {"jobs", "models", "pipeline"}
+    assert {path.suffix for path in files} <= {".py", ".yaml"}

@@ -10,7 +10,7 @@ FILES = [p for package in ("models", "pipeline", "jobs") for p in sorted((ROOT /
 BELOW = {"models": {"models"}, "pipeline": {"models", "pipeline"}, "jobs": {"models", "pipeline", "jobs"}}
 ONLY_IN = {
     "deepspeed": {"pipeline/engine.py"},
-    "ray": {"pipeline/cluster.py"},
+    "ray": {"pipeline/cluster.py", "pipeline/nodes.py"},
     "mlflow": {"pipeline/mlflow_store.py", "pipeline/shipper.py", "pipeline/pyfunc.py"},
     "torch.distributed": {"pipeline/ranks.py"},
     "yaml": {"pipeline/config.py"},
