@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -203,8 +204,9 @@ def head() -> Iterator[Head]:
         )
     try:
         wait_for(lambda: "Ray runtime started" in log.read_text(), process, log)
-        found = next(line for line in log.read_text().splitlines() if "--address=" in line)
-        address = found.partition("--address=")[2].strip().strip("'")
+        found = re.search(r"--address='([^']+)'", log.read_text())  # coloured, also in a file
+        assert found
+        address = found.group(1)
         yield Head(folder, address, f"http://127.0.0.1:{dashboard}", environment)
     finally:
         members = family(process)
