@@ -24,6 +24,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.checkpoint import listing
+
 ROOT = Path(__file__).parents[2]
 STEPS = 16
 SMALL = f"""\
@@ -265,11 +267,8 @@ def test_a_job_that_is_stopped_and_submitted_again(config: Path, undisturbed: Pa
     assert "SIGTERM: saving, then stopping" in logs and "stopped" in logs, logs[-3000:]
     at = max(curve(root, "autoencoder"))
     assert at < STEPS, "the stage was over before the stop"
-    positions = [
-        json.loads(path.read_text())["position"]
-        for path in root.glob("artifacts/autoencoder/*/work/checkpoints/*/manifest.json")
-    ]
-    assert max(positions) == at * 32  # of the very step at which it was stopped
+    (checkpoints,) = root.glob("artifacts/autoencoder/*/work/checkpoints")
+    assert listing(checkpoints)[0].position == at * 32  # of the very step at which it was stopped
 
     again = submit("again")
     assert again.returncode == 0, (again.stdout + again.stderr)[-3000:]
