@@ -34,7 +34,7 @@ def command(
     """
     from pipeline import sweep, sweep_plan, sweep_report
     from pipeline.cluster import Stopped
-    from pipeline.errors import UserError
+    from pipeline.errors import Notice, UserError
 
     if config is None and not words:
         raise click.UsageError("Missing the sweep's file, such as jobs/configs/sweeps/digits_learning_rate.yaml")
@@ -50,8 +50,8 @@ def command(
         sweep.check(study, numbers)
         try:
             busy = sweep.run(study, numbers, if_busy, prune=not no_prune)
-        except Stopped:
-            raise click.Abort from None
+        except Stopped as stopped:
+            raise Notice if stopped.again else KeyboardInterrupt from None
         if busy:
             print(f"{len(busy)} elements are being run by other processes: {', '.join(map(str, busy))}", flush=True)
     print(sweep_report.markdown(study, sweep_report.points(study)))

@@ -20,6 +20,7 @@ from pipeline.compare import CLOSE, better
 from pipeline.errors import UserError
 from pipeline.files import atomic_write
 from pipeline.metrics import comparable
+from pipeline.runs import STOPS
 
 LEVEL = 0.95  # of intervals
 FEW = 5  # values below which an interval by bootstrap is known to be too narrow, and is said to be
@@ -210,9 +211,7 @@ class Published:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.again(
-            "KILLED" if kind and kind.__name__ in ("Stopped", "KeyboardInterrupt") else "FAILED" if kind else None
-        )
+        self.again("KILLED" if kind and kind.__name__ in STOPS else "FAILED" if kind else None)
         left = self.shipper.drain(self.study.base.tracking.deadline)
         if left:
             print(tracking.left_message(self.study.root, self.shipper.uri, left), flush=True)
