@@ -124,7 +124,7 @@ def restart_times(job: Job, stage: str) -> str:
     steps = [e["ts_ms"] / 1000 for e in events(job.folder / "runs", stage) if e["kind"] == "metrics"]
     assert pipeline[1]
     points = {
-        "ranks saved, all taken down": said("queueing again", 0),
+        "ranks saved, all taken down": said("taken down", 0),
         "Slurm starts the job again": said("restart 1", 0),
         "ports found on all nodes": said("Ray's head is", 1),
         "Ray up, nodes joined, pipeline planned": int(pipeline[1][1]) / 1000,
