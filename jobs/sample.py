@@ -58,7 +58,7 @@ def command(
     shape = parsed(size) if size else None
     generator = load_pretrained(model, root=root, weights=weights)
     request = generator.request(
-        classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size, shape, **how
+        classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size, shape=shape, **how
     )
     write_samples(out, generator.sample(**request), sample_info(generator, request))
     print(f"{count} images in {out}, the grid in {out / 'grid.png'}")

@@ -29,7 +29,7 @@ def test_verbs_and_options() -> None:
     [
         ((), "diff", ["diffusion."]),
         ((), "diffusion.training.sch", ["diffusion.training.schedule="]),
-        ((), "data.split.", ["data.split.by=", "data.split.column=", "data.split.val_fraction="]),
+        ((), "data.split.", [f"data.split.{key}=" for key in ("by", "column", "val_fraction", "folds", "fold")]),
         ((), "diffusion.training.schedule=c", [f"diffusion.training.schedule={v}" for v in ("constant", "cosine")]),
         (("diffusion.training.schedule", "="), "c", ["constant", "cosine"]),  # bash parts words at `=`
         (("diffusion.training.schedule",), "", ["constant", "cosine", "wsd"]),
