@@ -24,6 +24,8 @@
 # A site adds, here or on the command line: --partition, --account, --qos, --mem, --gpus-per-node, --constraint.
 
 set -uo pipefail
+# An array's own number is that of its last task too: `scontrol requeue` of it would requeue all tasks
+me=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} me=${me:-$SLURM_JOB_ID}
 say() { echo "[$(date +%T)] slurm: $*"; }
 die() { say "$*"; exit 1; }
 
@@ -66,7 +68,7 @@ on_notice() { # save, and be queued again
 }
 on_end() { # save, and end: KILL comes in KillWait seconds
   [ -z "$ended" ] || return 0
-  ended=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p')
+  ended=$(scontrol show job "$me" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p')
   ended=${ended:-unknown}
   say "SIGTERM (job state $ended): ${kill_wait:-30} s to save and end"
   ! alive "$driver" || kill -TERM "$driver"
@@ -137,7 +139,7 @@ cleanup
 if [ -z "$ended" ] && { [ "$code" = 75 ] || { [ -n "$notice" ] && [ "$code" = 138 ]; }; }; then # 138: it died of USR1, early
   say "queueing again"
   trap - TERM # which Slurm sends now: at its default it ends this script at once, not after KillWait
-  scontrol requeue "$SLURM_JOB_ID" && { sleep 600 & wait $!; }
+  scontrol requeue "$me" && { sleep 600 & wait $!; }
   say "cannot be queued again: the same sbatch goes on where it was"
 fi
 exit "$code"
