@@ -217,14 +217,15 @@ def ask_tracker(config: Config) -> tuple[str, str, float]:
     """(address, what is wrong or "", seconds): whether the tracker can be reached and written."""
     import logging
 
-    from pipeline.mlflow_store import Down, MlflowStore, Refused
+    from pipeline.mlflow_store import Down, MlflowStore, Refused, default_tracker
     from pipeline.tracking import public_uri, resolve_uri
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     uri, begun, trouble = resolve_uri(config.run.root, config.tracking.uri), time.monotonic(), ""
     try:
-        MlflowStore(uri, Path(config.run.root)).experiment(config.tracking.experiment)
+        with default_tracker(uri):  # MLflow would keep it in the environment
+            MlflowStore(uri, Path(config.run.root)).experiment(config.tracking.experiment)
     except (Down, Refused) as error:
         trouble = str(error)
     return public_uri(uri), trouble, time.monotonic() - begun
