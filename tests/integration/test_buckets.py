@@ -19,7 +19,7 @@ from pipeline.files import read_json
 HERE = Path(__file__).parent
 RAY = runpy.run_path(str(HERE / "test_ray.py"))
 curve, finish, start = RAY["curve"], RAY["finish"], RAY["start"]
-STEPS, BATCH = 12, 8
+STEPS, BATCH, SAVE_EVERY = 12, 8, 3
 SHAPES = [[40, 24], [32, 32], [24, 40]]  # height, width
 IMAGES = [
     "data.source={kind: shapes, count: 110, sizes: [[40, 40], [60, 34], [32, 48]]}",
@@ -61,13 +61,15 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs.append(
             {"out": str(root / f"{subject}-{name}"), "folder": str(root / f"{subject}-{folder}"), "root": str(root)}
             | {"subject": subject, "stage": 2, "world": 2, "accumulation": 1, "overrides": IMAGES}
-            | {"training": {"steps": STEPS, "save_every": 3}} | more
+            | {"training": {"steps": STEPS, "save_every": SAVE_EVERY}} | more
         )  # fmt: skip
 
     add("autoencoder", "prepare", "none", world=1, kind="prepare")
     for subject in ("autoencoder", "diffusion"):
         add(subject, "whole", "whole")
-        add(subject, "killed", "cut", kill=chance.randrange(1, STEPS - 1), kill_rank=chance.randrange(2))
+        # After the first checkpoint: a first Adam step is g / (|g| + 1e-8), which turns the rounding of
+        # a gradient that should be zero (a bias before a GroupNorm) into a whole step; world sizes round differently.
+        add(subject, "killed", "cut", kill=chance.randrange(SAVE_EVERY + 1, STEPS - 1), kill_rank=chance.randrange(2))
         add(subject, "alone", "alone", world=1, seed=1, copy=str(root / f"{subject}-cut"))
         add(subject, "resumed", "cut", seed=1)
     add("diffusion", "zero3", "zero3", stage=3, accumulation=2)
