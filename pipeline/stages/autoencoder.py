@@ -66,7 +66,7 @@ def headline(summary: dict[str, Any]) -> str:
     if "imported" in summary:
         return f"imported from {summary['imported']}"
     own, linear = summary["val_psnr"], summary["pca_psnr"]
-    text = f"PSNR {own:.2f} dB on held-out images (patch PCA of the same size: {linear:.2f} dB)"
+    text = f"PSNR {own:.2f} dB of held-out images, posteriors drawn (patch PCA of the same size: {linear:.2f} dB)"
     if "val_codes_used" in summary:
         text += f"; {summary['val_codes_used']:.1%} of the codes used, perplexity {summary['val_perplexity']:.0f}"
     if "perceptual" in summary:

@@ -210,7 +210,7 @@ def headline(summary: dict[str, Any]) -> str:
     if "class_accuracy" in values:
         parts.append(f"{values['class_accuracy']:.1%} of samples in their class")
     if "psnr" in values:
-        parts.append(f"PSNR {values['psnr']:.2f} dB")
+        parts.append(f"PSNR {values['psnr']:.2f} dB from posterior means")
     return ", ".join(parts) or "no figure: " + "; ".join(summary["missing"].values())
 
 
