@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 LOSS, TRAINING = "autoencoder.loss", "autoencoder.training"
 VARIANTS: dict[str, list[str]] = {
     "plain": [],
-    "perceptual": [f"{LOSS}.perceptual.kind=classifier"],
+    "perceptual": [f"{LOSS}.perceptual={{kind: classifier, weight: 4}}"],
     "adversarial": [
-        f"{LOSS}.perceptual.kind=classifier",
-        f"{LOSS}.adversarial={{weight: 0.5, width: 32, layers: 2, learning_rate: 4e-4}}",
+        f"{LOSS}.perceptual={{kind: classifier, weight: 4}}",
+        f"{LOSS}.adversarial={{weight: 0.1, width: 32, layers: 2, learning_rate: 2e-4}}",
     ],
     "vq": ["autoencoder.model.kind=vq", "autoencoder.model.codes=512"],
 }
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=ROOT / "jobs" / "configs" / "faces64_cpu.yaml")
     parser.add_argument("--root", type=Path, default=ROOT / "runs")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--start", type=float, default=0.25, help="when the discriminator comes in: share of the steps")
+    parser.add_argument("--start", type=float, default=0.5, help="when the discriminator comes in: share of the steps")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--lpips", type=Path, help="VGG16's weights in torchvision's naming")
     parser.add_argument("--out", type=Path)
@@ -126,10 +126,11 @@ def make_distances(values: Any, data: Path, options: argparse.Namespace) -> dict
 
 def table(rows: dict[str, dict[str, float]], options: argparse.Namespace) -> str:
     names = list(next(iter(rows.values())))
+    chosen = [*(["--variants", *rows] if rows.keys() != VARIANTS.keys() else []), *options.overrides]
     lines = [
         "# Autoencoders: plain, perceptual, adversarial, quantised",
         "",
-        f"`python tests/benchmarks/adversarial.py --steps {options.steps} {' '.join(options.overrides)}`".strip(),
+        f"`python {' '.join(['tests/benchmarks/adversarial.py', f'--steps {options.steps}', *chosen])}`",
         "",
         (__doc__ or "").strip().split("\n\n")[-1],
         "",
