@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from itertools import takewhile
 from typing import Any
 
 from pipeline import graph, sweep
 from pipeline.artifacts import Store
 from pipeline.config import Config, check_models
+from pipeline.errors import UserError
 from pipeline.forecast import GIGABYTE, kept_bytes
+from pipeline.prune import rungs
 
 
 def plan(study: sweep.Study) -> str:
@@ -24,20 +27,27 @@ def plan(study: sweep.Study) -> str:
     configs: dict[tuple[str, str], Config] = {}
     with Cluster(study.base.cluster) as cluster:
         for number, values in known.items():
-            config = graph.resolve(graph.absolute(sweep.element_config(study, number, values)), cluster)
+            who = f"element {number}: {sweep.shown(values)}{sweep.repeat_text(study, number)}"
+            lines.append(f"{who}{_state(study, number)}")
+            try:
+                config = graph.resolve(graph.absolute(sweep.element_config(study, number, values)), cluster)
+            except UserError:
+                if (
+                    study.sweep.search.kind == "optuna"
+                ):  # it has chosen what is no config: this one fails, others need not
+                    continue
+                raise
             for step in graph.plan(config, store, study.until):
                 made = (step.stage, step.fingerprint)
                 users[made].append(number)
                 steps[made], configs[made] = step, config
-            lines.append(
-                f"element {number}: {sweep.shown(values)}{sweep.repeat_text(study, number)}{_state(study, number)}"
-            )
     if len(known) < study.count:
         lines.append(
             f"elements {len(known)} to {study.count - 1}: chosen by {study.sweep.search.kind}, as results come"
         )
     for stage in graph.STAGES[: graph.STAGES.index(study.until) + 1]:
         lines += [_stage_line(steps[made], users[made]) for made in users if made[0] == stage]
+    lines += _rungs(study, list(configs.values()))
     lines.append(f"disk: {_disk(configs, steps)}")
     return "\n".join([*lines, *_time(study)])
 
@@ -51,6 +61,19 @@ def _stage_line(step: graph.Step, users: list[int]) -> str:
     state = "cached" if step.artifact else "would run"
     who = f"shared by {len(users)} elements" if len(users) > 1 else f"of element {users[0]}"
     return f"{step.stage} {step.fingerprint}: {state}, {who}"
+
+
+def _rungs(study: sweep.Study, configs: list[Config]) -> list[str]:
+    """Where hopeless elements are stopped; says so if that is nowhere."""
+    rule = study.sweep.prune
+    if not rule or not configs:
+        return []
+    stage = sweep.STAGE[rule.metric.partition("/")[0]]
+    end = max(t.steps * t.batch_size for t in (getattr(config, stage).training for config in configs))
+    found = list(takewhile(lambda rung: rung < end, rungs(rule)))
+    if not found:
+        return [f"pruning: none, since the first rung ({rule.first:,} samples) is not before the end ({end:,})"]
+    return [f"pruning: by {rule.metric} from {found[0]:,} of {end:,} samples on, {len(found)} rungs"]
 
 
 def _disk(configs: dict[tuple[str, str], Config], steps: dict[tuple[str, str], graph.Step]) -> str:
