@@ -169,7 +169,7 @@ def _key(sweep: Sweep, base: Config) -> str:
 
 def as_override(key: str, value: Any) -> str:
     """`KEY=VALUE` as the command line takes it (JSON is YAML)."""
-    return f"{key}={json.dumps(value)}"
+    return f"{key}={json.dumps(value, default=str)}"  # a date of YAML
 
 
 def incomparable(metric: str, key: str) -> str | None:

@@ -98,7 +98,7 @@ def _time(study: sweep.Study) -> list[str]:
     """What the elements that have finished say of those that have not."""
     ended = [r for n in range(study.count) if (r := study.folder.result(n))]
     took = [sum(result["ran"].values()) for result in ended if result.get("ran")]
-    left = study.count - len(ended)
+    left = sum(sweep.to_do(study, n) for n in range(study.count))
     if not took or not left:
         return []
     middle = statistics.median(took)

@@ -74,7 +74,7 @@ class Prune(Section):
     kind: Literal["median", "halving"] = Field(
         "median",
         description="At each rung, stopped is who is worse than the median of the others; or who is not among the "
-        "best 1/`factor` of all.",
+        "best 1/`factor` of all. A point of which one fold or seed is stopped cannot win.",
     )
     metric: str = Field(
         "diffusion/val_loss",
