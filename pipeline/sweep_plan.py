@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from itertools import takewhile
 from typing import Any
 
 from pipeline import graph, sweep
@@ -12,7 +11,7 @@ from pipeline.artifacts import Store
 from pipeline.config import Config, check_models
 from pipeline.errors import UserError
 from pipeline.forecast import GIGABYTE, kept_bytes
-from pipeline.prune import rungs
+from pipeline.prune import rung_of
 
 
 def plan(study: sweep.Study) -> str:
@@ -64,16 +63,18 @@ def _stage_line(step: graph.Step, users: list[int]) -> str:
 
 
 def _rungs(study: sweep.Study, configs: list[Config]) -> list[str]:
-    """Where hopeless elements are stopped; says so if that is nowhere."""
+    """At how many rungs the element with most of them is looked at; says so if that is never."""
     rule = study.sweep.prune
     if not rule or not configs:
         return []
-    stage = sweep.STAGE[rule.metric.partition("/")[0]]
-    end = max(t.steps * t.batch_size for t in (getattr(config, stage).training for config in configs))
-    found = list(takewhile(lambda rung: rung < end, rungs(rule)))
-    if not found:
-        return [f"pruning: none, since the first rung ({rule.first:,} samples) is not before the end ({end:,})"]
-    return [f"pruning: by {rule.metric} from {found[0]:,} of {end:,} samples on, {len(found)} rungs"]
+    stage, most = sweep.STAGE[rule.metric.partition("/")[0]], set[int]()
+    for training in (getattr(config, stage).training for config in configs):
+        validated = range(training.validate_every, training.steps, training.validate_every)
+        found = {rung_of(rule, step * training.batch_size) for step in validated}
+        most = max(most, {rung for rung in found if rung}, key=len)
+    if not most:
+        return [f"pruning: never, since no validation before the end lies at {rule.first:,} samples or later"]
+    return [f"pruning: by {rule.metric} at {len(most)} rungs, from {min(most):,} samples on"]
 
 
 def _disk(configs: dict[tuple[str, str], Config], steps: dict[tuple[str, str], graph.Step]) -> str:

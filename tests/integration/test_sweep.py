@@ -71,7 +71,7 @@ def test_four_elements_share_one_autoencoder_and_go_on_after_a_kill(small: Any, 
     ]
     assert {start["group"] for start in starts} == {f"sweep/{key}"}
     parent = list(history.events(list(small.root.glob(f"pipelines/sweep-{key}/spool/*.jsonl"))))
-    assert [e["status"] for e in parent if e["kind"] == "end"] == ["KILLED", "FINISHED", "FINISHED"]
+    assert [e["status"] for e in parent if e["kind"] == "end"] == ["KILLED", "FINISHED"]
     notes = [e["markdown"] for e in parent if e["kind"] == "note"]
     assert "Winner: " in notes[-1] and all(f"{{{{run:pipeline/{past.key}}}}}" in notes[-1] for past in pasts)
 
@@ -82,6 +82,7 @@ def test_a_hopeless_element_is_pruned_at_its_rung_and_resumed_when_asked(small: 
     text = text.replace("steps: 4", "steps: 6")
     text = text.replace("[1e-9, 1e-2]", "[1e-2, 1e-9]").replace("  diffusion.training.weight_decay: [0.0, 0.5]\n", "")
     file.write_text(text + "prune: {kind: median, first: 24, least: 1}\n")
+    assert "pruning: by diffusion/val_loss at 1 rungs" in small.ldm("sweep", str(file), "--dry-run").out
     said = small.ldm("sweep", str(file))
     assert said.code == 0, said.err
     pruned = results(small)[1]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import search, sweep
+from pipeline import search, sweep, sweep_plan
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.schema.sweep import Domain, Sweep
@@ -140,6 +140,16 @@ def test_a_wrong_key_or_value_of_the_config_is_found_before_anything_runs(tmp_pa
     with pytest.raises(UserError, match=r"element 1: .*batch_size"):
         sweep.check(study(tmp_path, GRID.replace("8, 16", "-8, 16")), range(6))
     assert not (tmp_path / "root").exists() or not list((tmp_path / "root").glob("artifacts/*"))
+
+
+def test_the_dry_run_says_where_pruning_looks(tmp_path: Path) -> None:
+    read = study(tmp_path, GRID + "prune: {first: 30}\n", "diffusion.training.validate_every=2")
+    configs = [sweep.element_config(read, n, search.values(read.sweep, n)) for n in (0, 2)]  # batches of 4 and 16
+    (line,) = sweep_plan._rungs(read, configs)  # validated at 32, 64, 96, 128 of 160; the smaller at 8 to 32 of 40
+    assert line == "pruning: by diffusion/val_loss at 4 rungs, from 30 samples on"
+    (line,) = sweep_plan._rungs(study(tmp_path, GRID + "prune: {first: 200}\n"), configs)
+    assert line == "pruning: never, since no validation before the end lies at 200 samples or later"
+    assert not sweep_plan._rungs(study(tmp_path, GRID), configs)
 
 
 # ---- the searcher
