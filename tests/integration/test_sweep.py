@@ -171,7 +171,8 @@ def test_a_result_is_not_written_by_who_has_lost_the_element(small: Any, monkeyp
 
 def test_a_notice_at_the_moment_of_pruning_still_ends_the_sweep(small: Any, monkeypatch: Any) -> None:
     file = small.folder / "lr.yaml"
-    text = SWEEP.replace("validate_every: 2", "validate_every: 1").replace("steps: 4", "steps: 6")
+    text = SWEEP.replace("validate_every: 2", "validate_every: 1, diffusion.training.half_lives: [8]")
+    text = text.replace("steps: 4", "steps: 6")
     text = text.replace("[1e-9, 1e-2]", "[1e-2, 1e-9, 1e-3]").replace(
         "  diffusion.training.weight_decay: [0.0, 0.5]\n", ""
     )
