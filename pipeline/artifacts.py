@@ -32,6 +32,7 @@ from pipeline.files import digest, read_json, sha256_file, write_json
 
 FORMAT = 1  # raised when a stage's files change their meaning: old artifacts are then simply other artifacts
 BEAT = 5.0  # seconds between two renewals of a lease
+TELL_AFTER = 10.0  # seconds of waiting for another process until it is said
 DEAD_AFTER = 60.0  # seconds without one after which a holder is taken for dead, and itself stops (design, section 2)
 LIBRARIES = ("torch", "deepspeed", "ray", "mlflow", "webdataset", "numpy", "pillow")
 
@@ -360,6 +361,7 @@ class Lease:
     def _wait_for(self, token: int) -> None:
         """Return when the holder has released the lease or is dead. UserError if it lives and we must not wait."""
         seen, since = self._read(token).get("beat"), time.monotonic()
+        began, told = since, False
         while True:
             holder = self._read(token)
             if holder.get("released"):
@@ -374,12 +376,15 @@ class Lease:
                 alive = True
             else:
                 alive = holder.get("beat") != seen
+            who = (
+                f"{self.folder.parent.parent}: being written by process {holder.get('pid')} on {holder.get('host')}"
+                f" (Slurm job {holder.get('slurm_job') or 'none'}) since {holder.get('since')}"
+            )
             if alive and self.if_busy == "refuse":
-                raise UserError(
-                    f"{self.folder.parent.parent}: being written by process {holder.get('pid')} on {holder.get('host')}"
-                    f" (Slurm job {holder.get('slurm_job') or 'none'}) since {holder.get('since')};"
-                    " wait for it, or run again with --if-busy wait"
-                )
+                raise UserError(f"{who}; wait for it, or run again with --if-busy wait")
+            if not told and time.monotonic() - began > TELL_AFTER:
+                told = True
+                print(f"{who}; waiting for it", flush=True)
             if holder.get("beat") != seen:
                 seen, since = holder.get("beat"), time.monotonic()
             if time.monotonic() - since > DEAD_AFTER:

@@ -48,11 +48,12 @@ class Stopped(Exception):
     """A person or the scheduler asked for an end; what was to be saved is saved.
 
     again: it was a notice that the machines go away, so the same command is to be given again elsewhere.
+    asked: a signal asked for it, or a drain; False where a rank asked (a hopeless element of a sweep).
     """
 
-    def __init__(self, again: bool = False) -> None:
+    def __init__(self, again: bool = False, asked: bool = True) -> None:
         super().__init__()
-        self.again = again
+        self.again, self.asked = again, asked
 
 
 class Cluster:
@@ -262,7 +263,8 @@ class Cluster:
                 if isinstance(mistake, UserError):
                     raise UserError(str(mistake)) from None
             if stop.exists():
-                raise Stopped(again=stop.read_text() == signal.SIGUSR1.name)
+                who = stop.read_text()
+                raise Stopped(again=who == signal.SIGUSR1.name, asked=bool(who))
             if outcome.get("drained"):
                 print("a node is being drained: saved, going on on the others", flush=True)
                 continue

@@ -108,21 +108,24 @@ def _run(config: Config, store: Store, cluster: Cluster, until: str, if_busy: Li
         for step in steps:
             begun = time.monotonic()
             inputs = {name: done[name].artifact for name in module(step.stage).INPUTS}
-            if step.artifact:
-                if step.artifact.stage != "autoencoder" or not config.autoencoder.from_:
-                    artifacts.check_inputs(step.artifact, inputs)
-                done[step.stage] = Done(step.artifact, True, time.monotonic() - begun)
-                tracked.cached(step.stage, step.artifact, done[step.stage].headline)
+            found = step.artifact
+            if not found:
+                if "ingest" in done and STAGES.index(last) >= STAGES.index("diffusion"):
+                    check_condition(config, done["ingest"].artifact)
+                if "ingest" in done:
+                    check_buckets(config, done["ingest"].artifact)
+                print(f"{step.stage}: {step.fingerprint}", flush=True)
+                with store.write(step.stage, step.fingerprint, step.recipe, inputs, if_busy) as writer:
+                    found = store.find(step.stage, step.fingerprint)  # made by another process while we waited
+                    made = found or _run_stage(step.stage, config, inputs, writer, cluster, tracked)
+            if found:
+                if found.stage != "autoencoder" or not config.autoencoder.from_:
+                    artifacts.check_inputs(found, inputs)
+                done[step.stage] = Done(found, True, time.monotonic() - begun)
+                tracked.cached(step.stage, found, done[step.stage].headline)
                 continue
-            if "ingest" in done and STAGES.index(last) >= STAGES.index("diffusion"):
-                check_condition(config, done["ingest"].artifact)
-            if "ingest" in done:
-                check_buckets(config, done["ingest"].artifact)
-            print(f"{step.stage}: {step.fingerprint}", flush=True)
-            with store.write(step.stage, step.fingerprint, step.recipe, inputs, if_busy) as writer:
-                artifact = _run_stage(step.stage, config, inputs, writer, cluster, tracked)
-            done[step.stage] = Done(artifact, False, time.monotonic() - begun)
-            tracked.finished(step.stage, artifact, done[step.stage].seconds, done[step.stage].headline)
+            done[step.stage] = Done(made, False, time.monotonic() - begun)
+            tracked.finished(step.stage, made, done[step.stage].seconds, done[step.stage].headline)
             print(f"{step.stage}: {done[step.stage].headline} ({done[step.stage].seconds:.0f} s)", flush=True)
     return list(done.values())
 
@@ -136,10 +139,6 @@ def pipeline_key(config: Config, steps: Sequence[Step]) -> str:
 def _run_stage(
     stage: str, config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, tracked: Any
 ) -> Artifact:
-    finished = Store(config.run.root).find(stage, writer.fingerprint)  # by another process, while we waited
-    if finished:
-        artifacts.check_inputs(finished, inputs)
-        return finished
     training = getattr(getattr(config, stage, None), "training", None)
     steps = training.steps if training else None
     with tracked.stage(stage, writer, steps) as spool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +36,15 @@ def rungs(rule: Prune) -> Iterator[int]:
 
 def rung_of(rule: Prune, samples: int) -> int | None:
     """The last rung that lies at or before `samples`; None before the first."""
-    last = None
-    for rung in rungs(rule):
-        if rung > samples:
-            return last
-        last = rung
-    raise AssertionError("rungs have no end")
+    return max(takewhile(lambda rung: rung <= samples, rungs(rule)), default=None)
 
 
-def value_at(curve: Curve, rung: int) -> float | None:
-    """What a curve says at a rung: its first value at or after it. None if it did not come so far."""
-    return next((value for samples, value in curve if samples >= rung), None)
+def value_at(curve: Curve, rung: int, samples: int) -> float | None:
+    """What a curve says at a rung to one that is judged at `samples`: its last value between the two, ends included.
+
+    None if it has none: it did not come so far, or was validated or began later only, when it knew more.
+    """
+    return next((value for at, value in reversed(curve) if rung <= at <= samples), None)
 
 
 def hopeless(rule: Prune, own: float, others: Sequence[float], sign: int) -> str | None:
@@ -95,7 +93,7 @@ class Judge:
         self.log.image(key, image, step)
 
     def _judge(self, value: float, samples: int) -> None:
-        from pipeline.sweep_report import sign_of
+        from pipeline.sweep import sign
 
         rung = rung_of(self.rule, samples)
         if rung is None:
@@ -105,8 +103,8 @@ class Judge:
             if read_json(record)["why"] is None:
                 return  # decided before, perhaps by this run before it was killed
         else:
-            others = self.others(rung)
-            why = hopeless(self.rule, value, list(others.values()), sign_of(self.rule.metric))
+            others = self.others(rung, samples)
+            why = hopeless(self.rule, value, list(others.values()), sign(self.sweep, self.rule.metric))
             write_json(record, {"rung": rung, "samples": samples, "value": value, "others": others, "why": why})
         decision = read_json(record)
         if decision["why"] is None:
@@ -116,14 +114,14 @@ class Judge:
         write_json(self.folder.element(self.number) / "pruned.json", decision)
         (self.work / "stop").touch()
 
-    def others(self, rung: int) -> Mapping[str, float]:
+    def others(self, rung: int, samples: int) -> Mapping[str, float]:
         """Value at the rung of each other element of the same fold and seed that came so far, by number."""
         from pipeline.sweep import repeats
 
         per_point, found = len(repeats(self.sweep)), {}
         for number in self.folder.begun():
             if number != self.number and number % per_point == self.number % per_point:
-                value = value_at(self.folder.curve(number, self.rule.metric), rung)
+                value = value_at(self.folder.curve(number, self.rule.metric), rung, samples)
                 if value is not None:
                     found[str(number)] = value
         return found

@@ -22,12 +22,12 @@ DIGITS = 6  # of a drawn number: enough to tell points apart, few enough to read
 
 @dataclass(frozen=True)
 class Told:
-    """What is known of a point: its values; `value`, lower is better, if it is finished; how far it came if pruned."""
+    """What is known of a point: its values; `value`, lower is better, if it is finished; how far it came if bad."""
 
     values: Mapping[str, Any]
-    state: Literal["running", "finished", "pruned", "failed"]
+    state: Literal["running", "finished", "bad"]
     value: float | None = None
-    curve: Sequence[tuple[int, float]] = ()  # (samples, value), of a pruned one
+    curve: Sequence[tuple[int, float]] = ()  # (samples, value), of one that was pruned
 
 
 def count(sweep: Sweep) -> int:
@@ -75,8 +75,9 @@ def _rounded(value: float, low: float, high: float) -> float:
 def ask(sweep: Sweep, told: Sequence[Told]) -> dict[str, Any]:
     """The values of the point after those that are told, by Optuna's TPE; the same again for the same `told`.
 
-    A point that still runs counts as a bad one where it lies, so that two processes do not try the same. Raises
-    UserError where Optuna is not installed.
+    A point that still runs counts as a bad one where it lies, so that two processes do not try the same; so does one
+    that failed, else a learning rate at which training bursts would be asked for again and again. Raises UserError
+    where Optuna is not installed.
     """
     try:
         import optuna
@@ -90,7 +91,7 @@ def ask(sweep: Sweep, told: Sequence[Told]) -> dict[str, Any]:
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=sweep.search.startup, constant_liar=True)
     study = optuna.create_study(direction="minimize", sampler=sampler)
     distributions = {key: _distribution(domain) for key, domain in sweep.keys.items()}
-    states = {"running": "RUNNING", "finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+    states = {"running": "RUNNING", "finished": "COMPLETE", "bad": "PRUNED"}  # FAIL is what TPE does not look at
     for point in told:
         study.add_trial(
             optuna.trial.create_trial(

@@ -8,9 +8,9 @@ who is stopped early `prune.py`, who has won `sweep_report.py`.
         sweep.json              the sweep, as it was read
         points/NUMBER.json      with a searcher: the values it chose, in order
         elements/NUMBER/
-            place.json          values, and where its stages' artifacts lie (written when it begins)
+            place.json          where its stages' artifacts lie (written when it begins)
             rungs/, pruned.json decisions of the rule of `prune`
-            result.json         how it ended: finished, pruned or failed
+            result.json         how it ended: finished, pruned or failed; failed ones are tried again
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import math
 import os
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ from pipeline.schema.section import result_fields
 from pipeline.schema.sweep import Sweep
 
 STAGE = {"autoencoder": "autoencoder", "diffusion": "diffusion", "eval": "evaluate"}  # of a metric's prefix
-MOST = 10_000  # elements of a sweep
+MOST = 1_000  # elements of a sweep
+DRAWS = 8  # points of a searcher that are tried as configs before it begins
 HARMLESS = ("data.lanes", "data.balance", "data.loader_workers", "data.cache", "data.on_corrupt", "cluster", "run.seed")
 
 
@@ -60,9 +62,13 @@ class Folder:
         path = self.element(number) / "result.json"
         return dict(read_json(path)) if path.exists() else None
 
+    def place(self, number: int) -> dict[str, Any]:
+        """Where the artifacts of an element that has begun lie (`begin`)."""
+        return dict(read_json(self.element(number) / "place.json"))
+
     def curve(self, number: int, metric: str) -> list[tuple[int, float]]:
         """(samples seen, value) of an element's curve so far; of a figure of `eval/`: at 0."""
-        place = read_json(self.element(number) / "place.json")
+        place = self.place(number)
         stage = STAGE[metric.partition("/")[0]]
         points: dict[int, float] = {}
         for event in history.events(sorted((Path(place["folders"][stage]) / "work" / "spool").glob("*.jsonl"))):
@@ -96,8 +102,7 @@ class Study:
     @property
     def until(self) -> str:
         """The last stage of an element."""
-        stages = [self.sweep.metric, *([self.sweep.prune.metric] if self.sweep.prune else [])]
-        return max((STAGE[name.partition("/")[0]] for name in stages), key=graph.STAGES.index)
+        return max((STAGE[name.partition("/")[0]] for name in self.sweep.metrics), key=graph.STAGES.index)
 
     @property
     def count(self) -> int:
@@ -114,18 +119,38 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         sweep = Sweep.model_validate(given.model_dump() | {"overrides": common})
     except ValidationError as error:  # what the file has is right: it is the command line
         raise UserError(f"{file}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-    for metric in {sweep.metric, *([sweep.prune.metric] if sweep.prune else [])}:
+    for metric in sweep.metrics:
         for key in sweep.keys:
             reason = incomparable(metric, key)
             if reason:
                 raise UserError(f"{file}: `keys.{key}`: {metric} does not mean the same in all elements: {reason}")
-    if sweep.direction == "auto" and not better(sweep.metric):
-        raise UserError(f"{file}: `metric` {sweep.metric}: is more of it better, or less? Give `direction: min` or max")
-    if search.count(sweep) * len(repeats(sweep)) > MOST:
-        raise UserError(f"{file}: {search.count(sweep) * len(repeats(sweep)):,} elements; at most {MOST:,} are taken")
-    base_path, texts = file.parent / sweep.config, tuple(as_override(*pair) for pair in sweep.overrides.items())
-    base = load(base_path, texts)
-    return Study(file, sweep, base, texts, _key(sweep, base))
+        if not sign(sweep, metric):
+            remedy = "give `direction: min` or max" if metric == sweep.metric else "prune by another curve"
+            raise UserError(f"{file}: {metric}: is more of it better, or less? It is not known here; {remedy}")
+    texts = tuple(as_override(*pair) for pair in sweep.overrides.items())
+    base = load(file.parent / sweep.config, texts)
+    study = Study(file, sweep, base, texts, _key(sweep, base))
+    if study.count > MOST:
+        raise UserError(f"{file}: {study.count:,} elements; at most {MOST:,} are taken")
+    for key in sweep.keys:
+        if _section_stage(key) > graph.STAGES.index(study.until):
+            raise UserError(
+                f"{file}: `keys.{key}` has no effect on {' or '.join(sweep.metrics)}, so all elements would be alike; "
+                "vary an earlier stage's key, or take a later stage's metric"
+            )
+    return study
+
+
+def _section_stage(key: str) -> int:
+    """The place of the first stage that a config key may change; 0 where that is not one stage's."""
+    stages = {"autoencoder": "autoencoder", "latents": "encode", "diffusion": "diffusion", "evaluate": "evaluate"}
+    return graph.STAGES.index(stages.get(key.partition(".")[0], graph.STAGES[0]))
+
+
+def sign(sweep: Sweep, metric: str) -> int:
+    """1 if more of a metric is better, -1 if less is, 0 if that is not known. `direction` is of the sweep's metric."""
+    given = {"max": 1, "min": -1}.get(sweep.direction, 0) if metric == sweep.metric else 0
+    return given or better(metric)
 
 
 def _key(sweep: Sweep, base: Config) -> str:
@@ -133,7 +158,7 @@ def _key(sweep: Sweep, base: Config) -> str:
     from pipeline.data.sources import source_fingerprint
     from pipeline.stages.ingest import cache_folder
 
-    values = sweep.model_dump(mode="json", exclude={"config", "bootstrap", "overrides"})
+    values = sweep.model_dump(mode="json", exclude={"config", "overrides"})
     values["search"].pop("trials")
     fields = result_fields(base)
     fields["run"] = {"seed": base.run.seed}
@@ -144,7 +169,7 @@ def _key(sweep: Sweep, base: Config) -> str:
 
 def as_override(key: str, value: Any) -> str:
     """`KEY=VALUE` as the command line takes it (JSON is YAML)."""
-    return f"{key}={json.dumps(value)}"
+    return f"{key}={json.dumps(value, default=str)}"  # a date of YAML
 
 
 def incomparable(metric: str, key: str) -> str | None:
@@ -163,7 +188,7 @@ def incomparable(metric: str, key: str) -> str | None:
             return "it is measured on the latents of another autoencoder; take `metric: eval/fd`"
         if under(*LOSS_PARAMS):
             return "the loss is another; take `metric: eval/fd`"
-    if stage == "autoencoder" and "loss" in word and under("autoencoder.loss"):
+    if stage == "autoencoder" and word not in ("val_psnr", "val_ssim") and under("autoencoder.loss"):
         return "the loss is another; take `metric: autoencoder/val_psnr`"
     if stage == "eval" and under("evaluate.samples", "evaluate.extractor", "evaluate.seed"):
         return "it depends on the number of images and on the extractor"
@@ -205,23 +230,18 @@ def _told(study: Study, point: int) -> search.Told:
     each = len(repeats(study.sweep))
     numbers = range(point * each, (point + 1) * each)
     results = [result for number in numbers if (result := study.folder.result(number))]
-    states = {result["state"] for result in results}
+    states, worth = {result["state"] for result in results}, sign(study.sweep, study.sweep.metric)
     if "failed" in states:
-        return search.Told(values, "failed")
+        return search.Told(values, "bad")
     if "pruned" in states:
         pruned = next(result for result in results if result["state"] == "pruned")
         same = study.sweep.prune is not None and study.sweep.prune.metric == study.sweep.metric
-        curve = [(pruned["samples"], -sign(study) * pruned["value"])] if same else []
-        return search.Told(values, "pruned", curve=curve)
+        curve = [(pruned["samples"], -worth * pruned["value"])] if same else []
+        return search.Told(values, "bad", curve=curve)
     if len(results) < each:
         return search.Told(values, "running")
     mean = math.fsum(result["value"] for result in results) / each
-    return search.Told(values, "finished", -sign(study) * mean)
-
-
-def sign(study: Study) -> int:
-    """1 if more of the sweep's metric is better, -1 if less is."""
-    return {"max": 1, "min": -1, "auto": better(study.sweep.metric)}[study.sweep.direction]
+    return search.Told(values, "finished", -worth * mean)
 
 
 def element_overrides(study: Study, number: int, values: dict[str, Any]) -> list[str]:
@@ -246,10 +266,18 @@ def element_config(study: Study, number: int, values: dict[str, Any], prune: boo
 def check(study: Study, numbers: Iterable[int]) -> None:
     """Check the configs of elements, as far as they are known before anything runs. UserError for the first mistake."""
     each = len(repeats(study.sweep))
-    for number in numbers:
-        values = point_values(study, number // each, may_ask=False)
-        if values is not None:
-            element_config(study, number, values)
+    if study.sweep.search.kind != "optuna":
+        for number in numbers:
+            element_config(study, number, search.values(study.sweep, number // each))
+        return
+    mistakes = []  # what will be asked for is not known; what is wrong with all that could be is a mistake in a key
+    for draw in range(DRAWS):
+        try:
+            element_config(study, 0, search.values(study.sweep, draw))
+            return
+        except UserError as error:
+            mistakes.append(error)
+    raise mistakes[0]
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -261,7 +289,7 @@ def run(
     """Bring elements to an end, one after the other; those that have ended are left out, failed ones tried again.
 
     prune: False: without the rule, and pruned elements go on to their end. Returns the numbers that other processes
-    hold. Raises what stops a run (`Stopped`, KeyboardInterrupt); a UserError of one element is its result.
+    hold. Raises what stops a run (`Stopped`, KeyboardInterrupt); any other error of one element is its result.
     """
     from pipeline import sweep_report
 
@@ -274,13 +302,13 @@ def run(
                 if not to_do(study, number, prune):
                     continue
                 try:
-                    stack.enter_context(Lease(study.folder.element(number) / "work" / "lease", if_busy))
+                    lease = stack.enter_context(Lease(study.folder.element(number) / "work" / "lease", if_busy))
                 except UserError as error:
                     print(f"element {number}: {error}", flush=True)
                     busy.append(number)
                     continue
                 if to_do(study, number, prune):  # another process may have done it while we waited
-                    run_element(study, number, prune)
+                    run_element(study, number, prune, lease)
                     published.again()
     return busy
 
@@ -291,64 +319,68 @@ def to_do(study: Study, number: int, prune: bool = True) -> bool:
     return state not in (("finished", "pruned") if prune else ("finished",))
 
 
-def run_element(study: Study, number: int, prune: bool) -> None:
-    """Run one element and leave its result."""
-    from pipeline.cluster import Cluster, Stopped
+def run_element(study: Study, number: int, prune: bool, lease: Lease) -> None:
+    """Run one element and leave its result, unless its lease was lost: then it is another process's to tell."""
+    from pipeline.cluster import Stopped
 
     folder, began = study.folder.element(number), time.monotonic()
     values = point_values(study, number // len(repeats(study.sweep)))
     assert values is not None
-    config = element_config(study, number, values, prune)
-    with Cluster(config.cluster) as cluster:
-        config = graph.resolve(graph.absolute(config), cluster)
-    store, trained = Store(config.run.root), ("autoencoder", "diffusion")
-    steps = graph.plan(config, store, study.until)
-    place = {
-        "values": values,
-        "folders": {
-            s.stage: str(s.artifact.path if s.artifact else store.folder(s.stage, s.fingerprint)) for s in steps
-        },
-        "batch": {stage: getattr(config, stage).training.batch_size for stage in trained},
-        "pipeline": graph.pipeline_key(config, steps),
-    }
-    write_json(folder / "place.json", place)
-    (folder / "pruned.json").unlink(missing_ok=True)
     print(f"element {number} of {study.count}: {shown(values)}{repeat_text(study, number)}", flush=True)
-    result: dict[str, Any] = {"values": values, "pipeline": place["pipeline"]}
+    (folder / "pruned.json").unlink(missing_ok=True)
+    result: dict[str, Any] = {"values": values}
+    stopped: Stopped | None = None
     try:
+        config, result["pipeline"] = begin(study, number, values, prune)
         done = graph.run(config, study.until, if_busy="wait")
-    except Stopped:
+        result |= _figure(study, number, config)
+        result["ran"] = {d.artifact.stage: d.seconds for d in done if not d.cached}
+    except Stopped as error:
         if not (folder / "pruned.json").exists():
             raise
         decision = read_json(folder / "pruned.json")
         result |= {"state": "pruned"} | {key: decision[key] for key in ("samples", "value", "why")}
+        stopped = error if error.asked else None  # and a person or the scheduler wants an end as well
     except UserError as error:
         result |= {"state": "failed", "why": str(error)}
-    else:
-        result |= _figure(study, number, config)
-        result["ran"] = {d.artifact.stage: d.seconds for d in done if not d.cached}
+    except TimeoutError:  # ranks that do not end: nothing can be said of the machines any more
+        raise
+    except Exception as error:  # a rank that dies again and again, a bug: it does not cost the other elements
+        traceback.print_exc()
+        result |= {"state": "failed", "why": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     result["seconds"] = time.monotonic() - began
+    lease.check()
     write_json(folder / "result.json", result)
     print(f"element {number}: {_ended(study, result)} ({result['seconds']:.0f} s)", flush=True)
+    if stopped:
+        raise stopped
+
+
+def begin(study: Study, number: int, values: dict[str, Any], prune: bool) -> tuple[Config, str]:
+    """The resolved config of an element, and its pipeline's key. The others are told where its artifacts will lie."""
+    from pipeline.cluster import Cluster
+
+    config = element_config(study, number, values, prune)
+    with Cluster(config.cluster) as cluster:
+        config = graph.resolve(graph.absolute(config), cluster)
+    store = Store(config.run.root)
+    steps = graph.plan(config, store, study.until)
+    folders = {s.stage: str(s.artifact.path if s.artifact else store.folder(s.stage, s.fingerprint)) for s in steps}
+    batch = {stage: getattr(config, stage).training.batch_size for stage in ("autoencoder", "diffusion")}
+    write_json(study.folder.element(number) / "place.json", {"folders": folders, "batch": batch})
+    return config, graph.pipeline_key(config, steps)
 
 
 def _figure(study: Study, number: int, config: Config) -> dict[str, Any]:
     """The sweep's metric of a finished element, with its own interval and conditions where it has any."""
     metric = study.sweep.metric
     stage = STAGE[metric.partition("/")[0]]
-    folder = Path(read_json(study.folder.element(number) / "place.json")["folders"][stage])
     curve = study.folder.curve(number, metric)
-    if not curve:
-        events = history.events(sorted((folder / "work" / "spool").glob("*.jsonl")))
-        known = sorted({name for event in events if event["kind"] == "metrics" for name in event["values"]})
-        raise UserError(
-            f"{study.file}: `metric` {metric}: element {number} has no such figure; it has {', '.join(known)}"
-        )
     training = getattr(getattr(config, stage), "training", None)
-    if training and curve[-1][0] != training.steps * training.batch_size:
-        return {"state": "failed", "why": f"{metric} is not finite at the end of training"}
+    if not curve or (training and curve[-1][0] != training.steps * training.batch_size):
+        return {"state": "failed", "why": f"at its end it has no finite figure {metric} (the sweep's `metric`)"}
     found: dict[str, Any] = {"state": "finished", "value": curve[-1][1]}
-    report = folder / "report.json"
+    report = Path(study.folder.place(number)["folders"][stage]) / "report.json"
     if stage == "evaluate" and report.exists():
         told = read_json(report)
         found["conditions"] = told.get("conditions")

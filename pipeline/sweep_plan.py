@@ -9,7 +9,9 @@ from typing import Any
 from pipeline import graph, sweep
 from pipeline.artifacts import Store
 from pipeline.config import Config, check_models
+from pipeline.errors import UserError
 from pipeline.forecast import GIGABYTE, kept_bytes
+from pipeline.prune import rung_of
 
 
 def plan(study: sweep.Study) -> str:
@@ -24,20 +26,27 @@ def plan(study: sweep.Study) -> str:
     configs: dict[tuple[str, str], Config] = {}
     with Cluster(study.base.cluster) as cluster:
         for number, values in known.items():
-            config = graph.resolve(graph.absolute(sweep.element_config(study, number, values)), cluster)
+            who = f"element {number}: {sweep.shown(values)}{sweep.repeat_text(study, number)}"
+            lines.append(f"{who}{_state(study, number)}")
+            try:
+                config = graph.resolve(graph.absolute(sweep.element_config(study, number, values)), cluster)
+            except UserError:
+                if (
+                    study.sweep.search.kind == "optuna"
+                ):  # it has chosen what is no config: this one fails, others need not
+                    continue
+                raise
             for step in graph.plan(config, store, study.until):
                 made = (step.stage, step.fingerprint)
                 users[made].append(number)
                 steps[made], configs[made] = step, config
-            lines.append(
-                f"element {number}: {sweep.shown(values)}{sweep.repeat_text(study, number)}{_state(study, number)}"
-            )
     if len(known) < study.count:
         lines.append(
             f"elements {len(known)} to {study.count - 1}: chosen by {study.sweep.search.kind}, as results come"
         )
     for stage in graph.STAGES[: graph.STAGES.index(study.until) + 1]:
         lines += [_stage_line(steps[made], users[made]) for made in users if made[0] == stage]
+    lines += _rungs(study, list(configs.values()))
     lines.append(f"disk: {_disk(configs, steps)}")
     return "\n".join([*lines, *_time(study)])
 
@@ -51,6 +60,21 @@ def _stage_line(step: graph.Step, users: list[int]) -> str:
     state = "cached" if step.artifact else "would run"
     who = f"shared by {len(users)} elements" if len(users) > 1 else f"of element {users[0]}"
     return f"{step.stage} {step.fingerprint}: {state}, {who}"
+
+
+def _rungs(study: sweep.Study, configs: list[Config]) -> list[str]:
+    """At how many rungs the element with most of them is looked at; says so if that is never."""
+    rule = study.sweep.prune
+    if not rule or not configs:
+        return []
+    stage, most = sweep.STAGE[rule.metric.partition("/")[0]], set[int]()
+    for training in (getattr(config, stage).training for config in configs):
+        validated = range(training.validate_every, training.steps, training.validate_every)
+        found = {rung_of(rule, step * training.batch_size) for step in validated}
+        most = max(most, {rung for rung in found if rung}, key=len)
+    if not most:
+        return [f"pruning: never, since no validation before the end lies at {rule.first:,} samples or later"]
+    return [f"pruning: by {rule.metric} at {len(most)} rungs, from {min(most):,} samples on"]
 
 
 def _disk(configs: dict[tuple[str, str], Config], steps: dict[tuple[str, str], graph.Step]) -> str:
@@ -75,7 +99,7 @@ def _time(study: sweep.Study) -> list[str]:
     """What the elements that have finished say of those that have not."""
     ended = [r for n in range(study.count) if (r := study.folder.result(n))]
     took = [sum(result["ran"].values()) for result in ended if result.get("ran")]
-    left = study.count - len(ended)
+    left = sum(sweep.to_do(study, n) for n in range(study.count))
     if not took or not left:
         return []
     middle = statistics.median(took)

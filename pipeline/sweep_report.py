@@ -1,6 +1,6 @@
 """What came of a sweep: the table of its points, the winner with its interval, and the parent run that shows both.
 
-Reads what elements left (`sweep.py`); an interval of several folds or seeds is made here, that of a single figure is
+Reads what elements left (`sweep.py`); an interval over several folds or seeds is made here, that of a single figure is
 its own.
 """
 
@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pipeline import search, sweep, tracking
 from pipeline.artifacts import Lease
-from pipeline.compare import CLOSE, better
+from pipeline.compare import CLOSE
 from pipeline.errors import UserError
 from pipeline.files import atomic_write
 from pipeline.metrics import comparable
 from pipeline.runs import STOPS
 
 LEVEL = 0.95  # of intervals
-FEW = 5  # values below which an interval by bootstrap is known to be too narrow, and is said to be
+NOTE = 7_000  # characters of a description: MLflow keeps 8,000
+LINK = 80  # by how many characters a link is longer than its placeholder, at most
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,21 @@ class Point:
         return [r["value"] for _, r in sorted(self.results.items()) if r["state"] == "finished"]
 
 
-def sign_of(metric: str) -> int:
-    """1 if more of a validation curve is better, else -1 (a loss, or what is not known)."""
-    return better(metric) or -1
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% interval of the mean of at least two independent values by Student's t, which is honest about few (the
+    bootstrap of three values is their range, and the true mean lies outside of that every fourth time)."""
+    from scipy.stats import t
+
+    mean, n = statistics.fmean(values), len(values)
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return mean - half, mean + half
 
 
-def interval(values: Sequence[float], resamples: int) -> tuple[float, float]:
-    """95% interval of the mean of at least two values, by the percentile bootstrap; always the same draws."""
-    drawn = np.random.Generator(np.random.Philox(0)).integers(0, len(values), (resamples, len(values)))
-    means = np.asarray(values, np.float64)[drawn].mean(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def independent(study: sweep.Study, values: Sequence[float]) -> list[float]:
+    """The values of a point's runs as an interval may take them: by fold, a mean over its seeds (these have the same
+    images held out, so they are no further evidence); without folds by seed."""
+    seeds = max(1, len(study.sweep.seeds)) if study.sweep.folds else 1
+    return [statistics.fmean(values[first : first + seeds]) for first in range(0, len(values), seeds)]
 
 
 def points(study: sweep.Study) -> list[Point]:
@@ -68,7 +72,7 @@ def points(study: sweep.Study) -> list[Point]:
         mean = math.fsum(r["value"] for r in done) / each if len(done) == each else None
         bounds = None
         if mean is not None and each > 1:
-            bounds = interval([r["value"] for r in done], study.sweep.bootstrap)
+            bounds = interval(independent(study, [r["value"] for r in done]))
         elif mean is not None and "interval" in done[0]:
             bounds = (float(done[0]["interval"][0]), float(done[0]["interval"][1]))
         found.append(Point(number, values, results, mean, bounds))
@@ -94,7 +98,8 @@ def _check(study: sweep.Study, found: Sequence[Point]) -> None:
 def ranked(study: sweep.Study, found: Sequence[Point]) -> list[Point]:
     """Finished points, the best first."""
     done = [point for point in found if point.value is not None]
-    return sorted(done, key=lambda point: (-sweep.sign(study) * (point.value or 0.0), point.number))
+    worth = sweep.sign(study.sweep, study.sweep.metric)
+    return sorted(done, key=lambda point: (-worth * (point.value or 0.0), point.number))
 
 
 # ---- the verdict -----------------------------------------------------------------------------------------------------
@@ -109,7 +114,6 @@ def verdict(study: sweep.Study, found: Sequence[Point]) -> str:
     text = f"{'Best so far' if left else 'Winner'}: {sweep.shown(first.values)}: {study.sweep.metric} {figure(first)}"
     if each > 1:
         text += f", the mean of {each} runs"
-        text += " (so few give too narrow an interval)" if each < FEW else ""
     text += f". {_lead(study, first, order[1])}" if len(order) > 1 else ". No other point has finished."
     if first.interval is None:
         text += " One run each gives no interval: give `seeds` or `folds` for one."
@@ -121,8 +125,9 @@ def _lead(study: sweep.Study, first: Point, second: Point) -> str:
     other = f"the second ({sweep.shown(second.values)}, {figure(second)})"
     ahead = abs((first.value or 0.0) - (second.value or 0.0))
     if len(first.finished) > 1:
-        gains = [sweep.sign(study) * (a - b) for a, b in zip(first.finished, second.finished, strict=True)]
-        low, high = interval(gains, study.sweep.bootstrap)
+        worth = sweep.sign(study.sweep, study.sweep.metric)
+        gains = [worth * (a - b) for a, b in zip(first.finished, second.finished, strict=True)]
+        low, high = interval(independent(study, gains))
         clear = "It is clearly ahead of" if low > 0 else "It is not clearly ahead of"
         return f"{clear} {other}: by {ahead:.4g} [{low:.4g}, {high:.4g}], the same folds and seeds compared."
     if first.interval and second.interval:
@@ -163,7 +168,8 @@ def rows(study: sweep.Study, found: Sequence[Point], link: bool = False) -> list
 
 
 def _name(number: int, result: Mapping[str, Any] | None, link: bool) -> str:
-    return f"[{number}]({{{{run:pipeline/{result['pipeline']}}}}})" if link and result else str(number)
+    known = link and result and result.get("pipeline")  # none where the config was refused
+    return f"[{number}]({{{{run:pipeline/{known}}}}})" if known else str(number)
 
 
 def _state(point: Point, each: int) -> str:
@@ -182,13 +188,18 @@ def _state(point: Point, each: int) -> str:
 
 
 def markdown(study: sweep.Study, found: Sequence[Point], link: bool = False) -> str:
-    """Verdict, table, and the command that runs the winner."""
+    """Verdict, the command that runs the winner, table; with links only as many rows as MLflow's pages keep."""
     head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows(study, found, link)]
-    lines = [verdict(study, found), "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    lines += [f"| {' | '.join(row)} |" for row in body]
-    order = ranked(study, found)
+    lines, order = [verdict(study, found), ""], ranked(study, found)
     if order:
-        lines += ["", "The best to a registered model:", "", f"    {command(study, order[0])}"]
+        lines += ["The best to a registered model:", "", f"    {command(study, order[0])}", ""]
+    lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    room = NOTE - sum(map(len, lines))
+    for place, row in enumerate(f"| {' | '.join(cells)} |" for cells in body):
+        room -= len(row) + LINK * row.count("{{")
+        if link and room < 0:
+            return "\n".join([*lines, "", f"{len(body) - place} more: {study.folder.path / 'report.md'}"])
+        lines.append(row)
     return "\n".join(lines)
 
 
@@ -211,7 +222,8 @@ class Published:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.again("KILLED" if kind and kind.__name__ in STOPS else "FAILED" if kind else None)
+        if kind:
+            self.again("KILLED" if kind.__name__ in STOPS else "FAILED")
         left = self.shipper.drain(self.study.base.tracking.deadline)
         if left:
             print(tracking.left_message(self.study.root, self.shipper.uri, left), flush=True)
@@ -219,15 +231,15 @@ class Published:
     def again(self, status: str | None = None) -> None:
         """Show how it stands. status: how this process leaves it, unless all has ended."""
         study = self.study
-        try:
-            found = points(study)
-            text, linked = markdown(study, found), markdown(study, found, link=True)
-        except UserError as error:  # figures that cannot be compared
-            found, text = [], str(error)
-            linked = text
-        atomic_write(study.folder.path / "report.md", text + "\n")
-        ended = sum(len(point.results) for point in found)
-        with Lease(self.spools / "lease", "wait") as lease:
+        with Lease(self.spools / "lease", "wait") as lease:  # read what there is under it: who comes last knows most
+            found: list[Point] = []
+            try:
+                found = points(study)
+                text, linked = markdown(study, found), markdown(study, found, link=True)
+            except UserError as error:  # figures that cannot be compared
+                text = linked = str(error)
+            atomic_write(study.folder.path / "report.md", text + "\n")
+            ended = sum(study.folder.result(n) is not None for n in range(study.count))
             spool = tracking.Spool(self.spools, f"sweep/{study.key}", lease.token)
             spool.start(
                 study.sweep.name,

@@ -6,7 +6,14 @@
 #   ldm sweep SWEEP.yaml --report             # the table and the winner, at any time
 #
 # Tasks share `run.root`: what elements have in common is made by the first, the others wait for it; a searcher chooses
-# by what has ended so far. A task that is requeued goes on where it was. `--array=0-7%4` runs four at a time.
+# by what has ended so far. A task that is requeued goes on where it was. `--array=0-7%4` runs four at a time, which a
+# searcher needs: of those that begin together none knows what another gave. Tasks that wait hold their nodes; where
+# that is dear, the first goes ahead, or one job runs all elements in turn:
+#
+#   first=$(sbatch --parsable --array=0 slurm/sweep_ldm.sh SWEEP.yaml)
+#   sbatch --array=1-7 --dependency=afterany:$first slurm/sweep_ldm.sh SWEEP.yaml
+#   LDM_VERB=sweep sbatch slurm/train_ldm.sh SWEEP.yaml
+#
 # The lines below hold for one task; `slurm/train_ldm.sh`, which does the work, says what each means, and options on
 # sbatch's command line go over them.
 #SBATCH --job-name=ldm-sweep
@@ -23,7 +30,7 @@ if [ $# -lt 1 ]; then
   exit 2
 fi
 if [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
-  echo "sweep_ldm.sh: no task of a job array: give sbatch --array=0-N, or run \`ldm sweep $1\` for all in one process" >&2
+  echo "sweep_ldm.sh: no task of a job array: give sbatch --array=0-N, or LDM_VERB=sweep sbatch slurm/train_ldm.sh $1 for all in one job" >&2
   exit 2
 fi
 machinery=${LDM_HOME:-$SLURM_SUBMIT_DIR}/slurm/train_ldm.sh # Slurm runs a copy of this file from elsewhere

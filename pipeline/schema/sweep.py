@@ -74,7 +74,7 @@ class Prune(Section):
     kind: Literal["median", "halving"] = Field(
         "median",
         description="At each rung, stopped is who is worse than the median of the others; or who is not among the "
-        "best 1/`factor` of all.",
+        "best 1/`factor` of all. A point of which one fold or seed is stopped cannot win.",
     )
     metric: str = Field(
         "diffusion/val_loss",
@@ -112,7 +112,11 @@ class Sweep(Section):
     )
     direction: Literal["auto", "min", "max"] = Field("auto", description="Whether less or more of it is better.")
     prune: Prune | None = Field(None, description="Early end of hopeless elements; null: all run to their end.")
-    bootstrap: int = Field(10_000, ge=100, description="Resamples behind an interval over seeds and folds.")
+
+    @property
+    def metrics(self) -> list[str]:
+        """What decides, and the curve that pruning looks at, each once."""
+        return list(dict.fromkeys([self.metric, *([self.prune.metric] if self.prune else [])]))
 
     @model_validator(mode="after")
     def _consistent(self) -> Sweep:
@@ -122,7 +126,7 @@ class Sweep(Section):
         ours = ["run.name", "sweep", *(["run.seed"] if self.seeds else []), *(["data.split"] if self.folds else [])]
         for given, kept in ((self.keys, [*ours, "run.root", "tracking"]), (self.overrides, ours)):
             for key in given:
-                if any(key == name or key.startswith(f"{name}.") for name in kept):
+                if any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in kept):
                     raise ValueError(f"`{key}` is set by the sweep, or common to all its elements; leave it out here")
         both = sorted(set(self.keys) & set(self.overrides))
         if both:

@@ -44,8 +44,16 @@ class Lab:
     def exec(self, *command: str, node: str = "ctl") -> str:
         return self.slurmlab("exec", node, *command)
 
-    def sbatch(self, name: str, *words: str, options: tuple[str, ...] = (), **environment: str) -> Job:
-        """Submit slurm/train_ldm.sh; `words` are what follows it. Its log and root are in shared/<name>."""
+    def sbatch(
+        self,
+        name: str,
+        *words: str,
+        options: tuple[str, ...] = (),
+        script: str = "train_ldm.sh",
+        config: str = "small.yaml",
+        **environment: str,
+    ) -> Job:
+        """Submit slurm/<script> with shared/<config>; `words` are what follows. Log and root are in shared/<name>."""
         folder = self.folder / "shared" / name
         folder.mkdir(exist_ok=True)
         variables = {
@@ -54,9 +62,8 @@ class Lab:
         }  # fmt: skip
         settings = [f"{key}={value}" for key, value in variables.items()]
         command = ["env", *settings, "sbatch", "--parsable", f"--chdir={folder}", "--mem=1000", *options]
-        config = self.folder / "shared" / "small.yaml"
-        script = [str(ROOT / "slurm" / "train_ldm.sh"), str(config), f"run.root={folder / 'runs'}", *words]
-        job = Job(self, self.exec(*command, *script).strip(), folder)
+        what = [str(ROOT / "slurm" / script), str(self.folder / "shared" / config), f"run.root={folder / 'runs'}"]
+        job = Job(self, self.exec(*command, *what, *words).strip(), folder)
         self.jobs.append(job)
         return job
 
@@ -106,9 +113,9 @@ class Job:
         assert self.facts()["ExitCode"] == "0:0", self.told()
 
 
-def events(root: Path, stage: str) -> Iterator[dict[str, Any]]:
+def events(root: Path, stage: str, fingerprint: str = "*") -> Iterator[dict[str, Any]]:
     """The lines of a stage's spools, in order."""
-    for path in sorted(root.glob(f"artifacts/{stage}/*/work/spool/*.jsonl")):
+    for path in sorted(root.glob(f"artifacts/{stage}/{fingerprint}/work/spool/*.jsonl")):
         for line in path.read_text().splitlines():
             if line.endswith("}"):
                 yield json.loads(line)

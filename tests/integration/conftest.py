@@ -55,7 +55,7 @@ class OneProcess(Inline):
         function({**arguments, "threads": 1})
         watch()
         if (work / "stop").exists():
-            raise Stopped
+            raise Stopped(asked=bool((work / "stop").read_text()))
 
 
 class NoShipper:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
-from pipeline import cluster, history
-from pipeline.files import read_json
+import pytest
+
+from pipeline import cluster, graph, history
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
 
 SWEEP = """\
 name: lr
@@ -67,7 +71,7 @@ def test_four_elements_share_one_autoencoder_and_go_on_after_a_kill(small: Any, 
     ]
     assert {start["group"] for start in starts} == {f"sweep/{key}"}
     parent = list(history.events(list(small.root.glob(f"pipelines/sweep-{key}/spool/*.jsonl"))))
-    assert [e["status"] for e in parent if e["kind"] == "end"] == ["KILLED", "FINISHED", "FINISHED"]
+    assert [e["status"] for e in parent if e["kind"] == "end"] == ["KILLED", "FINISHED"]
     notes = [e["markdown"] for e in parent if e["kind"] == "note"]
     assert "Winner: " in notes[-1] and all(f"{{{{run:pipeline/{past.key}}}}}" in notes[-1] for past in pasts)
 
@@ -78,6 +82,7 @@ def test_a_hopeless_element_is_pruned_at_its_rung_and_resumed_when_asked(small: 
     text = text.replace("steps: 4", "steps: 6")
     text = text.replace("[1e-9, 1e-2]", "[1e-2, 1e-9]").replace("  diffusion.training.weight_decay: [0.0, 0.5]\n", "")
     file.write_text(text + "prune: {kind: median, first: 24, least: 1}\n")
+    assert "pruning: by diffusion/val_loss at 1 rungs" in small.ldm("sweep", str(file), "--dry-run").out
     said = small.ldm("sweep", str(file))
     assert said.code == 0, said.err
     pruned = results(small)[1]
@@ -105,3 +110,100 @@ def test_folds_hold_out_every_group_once_in_real_runs(small: Any) -> None:
     counts = [read_json(m)["summary"]["images"] for m in small.manifests("ingest")]
     assert counts == [{"train": 20, "val": 20}] * 2
     assert re.search(r"Winner: .*: autoencoder/val_psnr [0-9.]+ \[[0-9., ]+\], the mean of 2 runs", said.out)
+
+
+def test_an_element_that_fails_costs_no_other(small: Any, monkeypatch: Any) -> None:
+    file = small.folder / "lr.yaml"
+    file.write_text(SWEEP.replace("  diffusion.training.weight_decay: [0.0, 0.5]\n", ""))
+    real = cluster.Cluster.train
+
+    def dies(self: Any, function: Any, arguments: Any, *rest: Any) -> None:
+        if arguments["stage"] == "diffusion" and arguments["config"]["run"]["name"] == "lr.0":
+            raise RuntimeError("a rank died")
+        real(self, function, arguments, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.cluster.Cluster.train", dies)
+        said = small.ldm("sweep", str(file))
+    assert (
+        said.code == 2 and "Traceback" in said.err and said.err.endswith("1 elements failed: 0; the table says why\n")
+    )
+    assert {n: r["state"] for n, r in results(small).items()} == {0: "failed", 1: "finished"}
+    assert "failed: RuntimeError: a rank died" in said.out
+    assert small.ldm("sweep", str(file)).code == 0 and results(small)[0]["state"] == "finished"
+
+
+def test_a_searcher_outlives_what_is_no_config(small: Any) -> None:
+    pytest.importorskip("optuna", reason="the searcher needs the extra `sweep`")
+    file = small.folder / "heads.yaml"
+    text = "name: heads\nconfig: small.yaml\nkeys: {diffusion.backbone.heads: [2, 3]}\n"  # of a width of 16
+    file.write_text(text + "search: {kind: optuna, trials: 6, startup: 6}\n")
+    said = small.ldm("sweep", str(file))
+    assert said.code == 2, said.err
+    states = {(r["values"]["diffusion.backbone.heads"], r["state"]) for r in results(small).values()}
+    assert states == {(2, "finished"), (3, "failed")} and len(results(small)) == 6
+    assert small.ldm("sweep", str(file), "--dry-run").code == 0
+    assert small.ldm("sweep", str(file)).code == 2  # not stuck at the first of them
+    file.write_text(text.replace("heads: [", "headz: [") + "search: {kind: optuna, trials: 6}\n")
+    said = small.ldm("sweep", str(file))
+    assert said.code == 2 and "headz" in said.err and "Traceback" not in said.err
+
+
+def test_a_result_is_not_written_by_who_has_lost_the_element(small: Any, monkeypatch: Any) -> None:
+    file = small.folder / "lr.yaml"
+    file.write_text(SWEEP.replace("  diffusion.training.weight_decay: [0.0, 0.5]\n", ""))
+
+    def cut_off(self: Any, function: Any, arguments: Any, *_: Any) -> None:
+        """The node was cut off; another process has taken the element over, and ended it."""
+        monkeypatch.setattr("pipeline.artifacts.Lease.check", lost)
+        (folder,) = small.root.glob("sweeps/*/elements/000000")
+        write_json(folder / "result.json", {"state": "finished", "value": 1.0, "values": {}})
+        raise UserError("the lease of an artifact is lost")
+
+    def lost(self: Any) -> None:
+        raise UserError(f"{self.folder}: taken over")
+
+    monkeypatch.setattr("pipeline.cluster.Cluster.train", cut_off)
+    said = small.ldm("sweep", str(file))
+    assert said.code == 2 and "taken over" in said.err
+    assert {n: r["state"] for n, r in results(small).items()} == {0: "finished"}
+
+
+def test_a_notice_at_the_moment_of_pruning_still_ends_the_sweep(small: Any, monkeypatch: Any) -> None:
+    file = small.folder / "lr.yaml"
+    text = SWEEP.replace("validate_every: 2", "validate_every: 1, diffusion.training.half_lives: [8]")
+    text = text.replace("steps: 4", "steps: 6")
+    text = text.replace("[1e-9, 1e-2]", "[1e-2, 1e-9, 1e-3]").replace(
+        "  diffusion.training.weight_decay: [0.0, 0.5]\n", ""
+    )
+    file.write_text(text + "prune: {kind: median, first: 24, least: 1}\n")
+    real = cluster.Cluster.train
+
+    def noticed(self: Any, function: Any, arguments: Any, work: Any, *rest: Any) -> None:
+        try:
+            real(self, function, arguments, work, *rest)
+        except cluster.Stopped:
+            raise cluster.Stopped(again=True) from None  # SIGUSR1 came while the ranks were saving
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.cluster.Cluster.train", noticed)
+        assert small.ldm("sweep", str(file)).code == 75
+    assert {n: r["state"] for n, r in results(small).items()} == {0: "finished", 1: "pruned"}
+    assert small.ldm("sweep", str(file)).code == 0 and sorted(results(small)) == [0, 1, 2]
+
+
+def test_who_waited_for_a_shared_stage_shows_its_curves_as_cached(small: Any, monkeypatch: Any) -> None:
+    """Another process has made the autoencoder between this one's plan and its lease."""
+    assert small.run("autoencoder").code == 0
+    real = graph.plan
+
+    def early(*arguments: Any) -> Any:
+        return [replace(s, artifact=None) if s.stage == "autoencoder" else s for s in real(*arguments)]
+
+    monkeypatch.setattr("pipeline.graph.plan", early)
+    said = small.run("diffusion", "run.name=second")
+    assert said.code == 0, said.err
+    (past,) = [past for past in history.pipelines(small.root) if past.name == "second"]
+    adopted = [e["of"] for e in history.events(list(past.folder.glob("spool/*.jsonl"))) if e["kind"] == "adopt"]
+    assert any(key.startswith("autoencoder/") for key in adopted)
+    assert any("autoencoder/" in name for name in history.curves(past))

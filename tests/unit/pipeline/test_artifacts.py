@@ -165,6 +165,21 @@ def test_a_silent_holder_elsewhere_is_taken_over_by_our_own_clock(
     assert time.monotonic() - begun >= 0.2
 
 
+def test_a_long_wait_says_for_whom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign(tmp_path, slurm_job="17", since="today")
+    monkeypatch.setattr(artifacts, "DEAD_AFTER", 0.2)
+    monkeypatch.setattr(artifacts, "TELL_AFTER", 0.0)
+    monkeypatch.setattr(artifacts, "BEAT", 0.05)
+    with Store(tmp_path).write("ingest", "abc", {}, {}, "wait"):
+        pass
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(
+        "ingest/abc: being written by process 1 on elsewhere (Slurm job 17) since today; waiting for it"
+    )
+
+
 def test_a_superseded_holder_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "BEAT", 0.05)
     with Store(tmp_path).write("ingest", "abc", {}, {}) as writer:

@@ -28,9 +28,11 @@ def test_rungs() -> None:
     assert [rung_of(HALVING, n) for n in (99, 100, 299, 300, 5000)] == [None, 100, 100, 300, 2700]
 
 
-def test_a_curve_at_a_rung_is_its_first_value_from_there_on() -> None:
+def test_a_curve_at_a_rung_is_its_last_value_before_the_one_that_is_judged_knew_less() -> None:
     curve = [(64, 3.0), (128, 2.0), (192, 1.0)]
-    assert [value_at(curve, rung) for rung in (1, 64, 65, 192, 193)] == [3.0, 3.0, 2.0, 1.0, None]
+    assert [value_at(curve, rung, 128) for rung in (1, 64, 65, 128, 129)] == [2.0, 2.0, 2.0, 2.0, None]
+    assert value_at(curve, 64, 100) == 3.0
+    assert value_at([(512, 0.1)], 64, 100) is None  # validated less often (a larger batch), or gone on from another run
 
 
 def test_the_median_rule() -> None:
@@ -73,7 +75,7 @@ def begin(folder: Path, number: int, curve: list[tuple[int, float]]) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     values: dict[str, Any] = {"name": "s", "config": "b", "keys": {"a": [1, 2, 3, 4]}, "seeds": [0, 1]}
-    values["prune"] = {"first": 100, "every": 50}
+    values |= {"metric": "diffusion/val_loss", "prune": {"first": 100, "every": 50}}
     write_json(tmp_path / "sweep.json", Sweep.model_validate(values).model_dump(mode="json"))
     begin(tmp_path, 0, [(5, 9.0), (10, 2.0), (15, 1.0)])
     begin(tmp_path, 1, [(10, 0.0), (15, 0.0)])  # another seed: not compared
@@ -107,6 +109,22 @@ def test_an_element_is_stopped_at_a_rung_and_the_decision_is_kept(folder: Path) 
     after_a_kill = judge(folder, token=3)
     after_a_kill.metrics({"diffusion/val_loss": 1.5}, 16)
     assert after_a_kill.stopped
+
+
+def test_a_direction_that_is_given_holds_for_pruning_too(folder: Path) -> None:
+    values = read_json(folder / "sweep.json") | {"direction": "max"}
+    write_json(folder / "sweep.json", values)
+    log = judge(folder)
+    log.metrics({"diffusion/val_loss": 9.0}, 10)  # the others: 2 and 4
+    assert not log.stopped
+    log.metrics({"diffusion/val_loss": 0.5}, 15)  # only element 0 has come so far, to 1
+    assert not log.stopped
+    begin(folder, 6, [(15, 1.0)])
+    log.metrics({"diffusion/val_loss": 0.5}, 20)
+    assert not log.stopped  # rung 200: nobody else
+    other = Judge(judge(folder).log, Element(key="k", folder=str(folder), number=8), folder / "own/work", 10, 100)
+    other.metrics({"diffusion/val_loss": 0.5}, 15)
+    assert other.stopped
 
 
 def test_nobody_is_stopped_at_the_end(folder: Path) -> None:

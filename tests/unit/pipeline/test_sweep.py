@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import search, sweep
+from pipeline import search, sweep, sweep_plan
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.schema.sweep import Domain, Sweep
@@ -64,7 +64,6 @@ def test_folds_times_seeds() -> None:
 def test_the_key_is_of_what_decides(tmp_path: Path) -> None:
     key = study(tmp_path, GRID).key
     assert study(tmp_path, GRID, f"run.root={tmp_path / 'other'}", "cluster.workers=1").key == key
-    assert study(tmp_path, "bootstrap: 500\n" + GRID).key == key
     assert study(tmp_path, GRID, "diffusion.training.clip=0.1").key != key
     assert study(tmp_path, GRID.replace("16", "32")).key != key
     drawn = f"name: s\nconfig: base.yaml\nkeys: {{{LR}: {{uniform: [0.1, 0.2]}}}}\nsearch: {{kind: random, trials: "
@@ -117,7 +116,14 @@ def test_a_draw_is_the_inverse_of_its_distribution() -> None:
         ),
         (GRID.replace(BATCH, "diffusion.prediction"), "the loss is another; take `metric: eval/fd`"),
         (GRID.replace(BATCH, "data.size"), "the images are others"),
-        (GRID + "metric: diffusion/spikes\n", "is more of it better, or less?"),
+        (GRID + "metric: diffusion/spikes\n", "is more of it better, or less? It is not known here; give `direction"),
+        (GRID + "prune: {first: 8, metric: diffusion/spikes}\n", "prune by another curve"),
+        (
+            GRID + "metric: autoencoder/val_psnr\n",
+            "has no effect on autoencoder/val_psnr, so all elements would be alike",
+        ),
+        (GRID.replace(BATCH, "evaluate.guidance"), "`keys.evaluate.guidance` has no effect on diffusion/val_loss"),
+        (GRID.replace(f"  {BATCH}: [4, 8, 16]", "  run: [{name: a}]"), "`run` is set by the sweep"),
         (GRID + "prune: {kind: median}\n", "`prune.first` is missing"),
         (GRID + "folds: {column: person, k: 1}\n", "`folds.k`"),
     ],
@@ -134,6 +140,16 @@ def test_a_wrong_key_or_value_of_the_config_is_found_before_anything_runs(tmp_pa
     with pytest.raises(UserError, match=r"element 1: .*batch_size"):
         sweep.check(study(tmp_path, GRID.replace("8, 16", "-8, 16")), range(6))
     assert not (tmp_path / "root").exists() or not list((tmp_path / "root").glob("artifacts/*"))
+
+
+def test_the_dry_run_says_where_pruning_looks(tmp_path: Path) -> None:
+    read = study(tmp_path, GRID + "prune: {first: 30}\n", "diffusion.training.validate_every=2")
+    configs = [sweep.element_config(read, n, search.values(read.sweep, n)) for n in (0, 2)]  # batches of 4 and 16
+    (line,) = sweep_plan._rungs(read, configs)  # validated at 32, 64, 96, 128 of 160; the smaller at 8 to 32 of 40
+    assert line == "pruning: by diffusion/val_loss at 4 rungs, from 30 samples on"
+    (line,) = sweep_plan._rungs(study(tmp_path, GRID + "prune: {first: 200}\n"), configs)
+    assert line == "pruning: never, since no validation before the end lies at 200 samples or later"
+    assert not sweep_plan._rungs(study(tmp_path, GRID), configs)
 
 
 # ---- the searcher
@@ -180,9 +196,9 @@ def test_processes_of_a_searcher_share_points_and_running_ones_count(tmp_path: P
     write_json(read.folder.element(1) / "result.json", {"state": "finished", "value": 4.0})
     assert (sweep._told(read, 0).state, sweep._told(read, 0).value) == ("finished", 3.0)
     write_json(read.folder.element(2) / "result.json", {"state": "failed", "why": "it"})
-    assert sweep._told(read, 1).state == "failed"
+    assert sweep._told(read, 1).state == "bad"
     write_json(read.folder.element(4) / "result.json", {"state": "pruned", "value": 9.0, "samples": 80, "why": "it"})
-    assert sweep._told(read, 2).state == "pruned"
+    assert sweep._told(read, 2).state == "bad"
     assert sweep.point_values(read, 3) is not None
 
 

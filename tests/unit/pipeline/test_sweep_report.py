@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline import sweep, sweep_report
@@ -34,15 +33,20 @@ def end(read: sweep.Study, number: int, state: str = "finished", **more: Any) ->
     write_json(read.folder.element(number) / "result.json", result)
 
 
-def test_the_interval_of_a_mean_is_that_of_its_normal_limit() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    low, high = sweep_report.interval(values.tolist(), 20_000)
-    half = 1.959964 * values.std() / math.sqrt(len(values))  # the bootstrap's variance is that of the values, over n
-    assert low == pytest.approx(values.mean() - half, abs=0.05 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.05 * half)
-    assert sweep_report.interval([1.0, 1.0], 100) == (1.0, 1.0)
-    assert sweep_report.interval([0.0, 1.0], 10_000) == (0.0, 1.0)  # all of one, with probability 1/4 each
-    assert sweep_report.interval([1.0, 2.0, 4.0], 500) == sweep_report.interval([1.0, 2.0, 4.0], 500)
+def test_the_interval_of_a_mean_is_students() -> None:
+    assert sweep_report.interval([1.0, 1.0]) == (1.0, 1.0)
+    assert sweep_report.interval([0.0, 1.0]) == (pytest.approx(0.5 - 12.7062 / 2), pytest.approx(0.5 + 12.7062 / 2))
+    half = 2.776445 * 2.5**0.5 / 5**0.5  # tables: t(0.975, 4)
+    assert sweep_report.interval([1.0, 2.0, 3.0, 4.0, 5.0]) == (pytest.approx(3 - half), pytest.approx(3 + half))
+
+
+def test_seeds_of_one_fold_are_no_further_evidence(tmp_path: Path) -> None:
+    read = study(tmp_path, "folds: {column: person, k: 2}\nseeds: [0, 1, 2]\n")
+    for number, value in enumerate([1.0, 1.1, 1.2, 3.0, 3.1, 3.2]):
+        end(read, number, value=value)
+    (first, *_) = sweep_report.points(read)
+    assert first.interval == pytest.approx(sweep_report.interval([1.1, 3.1]))
+    assert sweep_report.independent(study(tmp_path, "seeds: [0, 1, 2]\n"), [1.0, 2.0, 3.0]) == [1.0, 2.0, 3.0]
 
 
 def test_several_seeds_give_an_interval_and_points_are_compared_seed_by_seed(tmp_path: Path) -> None:
@@ -51,10 +55,10 @@ def test_several_seeds_give_an_interval_and_points_are_compared_seed_by_seed(tmp
         end(read, number, value=value)
     found = sweep_report.points(read)
     assert [point.value for point in found] == [2.0, pytest.approx(1.9), None]
-    assert found[1].interval == (pytest.approx(0.9), pytest.approx(2.9))
+    assert found[1].interval == pytest.approx((1.9 - 4.30265 / 3**0.5, 1.9 + 4.30265 / 3**0.5), rel=1e-5)
     text = sweep_report.verdict(read, found)
-    assert text.startswith("Best so far: learning_rate 0.001: diffusion/val_loss 1.9 [0.9, 2.9], the mean of 3 runs")
-    assert "too narrow" in text and "clearly ahead of the second (learning_rate 0.0001" in text
+    assert text.startswith("Best so far: learning_rate 0.001: diffusion/val_loss 1.9 [-0.5841, 4.384], the mean of 3")
+    assert "It is clearly ahead of the second (learning_rate 0.0001" in text
     assert "by 0.1 [0.1, 0.1]" in text and text.endswith("1 of 9 elements to go.")
     table = sweep_report.rows(read, found)
     assert [row[0] for row in table] == ["elements", "3-5", "0-2", "6-8"] and table[3][-1] == "2 of 3 finished"
@@ -96,6 +100,27 @@ def test_one_run_each_says_that_there_is_no_interval(tmp_path: Path) -> None:
     assert "failed: the gradient \\| is not finite" in text
     assert f"ldm run --config {tmp_path / 'base.yaml'} {LR}=0.0001" in text
     assert "[0]({{run:pipeline/p0}})" in sweep_report.markdown(read, found, link=True)
+
+
+def test_two_seeds_that_agree_by_chance_are_no_clear_lead(tmp_path: Path) -> None:
+    read = study(tmp_path, "seeds: [0, 1]\n")
+    for number, value in enumerate([1.0, 2.0, 1.1, 2.5]):
+        end(read, number, value=value)
+    assert "It is not clearly ahead of the second" in sweep_report.verdict(read, sweep_report.points(read))
+
+
+def test_a_description_keeps_to_what_mlflow_shows(tmp_path: Path) -> None:
+    read = study(tmp_path, keys=f"{{{LR}: {[round(1e-4 * n, 6) for n in range(1, 201)]}}}")
+    for number in range(200):
+        end(read, number, value=float(number))
+    found = sweep_report.points(read)
+    whole, linked = sweep_report.markdown(read, found), sweep_report.markdown(read, found, link=True)
+    shown = linked.count("{{run:")
+    assert whole.count("\n| ") == 202 and 20 < shown < 200
+    link = "#/experiments/100000000000000000/runs/" + 32 * "0" + "?workflowType=machine_learning"
+    assert len(re.sub(r"\{\{.*?\}\}", link, linked)) < 8000
+    assert f"\n{200 - shown} more: {read.folder.path / 'report.md'}" in linked
+    assert f"{LR}=0.0001" in linked
 
 
 def test_the_direction_can_be_given(tmp_path: Path) -> None:
