@@ -103,7 +103,7 @@ def test_a_hopeless_element_is_pruned_at_its_rung_and_resumed_when_asked(small: 
 def test_folds_hold_out_every_group_once_in_real_runs(small: Any) -> None:
     file = small.folder / "folds.yaml"
     text = SWEEP.replace("learning_rate: [1e-9, 1e-2]", "learning_rate: [1e-2]").replace("[0.0, 0.5]", "[0.0]")
-    text = text.replace("name: lr", "name: folds")
+    text = text.replace("name: lr", "name: folds").replace("  diffusion.", "  autoencoder.")
     file.write_text(text + "metric: autoencoder/val_psnr\nfolds: {column: label, k: 2}\n")
     said = small.ldm("sweep", str(file))
     assert said.code == 0, said.err
