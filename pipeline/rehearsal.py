@@ -1,7 +1,7 @@
 """A real step of each trained stage before a run: the config's networks, loss, precision, ZeRO stage and micro-batch.
 
 The ranks are those of training, placed in the same way. A stage whose inputs are not there yet gets synthetic ones of
-the right shapes in a folder of their own. What the figures mean is judged in `preflight.py`.
+the right shapes in a folder of their own. What the figures mean is judged in `verdicts.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import math
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,19 +35,16 @@ LEAST_IMAGES = 64  # synthetic images: what the smallest batches need
 def rehearse(config: Config, steps: list[Step], cluster: Cluster, folder: Path) -> dict[str, Any]:
     """Steps of both trained stages (without those that are finished) on the cluster's ranks, all-reduces between them.
 
-    folder: on the shared root, empty. Gives what `rank` measured, and `notes` on what was not as it will be. Raises
-    UserError for what a run would refuse (out of memory, say), or what Ray Train raised.
+    folder: on the shared root. Gives what `rank` measured, and `notes` on what was not as it will be. Raises UserError
+    for what a run would refuse (out of memory, say), Stopped at once when asked to end, or what Ray Train raised.
     """
+    from pipeline.cluster import Stopped
     from pipeline.files import read_json
 
-    done = {step.stage for step in steps if step.artifact}
-    stages = [name for name in STAGES if name not in done]
-    world = max(ranks_of(config, name, cluster.workers()) for name in STAGES)
+    stages = [name for name in STAGES if name not in finished(steps)]
+    world = max(ranks_of(config, name, cluster.workers()) for name in stages)
     rehearsed, notes = as_rehearsed(config, world)
-    if not stages:
-        notes.append("both trained stages are finished: no step was taken")
-    inputs, made = make_inputs(rehearsed, steps, folder, stages)
-    notes += made
+    inputs, made = make_inputs(rehearsed, {} if config.data.buckets else finished(steps), folder, stages)
     arguments = {
         "config": rehearsed.model_dump(mode="json", by_alias=True),
         "stages": stages,
@@ -55,8 +53,18 @@ def rehearse(config: Config, steps: list[Step], cluster: Cluster, folder: Path) 
     }
     work = folder / "work"
     work.mkdir()
-    cluster.train(rank, arguments, work, lambda: world)
-    return {**read_json(folder / "rehearsal.json"), "notes": notes}
+
+    def watch() -> None:
+        if (work / "stop").exists():  # nothing is to be saved: no rank is waited for
+            raise Stopped(again=(work / "stop").read_text() == signal.SIGUSR1.name)
+
+    cluster.train(rank, arguments, work, lambda: world, watch)
+    return {**read_json(folder / "rehearsal.json"), "notes": notes + made}
+
+
+def finished(steps: list[Step]) -> dict[str, Artifact]:
+    """The finished artifacts by stage."""
+    return {step.stage: step.artifact for step in steps if step.artifact}
 
 
 def as_rehearsed(config: Config, world: int) -> tuple[Config, list[str]]:
@@ -71,7 +79,9 @@ def as_rehearsed(config: Config, world: int) -> tuple[Config, list[str]]:
         values[name]["training"] |= {**changed, "init_from": None, "snapshot_every": None}
         if training.compile:
             notes.append(f"{name}: torch.compile was left out, it takes minutes to start")
-    values["data"] |= {"lanes": world, "balance": None}
+    values["data"] |= {"lanes": world, "balance": None, "buckets": None}
+    if config.data.buckets:
+        notes.append("buckets: the images were squares")
     values["diffusion"]["fd"]["every"] = 0
     perceptual = values["autoencoder"]["loss"]["perceptual"]
     if perceptual["kind"] == "classifier" and perceptual["path"] is None:
@@ -91,14 +101,10 @@ def ranks_of(config: Config, name: str, workers: int) -> int:
 
 
 def make_inputs(
-    config: Config, steps: list[Step], folder: Path, stages: list[str]
+    config: Config, inputs: dict[str, Artifact], folder: Path, stages: list[str]
 ) -> tuple[dict[str, Artifact], list[str]]:
-    """The inputs of the trained stages: finished artifacts, and synthetic ones under `folder` where there are none."""
-    inputs = {step.stage: step.artifact for step in steps if step.artifact}
-    notes: list[str] = []
-    if not stages:
-        return {}, notes
-    store = Store(folder)
+    """The inputs of the trained stages: of the finished artifacts `inputs`, and synthetic ones under `folder`."""
+    inputs, notes, store = dict(inputs), [], Store(folder)
     if "ingest" not in inputs:
         inputs["ingest"] = synthetic_images(config, store)
         notes.append("no images are ingested yet: computed ones of the right shape were used")
