@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CHUNK = 2**20  # bytes a read: a store that is hardly there gives one within the time of an answer
+CHUNK = 2**18  # bytes a read: even a store that is hardly there gives one within the time of an answer
 MOST_FAILURES = 4  # connections that a node tries in vain: then it is clear enough
 UNLIMITED = 2**60  # a control group's limit above this many bytes is none
 
-_listening: list[socket.socket] = []
+_listening: list[socket.socket] = []  # open as long as this process lives
 
 
 def facts(root: str, cache: str | None) -> dict[str, Any]:
@@ -128,17 +128,10 @@ def meet(folder: str, number: int, everyone: int, wait: float) -> list[int]:
 
 
 def listen(address: str, count: int) -> list[int]:
-    """Listen on free ports of `address`, as the ranks' process group will; gives the ports. `hang_up` closes them."""
-    hang_up()
-    for _ in range(count):
-        _listening.append(socket.create_server((address, 0), backlog=256))  # the kernel answers: nobody has to accept
-    return [one.getsockname()[1] for one in _listening]
-
-
-def hang_up() -> None:
-    """Close the ports that `listen` opened."""
-    while _listening:
-        _listening.pop().close()
+    """Listen on free ports of `address`, as the ranks' process group will; gives the ports."""
+    opened = [socket.create_server((address, 0), backlog=256) for _ in range(count)]  # the kernel answers: no accept
+    _listening.extend(opened)
+    return [one.getsockname()[1] for one in opened]
 
 
 def reach(targets: list[tuple[str, str, int]], timeout: float) -> list[str]:

@@ -19,9 +19,9 @@ from pipeline import forecast, graph, node_checks, verdicts
 from pipeline.artifacts import Store
 from pipeline.cluster import Cluster, Stopped
 from pipeline.config import Config, check_models
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 from pipeline.nodes import Node, gather
-from pipeline.verdicts import Finding, Need
+from pipeline.verdicts import Finding
 
 FIRST_ANSWER = 120.0  # seconds until a node answers for the first time: a process starts there, and reads Python
 ANSWER = 60.0  # seconds for any other answer
@@ -55,16 +55,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Storage:
-    """What training reads: files or addresses (none: not there yet), the bytes of an image and of all (0: not known).
+    """What training reads: files or addresses (none: not there yet), the bytes of all of it (0: not known).
 
-    stages: those that read it.
+    image_bytes: of an image, by the stages that read it.
     """
 
     what: str
     places: list[str]
-    image_bytes: float
     total_bytes: float
-    stages: tuple[str, ...]
+    image_bytes: dict[str, float]
 
 
 def preflight(config: Config, require_tracker: bool = False) -> Report:
@@ -75,12 +74,12 @@ def preflight(config: Config, require_tracker: bool = False) -> Report:
     store.create()
     folder = store.root / "preflight" / secrets.token_hex(8)
     limits = {"max_failures": 0, "collective_timeout": min(REHEARSAL_TIMEOUT, config.cluster.collective_timeout)}
-    with Cluster(config.cluster.model_copy(update=limits)) as cluster:
-        try:
-            folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+        with Cluster(config.cluster.model_copy(update=limits)) as cluster:
             _ask(report, config, cluster, folder, require_tracker)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # what was made here a moment ago
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what was made here a moment ago; ranks that wrote there are gone
     report.seconds = time.monotonic() - begun
     return report
 
@@ -88,7 +87,8 @@ def preflight(config: Config, require_tracker: bool = False) -> Report:
 def _ask(report: Report, config: Config, cluster: Cluster, folder: Path, require_tracker: bool) -> None:
     """Machines before anything else: Ray would wait without an end for one that it cannot reach."""
     nodes = cluster.nodes()
-    cache = (config.data.cache.path or tempfile.gettempdir()) if _remote(config) else None
+    remote = config.data.source.kind == "webdataset" and "://" in config.data.source.path
+    cache = (config.data.cache.path or tempfile.gettempdir()) if remote else None
     answers = gather([node.begin(node_checks.facts, config.run.root, cache) for node in nodes], FIRST_ANSWER)
     silent = [(node, error) for node, error in zip(nodes, answers, strict=True) if isinstance(error, Exception)]
     if silent:
@@ -134,21 +134,13 @@ def why(node: Node, error: Exception) -> str:
     return f"{closed[0]}; {verdicts.OPEN_PORTS}" if closed else brief(error)
 
 
-def brief(error: BaseException) -> str:
-    """An exception in one line of at most 200 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
-
-
-def _remote(config: Config) -> bool:
-    return config.data.source.kind == "webdataset" and "://" in config.data.source.path
-
-
 def bytes_to_come(config: Config, steps: list[graph.Step]) -> float:
     """Bytes that the stages which are not finished will still write below the root.
 
     Latents are counted where the number of images is known: not of tars that no one has indexed yet.
     """
     from pipeline.data import sources
+    from pipeline.inventory import size
     from pipeline.stages.ingest import cache_folder
 
     channels, side = check_models(config)
@@ -160,8 +152,7 @@ def bytes_to_come(config: Config, steps: list[graph.Step]) -> float:
     for step in steps:
         if step.artifact or step.stage not in needs:
             continue
-        folder = Store(config.run.root).folder(step.stage, step.fingerprint)
-        there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+        there = size(Store(config.run.root).folder(step.stage, step.fingerprint))
         total += max(0.0, sum(needs[step.stage].values()) - there)
     return total
 
@@ -223,7 +214,6 @@ def unreachable(nodes: Sequence[Node]) -> list[tuple[str, str]]:
     asked = [node.begin(node_checks.reach, [t for t in targets if t[0] != node.name], CONNECT) for node in nodes]
     for node, lines in zip(nodes, gather(asked, ANSWER), strict=True):
         found += [(node.name, line) for line in ([brief(lines)] if isinstance(lines, Exception) else lines)]
-    gather([node.begin(node_checks.hang_up) for node in nodes], ANSWER)
     return found
 
 
@@ -267,15 +257,19 @@ def _rehearse(
     known = report.figures["nodes"]
     readers = [node for node in nodes if known[node.name]["host"] in measured["hosts"]]  # a head may have no rank
     storage = what_is_read(config, steps)
-    needs = needs_of(config, measured, storage)
-    answers = read_rates(readers, storage, folder, min(known[node.name]["root"]["free"] for node in readers))
-    rates = {name: rate for name, rate in answers.items() if isinstance(rate, float)}
-    report.figures["storage"] = {"rates": rates, "image_bytes": storage.image_bytes, "what": storage.what}
-    memory = min(known[node.name]["memory"]["available"] for node in readers)
-    room = config.data.cache.gigabytes * verdicts.GB if _remote(config) else verdicts.CACHED_SHARE * memory
-    hungry = {name: needs[name] for name in storage.stages if name in needs}
-    report.add(verdicts.storage(answers, hungry, storage.what, cached=0 < storage.total_bytes < room))
-    report.forecast = forecast_of(config, steps, measured, needs, sum(rates.values()), storage.stages)
+    rates = read_rates(readers, storage, folder, min(known[node.name]["root"]["free"] for node in readers))
+    told = {name: rate for name, rate in rates.items() if isinstance(rate, float)}
+    report.figures["storage"] = {"rates": told, "image_bytes": storage.image_bytes, "what": storage.what}
+    room = verdicts.CACHED_SHARE * min(known[node.name]["memory"]["available"] for node in readers)
+    if any("://" in place for place in storage.places):
+        room = config.data.cache.gigabytes * verdicts.GB
+    needs = {
+        name: one["images"] / one["step"] * storage.image_bytes[name] / len(readers)
+        for name, one in measured["stages"].items()
+        if name in storage.image_bytes
+    }
+    report.add(verdicts.storage(rates, needs, storage.what, cached=0 < storage.total_bytes < room))
+    report.forecast = forecast_of(config, steps, measured, storage.image_bytes, sum(told.values()))
     report.add(verdicts.outlook(report.forecast))
 
 
@@ -286,22 +280,22 @@ def what_is_read(config: Config, steps: list[graph.Step]) -> Storage:
     from pipeline.stages.ingest import cache_folder
 
     ingest, autoencoder, encode, _ = [step.artifact for step in steps[:4]]
-    raw = float(config.data.channels * config.data.size**2)
+    channels, side = check_models(config)
     images = sum(ingest.summary["images"].values()) if ingest else 0
-    if autoencoder and encode:
-        paths = shard_paths(encode, "train")
-        return Storage("the latents", [*map(str, paths)], raw, sum(p.stat().st_size for p in paths), ("diffusion",))
-    if not autoencoder and config.data.source.kind == "webdataset":
+    each = {"autoencoder": float(config.data.channels * config.data.size**2)}
+    latent = {"diffusion": float(2 * channels * side * side * 2)}  # mean and log-variance in float16
+    if autoencoder:
+        paths, what, each = shard_paths(encode, "train") if encode else [], "the latents", latent
+    elif config.data.source.kind == "webdataset":
         tars = sources.tar_digests(config.data.source, cache_folder(config.run.root))
-        total = float(sum(tar.bytes for tar in tars))
-        each = total / images if images else raw
-        return Storage("the source's tars", [tar.location for tar in tars], each, total, ("autoencoder",))
-    both = ("autoencoder", "diffusion")
-    if not autoencoder and ingest:
-        paths = sorted(ingest.path.rglob("*.tar"))
-        total = float(sum(path.stat().st_size for path in paths))
-        return Storage("the image shards", [*map(str, paths)], total / max(1, images), total, both)
-    return Storage("a test file in the root", [], raw, 0.0, both)
+        return Storage("the source's tars", [tar.location for tar in tars], float(sum(tar.bytes for tar in tars)), each)
+    else:
+        paths, what = sorted(ingest.path.rglob("*.tar")) if ingest else [], "the image shards"
+        each |= latent
+    total = float(sum(path.stat().st_size for path in paths))
+    if paths and images and not autoencoder:
+        each["autoencoder"] = total / images
+    return Storage(what if paths else "a test file in the root", [str(path) for path in paths], total, each)
 
 
 def read_rates(nodes: Sequence[Node], storage: Storage, folder: Path, free: float) -> dict[str, float | Exception]:
@@ -309,15 +303,13 @@ def read_rates(nodes: Sequence[Node], storage: Storage, folder: Path, free: floa
 
     free: bytes on the root, of which test files take a small part.
     """
-    places = [storage.places] * len(nodes)
+    places, wrote = [storage.places] * len(nodes), [None] * len(nodes)
     if not storage.places:
         places = [[str(folder / f"{number}.probe")] for number in range(len(nodes))]
         size = min(PROBE_BYTES, int(PROBE_SHARE * free / len(nodes)))
         wrote = gather(
             [n.begin(node_checks.write_probe, at[0], size) for n, at in zip(nodes, places, strict=True)], ANSWER
         )
-    else:
-        wrote = [None] * len(nodes)
     asked = [
         node.begin(node_checks.read_rate, mine, READ_SECONDS, READ_BYTES, number)
         for number, (node, mine) in enumerate(zip(nodes, places, strict=True))
@@ -326,36 +318,22 @@ def read_rates(nodes: Sequence[Node], storage: Storage, folder: Path, free: floa
     return {node.name: trouble or answer for node, trouble, answer in zip(nodes, wrote, answers, strict=True)}
 
 
-def needs_of(config: Config, measured: dict[str, Any], storage: Storage) -> dict[str, Need]:
-    """What each stage could eat if nothing held it up: images a second over all ranks, and the bytes of one."""
-    channels, side = check_models(config)
-    latent = float(2 * channels * side * side * 2)  # mean and log-variance in float16
-    sizes = {"autoencoder": storage.image_bytes, "diffusion": latent}
-    share = 1 / len(set(measured["hosts"]))  # of the reading that one node does
-    return {name: Need(one["images"] / one["step"], sizes[name], share) for name, one in measured["stages"].items()}
-
-
 def forecast_of(
-    config: Config,
-    steps: list[graph.Step],
-    measured: dict[str, Any],
-    needs: dict[str, Need],
-    bandwidth: float,
-    readers: Sequence[str],
+    config: Config, steps: list[graph.Step], measured: dict[str, Any], image_bytes: dict[str, float], bandwidth: float
 ) -> dict[str, Any]:
     """By stage: images a second, hours, what holds it up (`bottleneck`), and the rate that each part would allow.
 
-    bandwidth: bytes/s of all nodes together, of the storage that the stages `readers` read.
+    bandwidth: bytes/s of all nodes together; image_bytes: what an image takes of it, by the stages that read there.
     """
     found: dict[str, Any] = {}
     for name, one in measured["stages"].items():
         training = getattr(config, name).training
         parts = {
-            "the step": needs[name].images,
+            "the step": one["images"] / one["step"],
             "the loader": one["images"] / one["load"] * max(1, config.data.loader_workers),
         }
-        if name in readers:
-            parts["the storage"] = max(1.0, bandwidth) / needs[name].image_bytes
+        if name in image_bytes:
+            parts["the storage"] = max(1.0, bandwidth) / image_bytes[name]
         if measured["collective"]:  # none for one rank
             parts["the collective"] = training.batch_size / verdicts.reduce_seconds(measured, one)
         slowest = min(parts, key=lambda part: parts[part])

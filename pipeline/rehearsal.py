@@ -12,6 +12,7 @@ import math
 import signal
 import time
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Store
@@ -194,7 +195,6 @@ def rank(arguments: dict[str, Any]) -> None:
     found = {
         "world": ranks.world,
         "device": ranks.device.type,
-        "threads": arguments["threads"],
         "hosts": ranks.gather_objects(socket.gethostname()),
         "collective": all_reduce_times(ranks),
         "stages": {name: stage_step(name, config, inputs, ranks) for name in arguments["stages"]},
@@ -243,9 +243,9 @@ def _wait_for_device(ranks: Ranks) -> None:
 def stage_step(name: str, config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> dict[str, float | None]:
     """Steps of one stage with one micro-batch a rank.
 
-    Gives `images` a step over all ranks, seconds of the `first` step and of a later one (`step`; the first, where there
-    was no time for another), of reading its batch on a rank (`load`), bytes of `memory` of the rank that used the most,
-    `parameters`, the `loss` (None: not finite), and for the autoencoder images a second that a rank encodes (`encode`).
+    Gives `images` a step over all ranks, seconds of a `step` (a later one, the first where there was no time for
+    another), of reading its batch on a rank (`load`), bytes of `memory` of the rank that used the most, `parameters`,
+    the `loss` (None: not finite), and for the autoencoder images a second that a rank encodes (`encode`).
     """
     import torch
 
@@ -271,11 +271,10 @@ def stage_step(name: str, config: Config, inputs: dict[str, Artifact], ranks: Ra
             break
     rate = encode_rate(model, batch, ranks) if name == "autoencoder" and training.zero_stage < 3 else 0.0
     getattr(batches, "close", lambda: None)()
-    mine = [max(_median(steps[1:] or steps), 1e-9), max(_median(loads[1:] or loads), 1e-9), _peak_memory(ranks)]
+    mine = [max(median(times[1:] or times), 1e-9) for times in (steps, loads)] + [_peak_memory(ranks)]
     step, load, memory = ranks.all_reduce(torch.tensor(mine, dtype=torch.float64, device=ranks.device), "max").tolist()
     found: dict[str, float | None] = {
         "images": float(training.batch_size),
-        "first": steps[0],
         "step": step,
         "load": load,
         "memory": memory,
@@ -306,11 +305,6 @@ def encode_rate(model: Any, batch: dict[str, Any], ranks: Ranks) -> float:
             _wait_for_device(ranks)
             times.append(time.perf_counter() - begun)
     return len(x) / max(min(times), 1e-9)
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]
 
 
 def _peak_memory(ranks: Ranks) -> float:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.errors import brief
+
 GB = 1e9
 CLOCK_WARN = 1.0  # s: beyond it, lines of two nodes' logs and points of a curve stand in the wrong order
 CLOCK_REFUSE = 30.0  # s: no time service runs there; certificates and signed requests (S3, munge) begin to fail
@@ -41,20 +43,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.check}{f' on {self.node}' if self.node else ''}: {self.state}: {self.text}"
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a stage could eat: images a second over all ranks, bytes of an image, share of them that one node reads."""
-
-    images: float
-    image_bytes: float
-    share: float
-
-    @property
-    def node_bytes(self) -> float:
-        """Bytes a second that a node has to read."""
-        return self.images * self.image_bytes * self.share
 
 
 def gpus(node: str, facts: dict[str, Any], counted: float) -> list[Finding]:
@@ -159,7 +147,7 @@ def shared_root(root: str, unseen: dict[str, list[str] | Exception]) -> list[Fin
     found = []
     for name, others in unseen.items():
         if isinstance(others, Exception):
-            text = f"`run.root` {root} cannot be written there: {' '.join(str(others).split())[:200]}"
+            text = f"`run.root` {root} cannot be written there: {brief(others)}"
             found.append(Finding("root", "refused", text, name))
         elif others:
             text = (
@@ -250,17 +238,14 @@ def collective(measured: dict[str, Any]) -> list[Finding]:
     return [Finding("collective", "warning", text)]
 
 
-def storage(rates: dict[str, float | Exception], needs: dict[str, Need], what: str, cached: bool) -> list[Finding]:
-    """rates: bytes a second by node, or why nothing was read; needs: of the stages that read it; cached: all of it is
-    read once, and kept."""
-    hungry = max(needs, key=lambda name: needs[name].node_bytes)
-    need = needs[hungry].node_bytes
-    found = []
+def storage(rates: dict[str, float | Exception], needs: dict[str, float], what: str, cached: bool) -> list[Finding]:
+    """rates: bytes a second by node, or why nothing was read; needs: bytes a second that a node has to read, by stage;
+    cached: all of it is read once, and kept."""
+    hungry = max(needs, key=lambda name: needs[name])
+    need, found = needs[hungry], []
     for node, rate in rates.items():
         if isinstance(rate, Exception):
-            found.append(
-                Finding("storage", "refused", f"cannot read {what}: {' '.join(str(rate).split())[:200]}", node)
-            )
+            found.append(Finding("storage", "refused", f"cannot read {what}: {brief(rate)}", node))
             continue
         text = f"{rate / 1e6:.1f} MB/s of {what}, {need / 1e6:.1f} MB/s needed ({hungry})"
         if rate >= need:
