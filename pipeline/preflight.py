@@ -128,10 +128,10 @@ def _ask(report: Report, config: Config, cluster: Cluster, folder: Path, require
 
 
 def why(node: Node, error: Exception) -> str:
-    """Why a node gives no answer: if a connection from here fails, that, else what Ray says."""
+    """Why a node gives no answer: a connection from here that fails, else what Ray says; often it is a firewall."""
     port = node.port()
     closed = node_checks.reach([(f"Ray's worker on {node.name}", node.address, port)], CONNECT) if port else []
-    return f"{closed[0]}; {verdicts.OPEN_PORTS}" if closed else brief(error)
+    return f"{closed[0] if closed else brief(error)}; {verdicts.OPEN_PORTS}"
 
 
 def bytes_to_come(config: Config, steps: list[graph.Step]) -> float:
@@ -269,7 +269,7 @@ def _rehearse(
         if name in storage.image_bytes
     }
     report.add(verdicts.storage(rates, needs, storage.what, cached=0 < storage.total_bytes < room))
-    report.forecast = forecast_of(config, steps, measured, storage.image_bytes, sum(told.values()))
+    report.forecast = forecast_of(config, measured, storage.image_bytes, sum(told.values()))
     report.add(verdicts.outlook(report.forecast))
 
 
@@ -319,7 +319,7 @@ def read_rates(nodes: Sequence[Node], storage: Storage, folder: Path, free: floa
 
 
 def forecast_of(
-    config: Config, steps: list[graph.Step], measured: dict[str, Any], image_bytes: dict[str, float], bandwidth: float
+    config: Config, measured: dict[str, Any], image_bytes: dict[str, float], bandwidth: float
 ) -> dict[str, Any]:
     """By stage: images a second, hours, what holds it up (`bottleneck`), and the rate that each part would allow.
 
@@ -342,8 +342,4 @@ def forecast_of(
             rate = min(rate, 1 / (1 / parts["the step"] + 1 / parts["the loader"]))
         hours = training.steps * training.batch_size / rate / 3600
         found[name] = {"images_per_second": rate, "hours": hours, "bottleneck": slowest, "parts": parts}
-    ingest, encode = steps[0].artifact, measured["stages"].get("autoencoder", {}).get("encode")
-    if ingest and encode and not steps[2].artifact:
-        images, rate = sum(ingest.summary["images"].values()) * len(config.latents.views), encode * measured["world"]
-        found["encode"] = {"images_per_second": rate, "hours": images / rate / 3600}
     return found

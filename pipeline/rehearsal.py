@@ -245,7 +245,7 @@ def stage_step(name: str, config: Config, inputs: dict[str, Artifact], ranks: Ra
 
     Gives `images` a step over all ranks, seconds of a `step` (a later one, the first where there was no time for
     another), of reading its batch on a rank (`load`), bytes of `memory` of the rank that used the most, `parameters`,
-    the `loss` (None: not finite), and for the autoencoder images a second that a rank encodes (`encode`).
+    the `loss` (None: not finite).
     """
     import torch
 
@@ -269,7 +269,6 @@ def stage_step(name: str, config: Config, inputs: dict[str, Artifact], ranks: Ra
         spent = torch.tensor(time.perf_counter() - begun, device=ranks.device)
         if float(ranks.all_reduce(spent, "max")) > STAGE_SECONDS:
             break
-    rate = encode_rate(model, batch, ranks) if name == "autoencoder" and training.zero_stage < 3 else 0.0
     getattr(batches, "close", lambda: None)()
     mine = [max(median(times[1:] or times), 1e-9) for times in (steps, loads)] + [_peak_memory(ranks)]
     step, load, memory = ranks.all_reduce(torch.tensor(mine, dtype=torch.float64, device=ranks.device), "max").tolist()
@@ -280,31 +279,12 @@ def stage_step(name: str, config: Config, inputs: dict[str, Artifact], ranks: Ra
         "memory": memory,
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "loss": losses[-1] if math.isfinite(losses[-1]) else None,
-        "encode": rate,
     }
     del engine, model, task, batches
     gc.collect()
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()
     return found
-
-
-def encode_rate(model: Any, batch: dict[str, Any], ranks: Ranks) -> float:
-    """Images a second that this rank's encoder takes, without a gradient."""
-    import torch
-
-    from pipeline.stages.autoencoder import images_to_floats
-
-    with torch.no_grad():
-        x = images_to_floats(batch["images"].to(ranks.device))
-        times = []
-        for _ in range(2):
-            _wait_for_device(ranks)
-            begun = time.perf_counter()
-            model.encode(x)
-            _wait_for_device(ranks)
-            times.append(time.perf_counter() - begun)
-    return len(x) / max(min(times), 1e-9)
 
 
 def _peak_memory(ranks: Ranks) -> float:

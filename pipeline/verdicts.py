@@ -263,11 +263,11 @@ def outlook(stages: dict[str, Any]) -> list[Finding]:
     """Hours and bottleneck of each stage, in words."""
     found = []
     for name, one in stages.items():
-        text = f"{name}: {duration(one['hours'])} at {one['images_per_second']:.0f} images/s"
-        if "bottleneck" in one:
-            others = {part: rate for part, rate in one["parts"].items() if part != one["bottleneck"]}
-            second = min(others, key=lambda part: others[part])
-            text += f"; bottleneck: {one['bottleneck']} ({second} would allow {others[second]:.0f})"
+        second, rate = sorted(one["parts"].items(), key=lambda part: part[1])[1]
+        text = (
+            f"{name}: {duration(one['hours'])} at {one['images_per_second']:.0f} images/s; "
+            f"bottleneck: {one['bottleneck']} ({second} would allow {rate:.0f})"
+        )
         found.append(Finding("forecast", "ok", text))
     return found
 
