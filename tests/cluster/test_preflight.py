@@ -56,8 +56,9 @@ def test_sound(lab: Lab) -> None:
     job.finish()
     told, _, rest = job.log.rpartition("preflight: ")
     assert "refused" not in told and "slow" not in told, job.told()
-    for check in ("clock: ok", "root: ok", "ports: ok", "tracker: ok", "storage on node2: ok"):
+    for check in ("clock: ok", "root: ok", "ports: ok", "storage on node2: ok"):
         assert f"preflight: {check}" in told, job.told()
+    assert "mlflow.db can be written" in told  # slowly, maybe
     assert "2 ranks on 2 nodes" in told and "forecast: ok: diffusion: " in told
     assert "autoencoder: 2 ranks on node1, node2" in rest
     assert not list(job.folder.glob("runs/preflight/*"))
