@@ -352,7 +352,7 @@ def test_the_rehearsal_changes_the_batch_and_little_else(tmp_path: Path) -> None
     assert found.diffusion.backbone == SMALL["diffusion"]["backbone"] and notes == []
 
 
-@pytest.mark.parametrize("buckets", [None, {"max_ratio": 2, "multiple": 4}], ids=["squares", "buckets"])
+@pytest.mark.parametrize("buckets", [None, {"max_ratio": 4, "multiple": 8}], ids=["squares", "buckets"])
 def test_a_step_on_synthetic_inputs(tmp_path: Path, buckets: Any) -> None:
     """One rank, in this process: the same builders and engine as training, on images and latents that are made up."""
     from pipeline import graph, rehearsal
