@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ClusterConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 from pipeline.files import disk_trouble, read_json
 
 if TYPE_CHECKING:
@@ -444,7 +444,7 @@ def _join(address: str, options: dict[str, Any]) -> None:
             alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
             missing = {where: name for where, name in missing.items() if where not in alive}
         except (OSError, RuntimeError, ray.exceptions.RayError) as error:
-            trouble = f" ({' '.join(str(error).split())[:200]})"
+            trouble = f" ({brief(error)})"
         if missing and time.monotonic() - begun > limit:
             names = ", ".join(sorted(f"{name} ({where})" for where, name in missing.items()))
             raise UserError(

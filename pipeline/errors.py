@@ -9,3 +9,8 @@ class UserError(Exception):
 
 class Notice(KeyboardInterrupt):
     """The machines go away: what is to be saved is saved, and the same command is to be given again elsewhere."""
+
+
+def brief(error: BaseException) -> str:
+    """An exception in one line of at most 200 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -105,11 +105,12 @@ def disk(config: Config, steps: list[graph.Step], sizes: dict[str, int], element
 
 
 def disk_bytes(
-    config: Config, steps: list[graph.Step], sizes: dict[str, int], elements: int
+    config: Config, steps: list[graph.Step], sizes: dict[str, int], elements: int, images: int = 0
 ) -> dict[str, dict[str, float]]:
     """Bytes by stage and use (`checkpoints`, `snapshots`, `latents`), whether the stage has run or not.
 
-    sizes: parameters of `autoencoder`, `diffusion` and, where there is one, `discriminator`; elements: of a latent.
+    sizes: parameters of `autoencoder`, `diffusion` and, where there is one, `discriminator`; elements: of a latent;
+    images: how many there will be, where ingest has not counted them yet.
     """
     from pipeline.averages import count
 
@@ -122,7 +123,7 @@ def disk_bytes(
         stored = sizes[name] * 4 * len(training.average_lengths) * count(training)
         needs[name] = {"checkpoints": float(total), "snapshots": float(stored), "latents": 0.0}
     ingest: Any = steps[0].artifact
-    images = sum(ingest.summary["images"].values()) if ingest else 0
+    images = sum(ingest.summary["images"].values()) if ingest else images
     latents = images * len(config.latents.views) * elements * 2 * 2
     needs["encode"] = {"checkpoints": 0.0, "snapshots": 0.0, "latents": float(latents)}
     return needs

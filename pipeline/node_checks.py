@@ -1,6 +1,6 @@
 """What `ldm preflight` asks a machine: GPUs, memory, disks, clock, the shared root, ports, how fast it reads.
 
-Each function runs on a node, needs no Ray, and says what is; what that means is judged in `preflight.py`.
+Each function runs on a node, needs no Ray, and says what is; what that means is judged in `verdicts.py`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CHUNK = 4 * 2**20  # bytes a read
-ROOT_WAIT = 10.0  # seconds until a file written on one node is seen on another: NFS keeps folders for a few
+CHUNK = 2**18  # bytes a read: even a store that is hardly there gives one within the time of an answer
 MOST_FAILURES = 4  # connections that a node tries in vain: then it is clear enough
-UNLIMITED = 2**60  # a cgroup's limit above this many bytes is none
+UNLIMITED = 2**60  # a control group's limit above this many bytes is none
 
-_listening: list[socket.socket] = []
+_listening: list[socket.socket] = []  # open as long as this process lives
 
 
 def facts(root: str, cache: str | None) -> dict[str, Any]:
@@ -31,10 +30,11 @@ def facts(root: str, cache: str | None) -> dict[str, Any]:
         "host": socket.gethostname(),
         "gpus": gpus,
         "gpu_trouble": trouble,
-        "memory": _memory(),
+        "memory": memory(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")),
         "shared_memory": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None,  # noqa: S108
-        "root": _disk(Path(root)),
-        "temporary": _disk(Path(cache or tempfile.gettempdir())),
+        "root": disk(Path(root)),
+        "temporary": disk(Path(tempfile.gettempdir())),
+        "cache": disk(Path(cache)) if cache else None,
         "own_name": _own_name(),
         "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
     }
@@ -47,34 +47,43 @@ def _gpus() -> tuple[list[dict[str, Any]], str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [], str(getattr(error, "strerror", None) or error)
+        return [], f"nvidia-smi: {getattr(error, 'strerror', None) or error}"
     if done.returncode:
         return [], " ".join((done.stdout + done.stderr).split())[:200]
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
-    names = ("name", "total", "used", "driver")
-    return [
-        {key: float(cell) * 2**20 if key in ("total", "used") else cell for key, cell in zip(names, row, strict=True)}
-        for row in rows
-    ], ""
+    found = []
+    for line in done.stdout.splitlines():
+        name, total, used, driver = (cell.strip() for cell in line.split(","))
+        # a machine of one memory for CPU and GPU says [N/A]
+        sizes = [float(cell) * 2**20 if cell.replace(".", "").isdigit() else None for cell in (total, used)]
+        found.append({"name": name, "total": sizes[0], "used": sizes[1], "driver": driver})
+    return found, ""
 
 
-def _memory() -> dict[str, float]:
-    """Bytes: total and available, of the machine or of the control group if that allows less."""
+def memory(groups: Path, mine: Path) -> dict[str, float]:
+    """Bytes: total and available, of the machine or of the tightest control group that this process is in (Slurm makes
+    one a job and one a step). groups: where control groups are mounted; mine: the list of this process's."""
     import psutil
 
     machine = psutil.virtual_memory()
     total, available = float(machine.total), float(machine.available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (float((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no control group, or `max`: no limit
-        return {"total": total, "available": available}
-    if limit < UNLIMITED:
-        total, available = min(total, limit), min(available, limit - used)
+    for line in mine.read_text().splitlines() if mine.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base, limit, used = (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+        if not controllers:  # version 2
+            base, limit, used = (groups, "memory.max", "memory.current")
+        for folder in [base / path.lstrip("/"), *(base / path.lstrip("/")).parents]:
+            try:
+                most, taken = (float((folder / name).read_text()) for name in (limit, used))
+            except (OSError, ValueError):  # the root of all groups has none; `max`: no limit
+                continue
+            if most < UNLIMITED:
+                total, available = min(total, most), min(available, most - taken)
     return {"total": total, "available": available}
 
 
-def _disk(path: Path) -> dict[str, Any]:
+def disk(path: Path) -> dict[str, Any]:
     """Free bytes and files where `path` is or would be made, as this user may use them."""
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -91,42 +100,38 @@ def _own_name() -> str:
         return f"none ({error.strerror})"
 
 
+def wall_clock() -> float:
+    """Seconds since 1970 by this machine's clock."""
+    return time.time()
+
+
 # ---- the shared root -------------------------------------------------------------------------------------------------
 
 
-def leave_token(folder: str, name: str, token: str) -> None:
-    """Write this node's token into the folder that all nodes should share."""
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / f"{name.replace('/', '-')}.token").write_text(token)
+def meet(folder: str, number: int, everyone: int, wait: float) -> list[int]:
+    """Leave a file in the folder that all nodes should share; gives the numbers of those whose files do not appear.
 
-
-def read_tokens(folder: str, wait: float = ROOT_WAIT, want: int = 0) -> dict[str, str]:
-    """The tokens that this node sees in the folder, by name; looks again for `wait` seconds until there are `want`."""
-    begun = time.monotonic()
-    while True:
-        found = {path.stem: path.read_text() for path in Path(folder).glob("*.token")}
-        if len(found) >= want or time.monotonic() - begun > wait:
-            return found
-        time.sleep(0.1)  # another machine writes: nothing to be notified by
+    Looks again for `wait` seconds: what one node writes, another sees late (NFS keeps folders for a few seconds), and
+    nothing tells of it. OSError where nothing can be written. The folder itself is another's to make.
+    """
+    begun, written, missing = time.monotonic(), False, list(range(everyone))
+    while missing and time.monotonic() - begun < wait:
+        if not written and Path(folder).is_dir():
+            (Path(folder) / str(number)).touch()
+            written = True
+        missing = [other for other in missing if not (Path(folder) / str(other)).exists()]
+        time.sleep(0.1 if missing else 0)
+    return missing
 
 
 # ---- ports -----------------------------------------------------------------------------------------------------------
 
 
 def listen(address: str, count: int) -> list[int]:
-    """Listen on free ports of `address`, as the ranks' process group will; gives the ports. `hang_up` closes them."""
-    hang_up()
-    for _ in range(count):
-        one = socket.create_server((address, 0), backlog=256)  # the kernel answers: nobody has to accept
-        _listening.append(one)
-    return [one.getsockname()[1] for one in _listening]
-
-
-def hang_up() -> None:
-    """Close the ports that `listen` opened."""
-    while _listening:
-        _listening.pop().close()
+    """Listen on free ports of `address`, as the ranks' process group will; gives the ports."""
+    opened = [socket.create_server((address, 0), backlog=256) for _ in range(count)]  # the kernel answers: no accept
+    _listening.extend(opened)
+    return [one.getsockname()[1] for one in opened]
 
 
 def reach(targets: list[tuple[str, str, int]], timeout: float) -> list[str]:
@@ -142,7 +147,7 @@ def reach(targets: list[tuple[str, str, int]], timeout: float) -> list[str]:
             socket.create_connection((address, port), timeout).close()
         except OSError as error:
             why = "timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
-            failed[name] = f"{name} at {address}:{port}: {why}"
+            failed[name] = f"cannot reach {name} at {address}:{port}: {why}"
     return list(failed.values())
 
 
@@ -158,41 +163,27 @@ def read_cold(place: str) -> Iterator[int]:
             while chunk := remote.read(CHUNK):
                 yield len(chunk)
         return
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        while chunk := os.read(handle, CHUNK):
+    with open(place, "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while chunk := file.read(CHUNK):
             yield len(chunk)
-    finally:
-        os.close(handle)
 
 
-def read_rate(
-    places: list[str], seconds: float, most: float, seed: int = 0, read: Callable[[str], Iterator[int]] = read_cold
-) -> dict[str, float]:
-    """Bytes read and the seconds that took, of files in a shuffled order, until `seconds` or `most` bytes are over."""
+def read_rate(places: list[str], seconds: float, most: float, seed: int) -> float:
+    """Bytes a second of files in an order shuffled by `seed`, until `seconds` or `most` bytes are over."""
     shuffled = random.Random(seed).sample(places, len(places))  # noqa: S311 - nodes begin with different files
     total, begun = 0, time.perf_counter()
     for place in shuffled:
-        for size in read(place):
+        for size in read_cold(place):
             total += size
             if total >= most or time.perf_counter() - begun > seconds:
-                return {"bytes": float(total), "seconds": time.perf_counter() - begun}
-    return {"bytes": float(total), "seconds": time.perf_counter() - begun}
+                return total / (time.perf_counter() - begun)
+    return total / (time.perf_counter() - begun)
 
 
-def write_probe(folder: str, size: int) -> str:
-    """Write a file of random bytes, flushed to the disk, for `read_rate`; gives its path."""
-    path = Path(folder) / f"read-{socket.gethostname()}-{os.getpid()}.probe"
-    block = os.urandom(min(size, CHUNK))
+def write_probe(path: str, size: int) -> None:
+    """Write a file of `size` random bytes, flushed to the disk, for `read_rate`."""
     with open(path, "wb") as file:
-        for _ in range(max(1, size // len(block))):
-            file.write(block)
-        file.flush()
+        for start in range(0, size, CHUNK):
+            file.write(os.urandom(min(CHUNK, size - start)))
         os.fsync(file.fileno())
-    return str(path)
-
-
-def wall_clock() -> float:
-    """Seconds since 1970 by this machine's clock."""
-    return time.time()

@@ -26,6 +26,13 @@ class Node:
         """Run `function(*arguments)` on the node; gives a reference for `gather`."""
         return self.actor.call.remote(function, *arguments)
 
+    def port(self) -> int | None:
+        """The port at which the actor's process takes calls: a free one of the node; None as long as there is none."""
+        import ray
+
+        place = ray._private.state.actors(self.actor._ray_actor_id.hex()).get("Address", {})
+        return int(place["Port"]) if place.get("Port", 0) > 0 else None
+
 
 def attend(environment: dict[str, Any]) -> list[Node]:
     """The living nodes in the order of their addresses. The actors ask for no CPU: there is room on a busy node."""

@@ -10,27 +10,28 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import forecast, graph, node_checks, verdicts
-from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts import Store
 from pipeline.cluster import Cluster, Stopped
 from pipeline.config import Config, check_models
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 from pipeline.nodes import Node, gather
-from pipeline.verdicts import Finding, Need
+from pipeline.verdicts import Finding
 
-ANSWER = 60.0  # seconds that a node has to answer; the first question starts a process there
+FIRST_ANSWER = 120.0  # seconds until a node answers for the first time: a process starts there, and reads Python
+ANSWER = 60.0  # seconds for any other answer
 READ_SECONDS, READ_BYTES = 5.0, 512e6  # of a node's reading; a slow store shows within seconds
-PROBE_BYTES = 128 * 2**20  # of a test file, where nothing is there yet to be read
+PROBE_BYTES, PROBE_SHARE = 64 * 2**20, 0.1  # of test files, where nothing is there yet to be read; of the free space
 PORTS = 3  # a node listens on so many free ports: ranks take any
 CONNECT = 5.0  # seconds a connection may take: within a site it takes milliseconds
 CLOCK_TRIPS = 10  # round trips a node; the quickest bounds the error
+ROOT_WAIT = 10.0  # seconds until a file written on one node is seen on another: NFS keeps folders for a few
 REHEARSAL_TIMEOUT = 60  # seconds that a collective of the rehearsal may hang, where a run allows more
-SAMPLE_FILES = 512  # files of a folder or table that are looked at
 
 
 @dataclass
@@ -54,12 +55,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Storage:
-    """What training reads: files or addresses, how many images and bytes they hold (0: not known)."""
+    """What training reads: files or addresses (none: not there yet), the bytes of all of it (0: not known).
 
-    places: list[str]
-    image_bytes: float
-    total_bytes: float
+    image_bytes: of an image, by the stages that read it.
+    """
+
     what: str
+    places: list[str]
+    total_bytes: float
+    image_bytes: dict[str, float]
 
 
 def preflight(config: Config, require_tracker: bool = False) -> Report:
@@ -70,91 +74,96 @@ def preflight(config: Config, require_tracker: bool = False) -> Report:
     store.create()
     folder = store.root / "preflight" / secrets.token_hex(8)
     limits = {"max_failures": 0, "collective_timeout": min(REHEARSAL_TIMEOUT, config.cluster.collective_timeout)}
-    with Cluster(config.cluster.model_copy(update=limits)) as cluster:
-        try:
-            folder.mkdir(parents=True)
-            config = graph.resolve(config, cluster)
-            steps = graph.plan(config, store)
-            sizes = forecast.parameter_counts(config)
-            nodes = cluster.nodes()
-            _ask_machines(report, config, nodes, bytes_to_come(config, steps, sizes), folder)
-            report.add(verdicts.tracker(*ask_tracker(config), require_tracker))
-            if report.refused:
-                report.add([Finding("step", "skipped", "no step was taken: first mend what is refused")])
-            else:
-                _rehearse(report, config, steps, cluster, nodes, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # what was made here a moment ago
+    try:
+        folder.mkdir(parents=True)
+        with Cluster(config.cluster.model_copy(update=limits)) as cluster:
+            _ask(report, config, cluster, folder, require_tracker)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what was made here a moment ago; ranks that wrote there are gone
     report.seconds = time.monotonic() - begun
     return report
+
+
+def _ask(report: Report, config: Config, cluster: Cluster, folder: Path, require_tracker: bool) -> None:
+    """Machines before anything else: Ray would wait without an end for one that it cannot reach."""
+    nodes = cluster.nodes()
+    remote = config.data.source.kind == "webdataset" and "://" in config.data.source.path
+    cache = (config.data.cache.path or tempfile.gettempdir()) if remote else None
+    answers = gather([node.begin(node_checks.facts, config.run.root, cache) for node in nodes], FIRST_ANSWER)
+    silent = [(node, error) for node, error in zip(nodes, answers, strict=True) if isinstance(error, Exception)]
+    if silent:
+        report.add([Finding("node", "refused", f"gives no answer: {why(n, e)}", n.name) for n, e in silent])
+        return
+    known = {node.name: answer for node, answer in zip(nodes, answers, strict=True)}
+    report.figures["nodes"] = {n.name: {**known[n.name], "address": n.address, "cpus": n.cpus} for n in nodes}
+    config = graph.resolve(config, cluster)
+    steps = graph.plan(config, Store(config.run.root))
+    if all(step.artifact for step in steps):
+        report.add([Finding("step", "skipped", "all stages are finished: nothing will run")])
+        return
+    forecast.remote_cache(config, trained=steps[1].artifact is not None)
+    need = bytes_to_come(config, steps)
+    for node in nodes:
+        facts = known[node.name]
+        report.add(verdicts.gpus(node.name, facts, node.gpus))
+        report.add(verdicts.memory(node.name, facts, shared_memory_needed(config)))
+        report.add(verdicts.disk(node.name, facts, need, config.data.cache.gigabytes * verdicts.GB))
+    report.add(verdicts.alike(known))
+    offsets = clock_offsets(nodes)
+    report.figures["clocks"] = {name: {"offset": offset, "bound": bound} for name, (offset, bound) in offsets.items()}
+    report.add(verdicts.clocks(offsets))
+    report.add(verdicts.shared_root(config.run.root, who_sees(nodes, folder)))
+    report.add(verdicts.ports(unreachable(nodes), len(nodes)))
+    report.add(verdicts.names(known, any(node.gpus for node in nodes)))
+    report.add(verdicts.tracker(*ask_tracker(config), require_tracker))
+    if report.refused:
+        report.add([Finding("step", "skipped", "no step was taken: first mend what is refused")])
+    elif steps[1].artifact and steps[3].artifact:
+        report.add([Finding("step", "skipped", "both trained stages are finished")])
+    else:
+        _rehearse(report, config, steps, cluster, nodes, folder)
 
 
 # ---- machines --------------------------------------------------------------------------------------------------------
 
 
-def _ask_machines(report: Report, config: Config, nodes: list[Node], need: float, folder: Path) -> None:
-    cache = _cache_folder(config)
-    answers = gather([node.begin(node_checks.facts, config.run.root, cache) for node in nodes], ANSWER)
-    silent = [Finding("node", "refused", f"gives no answer: {_brief(a)}", n.name) for n, a in _failed(nodes, answers)]
-    report.add(silent)
-    known = [(node, answer) for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)]
-    report.figures["nodes"] = {node.name: {**a, "address": node.address, "cpus": node.cpus} for node, a in known}
-    for node, answer in known:
-        report.add(verdicts.gpus(node.name, answer, node.gpus))
-    report.add(verdicts.alike({node.name: answer for node, answer in known}))
-    for node, answer in known:
-        report.add(verdicts.memory(node.name, answer, shared_memory_needed(config, node)))
-        cached = config.data.cache.gigabytes * 1e9 if cache else 0.0
-        report.add(verdicts.disk(node.name, answer, need, cached))
-    nodes = [node for node, _ in known]
-    offsets = clock_offsets(nodes)
-    report.figures["clocks"] = {name: {"offset": offset, "bound": bound} for name, (offset, bound) in offsets.items()}
-    report.add(verdicts.clocks(offsets))
-    report.add(verdicts.shared_root(config.run.root, [node.name for node in nodes], who_sees(nodes, folder / "tokens")))
-    report.add(verdicts.ports(unreachable(nodes), len(nodes)))
-    report.add(verdicts.names({node.name: answer for node, answer in known}, any(node.gpus for node in nodes)))
+def why(node: Node, error: Exception) -> str:
+    """Why a node gives no answer: a connection from here that fails, else what Ray says; often it is a firewall."""
+    port = node.port()
+    closed = node_checks.reach([(f"Ray's worker on {node.name}", node.address, port)], CONNECT) if port else []
+    return f"{closed[0] if closed else brief(error)}; {verdicts.OPEN_PORTS}"
 
 
-def _failed(nodes: Sequence[Node], answers: Sequence[Any]) -> list[tuple[Node, Exception]]:
-    return [(node, answer) for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, Exception)]
+def bytes_to_come(config: Config, steps: list[graph.Step]) -> float:
+    """Bytes that the stages which are not finished will still write below the root.
 
+    Latents are counted where the number of images is known: not of tars that no one has indexed yet.
+    """
+    from pipeline.data import sources
+    from pipeline.inventory import size
+    from pipeline.stages.ingest import cache_folder
 
-def _brief(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
-
-
-def _cache_folder(config: Config) -> str | None:
-    """The node-local folder that remote shards are kept in, if there are any."""
-    source = config.data.source
-    if source.kind != "webdataset" or "://" not in source.path:
-        return None
-    return config.data.cache.path or tempfile.gettempdir()
-
-
-def bytes_to_come(config: Config, steps: list[graph.Step], sizes: dict[str, int]) -> float:
-    """Bytes that the stages which are not finished will still write below the root."""
     channels, side = check_models(config)
-    needs = forecast.disk_bytes(config, steps, sizes, channels * side * side)
+    images, ingest = 0, steps[0].artifact
+    if ingest is None and config.data.source.kind != "webdataset":
+        images = len(sources.open_listing(config.data, cache_folder(config.run.root)).rows)
+    needs = forecast.disk_bytes(config, steps, forecast.parameter_counts(config), channels * side * side, images)
     total = 0.0
     for step in steps:
         if step.artifact or step.stage not in needs:
             continue
-        folder = Store(config.run.root).folder(step.stage, step.fingerprint)
-        there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+        there = size(Store(config.run.root).folder(step.stage, step.fingerprint))
         total += max(0.0, sum(needs[step.stage].values()) - there)
     return total
 
 
-def shared_memory_needed(config: Config, node: Node) -> float:
-    """Bytes of /dev/shm that the reader processes of a node's ranks pass their batches through."""
+def shared_memory_needed(config: Config) -> float:
+    """Bytes of /dev/shm that the reader processes of a node's ranks pass their batches through, if all are there."""
     from pipeline.data.loader import PREFETCH
 
-    if not config.data.loader_workers:
-        return 0.0
-    images = max(
-        config.autoencoder.training.batch_size, config.diffusion.training.batch_size
-    )  # all ranks here, at most
-    return images * config.data.channels * config.data.size**2 * config.data.loader_workers * (PREFETCH + 1.0)
+    images = max(config.autoencoder.training.batch_size, config.diffusion.training.batch_size)
+    readers = config.data.loader_workers * (PREFETCH + 1.0) if config.data.loader_workers else 0.0
+    return images * config.data.channels * config.data.size**2 * readers
 
 
 def clock_offsets(nodes: Sequence[Node], trips: int = CLOCK_TRIPS) -> dict[str, tuple[float, float]]:
@@ -162,35 +171,33 @@ def clock_offsets(nodes: Sequence[Node], trips: int = CLOCK_TRIPS) -> dict[str, 
 
     A node's answer was made somewhere within the round trip: offset = answer - middle, wrong by at most half of the
     trip. The quickest trip counts. The trip is timed by the monotonic clock, so that a step of the driver's own clock
-    meanwhile falsifies one trip at most.
+    meanwhile falsifies one trip at most. A node that gives no answer any more is left out.
     """
     found: dict[str, tuple[float, float]] = {}
     for node in nodes:
-        best: tuple[float, float] | None = None
         for _ in range(trips):
             wall, begun = time.time(), time.monotonic()
             answer = gather([node.begin(node_checks.wall_clock)], ANSWER)[0]
             half = (time.monotonic() - begun) / 2
-            if isinstance(answer, float) and (best is None or half < best[1]):
-                best = answer - (wall + half), half
-        if best:
-            found[node.name] = best
+            if isinstance(answer, Exception):
+                break
+            if node.name not in found or half < found[node.name][1]:
+                found[node.name] = answer - (wall + half), half
     return found
 
 
-def who_sees(nodes: Sequence[Node], folder: Path) -> dict[str, tuple[dict[str, str], str]]:
-    """For each node and the driver: the tokens it sees of those that all wrote, and why it could not write its own."""
-    tokens = {node.name: secrets.token_hex(8) for node in nodes}
-    node_checks.leave_token(str(folder), "driver", secrets.token_hex(8))
-    wrote = gather([n.begin(node_checks.leave_token, str(folder), n.name, tokens[n.name]) for n in nodes], ANSWER)
-    want = 1 + sum(not isinstance(answer, Exception) for answer in wrote)
-    wait = node_checks.ROOT_WAIT
-    seen = gather([n.begin(node_checks.read_tokens, str(folder), wait, want) for n in nodes], ANSWER)
-    found = {"driver": (node_checks.read_tokens(str(folder), wait, want), "")}
-    for node, written, read in zip(nodes, wrote, seen, strict=True):
-        trouble = _brief(written) if isinstance(written, Exception) else ""
-        found[node.name] = (read if isinstance(read, dict) else {}, trouble)
-    return found
+def who_sees(nodes: Sequence[Node], folder: Path) -> dict[str, list[str] | Exception]:
+    """For each node those whose files it does not see in a new folder of the root, or why it could not write its own.
+
+    The folder was made here: a node that sees the others' files sees the driver's root.
+    """
+    everyone = [node.name for node in nodes]
+    asked = [node.begin(node_checks.meet, str(folder), i, len(nodes), ROOT_WAIT) for i, node in enumerate(nodes)]
+    answers = gather(asked, ANSWER)
+    return {
+        name: answer if isinstance(answer, Exception) else [everyone[number] for number in answer]
+        for name, answer in zip(everyone, answers, strict=True)
+    }
 
 
 def unreachable(nodes: Sequence[Node]) -> list[tuple[str, str]]:
@@ -198,18 +205,15 @@ def unreachable(nodes: Sequence[Node]) -> list[tuple[str, str]]:
     if len(nodes) < 2:
         return []
     opened = gather([node.begin(node_checks.listen, node.address, PORTS) for node in nodes], ANSWER)
-    found = [
-        (node.name, f"cannot listen on its address {node.address}: {_brief(e)}") for node, e in _failed(nodes, opened)
-    ]
-    open_ = [(node, ports) for node, ports in zip(nodes, opened, strict=True) if isinstance(ports, list)]
-    asked = []
-    for node in nodes:
-        targets = [(other.name, other.address, port) for other, ports in open_ for port in ports if other is not node]
-        asked.append(node.begin(node_checks.reach, targets, CONNECT))
-    for node, lines in zip(nodes, gather(asked, ANSWER + CONNECT * PORTS * len(nodes)), strict=True):
-        lines = [_brief(lines)] if isinstance(lines, Exception) else lines
-        found += [(node.name, f"cannot reach {line}") for line in lines]
-    gather([node.begin(node_checks.hang_up) for node in nodes], ANSWER)
+    found, targets = [], []
+    for node, ports in zip(nodes, opened, strict=True):
+        if isinstance(ports, Exception):
+            found.append((node.name, f"cannot listen on its address {node.address}: {brief(ports)}"))
+        else:
+            targets += [(node.name, node.address, port) for port in ports]
+    asked = [node.begin(node_checks.reach, [t for t in targets if t[0] != node.name], CONNECT) for node in nodes]
+    for node, lines in zip(nodes, gather(asked, ANSWER), strict=True):
+        found += [(node.name, line) for line in ([brief(lines)] if isinstance(lines, Exception) else lines)]
     return found
 
 
@@ -241,105 +245,101 @@ def _rehearse(
 
     try:
         measured = rehearse(config, steps, cluster, folder)
-    except UserError as error:
-        report.add([Finding("step", "refused", str(error))])
-        return
     except Stopped:
         raise
-    except Exception as error:  # what Ray Train raises when a rank fails; the line says what it was
-        report.add([Finding("step", "refused", f"a rank failed: {_brief(error)}")])
+    except Exception as error:  # a run would end so too; what Ray Train raises when a rank fails says what it was
+        text = str(error) if isinstance(error, UserError) else f"a rank failed: {brief(error)}"
+        report.add([Finding("step", "refused", text)])
         return
     report.figures["rehearsal"] = measured
     report.add(verdicts.steps(measured))
     report.add(verdicts.collective(measured))
-    storage = what_is_read(config, steps)
     known = report.figures["nodes"]
     readers = [node for node in nodes if known[node.name]["host"] in measured["hosts"]]  # a head may have no rank
-    rates = read_rates(readers, storage, folder)
-    report.figures["storage"] = {"rates": rates, "image_bytes": storage.image_bytes, "what": storage.what}
-    needs = needs_of(config, measured, storage)
-    free = min(a["memory"]["available"] for a in known.values())
-    report.add(verdicts.storage(rates, needs, storage.what, storage.total_bytes, free))
-    report.forecast = forecast_of(config, steps, measured, needs, rates)
+    storage = what_is_read(config, steps)
+    rates = read_rates(readers, storage, folder, min(known[node.name]["root"]["free"] for node in readers))
+    told = {name: rate for name, rate in rates.items() if isinstance(rate, float)}
+    report.figures["storage"] = {"rates": told, "image_bytes": storage.image_bytes, "what": storage.what}
+    room = verdicts.CACHED_SHARE * min(known[node.name]["memory"]["available"] for node in readers)
+    if any("://" in place for place in storage.places):
+        room = config.data.cache.gigabytes * verdicts.GB
+    needs = {
+        name: one["images"] / one["step"] * storage.image_bytes[name] / len(readers)
+        for name, one in measured["stages"].items()
+        if name in storage.image_bytes
+    }
+    report.add(verdicts.storage(rates, needs, storage.what, cached=0 < storage.total_bytes < room))
+    report.forecast = forecast_of(config, measured, storage.image_bytes, sum(told.values()))
     report.add(verdicts.outlook(report.forecast))
 
 
 def what_is_read(config: Config, steps: list[graph.Step]) -> Storage:
-    """What the first stage that trains reads: the shards if they are there, else the tars or files they come from."""
+    """What the next training reads: latents, shards, foreign tars; a file of our own in the root where none are yet."""
     from pipeline.data import sources
+    from pipeline.stages.encode import shard_paths
     from pipeline.stages.ingest import cache_folder
 
-    ingest: Artifact | None = steps[0].artifact
-    source = config.data.source
-    raw = float(config.data.channels * config.data.size**2)
-    if source.kind == "webdataset":
-        tars = sources.tar_digests(source, cache_folder(config.run.root))
-        total = float(sum(tar.bytes for tar in tars))
-        count = sum(ingest.summary["images"].values()) if ingest else 0
-        return Storage([tar.location for tar in tars], total / count if count else raw, total, "the source's tars")
-    if ingest:
-        files = {n: e["bytes"] for n, e in ingest.manifest["files"].items() if n.endswith(".tar")}
-        total, count = float(sum(files.values())), sum(ingest.summary["images"].values())
-        return Storage([str(ingest.path / name) for name in files], total / max(1, count), total, "the image shards")
-    if source.kind in ("folder", "table"):
-        rows = sources.open_listing(config.data, cache_folder(config.run.root)).rows
-        files_ = [str(row.location) for row in rows[:: max(1, len(rows) // SAMPLE_FILES)]]
-        mean = sum(Path(file).stat().st_size for file in files_) / len(files_)
-        return Storage(files_, raw, mean * len(rows), "the source's files")
-    return Storage([], raw, 0.0, "a test file in the root")
+    ingest, autoencoder, encode, _ = [step.artifact for step in steps[:4]]
+    channels, side = check_models(config)
+    images = sum(ingest.summary["images"].values()) if ingest else 0
+    each = {"autoencoder": float(config.data.channels * config.data.size**2)}
+    latent = {"diffusion": float(2 * channels * side * side * 2)}  # mean and log-variance in float16
+    if autoencoder:
+        paths, what, each = shard_paths(encode, "train") if encode else [], "the latents", latent
+    elif config.data.source.kind == "webdataset":
+        tars = sources.tar_digests(config.data.source, cache_folder(config.run.root))
+        return Storage("the source's tars", [tar.location for tar in tars], float(sum(tar.bytes for tar in tars)), each)
+    else:
+        paths, what = sorted(ingest.path.rglob("*.tar")) if ingest else [], "the image shards"
+        each |= latent
+    total = float(sum(path.stat().st_size for path in paths))
+    if paths and images and not autoencoder:
+        each["autoencoder"] = total / images
+    return Storage(what if paths else "a test file in the root", [str(path) for path in paths], total, each)
 
 
-def read_rates(
-    nodes: Sequence[Node], storage: Storage, folder: Path, read: Callable[[str], Any] = node_checks.read_cold
-) -> dict[str, float]:
-    """Bytes a second that each node reads while all of them do, each beginning with other files; 0: nothing came."""
-    places = [storage.places] * len(nodes)
+def read_rates(nodes: Sequence[Node], storage: Storage, folder: Path, free: float) -> dict[str, float | Exception]:
+    """Bytes a second that each node reads while all of them do, each beginning with other files, or what went wrong.
+
+    free: bytes on the root, of which test files take a small part.
+    """
+    places, wrote = [storage.places] * len(nodes), [None] * len(nodes)
     if not storage.places:
-        probes = gather([node.begin(node_checks.write_probe, str(folder), PROBE_BYTES) for node in nodes], ANSWER)
-        places = [[probe] if isinstance(probe, str) else [] for probe in probes]
+        places = [[str(folder / f"{number}.probe")] for number in range(len(nodes))]
+        size = min(PROBE_BYTES, int(PROBE_SHARE * free / len(nodes)))
+        wrote = gather(
+            [n.begin(node_checks.write_probe, at[0], size) for n, at in zip(nodes, places, strict=True)], ANSWER
+        )
     asked = [
-        node.begin(node_checks.read_rate, mine, READ_SECONDS, READ_BYTES, number, read)
+        node.begin(node_checks.read_rate, mine, READ_SECONDS, READ_BYTES, number)
         for number, (node, mine) in enumerate(zip(nodes, places, strict=True))
     ]
     answers = gather(asked, ANSWER)
-    return {
-        node.name: answer["bytes"] / max(answer["seconds"], 1e-9) if isinstance(answer, dict) else 0.0
-        for node, answer in zip(nodes, answers, strict=True)
-    }
-
-
-def needs_of(config: Config, measured: dict[str, Any], storage: Storage) -> dict[str, Need]:
-    """What each stage could eat if nothing held it up: images a second over all ranks, and the bytes of one."""
-    channels, side = check_models(config)
-    latent = float(2 * channels * side * side * 2)  # mean and log-variance in float16
-    sizes = {"autoencoder": storage.image_bytes, "diffusion": latent}
-    share = 1 / len(set(measured["hosts"]))  # of the reading that one node does
-    return {name: Need(one["images"] / one["step"], sizes[name], share) for name, one in measured["stages"].items()}
+    return {node.name: trouble or answer for node, trouble, answer in zip(nodes, wrote, answers, strict=True)}
 
 
 def forecast_of(
-    config: Config, steps: list[graph.Step], measured: dict[str, Any], needs: dict[str, Need], rates: dict[str, float]
+    config: Config, measured: dict[str, Any], image_bytes: dict[str, float], bandwidth: float
 ) -> dict[str, Any]:
-    """By stage: images a second, hours, what holds it up (`bottleneck`), and the rate that each part would allow."""
+    """By stage: images a second, hours, what holds it up (`bottleneck`), and the rate that each part would allow.
+
+    bandwidth: bytes/s of all nodes together; image_bytes: what an image takes of it, by the stages that read there.
+    """
     found: dict[str, Any] = {}
     for name, one in measured["stages"].items():
         training = getattr(config, name).training
         parts = {
-            "the step": needs[name].images,
+            "the step": one["images"] / one["step"],
             "the loader": one["images"] / one["load"] * max(1, config.data.loader_workers),
-            "the storage": sum(rates.values()) / max(1.0, needs[name].image_bytes),
         }
+        if name in image_bytes:
+            parts["the storage"] = max(1.0, bandwidth) / image_bytes[name]
         if measured["collective"]:  # none for one rank
-            parts["the collective"] = verdicts.collective_rate(measured, one, training)
+            parts["the collective"] = training.batch_size / verdicts.reduce_seconds(measured, one)
         slowest = min(parts, key=lambda part: parts[part])
         rate = parts[slowest]
         if not config.data.loader_workers:  # the rank reads, then steps: the times add up
             rate = min(rate, 1 / (1 / parts["the step"] + 1 / parts["the loader"]))
-        left = training.steps * training.batch_size
-        found[name] = {"images_per_second": rate, "hours": left / rate / 3600, "bottleneck": slowest, "parts": parts}
-    ingest, encode = steps[0].artifact, measured["stages"].get("autoencoder", {}).get("encode")
-    if ingest and encode and not steps[2].artifact:
-        images = sum(ingest.summary["images"].values()) * len(config.latents.views)
-        found["encode"] = {"images_per_second": encode * measured["world"]}
-        found["encode"]["hours"] = images / found["encode"]["images_per_second"] / 3600
+        hours = training.steps * training.batch_size / rate / 3600
+        found[name] = {"images_per_second": rate, "hours": hours, "bottleneck": slowest, "parts": parts}
     return found

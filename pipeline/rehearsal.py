@@ -1,7 +1,7 @@
 """A real step of each trained stage before a run: the config's networks, loss, precision, ZeRO stage and micro-batch.
 
 The ranks are those of training, placed in the same way. A stage whose inputs are not there yet gets synthetic ones of
-the right shapes in a folder of their own. What the figures mean is judged in `preflight.py`.
+the right shapes in a folder of their own. What the figures mean is judged in `verdicts.py`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 import importlib
 import math
+import signal
 import time
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Store
@@ -34,19 +36,16 @@ LEAST_IMAGES = 64  # synthetic images: what the smallest batches need
 def rehearse(config: Config, steps: list[Step], cluster: Cluster, folder: Path) -> dict[str, Any]:
     """Steps of both trained stages (without those that are finished) on the cluster's ranks, all-reduces between them.
 
-    folder: on the shared root, empty. Gives what `rank` measured, and `notes` on what was not as it will be. Raises
-    UserError for what a run would refuse (out of memory, say), or what Ray Train raised.
+    folder: on the shared root. Gives what `rank` measured, and `notes` on what was not as it will be. Raises UserError
+    for what a run would refuse (out of memory, say), Stopped at once when asked to end, or what Ray Train raised.
     """
+    from pipeline.cluster import Stopped
     from pipeline.files import read_json
 
-    done = {step.stage for step in steps if step.artifact}
-    stages = [name for name in STAGES if name not in done]
-    world = max(ranks_of(config, name, cluster.workers()) for name in STAGES)
+    stages = [name for name in STAGES if name not in finished(steps)]
+    world = max(ranks_of(config, name, cluster.workers()) for name in stages)
     rehearsed, notes = as_rehearsed(config, world)
-    if not stages:
-        notes.append("both trained stages are finished: no step was taken")
-    inputs, made = make_inputs(rehearsed, steps, folder, stages)
-    notes += made
+    inputs, made = make_inputs(rehearsed, {} if config.data.buckets else finished(steps), folder, stages)
     arguments = {
         "config": rehearsed.model_dump(mode="json", by_alias=True),
         "stages": stages,
@@ -55,8 +54,18 @@ def rehearse(config: Config, steps: list[Step], cluster: Cluster, folder: Path) 
     }
     work = folder / "work"
     work.mkdir()
-    cluster.train(rank, arguments, work, lambda: world)
-    return {**read_json(folder / "rehearsal.json"), "notes": notes}
+
+    def watch() -> None:
+        if (work / "stop").exists():  # nothing is to be saved: no rank is waited for
+            raise Stopped(again=(work / "stop").read_text() == signal.SIGUSR1.name)
+
+    cluster.train(rank, arguments, work, lambda: world, watch)
+    return {**read_json(folder / "rehearsal.json"), "notes": notes + made}
+
+
+def finished(steps: list[Step]) -> dict[str, Artifact]:
+    """The finished artifacts by stage."""
+    return {step.stage: step.artifact for step in steps if step.artifact}
 
 
 def as_rehearsed(config: Config, world: int) -> tuple[Config, list[str]]:
@@ -71,7 +80,9 @@ def as_rehearsed(config: Config, world: int) -> tuple[Config, list[str]]:
         values[name]["training"] |= {**changed, "init_from": None, "snapshot_every": None}
         if training.compile:
             notes.append(f"{name}: torch.compile was left out, it takes minutes to start")
-    values["data"] |= {"lanes": world, "balance": None}
+    values["data"] |= {"lanes": world, "balance": None, "buckets": None}
+    if config.data.buckets:
+        notes.append("buckets: the images were squares")
     values["diffusion"]["fd"]["every"] = 0
     perceptual = values["autoencoder"]["loss"]["perceptual"]
     if perceptual["kind"] == "classifier" and perceptual["path"] is None:
@@ -91,14 +102,10 @@ def ranks_of(config: Config, name: str, workers: int) -> int:
 
 
 def make_inputs(
-    config: Config, steps: list[Step], folder: Path, stages: list[str]
+    config: Config, inputs: dict[str, Artifact], folder: Path, stages: list[str]
 ) -> tuple[dict[str, Artifact], list[str]]:
-    """The inputs of the trained stages: finished artifacts, and synthetic ones under `folder` where there are none."""
-    inputs = {step.stage: step.artifact for step in steps if step.artifact}
-    notes: list[str] = []
-    if not stages:
-        return {}, notes
-    store = Store(folder)
+    """The inputs of the trained stages: of the finished artifacts `inputs`, and synthetic ones under `folder`."""
+    inputs, notes, store = dict(inputs), [], Store(folder)
     if "ingest" not in inputs:
         inputs["ingest"] = synthetic_images(config, store)
         notes.append("no images are ingested yet: computed ones of the right shape were used")
@@ -188,7 +195,6 @@ def rank(arguments: dict[str, Any]) -> None:
     found = {
         "world": ranks.world,
         "device": ranks.device.type,
-        "threads": arguments["threads"],
         "hosts": ranks.gather_objects(socket.gethostname()),
         "collective": all_reduce_times(ranks),
         "stages": {name: stage_step(name, config, inputs, ranks) for name in arguments["stages"]},
@@ -237,9 +243,9 @@ def _wait_for_device(ranks: Ranks) -> None:
 def stage_step(name: str, config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> dict[str, float | None]:
     """Steps of one stage with one micro-batch a rank.
 
-    Gives `images` a step over all ranks, seconds of the `first` step and of a later one (`step`; the first, where there
-    was no time for another), of reading its batch on a rank (`load`), bytes of `memory` of the rank that used the most,
-    `parameters`, the `loss` (None: not finite), and for the autoencoder images a second that a rank encodes (`encode`).
+    Gives `images` a step over all ranks, seconds of a `step` (a later one, the first where there was no time for
+    another), of reading its batch on a rank (`load`), bytes of `memory` of the rank that used the most, `parameters`,
+    the `loss` (None: not finite).
     """
     import torch
 
@@ -263,48 +269,22 @@ def stage_step(name: str, config: Config, inputs: dict[str, Artifact], ranks: Ra
         spent = torch.tensor(time.perf_counter() - begun, device=ranks.device)
         if float(ranks.all_reduce(spent, "max")) > STAGE_SECONDS:
             break
-    rate = encode_rate(model, batch, ranks) if name == "autoencoder" and training.zero_stage < 3 else 0.0
     getattr(batches, "close", lambda: None)()
-    mine = [max(_median(steps[1:] or steps), 1e-9), max(_median(loads[1:] or loads), 1e-9), _peak_memory(ranks)]
+    mine = [max(median(times[1:] or times), 1e-9) for times in (steps, loads)] + [_peak_memory(ranks)]
     step, load, memory = ranks.all_reduce(torch.tensor(mine, dtype=torch.float64, device=ranks.device), "max").tolist()
     found: dict[str, float | None] = {
         "images": float(training.batch_size),
-        "first": steps[0],
         "step": step,
         "load": load,
         "memory": memory,
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "loss": losses[-1] if math.isfinite(losses[-1]) else None,
-        "encode": rate,
     }
     del engine, model, task, batches
     gc.collect()
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()
     return found
-
-
-def encode_rate(model: Any, batch: dict[str, Any], ranks: Ranks) -> float:
-    """Images a second that this rank's encoder takes, without a gradient."""
-    import torch
-
-    from pipeline.stages.autoencoder import images_to_floats
-
-    with torch.no_grad():
-        x = images_to_floats(batch["images"].to(ranks.device))
-        times = []
-        for _ in range(2):
-            _wait_for_device(ranks)
-            begun = time.perf_counter()
-            model.encode(x)
-            _wait_for_device(ranks)
-            times.append(time.perf_counter() - begun)
-    return len(x) / max(min(times), 1e-9)
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]
 
 
 def _peak_memory(ranks: Ranks) -> float:

@@ -5,15 +5,19 @@ Pure functions from figures to findings. What is asked, and how: `preflight.py`,
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pipeline.errors import brief
 
 GB = 1e9
 CLOCK_WARN = 1.0  # s: beyond it, lines of two nodes' logs and points of a curve stand in the wrong order
 CLOCK_REFUSE = 30.0  # s: no time service runs there; certificates and signed requests (S3, munge) begin to fail
 DISK_SPARE = 1.2  # times the forecast: logs, previews, the tracker's data base and the file system's own come on top
 TEMPORARY_BYTES = 2 * GB  # Ray's logs and sockets, spilled objects, a compiler's files
+TEMPORARY_LEAST = 0.1 * GB  # a rank's first minutes; Ray's logs alone take tens of megabytes
 FILES_LEFT = 10_000  # of a file system's: a run makes some thousands
 MEMORY_LOW = 2 * GB  # a rank's process with torch and DeepSpeed holds 1 GB before its first step
 SHARED = "/dev/shm"  # noqa: S108 - the shared memory of reader processes
@@ -22,6 +26,8 @@ STORAGE_REFUSE = 0.1  # of what the step needs: the machines would wait nine ten
 CACHED_SHARE = 0.5  # of the free memory: a data set below it is read once, then comes from the page cache
 COMMUNICATION = 0.5  # share of a step that its all-reduce would take alone: above it, overlap hides it no longer
 EAGER_TRACKER = 10.0  # s to open the tracker: beyond it the pages are slow as well
+
+OPEN_PORTS = "Ray's workers and ranks take any free port: let nodes of the cluster reach each other on all of them"
 
 State = Literal["ok", "warning", "refused", "skipped"]
 
@@ -39,20 +45,6 @@ class Finding:
         return f"{self.check}{f' on {self.node}' if self.node else ''}: {self.state}: {self.text}"
 
 
-@dataclass(frozen=True)
-class Need:
-    """What a stage could eat: images a second over all ranks, bytes of an image, share of them that one node reads."""
-
-    images: float
-    image_bytes: float
-    share: float
-
-    @property
-    def node_bytes(self) -> float:
-        """Bytes a second that a node has to read."""
-        return self.images * self.image_bytes * self.share
-
-
 def gpus(node: str, facts: dict[str, Any], counted: float) -> list[Finding]:
     """counted: the GPUs that Ray was told of on this node."""
     there: list[dict[str, Any]] = facts["gpus"]
@@ -65,17 +57,13 @@ def gpus(node: str, facts: dict[str, Any], counted: float) -> list[Finding]:
         return [Finding("gpu", "warning", text, node)]
     if not there:
         return [Finding("gpu", "ok", "none, and none asked for: ranks run on CPUs", node)]
-    found = [
-        Finding(
-            "gpu",
-            "warning",
-            f"{one['used'] / GB:.1f} of {one['total'] / GB:.0f} GB of GPU {number} are in use by others",
-            node,
-        )
-        for number, one in enumerate(there)
-        if one["used"] > GPU_USED * one["total"]
-    ]
-    named = f"{len(there)} x {there[0]['name']}, {there[0]['total'] / GB:.0f} GB, driver {there[0]['driver']}"
+    found = []
+    for number, one in enumerate(there):
+        if one["total"] and one["used"] > GPU_USED * one["total"]:
+            text = f"{one['used'] / GB:.1f} of {one['total'] / GB:.0f} GB of GPU {number} are in use by others"
+            found.append(Finding("gpu", "warning", text, node))
+    size = f"{there[0]['total'] / GB:.0f} GB, " if there[0]["total"] else ""
+    named = f"{len(there)} x {there[0]['name']}, {size}driver {there[0]['driver']}"
     return [Finding("gpu", "ok", named, node), *found]
 
 
@@ -91,11 +79,9 @@ def alike(nodes: dict[str, dict[str, Any]]) -> list[Finding]:
 def memory(node: str, facts: dict[str, Any], shared_needed: float) -> list[Finding]:
     """shared_needed: bytes that reader processes will pass through /dev/shm."""
     total, available = facts["memory"]["total"], facts["memory"]["available"]
-    text = f"{available / GB:.1f} of {total / GB:.1f} GB available"
-    low = available < MEMORY_LOW
-    found = [
-        Finding("memory", "warning" if low else "ok", text + (", which is less than a rank takes" if low else ""), node)
-    ]
+    text, low = f"{available / GB:.1f} of {total / GB:.1f} GB available", available < MEMORY_LOW
+    more = ", which is less than a rank takes" if low else ""
+    found = [Finding("memory", "warning" if low else "ok", text + more, node)]
     shared = facts["shared_memory"]
     if shared is not None and shared < shared_needed:
         text = (
@@ -107,7 +93,7 @@ def memory(node: str, facts: dict[str, Any], shared_needed: float) -> list[Findi
 
 
 def disk(node: str, facts: dict[str, Any], need: float, cache: float) -> list[Finding]:
-    """need: bytes that the run will still write below the root; cache: bytes of remote shards kept on the node."""
+    """need: bytes that the run will still write below the root; cache: bytes of remote shards to be kept there."""
     found = []
     root, temporary = facts["root"], facts["temporary"]
     told = f"{root['free'] / GB:.2f} GB free at {root['path']}, {need / GB:.2f} GB to be written"
@@ -119,12 +105,15 @@ def disk(node: str, facts: dict[str, Any], need: float, cache: float) -> list[Fi
     else:
         tight = root["free"] < DISK_SPARE * need
         found.append(Finding("disk", "warning" if tight else "ok", told + (", which is tight" if tight else ""), node))
-    if temporary["free"] < TEMPORARY_BYTES + cache:
-        text = (
-            f"{temporary['free'] / GB:.2f} GB free in the temporary folder {temporary['path']}, "
-            f"{(TEMPORARY_BYTES + cache) / GB:.2f} GB wanted for Ray's files"
-            + (" and `data.cache.gigabytes`" if cache else "")
-        )
+    told = f"{temporary['free'] / GB:.2f} GB free in the temporary folder {temporary['path']}"
+    if temporary["free"] < TEMPORARY_LEAST:
+        text = f"{told}, {TEMPORARY_LEAST / GB:.2f} GB wanted at least for Ray's and the ranks' files: make room"
+        found.append(Finding("disk", "refused", text, node))
+    elif temporary["free"] < TEMPORARY_BYTES:
+        text = f"{told}, {TEMPORARY_BYTES / GB:.2f} GB wanted for Ray's files"
+        found.append(Finding("disk", "warning", text, node))
+    if facts["cache"] and facts["cache"]["free"] < cache:
+        text = f"{facts['cache']['free'] / GB:.2f} GB free at {facts['cache']['path']}, `data.cache.gigabytes` is more"
         found.append(Finding("disk", "warning", text, node))
     return found
 
@@ -132,50 +121,54 @@ def disk(node: str, facts: dict[str, Any], need: float, cache: float) -> list[Fi
 def clocks(offsets: dict[str, tuple[float, float]]) -> list[Finding]:
     """offsets: (offset against the driver's clock, bound of its error) in seconds, by node.
 
-    No clock is taken for the true one: what counts is how far any two are apart. Leases do not care (they never compare
-    clocks); certificates, signed requests and the order of logs and points do.
+    No clock is taken for the true one: a node is named that is far from the median of all, the driver's among them.
+    Leases do not care (they never compare clocks); certificates, signed requests and the order of logs and points do.
     """
-    everyone = {"the driver": (0.0, 0.0), **offsets}
-    low, high = (pick(everyone, key=lambda name: everyone[name][0]) for pick in (min, max))
-    apart = everyone[high][0] - everyone[low][0]
-    bound = everyone[high][1] + everyone[low][1]
-    told = f"{high} is {apart:.3f} s ahead of {low} (measured to {bound:.3f} s)"
-    if apart - bound > CLOCK_REFUSE:
-        why = "certificates and signed requests fail, logs lie; start a time service (chrony) there"
-        return [Finding("clock", "refused", f"{told}; more than {CLOCK_REFUSE:g} s: {why}")]
-    if apart - bound > CLOCK_WARN:
-        return [Finding("clock", "warning", f"{told}; logs and curves of these nodes are out of order")]
-    return [Finding("clock", "ok", f"all within {apart:.3f} s, measured to {max(bound, 0.001):.3f} s")]
-
-
-def shared_root(root: str, nodes: Sequence[str], seen: dict[str, tuple[dict[str, str], str]]) -> list[Finding]:
-    """seen: by node and for the driver, the tokens it reads and why it could not write its own."""
-    everyone = ["driver", *nodes]
+    middle = statistics.median_low([0.0, *(offset for offset, _ in offsets.values())])
     found = []
-    for name in nodes:
-        tokens, trouble = seen[name]
-        if trouble:
-            text = f"`run.root` {root} cannot be written there: {trouble}"
+    for name, (offset, bound) in offsets.items():
+        off = abs(offset - middle) - bound
+        if off <= CLOCK_WARN:
+            continue
+        where = "ahead of" if offset > middle else "behind"
+        told = f"{abs(offset - middle):.3f} s {where} the other clocks (measured to {bound:.3f} s)"
+        if off > CLOCK_REFUSE:
+            why = "certificates and signed requests fail, logs lie; start a time service (chrony) there"
+            found.append(Finding("clock", "refused", f"{told}, more than {CLOCK_REFUSE:g} s: {why}", name))
+        else:
+            found.append(Finding("clock", "warning", f"{told}: its logs and curves are out of order", name))
+    apart = max((abs(offset - middle) for offset, _ in offsets.values()), default=0.0)
+    bound = max((bound for _, bound in offsets.values()), default=0.0)
+    return found or [Finding("clock", "ok", f"all within {apart:.3f} s, measured to {bound:.3f} s")]
+
+
+def shared_root(root: str, unseen: dict[str, list[str] | Exception]) -> list[Finding]:
+    """unseen: by node those whose files it does not see there, or why it could not write its own."""
+    found = []
+    for name, others in unseen.items():
+        if isinstance(others, Exception):
+            text = f"`run.root` {root} cannot be written there: {brief(others)}"
             found.append(Finding("root", "refused", text, name))
-        elif missing := [other for other in everyone if other.replace("/", "-") not in tokens]:
+        elif others:
             text = (
-                f"`run.root` {root} is not one folder: it does not see what {', '.join(missing)} wrote; "
+                f"`run.root` {root} is not one folder: it does not see what {', '.join(others)} wrote; "
                 "give a folder on storage that all nodes mount"
             )
             found.append(Finding("root", "refused", text, name))
-    return found or [Finding("root", "ok", f"{root} is one folder on {len(nodes)} nodes and the driver")]
+    return found or [Finding("root", "ok", f"{root} is one folder on {len(unseen)} nodes and can be written")]
 
 
 def ports(failed: Sequence[tuple[str, str]], nodes: int) -> list[Finding]:
-    """failed: (node, what it cannot reach)."""
+    """failed: (node, what it cannot)."""
     if nodes < 2:
         return [Finding("ports", "ok", "one node: nothing to reach")]
     by_node: dict[str, list[str]] = {}
     for name, line in failed:
         by_node.setdefault(name, []).append(line)
-    hint = "ranks take any free port, so a firewall must let nodes reach each other on all of them"
     return [
-        Finding("ports", "refused", f"{lines[0]}{f' (and {len(lines) - 1} more)' if lines[1:] else ''}; {hint}", name)
+        Finding(
+            "ports", "refused", f"{lines[0]}{f' (and {len(lines) - 1} more)' if lines[1:] else ''}; {OPEN_PORTS}", name
+        )
         for name, lines in by_node.items()
     ] or [Finding("ports", "ok", f"{nodes} nodes reach each other on free ports")]
 
@@ -184,14 +177,13 @@ def names(nodes: dict[str, dict[str, Any]], on_gpus: bool) -> list[Finding]:
     """The address that a machine's own name stands for is what gloo tells other machines."""
     if len({facts["host"] for facts in nodes.values()}) < 2:
         return []
+    state: State = "warning" if on_gpus else "refused"  # NCCL finds its interface itself; gloo serves barriers only
+    text = (
+        "its own name stands for {}, which other nodes cannot reach: mend /etc/hosts there, or set GLOO_SOCKET_IFNAME "
+        "to the interface of the cluster's network"
+    )
     return [
-        Finding(
-            "ports",
-            "warning" if on_gpus else "refused",  # NCCL finds its interface itself; gloo serves barriers only
-            f"its own name stands for {facts['own_name']}, which other nodes cannot reach: mend /etc/hosts there, or "
-            "set GLOO_SOCKET_IFNAME to the interface of the cluster's network",
-            name,
-        )
+        Finding("ports", state, text.format(facts["own_name"]), name)
         for name, facts in nodes.items()
         if not facts["interface"] and facts["own_name"].startswith(("127.", "none"))
     ]
@@ -222,10 +214,10 @@ def steps(measured: dict[str, Any]) -> list[Finding]:
     return found + [Finding("step", "ok", note) for note in measured["notes"]]
 
 
-def collective_rate(measured: dict[str, Any], one: dict[str, Any], training: Any) -> float:
-    """Images a second at which the gradients' all-reduce alone would take all the time; for more than one rank."""
+def reduce_seconds(measured: dict[str, Any], one: dict[str, Any]) -> float:
+    """Seconds that the all-reduce of a stage's gradients takes alone; for more than one rank."""
     moved = 2 * (measured["world"] - 1) / measured["world"] * one["parameters"] * 4
-    return float(training.batch_size * max(row["bandwidth"] for row in measured["collective"]) / moved)
+    return float(moved / max(row["bandwidth"] for row in measured["collective"]))
 
 
 def collective(measured: dict[str, Any]) -> list[Finding]:
@@ -234,49 +226,36 @@ def collective(measured: dict[str, Any]) -> list[Finding]:
     if not rows:
         return [Finding("collective", "ok", "one rank: nothing is reduced")]
     best = max(rows, key=lambda row: row["bandwidth"])
-    backend = "nccl" if measured["device"] == "cuda" else "gloo"
     text = (
-        f"{backend}: {best['bandwidth'] / GB:.2f} GB/s at {best['bytes'] / 2**20:.0f} MiB, "
-        f"{rows[0]['seconds'] * 1e3:.1f} ms for {rows[0]['bytes'] / 2**10:.0f} KiB"
+        f"{'nccl' if measured['device'] == 'cuda' else 'gloo'}: {best['bandwidth'] / GB:.2f} GB/s at "
+        f"{best['bytes'] / 2**20:.0f} MiB, {rows[0]['seconds'] * 1e3:.1f} ms for {rows[0]['bytes'] / 2**10:.0f} KiB"
     )
-    shares = {}
-    for name, one in measured["stages"].items():
-        moved = 2 * (measured["world"] - 1) / measured["world"] * one["parameters"] * 4
-        shares[name] = moved / best["bandwidth"] / one["step"]
-    heavy = [
-        f"{share:.0%} of a step of one micro-batch in {name}" for name, share in shares.items() if share > COMMUNICATION
-    ]
-    if heavy:
-        text += (
-            f"; gradients take {' and '.join(heavy)}: a larger micro-batch or more accumulation, or a faster network"
-        )
-        return [Finding("collective", "warning", text)]
-    return [Finding("collective", "ok", text)]
+    shares = {name: reduce_seconds(measured, one) / one["step"] for name, one in measured["stages"].items()}
+    heavy = [f"{share:.0%} of a step of one micro-batch in {n}" for n, share in shares.items() if share > COMMUNICATION]
+    if not heavy:
+        return [Finding("collective", "ok", text)]
+    text += f"; gradients take {' and '.join(heavy)}: a larger micro-batch or more accumulation, or a faster network"
+    return [Finding("collective", "warning", text)]
 
 
-def storage(rates: dict[str, float], needs: dict[str, Need], what: str, total: float, free: float) -> list[Finding]:
-    """rates: bytes a second by node; total: bytes of the data set; free: bytes of memory on the node that has least."""
-    if not needs:
-        return [
-            Finding("storage", "ok", f"{min(rates.values()) / 1e6:.0f} MB/s a node of {what}, nothing left to train")
-        ]
-    hungry = max(needs, key=lambda name: needs[name].node_bytes)
-    need = needs[hungry].node_bytes
-    found = []
+def storage(rates: dict[str, float | Exception], needs: dict[str, float], what: str, cached: bool) -> list[Finding]:
+    """rates: bytes a second by node, or why nothing was read; needs: bytes a second that a node has to read, by stage;
+    cached: all of it is read once, and kept."""
+    hungry = max(needs, key=lambda name: needs[name])
+    need, found = needs[hungry], []
     for node, rate in rates.items():
+        if isinstance(rate, Exception):
+            found.append(Finding("storage", "refused", f"cannot read {what}: {brief(rate)}", node))
+            continue
         text = f"{rate / 1e6:.1f} MB/s of {what}, {need / 1e6:.1f} MB/s needed ({hungry})"
         if rate >= need:
             found.append(Finding("storage", "ok", text, node))
-            continue
-        text = f"slow: {text}: the step would wait"
-        cached = 0 < total < CACHED_SHARE * free
-        if rate < STORAGE_REFUSE * need and not cached:
-            found.append(
-                Finding("storage", "refused", f"{text} over nine tenths of the time; copy the data nearer", node)
-            )
+        elif rate < STORAGE_REFUSE * need and not cached:
+            text = f"slow: {text}: the step would wait over nine tenths of the time; copy the data nearer"
+            found.append(Finding("storage", "refused", text, node))
         else:
-            more = " in the first epoch, then the data are in memory" if cached else ""
-            found.append(Finding("storage", "warning", text + more, node))
+            more = " in the first epoch, then the data are cached" if cached else ""
+            found.append(Finding("storage", "warning", f"slow: {text}: the step would wait{more}", node))
     return found
 
 
@@ -284,11 +263,11 @@ def outlook(stages: dict[str, Any]) -> list[Finding]:
     """Hours and bottleneck of each stage, in words."""
     found = []
     for name, one in stages.items():
-        text = f"{name}: {duration(one['hours'])} at {one['images_per_second']:.0f} images/s"
-        if "bottleneck" in one:
-            others = {part: rate for part, rate in one["parts"].items() if part != one["bottleneck"]}
-            second = min(others, key=lambda part: others[part])
-            text += f"; bottleneck: {one['bottleneck']} ({second} would allow {others[second]:.0f})"
+        second, rate = sorted(one["parts"].items(), key=lambda part: part[1])[1]
+        text = (
+            f"{name}: {duration(one['hours'])} at {one['images_per_second']:.0f} images/s; "
+            f"bottleneck: {one['bottleneck']} ({second} would allow {rate:.0f})"
+        )
         found.append(Finding("forecast", "ok", text))
     return found
 

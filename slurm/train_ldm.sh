@@ -7,6 +7,8 @@
 #   sbatch --nodes=32 --gpus-per-node=8 --cpus-per-task=64 slurm/train_ldm.sh my.yaml   256 GPUs
 # After a notice (time limit, preemption, drain) the ranks save, the job is queued again and goes on; after scancel they
 # save and it ends. What a site sets is in slurm/site.sh (slurm/site.sh.example), all else in docs/operations.md.
+# First `ldm preflight` looks for what cannot work (exit code 2, and nothing is queued again); not on a restart, whose
+# time is short and whose config ran before, nor with LDM_PREFLIGHT=0.
 
 # What `squeue` shows, and the start of the log's name.
 #SBATCH --job-name=ldm
@@ -121,10 +123,8 @@ say "Ray's head is $RAY_ADDRESS, ports up to $((LDM_BASE_PORT + 6))"
 watching & watch=$!
 
 # ---- the pipeline ---------------------------------------------------------------------------------------------------
-code=75
-if [ -z "$notice$ended" ]; then
-  [ $# -gt 0 ] || die "sbatch slurm/train_ldm.sh CONFIG [KEY=VALUE]..."
-  TMPDIR=$scratch "${own[@]}" "${here[@]}" "jobs.${LDM_VERB:-train_ldm}" --config "$@" & driver=$!
+mind() { # VERB CONFIG...: run it, and mind signals and Ray meanwhile; its exit code is left in `code`
+  TMPDIR=$scratch "${own[@]}" "${here[@]}" "jobs.$1" --config "${@:2}" & driver=$!
   while alive "$driver"; do # `wait` returns whenever a trap ran
     wait -n "$driver" "$ray" ${watch:+"$watch"} ${alarm:+"$alarm"}
     alive "$driver" || break
@@ -133,7 +133,23 @@ if [ -z "$notice$ended" ]; then
     alive "$ray" || die "Ray ended by itself; its words are in ray-$SLURM_JOB_ID.out"
   done
   if alive "$driver"; then code=137; else wait "$driver"; code=$?; fi
+}
+[ $# -gt 0 ] || die "sbatch slurm/train_ldm.sh CONFIG [KEY=VALUE]..."
+verb=${LDM_VERB:-train_ldm} code=0
+if [ -z "$notice$ended" ] && [ "${LDM_PREFLIGHT:-1}${SLURM_RESTART_COUNT:-0}" = 10 ]; then
+  case $verb in train_ldm | autoencoder | diffusion | evaluate) # those that train, by a pipeline's config
+    keys=() # of what follows the config, its overrides: the options are the pipeline's
+    for word in "${@:2}"; do [[ $word = -* || $word != *=* ]] || keys+=("$word"); done
+    mind preflight "$1" ${keys[@]+"${keys[@]}"}
+    [ "$code" = 0 ] || say "preflight's exit code is $code"
+    [ "$code" != 1 ] || { say "that is a bug of preflight's own: going on without it"; code=0; }
+  esac
+fi
+if [ "$code$notice$ended" = 0 ]; then
+  mind "$verb" "$@"
   say "the pipeline's exit code is $code"
+elif [ "$code" = 0 ]; then
+  code=75 # the notice came before there was anything to save
 fi
 cleanup
 if [ -z "$ended" ] && { [ "$code" = 75 ] || { [ -n "$notice" ] && [ "$code" = 138 ]; }; }; then # 138: it died of USR1, early

@@ -58,7 +58,8 @@ class Lab:
         folder.mkdir(exist_ok=True)
         variables = {
             "LDM_HOME": str(ROOT), "LDM_SITE": str(self.folder / "shared" / "site.sh"), "LDM_VERB": "diffusion",
-            "LDM_DRAIN_POLL": "2", "LDM_JOIN_DEADLINE": str(int(WAIT)), "OMP_NUM_THREADS": "1", **environment,
+            "LDM_DRAIN_POLL": "2", "LDM_JOIN_DEADLINE": str(int(WAIT)), "OMP_NUM_THREADS": "1", "LDM_PREFLIGHT": "0",
+            **environment,
         }  # fmt: skip
         settings = [f"{key}={value}" for key, value in variables.items()]
         command = ["env", *settings, "sbatch", "--parsable", f"--chdir={folder}", "--mem=1000", *options]
@@ -163,7 +164,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("slurm") / "lab")
     shares = {str(path) for path in (ROOT, Path(sys.prefix), Path(sys.base_prefix)) if path.is_relative_to("/tmp")}
     options = [word for path in sorted(shares) for word in ("--share", path)]
-    lab.slurmlab("up", "3", "--owner", str(os.getpid()), "--grace", "120", "--conf", "KillWait=60", *options)
+    for line in ("KillWait=60", "SrunPortRange=61000-61999"):  # srun's, where a firewall lets through what is listed
+        options += ["--conf", line]
+    lab.slurmlab("up", "3", "--owner", str(os.getpid()), "--grace", "120", *options)
     try:
         (lab.folder / "shared" / "site.sh").write_text(f"PATH={Path(sys.prefix) / 'bin'}:$PATH\n")
         (lab.folder / "shared" / "small.yaml").write_text(CONFIG)
