@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := jobs/configs/digits.yaml
 SLURM := slurmctld slurmd slurm-client munge iproute2
 
-.PHONY: demo test test-cluster lint ui bench clean install
+.PHONY: demo test test-cluster test-faults lint ui bench clean install
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,10 @@ test-cluster: install
 	@command -v slurmctld slurmd munged sbatch ip > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM) > /dev/null; } || true
 	$(BIN)/python -m pytest -m cluster tests/cluster
+
+# an hour on two cores; writes what it has measured
+test-faults: install
+	LDM_FAULTS_REPORT=docs/results/faults.md $(BIN)/python -m pytest -m faults tests/faults
 
 lint: install
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ IN_FLIGHT = 2  # tasks submitted ahead of each slot, so that none waits for the 
 FEW = 2  # tasks that are done here before a local Ray would have started
 START_FAILURES = 2  # times that Ray Train may fail to place the ranks; without a limit it tries for ever
 STOP_GRACE = 600  # seconds that workers have, after a stop was asked for, to save and end
+HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"  # Ray Train's seconds until a silent rank is given up: 600
 JOB_STOP_WAIT, RAY_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S", 3  # seconds between notice and kill: Ray's default
 LEAST_STOP_WAIT = 60  # seconds: the ranks' next look at the stop, a checkpoint, the tracker's last lines
 SOURCE = Path(__file__).resolve().parent.parent
@@ -141,7 +142,8 @@ class Cluster:
             pending = _bounded(lambda item: call.remote(function, item), items, limit)
         else:
             count = min(self.workers(), self._room(threads, gpus), len(items))
-            actors = [ray.remote(_Actor).options(**per_task).remote(setup, function) for _ in range(count)]
+            lost = {"max_restarts": self.config.max_failures, "max_task_retries": self.config.max_failures}
+            actors = [ray.remote(_Actor).options(**per_task, **lost).remote(setup, function) for _ in range(count)]
             turn = iter(range(len(items)))
             pending = _bounded(
                 lambda item: actors[next(turn) % len(actors)].call.remote(item), items, len(actors) * IN_FLIGHT
@@ -228,6 +230,8 @@ class Cluster:
         from ray.train.torch import TorchConfig
         from ray.train.v2.api.exceptions import TrainingFailedError
 
+        # a rank that does not answer at all (stopped, swapped out) is given up as early as one that others wait for
+        os.environ[HEALTH_CHECK] = str(self.config.collective_timeout)
         stop = work / "stop"
         stop.unlink(missing_ok=True)
         attempt = 0

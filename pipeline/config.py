@@ -40,8 +40,10 @@ class ClusterConfig(Section):
         "auto", description="CPU threads a rank; auto: the CPUs over the workers."
     )
     address: str | None = Field(None, description="A running Ray cluster; default: RAY_ADDRESS, or a local one.")
-    collective_timeout: Positive = Field(300, description="Seconds after which a collective that hangs is given up.")
-    max_failures: int = Field(2, ge=0, description="Restarts of a stage's workers after one of them died.")
+    collective_timeout: Positive = Field(
+        300, description="Seconds after which a rank that hangs is given up, and training goes on from a checkpoint."
+    )
+    max_failures: int = Field(2, ge=0, description="Restarts of a stage's workers after one of them died or hung.")
 
 
 class Tracking(Section):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.duel import Fight
     from pipeline.schema.training import Training
 
-STALL_S = 600.0  # seconds without a step after which the watchdog says where it hangs
+STALL_S = 600.0  # seconds; what `stall_s` is unless told otherwise
 
 
 class Log(Protocol):
@@ -123,6 +123,7 @@ def train(
     on_step: Callable[[int, StepStats], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] | None = None,
+    stall_s: float = STALL_S,
 ) -> Summary:
     """Train to `training.steps`, or until any rank's `stop()` is true; go on from the newest checkpoint in `folder`.
 
@@ -130,7 +131,7 @@ def train(
     the position up to which they fit, to go on from where `folder` has none. snapshots: where averages are stored in
     training, as `training.snapshot_every` says. on_step: told each step's position and stats.
     progress: gets a line each log_every steps on rank 0 (default: printed). say: gets warnings (default: to
-    stderr). All ranks call.
+    stderr). stall_s: seconds without a step after which it is said where a rank hangs. All ranks call.
     """
     say, progress = say or _say, progress or _show
     began, folder = time.monotonic(), Path(folder)
@@ -143,7 +144,7 @@ def train(
     meter, stopped, failed = _Meter(task.name, training), False, False
     batches: Iterator[dict[str, Any]] | None = None
     try:
-        with Watchdog(STALL_S, say) as watchdog:
+        with Watchdog(stall_s, say) as watchdog:
             while position < end and not stopped and not failed:
                 if guard.jump(position) != position:
                     position = guard.jump(position)

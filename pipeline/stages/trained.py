@@ -10,8 +10,8 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,11 +52,12 @@ def train(
         spool.tags({"ldm.world_size": str(fits)})
         return fits
 
-    progress = Progress(name, writer.work / "progress.json")
+    progress, said = Progress(name, writer.work / "progress.json"), Said(name, writer.work / "said")
 
     def watch() -> None:
         writer.lease.check()
         progress()
+        said()
 
     arguments = {
         "stage": name,
@@ -68,7 +69,10 @@ def train(
         "begin_from": other_run(name, training, writer),
         "first_weights": str(first_weights(config, name)) if training.init_from else None,
     }
-    cluster.train(rank, arguments, writer.work, world, watch)
+    try:
+        cluster.train(rank, arguments, writer.work, world, watch)
+    finally:
+        said()
     writer.lease.check()
     return dict(read_json(writer.work / "summary.json"))
 
@@ -147,9 +151,14 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
         validated.update(task.validate(engine))
         return dict(validated)
 
+    say = sayer(work / "said" / f"{ranks.rank}.txt")
+
+    def batches(position: int) -> Iterator[dict[str, Any]]:
+        return naming_lost(task.batches(position), work / "lost" / f"{ranks.rank}.txt", say)
+
     summary = loop.train(
         engine,
-        replace(task, validate=validate),
+        replace(task, validate=validate, batches=batches),
         training,
         ranks,
         work / "checkpoints",
@@ -159,6 +168,8 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
         begin_from=begin,
         snapshots=snapshots,
         progress=lambda progress: write_json(work / "progress.json", {**asdict(progress), "hosts": hosts}),
+        say=say,
+        stall_s=config.cluster.collective_timeout / 2,  # told before the other ranks give it up
     )
     if not summary.finished:
         if any(ranks.gather_objects(preempted())) and ranks.first:
@@ -261,6 +272,51 @@ def stopper(work: Path, token: int, preempted: Callable[[], bool]) -> Callable[[
         return found
 
     return stop
+
+
+def sayer(path: Path) -> Callable[[str], None]:
+    """What a rank calls with a line for the person who runs the command."""
+    path.parent.mkdir(exist_ok=True)
+
+    def say(line: str) -> None:
+        with open(path, "a") as file:
+            file.write(f"{line}\n")
+
+    return say
+
+
+def naming_lost(batches: Iterator[dict[str, Any]], path: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The same batches. Each sample that another one stands for is written to `path`, the first of a shard is told."""
+    known: set[str] = set(path.read_text().splitlines()) if path.exists() else set()
+    shards: set[str] = set()
+    with closing(batches):  # type: ignore[type-var]  # a generator
+        for batch in batches:
+            for key, why in batch.get("lost", ()):
+                shard = why.partition(", member")[0]
+                if key not in known:
+                    sayer(path)(key)
+                if shard not in shards:
+                    say(f"{why}; another sample stands for it, and for all that {path} names")
+                known.add(key)
+                shards.add(shard)
+            yield batch
+
+
+class Said:
+    """Shows on the driver the lines that ranks have for its user: what they print ends in Ray's logs."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.shown = {path: path.stat().st_size for path in folder.glob("*.txt")}  # an earlier command's
+
+    def __call__(self) -> None:
+        for path in sorted(self.folder.glob("*.txt")):
+            with open(path, "rb") as file:
+                file.seek(self.shown.get(path, 0))
+                lines = [line for line in file if line.endswith(b"\n")]
+            self.shown[path] = self.shown.get(path, 0) + sum(map(len, lines))
+            for line in lines:
+                print(f"{self.name}: {line.decode().rstrip()}", file=sys.stderr, flush=True)
 
 
 class Progress:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,12 +88,14 @@ def curve(root: Path, stage: str, key: str = "train_loss") -> dict[int, list[flo
     return found
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes], config: Path) -> None:
+def wait_for(
+    condition: Callable[[], object], process: subprocess.Popen[bytes], config: Path, poll: float = 0.02
+) -> None:
     deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, config.with_suffix(".log").read_text()[-3000:]
         assert time.monotonic() < deadline, "nothing happened for 300 s"
-        time.sleep(0.02)
+        time.sleep(poll)
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +183,8 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+@contextmanager
+def ray_head(cpus: int) -> Iterator[Head]:
     """`ray start --head`. Its dashboard is on the loopback; the other ports listen everywhere, whatever Ray is told,
     and ask for the token."""
     folder = Path(tempfile.mkdtemp(prefix="ldm-head-"))  # short: the paths of sockets end at 107 characters
@@ -194,30 +197,44 @@ def head() -> Iterator[Head]:
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
         "OMP_NUM_THREADS": "1",
     }
-    where = ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}", "--num-cpus=2"]
-    where += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--object-store-memory=200000000"]
+    where = ["--head", f"--port={gcs}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1"]
+    where += [f"--dashboard-port={dashboard}"]
+    try:
+        with ray_node(folder / "start.log", environment, cpus, *where):
+            found = re.search(r"--address='([^']+)'", (folder / "start.log").read_text())  # coloured, also in a file
+            assert found
+            yield Head(folder, found.group(1), f"http://127.0.0.1:{dashboard}", environment)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def ray_node(log: Path, environment: dict[str, str], cpus: int, *where: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`ray start --block` of a node, all of whose processes are this one's family."""
+    where += ("--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--object-store-memory=200000000")
     # ports that are given are not waited for, in files that agents write: on a busy machine they come too late
     agents = ("node-manager", "object-manager", "dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
-    where += [f"--{name}-port={free_port()}" for name in (*agents, "metrics-export")]
-    log = folder / "start.log"
+    where += tuple(f"--{name}-port={free_port()}" for name in (*agents, "metrics-export"))
     with open(log, "wb") as output:
-        process = subprocess.Popen(
-            [RAY, "start", "--head", "--block", *where], env=environment, stdout=output, stderr=output
-        )
+        process = subprocess.Popen([RAY, "start", "--block", *where], env=environment, stdout=output, stderr=output)
     try:
         wait_for(lambda: "Ray runtime started" in log.read_text(), process, log)
-        found = re.search(r"--address='([^']+)'", log.read_text())  # coloured, also in a file
-        assert found
-        address = found.group(1)
-        yield Head(folder, address, f"http://127.0.0.1:{dashboard}", environment)
+        yield process
     finally:
-        members = family(process)
-        process.terminate()
-        _, alive = psutil.wait_procs(members, 20)
-        for member in alive:
-            member.kill()
-        psutil.wait_procs(alive, 20)
-        shutil.rmtree(folder, ignore_errors=True)
+        if process.poll() is None:
+            members = family(process)
+            process.terminate()
+            _, alive = psutil.wait_procs(members, 20)
+            for member in alive:
+                member.kill()
+            psutil.wait_procs(alive, 20)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A cluster of one node of two CPUs."""
+    with ray_head(2) as head:
+        yield head
 
 
 def test_preflight_of_a_running_cluster(config: Path, head: Head) -> None:

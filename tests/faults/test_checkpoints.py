@@ -1,0 +1,109 @@
+"""Killed while a checkpoint is written, and checkpoints that are damaged: the newest whole one is taken."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_ray import kill_all
+
+from .conftest import BATCH, EVERY, STEPS, Fault, Row, settle
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+
+KILLS = 20
+
+
+def test_killed_while_writing(fault: Callable[..., Fault], row: Row, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGKILL of a rank at random moments after a checkpoint's folder appeared, as far as it takes to write one."""
+    row.fault, row.how, row.times = (
+        "killed while writing a checkpoint",
+        "SIGKILL of a random rank at random moments",
+        KILLS,
+    )
+    chance = random.Random()
+    run = fault("diffusion.training.save_every=1", f"cluster.max_failures={KILLS}")
+    run.start()
+    landed, moments = Counter[str](), []
+    for kill in range(KILLS):
+        run.wait(lambda: len(run.workers()) == 2)
+        ranks, before = run.workers(), newest(run)
+        run.wait(lambda before=before: newest(run) not in (None, before), poll=0.0)  # type: ignore[misc]
+        folder = newest(run)
+        time.sleep(chance.uniform(0, 0.06))  # an idle machine writes one in 0.03 s
+        victim = chance.choice(ranks)
+        victim.kill()
+        at = time.time()
+        assert folder
+        landed[stage_of(folder)] += 1
+        run.wait(lambda kill=kill: run.log.count("a rank died") > kill)  # type: ignore[misc]
+        moments.append((at, run.reached()))
+        assert run.reached() < STEPS, f"the stage was over before kill {kill}"
+        row.again.append(run.reached() - int(run.checkpoints()[0].name.split("-")[1]) // BATCH)
+    run.finish()
+    with capsys.disabled():
+        print(f"\nthe newest checkpoint at the kills: {dict(landed)}")
+    row.how += f" (found there: {', '.join(f'{count} {what}' for what, count in sorted(landed.items()))})"
+    row.seconds = [run.recovered(at, reached) for at, reached in moments]
+    assert all(0 <= again <= 2 for again in row.again), row.again  # a step is done while the one before is written
+    row.end = run.equal()
+
+
+def newest(run: Fault) -> Path | None:
+    """The newest checkpoint's folder, whole or not."""
+    found = [path for folder in run.root.glob("artifacts/diffusion/*/work/checkpoints") for path in folder.iterdir()]
+    return max(found, key=lambda path: path.stat().st_ctime_ns) if found else None
+
+
+def stage_of(folder: Path) -> str:
+    """How far the writing of a checkpoint had come."""
+    if (folder / "manifest.json").exists():
+        return "whole"
+    tables = len(list(folder.glob("rank-*.json")))
+    return f"with {len(list(folder.glob('rank-*.safetensors')))} files, {tables} tables"
+
+
+@pytest.fixture(scope="module")
+def half_way(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a run that was killed with everything after its second checkpoint."""
+    folder = tmp_path_factory.mktemp("half") / "runs"
+    run = Fault.after(whole, folder)
+    run.start()
+    run.wait_step(2 * EVERY + 3)
+    run.wait(lambda: len(run.checkpoints()) >= 3)
+    kill_all(run.process)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "missing"])
+def test_newest_damaged(fault: Callable[..., Fault], row: Row, half_way: Path, damage: str) -> None:
+    """One interval more is done again, and the log names what was wrong."""
+    run = fault()
+    shutil.rmtree(run.root)
+    shutil.copytree(half_way, run.root)
+    newest = run.checkpoints()[0]
+    position = int(newest.name.split("-")[1]) // BATCH
+    file = newest / "rank-00001-of-00002.safetensors"
+    if damage == "bit":
+        row.fault, row.how, told = "newest checkpoint: a bit", "a bit of a rank's file flipped", "wrong digest"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    elif damage == "truncated":
+        row.fault, row.how, told = "newest checkpoint: cut", "a rank's file truncated to half", "bytes instead of"
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        row.fault, row.how, told = "newest checkpoint: a file gone", "a rank's file removed", "missing"
+        file.unlink()
+    at, reached = time.time(), run.reached()
+    assert position <= reached < STEPS
+    run.start()
+    run.finish()
+    assert f"{newest.name} is not whole ({file.name}: " in run.log and told in run.log, run.log[-3000:]
+    settle(run, row, at, reached, most=reached - position + EVERY)

@@ -1,0 +1,57 @@
+"""The MLflow server goes away: training does not notice, and the tracker has everything in the end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.tracking_server import free_port, server
+from tests.integration.test_ray import ROOT
+
+from .conftest import Fault, Row, lost_metrics
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+AWAY = 60.0  # seconds
+
+
+def test_tracker_down_for_a_minute(fault: Callable[..., Fault], row: Row, tmp_path: Path) -> None:
+    row.fault = "MLflow down for a minute"
+    row.how = f"the server ended in the midst of the stage and started again {AWAY:.0f} s later"
+    port = free_port(5600)
+    uri = f"http://127.0.0.1:{port}"
+    run = fault(f"tracking.uri={uri}", "tracking.deadline=300")
+    with server(tmp_path / "tracker", port):
+        run.start()
+        run.wait_step(5)
+    gone = time.time()
+    run.wait(lambda: time.time() - gone > AWAY)
+    with server(tmp_path / "tracker", port):
+        run.finish()
+        row.metrics = lost_metrics(uri, run)
+    assert "not sent yet" not in run.log and row.metrics == 0
+    row.end = run.equal()
+
+
+def test_tracker_down_for_the_whole_job(fault: Callable[..., Fault], row: Row, tmp_path: Path) -> None:
+    row.fault, row.how = "MLflow down for the whole job", "no server; started after the end, then `ldm mlflow sync`"
+    port = free_port(5600)
+    uri = f"http://127.0.0.1:{port}"
+    run = fault(f"tracking.uri={uri}", "tracking.deadline=5")
+    run.start()
+    run.finish()
+    assert "lines not sent yet" in run.log and "`ldm mlflow sync` sends them" in run.log
+    with server(tmp_path / "tracker", port):
+        began = time.time()
+        command = [sys.executable, "-m", "jobs.mlflow", "sync", "--root", str(run.root), "--uri", uri]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and ", 0 left" in done.stdout, done.stdout + done.stderr
+        row.seconds.append(time.time() - began)
+        row.metrics = lost_metrics(uri, run)
+    assert row.metrics == 0
+    row.end = run.equal()

@@ -1,0 +1,64 @@
+"""Ranks that die or hang, and the command itself killed: training goes on from its last checkpoint, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from .conftest import EVERY, Fault, Row, settle
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+
+def test_worker_killed(fault: Callable[..., Fault], row: Row) -> None:
+    """SIGKILL of one rank; the others are started again with it, by the same command that runs on."""
+    row.fault, row.how = "worker killed", "SIGKILL of one of two ranks"
+    run = fault()
+    run.start()
+    run.wait_step(EVERY + 3)
+    victim = random.choice(run.workers())
+    victim.kill()
+    at, reached = time.time(), run.reached()
+    run.finish()
+    assert "a rank died" in run.log
+    settle(run, row, at, reached)
+
+
+def test_worker_stopped(fault: Callable[..., Fault], row: Row) -> None:
+    """SIGSTOP: the rank is there and does nothing; found within `cluster.collective_timeout`, a minute here."""
+    row.fault, row.how = "worker hangs", "SIGSTOP of one of two ranks, `cluster.collective_timeout=60`"
+    run = fault("cluster.collective_timeout=60")
+    run.start()
+    run.wait_step(EVERY + 3)
+    victim = random.choice(run.workers())
+    victim.suspend()
+    at, reached = time.time(), run.reached()
+    run.finish()
+    assert "a rank died" in run.log
+    gone, _ = psutil.wait_procs([victim], 10)
+    assert gone, "the stopped rank was left behind"
+    settle(run, row, at, reached)
+
+
+def test_driver_killed(fault: Callable[..., Fault], row: Row) -> None:
+    """SIGKILL of the command alone: what it started ends without it, and the same command goes on."""
+    row.fault, row.how = "driver killed", "SIGKILL of the command, typed again"
+    run = fault()
+    run.start()
+    run.wait_step(EVERY + 3)
+    assert run.process
+    left = psutil.Process(run.process.pid).children(recursive=True)
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait(30)
+    at, reached = time.time(), run.reached()
+    run.start()
+    run.finish()
+    _, alive = psutil.wait_procs(left, 60)
+    assert not alive, [p.name() for p in alive]
+    settle(run, row, at, reached)
