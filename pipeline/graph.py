@@ -181,6 +181,7 @@ def absolute(config: Config) -> Config:
         )
     values = config.model_dump(by_alias=True)
     places = [(values["run"], "root"), (values["autoencoder"], "from"), (values["data"]["cache"], "path")]
+    places.append((values["data"], "leave_out"))
     if config.evaluate.weights.endswith(".safetensors"):
         places.append((values["evaluate"], "weights"))
     places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels")]

@@ -12,9 +12,9 @@ import json
 import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 SPLITS = ("train", "val")
+TRIES = 1000  # samples that are drawn in place of one that cannot be read
 OPEN = 128  # shards whose sidecar and tar are mapped at the same time
 
 
@@ -77,27 +78,80 @@ def write_rows(path: Path, rows: list[tuple[Any, ...]], bucketed: bool = False) 
         np.lib.format.write_array(file, table, version=(1, 0))
 
 
-def read_image(index: Index, i: int, data: Data) -> Array:
-    """Sample i as it is validated: the centre, uint8 [C, size, size] or of its bucket's shape. UserError as of
-    `read_views`."""
-    image: Array = read_views(index, i, data, ("as_is",))[0]
-    return image
+class ShardLost(UserError):
+    """A shard is missing, or shorter than it was when it was indexed."""
 
 
-def read_views(index: Index, i: int, data: Data, views: Sequence[str]) -> Array:
-    """Sample i as it is encoded: its views as `transforms.cut_views` has them, uint8 [v, C, size, size], or in place of
-    the square its bucket's shape.
+class Read(NamedTuple):
+    """Pixels uint8 [C, >= height, >= width], the number of the sample they are of, and why it is another one than was
+    asked for ("": it is not)."""
+
+    pixels: Array
+    sample: int
+    why: str
+
+
+def read_pixels(index: Index, i: int, data: Data) -> Read:
+    """Sample i, or with `data.on_corrupt: skip` another one (of its bucket) where it cannot be read or `data.leave_out`
+    names it: drawn by its number alone, so that all ranks and runs have the same, and no sample comes much more often.
 
     Raises UserError, naming shard and member, where the image is damaged.
     """
-    shape = index.shape_of(i)
+    shape, without = index.shape_of(i), left_out(data.leave_out)
+    draw, sample, why = np.random.Generator(np.random.Philox(i)), i, ""
+    for _ in range(TRIES):
+        try:
+            if index.shape_of(sample) == shape:
+                if index.key(sample) in without:
+                    raise transforms.BadImage("left out", "named in data.leave_out")
+                return Read(transforms.load_with_margin(index.read(sample), data, shape), sample, why)
+        except (transforms.BadImage, ShardLost) as error:
+            if data.on_corrupt == "error" and isinstance(error, ShardLost):
+                raise
+            if data.on_corrupt == "error":
+                raise UserError(
+                    f"{index.name(i)}: {error}: restore the shard, run ingest again (--rebuild ingest), which leaves "
+                    "it out, or set data.on_corrupt: skip"
+                ) from error
+            why = why or f"{index.name(i)}: {error}"
+        sample = int(draw.integers(len(index)))
+    raise UserError(f"{why}; nor can {TRIES} others that were drawn in its place: restore the shards")
+
+
+@lru_cache(maxsize=4)
+def left_out(path: str | None) -> frozenset[str]:
+    """The keys that a file names, one a line."""
+    if path is None:
+        return frozenset()
     try:
-        pixels = transforms.load_with_margin(index.read(i), data, shape)
-        return transforms.cut_views(pixels, shape or data.size, views, index.key(i))
-    except transforms.BadImage as error:
-        raise UserError(
-            f"{index.name(i)}: {error}: restore the shard, or run ingest again (--rebuild ingest), which leaves it out"
-        ) from error
+        return frozenset(Path(path).read_text().splitlines())
+    except OSError as error:
+        raise UserError(f"`data.leave_out`: {path}: {error.strerror}; give a file of keys, one a line") from error
+
+
+def skip_recipe(data: Data) -> dict[str, Any]:
+    """What decides on which samples others stand for: nothing unless `data.on_corrupt` is skip."""
+    if data.on_corrupt == "error":
+        return {}
+    keys = {"leave_out": digest(sorted(left_out(data.leave_out)))} if data.leave_out else {}
+    return {"on_corrupt": data.on_corrupt, **keys}
+
+
+def read_image(index: Index, i: int, data: Data) -> Array:
+    """Sample i as it is validated: the centre, uint8 [C, size, size] or of its bucket's shape. UserError as of
+    `read_pixels`."""
+    return read_views(index, i, data, ("as_is",))[0][0]
+
+
+def read_views(index: Index, i: int, data: Data, views: Sequence[str]) -> tuple[Array, int, str]:
+    """Sample i as it is encoded: its views as `transforms.cut_views` has them, uint8 [v, C, size, size], or in place of
+    the square its bucket's shape; the number of the sample they are of, and why it is another one.
+
+    UserError as of `read_pixels`.
+    """
+    pixels, sample, why = read_pixels(index, i, data)
+    views_of: Array = transforms.cut_views(pixels, index.shape_of(i) or data.size, views, index.key(sample))
+    return views_of, sample, why
 
 
 def write_index(
@@ -221,7 +275,7 @@ class Index:
     def _bytes(self, shard: int, offset: int, length: int) -> bytes:
         content = self._tars[shard][offset : offset + length]
         if len(content) != length:
-            raise UserError(f"shard {self._locations[shard]} is shorter than when it was indexed: copy it again")
+            raise ShardLost(f"shard {self._locations[shard]} is shorter than when it was indexed: copy it again")
         return content
 
     def _open_rows(self, shard: int) -> Array:
@@ -234,6 +288,6 @@ class Index:
         try:
             return map_file(path)
         except (FileNotFoundError, ValueError):
-            raise UserError(
+            raise ShardLost(
                 f"shard {location} is missing or empty: put it back, or run ingest again (--rebuild ingest)"
             ) from None

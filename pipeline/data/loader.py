@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data import transforms
 from pipeline.data.buckets import BucketOrder
-from pipeline.data.index import Index
+from pipeline.data.index import Index, read_pixels
 from pipeline.data.latent_shards import LatentBuckets, LatentIndex
 from pipeline.data.order import Draw, Order, draw_batch, seeded
 from pipeline.errors import UserError
@@ -98,7 +98,8 @@ def image_batches(
 
     latent: shape of the latents of a square of data.size. images uint8 [n, C, H, W] cropped and flipped as configured,
     H and W those of the batch's bucket; noise float32 [n, *latent], or as the bucket's latents; index int64 [n], number
-    in the bucket; skipped int64 [n], 1 where a corrupt sample was replaced (data.on_corrupt: skip); position int.
+    in the bucket; skipped int64 [n], 1 where a corrupt sample was replaced (data.on_corrupt: skip); lost: [key, why] of
+    these; position int.
     Raises UserError, naming shard and member, for a corrupt sample otherwise.
     """
     dataset = ImageBatches(index, data, seed, "autoencoder", latent, augment=True)
@@ -179,30 +180,15 @@ class ImageBatches(Dataset[Batch]):
         draws = draw_batch(self.seed, self.purpose, request.counters, self.specs[request.bucket])
         size, count = self.shapes[request.bucket] or (self.data.size, self.data.size), len(request.indices)
         images = np.empty((count, self.data.channels, *size), np.uint8)
-        skipped = np.zeros(count, np.int64)
+        skipped, lost = np.zeros(count, np.int64), list[list[str]]()
         crop, flip = self.augment and self.data.augment.crop == "random", self.augment and self.data.augment.flip
         for row, i in enumerate(request.indices.tolist()):
-            pixels, skipped[row] = self._read(i, request.bucket)
+            pixels, _, why = read_pixels(self.parts[request.bucket], i, self.data)
+            if why:
+                skipped[row], lost = 1, [*lost, [self.parts[request.bucket].key(i), why]]
             top, left = (draws["top"][row], draws["left"][row]) if crop else (0.5, 0.5)
             images[row] = transforms.crop_flip(pixels, size, top, left, flip and draws["flip"][row] < 0.5)
-        return _batch(request, images=images, noise=draws["noise"], skipped=skipped)
-
-    def _read(self, i: int, bucket: int = 0) -> tuple[Array, bool]:
-        """Pixels [C, >= height, >= width] of sample i, and whether the next good one of its shard (and bucket) stands
-        for it."""
-        index = self.parts[bucket]
-        shard, _ = index.locate(i)
-        samples = index.samples_of(shard)
-        for step in range(len(samples)):
-            j = samples[(i - samples.start + step) % len(samples)]
-            try:
-                return transforms.load_with_margin(index.read(j), self.data, self.shapes[bucket]), step > 0
-            except transforms.BadImage as error:
-                if self.data.on_corrupt == "error":
-                    raise UserError(
-                        f"{index.name(j)}: {error}: restore the shard, or set data.on_corrupt: skip"
-                    ) from error
-        raise UserError(f"{index.name(i)}: no sample of this shard can be read: restore the shard")
+        return {**_batch(request, images=images, noise=draws["noise"], skipped=skipped), "lost": lost}
 
 
 class LatentBatches(Dataset[Batch]):

@@ -251,7 +251,12 @@ class Data(Section):
         None, description="Shapes by the ratio of an image's sides; null: each image becomes a square."
     )
     on_corrupt: Literal["error", "skip"] = Field(
-        "error", description="What a sample that cannot be read does in training."
+        "error", description="What an image that cannot be read does: ends the run, or another one stands for it."
+    )
+    leave_out: str | None = Field(
+        None,
+        description="With `on_corrupt: skip`: a file of keys, one a line, whose images count as damaged.",
+        json_schema_extra=SPEED,  # by what it names, not where it lies: in the stages' recipes
     )
     lanes: Positive | None = Field(None, description="Lanes of a global batch; default: its largest divisor up to 256.")
     loader_workers: int = Field(
@@ -272,6 +277,12 @@ class Data(Section):
             raise ValueError(f"`buckets.multiple` {self.buckets.multiple} does not divide `size` {self.size}")
         if len(self.shapes) > MOST_SHAPES:
             raise ValueError(f"`buckets` are {len(self.shapes)}, {MOST_SHAPES} at most; give a larger `multiple`")
+        return self
+
+    @model_validator(mode="after")
+    def _leave_out_skips(self) -> Data:
+        if self.leave_out and self.on_corrupt == "error":
+            raise ValueError("`leave_out` needs `on_corrupt: skip`")
         return self
 
     @model_validator(mode="after")

@@ -36,6 +36,7 @@ def recipe(config: Config) -> dict[str, Any]:
     """What decides on the weights besides the data."""
     from models import registry
     from pipeline.data.balance import balance_recipe
+    from pipeline.data.index import skip_recipe
     from pipeline.stages import autoencoder_loss
     from pipeline.stages.trained import training_recipe
 
@@ -46,6 +47,7 @@ def recipe(config: Config) -> dict[str, Any]:
     }
     data = result_fields(config.data)
     order = {**{key: data[key] for key in ("augment", "lanes", "on_corrupt")}, **balance_recipe(config.data)}
+    order |= skip_recipe(config.data)
     return {**own, "seed": config.run.seed, "order": order}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.files import digest, read_json, sha256_file, write_json
+from pipeline.files import atomic_write, digest, read_json, sha256_file, write_json
 from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ SPLITS = ("train", "val")
 
 def recipe(config: Config) -> dict[str, Any]:
     """What decides on the latents besides the data and the autoencoder."""
-    return result_fields(config.latents)
+    from pipeline.data.index import skip_recipe
+
+    return {**result_fields(config.latents), **skip_recipe(config.data)}
 
 
 def run(
@@ -83,7 +85,7 @@ def run(
         rate = images / (time.monotonic() - begun)
         spool.metrics({"encode/images_per_second": rate}, done)
         print(f"encode: shard {done} of {len(missing)}, {rate:.0f} images/s", flush=True)
-    entries = [{**job, **read_json(entry_path(job["path"]))} for job in jobs]
+    entries = [{**job, "lost": [], **read_json(entry_path(job["path"]))} for job in jobs]
     listed = ("split", "bucket", "shard", "count", "bytes", "sha256")
     shards = [{k: e[k] for k in listed if k in e} | {"file": Path(e["path"]).name} for e in entries]
     space = latents.merge(e["sums"] for e in entries if e["split"] == "train")
@@ -91,6 +93,10 @@ def run(
         raise UserError(
             f"{autoencoder.path}: the autoencoder gives latents that are not finite or constant; train it again"
         )
+    lost = {key: why for entry in entries for key, why in entry["lost"]}
+    if lost:
+        atomic_write(writer.work / "lost.txt", "".join(f"{key}\n" for key in lost))
+        print(f"encode: other images stand for {len(lost)} ({next(iter(lost.values()))}): {writer.work / 'lost.txt'}")
     write_json(writer.path / "shards.json", {"pool": "latents", "shards": shards})
     space.save(writer.path / "latents.json")
     channels, size = entries[0]["shape"][0] // 2, entries[0]["shape"][1]
@@ -106,6 +112,7 @@ def run(
         "views": list(config.latents.views),
         "shards": len(jobs),
         "encoded": len(missing),
+        "lost": len(lost),
         "bytes": sum(e["bytes"] for e in entries),
         "mean": space.mean.tolist(),
         "std": space.std.tolist(),
@@ -208,9 +215,14 @@ def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
 
     index, path = state["index"][job["split"]][job.get("bucket", 0)], Path(job["path"])
     rows = index.samples_of(job["shard"])
-    moments = np.concatenate(list(_moments(state, index, rows)))  # [n, v, 2C, h, w] float16
-    labels = np.array([index.label(i) for i in rows], np.int64)
-    latent_shards.write(path, moments, labels, [index.key(i) for i in rows])
+    encoded, samples, lost = [], list[int](), list[list[str]]()
+    for batch, read, why in _moments(state, index, rows):
+        lost += [[index.key(rows[len(samples) + n]), text] for n, text in enumerate(why) if text]
+        encoded.append(batch)
+        samples += read
+    moments = np.concatenate(encoded)  # [n, v, 2C, h, w] float16
+    labels = np.array([index.label(i) for i in samples], np.int64)
+    latent_shards.write(path, moments, labels, [index.key(i) for i in samples])
     write_json(
         entry_path(path),
         {
@@ -218,12 +230,16 @@ def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
             "sha256": sha256_file(path),
             "shape": list(moments.shape[2:]),
             "sums": latents.sums(moments),  # of the rounded moments: of what is read later
+            "lost": lost,
         },
     )
     return int(job["count"])
 
 
-def _moments(state: dict[str, Any], index: Any, rows: range) -> Iterator[np.ndarray[Any, Any]]:
+def _moments(
+    state: dict[str, Any], index: Any, rows: range
+) -> Iterator[tuple[np.ndarray[Any, Any], tuple[int, ...], tuple[str, ...]]]:
+    """Moments [n, v, 2C, h, w] of some rows, the samples that they are of, and why these are others (`read_views`)."""
     import torch
 
     from pipeline.data.index import read_views
@@ -231,11 +247,12 @@ def _moments(state: dict[str, Any], index: Any, rows: range) -> Iterator[np.ndar
     data = state["data"]
     for first in range(0, len(rows), state["batch"]):
         part = rows[first : first + state["batch"]]
-        images = np.stack([read_views(index, i, data, state["views"]) for i in part], axis=1)  # [v, n, c, H, W] uint8
+        read, samples, why = zip(*(read_views(index, i, data, state["views"]) for i in part), strict=True)
+        images = np.stack(read, axis=1)  # [v, n, c, H, W] uint8
         with torch.no_grad():
             x = torch.from_numpy(images).to(state["device"])
             views = [state["model"].encode(view.float() / 127.5 - 1) for view in x]
         stacked = torch.stack(views, 1).half().cpu().numpy()  # v x [n, 2C, h, w] -> [n, v, 2C, h, w]
         if not np.isfinite(stacked).all():
             raise UserError(f"shard with {index.key(part[0])}: the autoencoder's moments leave float16; train it again")
-        yield stacked
+        yield stacked, samples, why

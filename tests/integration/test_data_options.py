@@ -35,7 +35,7 @@ def test_views_of_several_crops_are_encoded_each_and_drawn(small):
     model = load_model(newest(small, "autoencoder").path)
     assert latents.views == 4
     for i in (0, 5, len(images) - 1):
-        cut = read_views(images, i, config.data, config.latents.views)  # [4, 3, 8, 8]
+        cut, _, _ = read_views(images, i, config.data, config.latents.views)  # [4, 3, 8, 8]
         with torch.no_grad():
             expected = model.encode(torch.from_numpy(cut).float() / 127.5 - 1).numpy()
         for view in range(4):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import shutil
 from itertools import islice
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from PIL import Image
 
 from pipeline.cluster import Inline
 from pipeline.data import cache, latent_shards, loader
-from pipeline.data.index import Index, read_image
+from pipeline.data.index import Index, read_image, read_pixels
 from pipeline.data.latent_shards import LatentIndex
 from pipeline.data.order import Order
 from pipeline.errors import UserError
@@ -75,7 +77,9 @@ def test_any_world_size_reads_the_same_batches(images, latents, world):
         ranks = [list(islice(make(source, world, rank), 8)) for rank in range(world)]
         for step, batch in enumerate(whole):
             joined = {
-                name: torch.cat([ranks[r][step][name] for r in range(world)]) if name != "position" else value
+                name: torch.cat([ranks[r][step][name] for r in range(world)])
+                if name not in ("position", "lost")
+                else value
                 for name, value in batch.items()
             }
             same(batch, joined)
@@ -145,8 +149,6 @@ def test_crops_and_flips_move(images):
 @pytest.fixture
 def damaged(images, tmp_path):
     """A copy of the artifact with one sample of the second shard overwritten; gives the folder and the sample."""
-    import shutil
-
     shutil.copytree(images, tmp_path / "copy")
     index = Index.open(tmp_path / "copy" / "out", "train")
     sample = index.samples_of(1)[-1]
@@ -171,9 +173,35 @@ def test_a_corrupt_sample_is_replaced_and_counted(damaged):
     index = Index.open(folder / "out", "train")
     for batch in islice(image_stream(folder, on_corrupt="skip"), 10):
         assert batch["skipped"].tolist() == (batch["index"] == sample).long().tolist()
-    batches = loader.ImageBatches(index, make_data(folder, on_corrupt="skip"), 0, "x", LATENT, augment=False)
-    first = index.samples_of(1)[0]  # the sample after the last of a shard is its first
-    np.testing.assert_array_equal(batches._read(sample)[0], batches._read(first)[0])
+        assert [key for key, _ in batch["lost"]] == [index.key(sample)] * int(batch["skipped"].sum())
+    skip = make_data(folder, on_corrupt="skip")
+    pixels, other, why = read_pixels(index, sample, skip)
+    assert other != sample and "undecodable" in why
+    np.testing.assert_array_equal(pixels, read_pixels(index, other, skip).pixels)
+
+
+def test_samples_that_are_left_out_and_those_of_lost_shards_are_replaced_alike(damaged):
+    """A truncated and a missing shard; the same batches as from whole shards with these samples named."""
+    folder, _ = damaged
+    index = Index.open(folder / "out", "train")
+    rows = np.load(index.folder / f"{index._names[0]}.rows.npy")
+    cut = int(rows["offset"][len(rows) // 2]) + 1
+    shutil.copytree(folder, folder.with_name("whole"))
+    tar = index.folder / index._locations[0]
+    os.truncate(tar, cut)
+    (index.folder / index._locations[1]).unlink()
+    with pytest.raises(UserError, match=r"missing or empty|shorter than when it was indexed"):
+        list(islice(image_stream(folder), 20))
+    got = list(islice(image_stream(folder, on_corrupt="skip"), 20))
+    lost = {key: why for batch in got for key, why in batch["lost"]}
+    gone = [index.key(i) for i in index.samples_of(1)]
+    gone += [index.key(i) for i in index.samples_of(0) if rows["offset"][i] + rows["length"][i] > cut]
+    assert set(lost) == set(gone)
+    names = folder / "names.txt"
+    names.write_text("\n".join(gone))
+    want = islice(image_stream(folder.with_name("whole"), on_corrupt="skip", leave_out=str(names)), 20)
+    for one, other in zip(want, got, strict=True):
+        assert torch.equal(one["images"], other["images"]) and torch.equal(one["skipped"], other["skipped"])
 
 
 def test_a_corrupt_image_is_named_wherever_whole_ones_are_expected(damaged):

@@ -129,3 +129,12 @@ def test_png_is_lossless_and_deterministic():
     image = Image.effect_noise((32, 32), 80)
     assert transforms.to_png(image) == transforms.to_png(image)
     np.testing.assert_array_equal(decode(transforms.to_png(image), channels=1), np.asarray(image))
+
+
+def test_every_wrong_bit_of_a_png_is_found():
+    content = transforms.to_png(Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)))
+    for bit in range(64, 8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(BadImage):
+            transforms.decode(bytes(damaged), 1, (255, 255, 255), 10**6)
