@@ -34,14 +34,14 @@ def whole(lab: Lab) -> Job:
     return job
 
 
-def begun(lab: Lab, whole: Job, name: str, *options: str) -> Job:
+def begun(lab: Lab, whole: Job, name: str, *options: str, words: tuple[str, ...] = ()) -> Job:
     """A job of which everything but the diffusion stage is done, in the midst of that stage."""
     folder = lab.folder / "shared" / name
     shutil.copytree(whole.folder / "runs", folder / "runs")
     for made in ("artifacts/diffusion", "pipelines", "tracking", "mlartifacts"):
         shutil.rmtree(folder / "runs" / made, ignore_errors=True)
     (folder / "runs" / "mlflow.db").unlink()
-    job = lab.sbatch(name, options=(*TWO, *options))
+    job = lab.sbatch(name, *words, options=(*TWO, *options))
     job.wait_step("diffusion", EVERY + 10)
     return job
 

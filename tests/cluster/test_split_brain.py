@@ -1,0 +1,40 @@
+"""A node is cut off from the network while its job lives on there, and Slurm starts the job again elsewhere: the new
+side goes on from the last checkpoint, the old one sees that it was replaced and stops."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from .conftest import Job, Lab
+from .test_slurm import EVERY, begun, requeued, same_end
+from .test_slurm import whole as whole  # the fixture
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
+
+# so slow that the old side is not done before Slurm has given its node up (SlurmdTimeout)
+SLOW = ("diffusion.training.validate_every=1", "diffusion.training.preview_every=1")
+
+
+def test_a_node_cut_off(lab: Lab, whole: Job) -> None:
+    """Both ranks are on the node: they notice nothing of the cut, and reach the same files as the new side."""
+    job = begun(lab, whole, "cut-off", "--nodes=1", "--cpus-per-task=2", words=SLOW)
+    node = job.facts()["NodeList"]
+    lab.slurmlab("partition", node)
+    cut = time.time()
+    try:
+        job.wait(lambda: "restart 1" in job.log, "its start on another node")
+        again = time.time()
+        assert job.facts()["NodeList"] != node
+        requeued(job)
+    finally:
+        lab.slurmlab("heal", node)
+    spool = min(job.folder.glob("runs/artifacts/diffusion/*/work/spool/*.jsonl"))  # of the first token
+    first = [json.loads(line)["ts_ms"] / 1000 for line in spool.read_text().splitlines() if line.endswith("}")]
+    print(f"cut-off: started again {again - cut:.0f} s after the cut, the old side wrote for {max(first) - cut:.0f} s")
+    assert max(first) > again, "the old side was over before the new one began: nothing to ignore"
+    assert job.log.count("the lease was taken over by another process") == 1
+    same_end(job, whole, "diffusion", again=EVERY)
+    job.wait(lambda: "idle" in lab.exec("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T"), f"the return of {node}")
