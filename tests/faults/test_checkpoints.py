@@ -15,7 +15,7 @@ from tests.integration.test_ray import kill_all
 
 from .conftest import BATCH, EVERY, STEPS, Fault, Row, settle
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 KILLS = 20
 

@@ -12,7 +12,7 @@ from pipeline.data import shards
 
 from .conftest import CONFIG, Fault, Row
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 
 def keys(tar: Path, below: int | None = None) -> set[str]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import EVERY, Fault, Row, settle
+from .conftest import EVERY, LIMIT, Fault, Row, settle
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def mounted() -> Iterator[Callable[[Path, str], None]]:
 
 
 def ended_in_one_line(run: Fault, told: str) -> None:
-    assert run.process and run.process.wait(300) == 2, run.log[-3000:]
+    assert run.process and run.process.wait(LIMIT) == 2, run.log[-3000:]
     (line,) = [line for line in run.log.splitlines() if line.startswith("error: ")]
     assert re.search(told, line), line
     assert "Traceback" not in run.log

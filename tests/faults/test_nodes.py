@@ -14,9 +14,9 @@ import pytest
 
 from tests.integration.test_ray import ROOT, Head, family, kill_all, ray_head, ray_node
 
-from .conftest import EVERY, STEPS, Fault, Row, is_rank, settle
+from .conftest import EVERY, LIMIT, STEPS, Fault, Row, is_rank, lost_metrics, settle
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 Node = subprocess.Popen[bytes]
 Add = Callable[[], Node]
@@ -81,7 +81,7 @@ def test_elastic(fault: Callable[..., Fault], row: Row, head: Head, add: Add) ->
     assert run.process and "room for 1" in run.log
     add()
     os.kill(run.process.pid, signal.SIGINT)
-    assert run.process.wait(300) == 130, run.log[-3000:]
+    assert run.process.wait(LIMIT) == 130, run.log[-3000:]
     at, reached = time.time(), run.reached()
     assert reached < STEPS
     run.start()
@@ -91,4 +91,6 @@ def test_elastic(fault: Callable[..., Fault], row: Row, head: Head, add: Add) ->
     row.seconds.append(run.recovered(at, reached))
     worlds = [event["tags"]["ldm.world_size"] for event in run.events() if "ldm.world_size" in event.get("tags", {})]
     assert worlds[0] == worlds[-1] == "2" and "1" in worlds, worlds
+    row.metrics = lost_metrics(f"sqlite:///{run.root}/mlflow.db", run)
+    assert row.metrics == 0
     row.end = run.equal(exact=False)

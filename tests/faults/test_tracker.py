@@ -15,7 +15,7 @@ from tests.integration.test_ray import ROOT
 
 from .conftest import Fault, Row, lost_metrics
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 AWAY = 60.0  # seconds
 

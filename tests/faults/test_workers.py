@@ -13,7 +13,7 @@ import pytest
 
 from .conftest import EVERY, Fault, Row, settle
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 
 def test_worker_killed(fault: Callable[..., Fault], row: Row) -> None:

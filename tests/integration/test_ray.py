@@ -88,14 +88,12 @@ def curve(root: Path, stage: str, key: str = "train_loss") -> dict[int, list[flo
     return found
 
 
-def wait_for(
-    condition: Callable[[], object], process: subprocess.Popen[bytes], config: Path, poll: float = 0.02
-) -> None:
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes], config: Path) -> None:
     deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, config.with_suffix(".log").read_text()[-3000:]
         assert time.monotonic() < deadline, "nothing happened for 300 s"
-        time.sleep(poll)
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
