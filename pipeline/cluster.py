@@ -179,7 +179,8 @@ class Cluster:
         import ray
 
         leaving = _draining()
-        nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving]
+        there = (n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving)
+        nodes = [n["Resources"] for n in there if _answers(n["NodeManagerAddress"], n["NodeManagerPort"])]
         if leaving and not nodes:
             raise Stopped(again=True)
         rooms = [(n.get("CPU", 0) // threads, n.get("GPU", 0) // gpus if gpus else math.inf) for n in nodes]
@@ -459,6 +460,16 @@ def _join(address: str, options: dict[str, Any]) -> None:
     has = ray.cluster_resources()
     names = ", ".join(name for name, _ in pairs)
     print(f"cluster: {names} joined ({has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs)", flush=True)
+
+
+def _answers(address: str, port: int) -> bool:
+    """Whether a node's raylet takes connections. Ray counts a lost node as alive for some 15 s more: a restart right
+    after the loss would ask for ranks that nobody can place."""
+    try:
+        socket.create_connection((address, port), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _draining() -> set[str]:

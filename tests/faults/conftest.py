@@ -191,6 +191,10 @@ class Fault:
                  for saved in listing(folder)]  # fmt: skip
         return [path for path in found if (path / "manifest.json").exists()]
 
+    def undone(self) -> int:
+        """Steps since the newest whole checkpoint, of a run whose ranks are dead."""
+        return self.reached() - int(self.checkpoints()[0].name.split("-")[1]) // BATCH
+
     def again(self, reached: int) -> int:
         """Steps between where the last attempt went on and what had been reached."""
         (manifest,) = self.root.glob(f"artifacts/{self.stage}/*/manifest.json")

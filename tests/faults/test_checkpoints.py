@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.test_ray import kill_all
@@ -31,21 +32,20 @@ def test_killed_while_writing(fault: Callable[..., Fault], row: Row, capsys: pyt
     run = fault("diffusion.training.save_every=1", f"cluster.max_failures={KILLS}")
     run.start()
     landed, moments = Counter[str](), []
+    at = 0.0
     for kill in range(KILLS):
-        run.wait(lambda: len(run.workers()) == 2)
-        ranks, before = run.workers(), newest(run)
-        run.wait(lambda before=before: newest(run) not in (None, before), poll=0.0)  # type: ignore[misc]
-        folder = newest(run)
+        run.wait(lambda at=at: len(ranks_since(run, at)) == 2)  # type: ignore[misc]
+        victim, before = chance.choice(ranks_since(run, at)), names(run)
+        run.wait(lambda before=before: names(run) - before, poll=0.0)  # type: ignore[misc]
+        (folder,) = names(run) - before
         time.sleep(chance.uniform(0, 0.06))  # an idle machine writes one in 0.03 s
-        victim = chance.choice(ranks)
         victim.kill()
         at = time.time()
-        assert folder
         landed[stage_of(folder)] += 1
         run.wait(lambda kill=kill: run.log.count("a rank died") > kill)  # type: ignore[misc]
         moments.append((at, run.reached()))
         assert run.reached() < STEPS, f"the stage was over before kill {kill}"
-        row.again.append(run.reached() - int(run.checkpoints()[0].name.split("-")[1]) // BATCH)
+        row.again.append(run.undone())
     run.finish()
     with capsys.disabled():
         print(f"\nthe newest checkpoint at the kills: {dict(landed)}")
@@ -55,10 +55,14 @@ def test_killed_while_writing(fault: Callable[..., Fault], row: Row, capsys: pyt
     row.end = run.equal()
 
 
-def newest(run: Fault) -> Path | None:
-    """The newest checkpoint's folder, whole or not."""
-    found = [path for folder in run.root.glob("artifacts/diffusion/*/work/checkpoints") for path in folder.iterdir()]
-    return max(found, key=lambda path: path.stat().st_ctime_ns) if found else None
+def names(run: Fault) -> set[Path]:
+    """The folders of all checkpoints, whole or not."""
+    return {path for folder in run.root.glob("artifacts/diffusion/*/work/checkpoints") for path in folder.iterdir()}
+
+
+def ranks_since(run: Fault, moment: float) -> list[psutil.Process]:
+    """The ranks that were started after a moment."""
+    return [process for process in run.workers() if process.create_time() > moment]
 
 
 def stage_of(folder: Path) -> str:
