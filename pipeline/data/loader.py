@@ -180,12 +180,14 @@ class ImageBatches(Dataset[Batch]):
         draws = draw_batch(self.seed, self.purpose, request.counters, self.specs[request.bucket])
         size, count = self.shapes[request.bucket] or (self.data.size, self.data.size), len(request.indices)
         images = np.empty((count, self.data.channels, *size), np.uint8)
-        skipped, lost = np.zeros(count, np.int64), list[list[str]]()
+        skipped = np.zeros(count, np.int64)
+        lost: list[list[str]] = []
         crop, flip = self.augment and self.data.augment.crop == "random", self.augment and self.data.augment.flip
         for row, i in enumerate(request.indices.tolist()):
             pixels, _, why = read_pixels(self.parts[request.bucket], i, self.data)
             if why:
-                skipped[row], lost = 1, [*lost, [self.parts[request.bucket].key(i), why]]
+                skipped[row] = 1
+                lost.append([self.parts[request.bucket].key(i), why])
             top, left = (draws["top"][row], draws["left"][row]) if crop else (0.5, 0.5)
             images[row] = transforms.crop_flip(pixels, size, top, left, flip and draws["flip"][row] < 0.5)
         return {**_batch(request, images=images, noise=draws["noise"], skipped=skipped), "lost": lost}

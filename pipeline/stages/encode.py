@@ -215,7 +215,9 @@ def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
 
     index, path = state["index"][job["split"]][job.get("bucket", 0)], Path(job["path"])
     rows = index.samples_of(job["shard"])
-    encoded, samples, lost = [], list[int](), list[list[str]]()
+    encoded: list[np.ndarray[Any, Any]] = []
+    samples: list[int] = []
+    lost: list[list[str]] = []  # [key, why]
     for batch, read, why in _moments(state, index, rows):
         lost += [[index.key(rows[len(samples) + n]), text] for n, text in enumerate(why) if text]
         encoded.append(batch)

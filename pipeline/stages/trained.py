@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,17 +289,16 @@ def naming_lost(batches: Iterator[dict[str, Any]], path: Path, say: Callable[[st
     """The same batches. Each sample that another one stands for is written to `path`, the first of a shard is told."""
     known: set[str] = set(path.read_text().splitlines()) if path.exists() else set()
     shards: set[str] = set()
-    with closing(batches):  # type: ignore[type-var]  # a generator
-        for batch in batches:
-            for key, why in batch.get("lost", ()):
-                shard = why.partition(", member")[0]
-                if key not in known:
-                    sayer(path)(key)
-                if shard not in shards:
-                    say(f"{why}; another sample stands for it, and for all that {path} names")
-                known.add(key)
-                shards.add(shard)
-            yield batch
+    for batch in batches:
+        for key, why in batch.get("lost", ()):
+            shard = why.partition(", member")[0]
+            if key not in known:
+                sayer(path)(key)
+            if shard not in shards:
+                say(f"{why}; another sample stands for it, and for all that {path} names")
+            known.add(key)
+            shards.add(shard)
+        yield batch
 
 
 class Said:
