@@ -193,7 +193,8 @@ class Fault:
 
     def undone(self) -> int:
         """Steps since the newest whole checkpoint, of a run whose ranks are dead."""
-        return self.reached() - int(self.checkpoints()[0].name.split("-")[1]) // BATCH
+        whole = self.checkpoints()
+        return self.reached() - (int(whole[0].name.split("-")[1]) // BATCH if whole else 0)
 
     def again(self, reached: int) -> int:
         """Steps between where the last attempt went on and what had been reached."""
@@ -248,8 +249,7 @@ def content(root: Path, stage: str) -> dict[str, str]:
     """Digest of each file of weights in a finished artifact."""
     (manifest,) = root.glob(f"artifacts/{stage}/*/manifest.json")
     files = json.loads(manifest.read_text())["files"]
-    listed = files.items() if isinstance(files, dict) else ((entry["path"], entry) for entry in files)
-    return {name: entry["sha256"] for name, entry in listed if name.endswith(".safetensors")}
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
 
 
 def lost_metrics(uri: str, run: Fault) -> int:
