@@ -140,7 +140,8 @@ def skip_recipe(data: Data) -> dict[str, Any]:
 def read_image(index: Index, i: int, data: Data) -> Array:
     """Sample i as it is validated: the centre, uint8 [C, size, size] or of its bucket's shape. UserError as of
     `read_pixels`."""
-    return read_views(index, i, data, ("as_is",))[0][0]
+    image: Array = read_views(index, i, data, ("as_is",))[0][0]
+    return image
 
 
 def read_views(index: Index, i: int, data: Data, views: Sequence[str]) -> tuple[Array, int, str]:
