@@ -100,7 +100,8 @@ def _ingest(folder: Path) -> Data:
 def _encodings(encoder: Any, images: Index, data: Data, paths: dict[int, Path]) -> Iterator[float]:
     """Encodes one shard after the other, without end; gives the number of images."""
     state = {
-        "model": encoder, "device": "cpu", "index": {"train": [images]}, "views": ["as_is"], "batch": BATCH, "data": data,
+        "model": encoder, "device": "cpu", "index": {"train": [images]}, "views": ["as_is"], "batch": BATCH,
+        "data": data,
     }  # fmt: skip
     while True:
         for shard, path in paths.items():

@@ -1,4 +1,4 @@
-"""The benchmarks that build on the pipeline's inner functions still run; what they measure is nobody's business here."""
+"""The benchmarks that build on the pipeline's inner functions still run; what they measure is not looked at."""
 
 from __future__ import annotations
 
