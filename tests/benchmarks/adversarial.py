@@ -14,6 +14,7 @@ originals'. Finished trainings are found again in the root.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,6 @@ def compare(trained: dict[str, Any], options: argparse.Namespace) -> dict[str, d
         energy = similarity.gradient_energy(y).sum() / similarity.gradient_energy(x).sum()
         rows[name] = {"PSNR, dB": pixel.psnr(images, bytes_), "SSIM": pixel.ssim(images, bytes_), **found}
         rows[name] |= {"sharpness": float(energy), "codes used": summary.get("val_codes_used", float("nan"))}
-        rows[name]["minutes"] = summary["seconds"] / 60
     return rows
 
 
@@ -137,8 +137,9 @@ def table(rows: dict[str, dict[str, float]], options: argparse.Namespace) -> str
         "| | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
     ]
-    lines += [f"| {row} | " + " | ".join(f"{value:.4g}" for value in values.values()) + " |"
-              for row, values in rows.items()]  # fmt: skip
+    for row, values in rows.items():
+        cells = ["-" if math.isnan(value) else f"{value:.4g}" for value in values.values()]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     if {"plain", "adversarial"} <= rows.keys():
         plain, other = rows["plain"], rows["adversarial"]
         lines += ["", f"Adversarial over plain: PSNR {other['PSNR, dB'] - plain['PSNR, dB']:+.2f} dB (target >= -1)"]
