@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError, brief
 from pipeline.files import disk_trouble, read_json
+from pipeline.node_checks import reach
 
 if TYPE_CHECKING:
     from pipeline.nodes import Node
@@ -32,6 +33,7 @@ FEW = 2  # tasks that are done here before a local Ray would have started
 START_FAILURES = 2  # times that Ray Train may fail to place the ranks; without a limit it tries for ever
 STOP_GRACE = 600  # seconds that workers have, after a stop was asked for, to save and end
 HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"  # Ray Train's seconds until a silent rank is given up: 600
+CONNECT = 5.0  # seconds that a connection to a node may take
 JOB_STOP_WAIT, RAY_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S", 3  # seconds between notice and kill: Ray's default
 LEAST_STOP_WAIT = 60  # seconds: the ranks' next look at the stop, a checkpoint, the tracker's last lines
 SOURCE = Path(__file__).resolve().parent.parent
@@ -179,8 +181,10 @@ class Cluster:
         import ray
 
         leaving = _draining()
+        # Ray counts a lost node as alive for some 15 s more, and would ask for ranks there that nobody can place
         there = (n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving)
-        nodes = [n["Resources"] for n in there if _answers(n["NodeManagerAddress"], n["NodeManagerPort"])]
+        raylets = ((n, (n["NodeManagerHostname"], n["NodeManagerAddress"], n["NodeManagerPort"])) for n in there)
+        nodes = [n["Resources"] for n, raylet in raylets if not reach([raylet], CONNECT)]
         if leaving and not nodes:
             raise Stopped(again=True)
         rooms = [(n.get("CPU", 0) // threads, n.get("GPU", 0) // gpus if gpus else math.inf) for n in nodes]
@@ -460,16 +464,6 @@ def _join(address: str, options: dict[str, Any]) -> None:
     has = ray.cluster_resources()
     names = ", ".join(name for name, _ in pairs)
     print(f"cluster: {names} joined ({has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs)", flush=True)
-
-
-def _answers(address: str, port: int) -> bool:
-    """Whether a node's raylet takes connections. Ray counts a lost node as alive for some 15 s more: a restart right
-    after the loss would ask for ranks that nobody can place."""
-    try:
-        socket.create_connection((address, port), 5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _draining() -> set[str]:

@@ -26,12 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.node_checks import reach
 
 PORTS = (20000, 32000)  # below those that Linux gives to outgoing connections (from 32768)
 BLOCK = 7  # ports of a job, in the order of `ray_start`
 CANDIDATES = 20  # blocks that are looked at, from the one that the job's number names
 STORE = 200 << 20  # bytes of Ray's object store: results are small, shards and latents travel by the file system
 LONGEST = 30  # characters of the temporary folder: Ray's socket paths in it end at 107
+CONNECT = 5.0  # seconds that a connection to the head may take
 POLL = 1.0  # seconds between two looks at what cannot notify
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
@@ -239,16 +241,8 @@ def _go_on(signals: set[signal.Signals], folder: Path, head: str) -> bool:
         (folder / "notice").touch()
     if caught and caught.si_signo == signal.SIGUSR2:
         return False
-    return not (folder / "notice").exists() or _answers(head)
-
-
-def _answers(address: str) -> bool:
-    host, port = address.rsplit(":", 1)
-    try:
-        socket.create_connection((host, int(port)), 5).close()
-    except OSError:
-        return False
-    return True
+    host, port = head.rsplit(":", 1)
+    return not (folder / "notice").exists() or not reach([("the head", host, int(port))], CONNECT)
 
 
 class Claim:
