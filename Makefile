@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := jobs/configs/digits.yaml
 SLURM := slurmctld slurmd slurm-client munge iproute2
+REPORT = $(if $(ONLY),,LDM_FAULTS_REPORT=docs/results/faults.md)
 
 .PHONY: demo test test-cluster test-faults lint ui bench clean install
 
@@ -22,15 +23,16 @@ demo: install
 test: install
 	$(BIN)/python -m pytest --cov=pipeline --cov=models --cov-report=term tests
 
-# a Slurm cluster of network namespaces on this machine; root only. Without the daemons the tests skip and say so
+# a Slurm cluster of network namespaces on this machine; root only. Without the daemons the tests skip and say so.
+# `make test-cluster ONLY="time_limit or scancel"`: these tests alone, and no report
 test-cluster: install
 	@command -v slurmctld slurmd munged sbatch ip > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM) > /dev/null; } || true
-	$(BIN)/python -m pytest -m cluster tests/cluster
+	$(REPORT) $(BIN)/python -m pytest -m cluster tests/cluster $(if $(ONLY),-k "$(ONLY)")
 
-# an hour on two cores; writes what it has measured
+# an hour on two cores; ONLY as above
 test-faults: install
-	LDM_FAULTS_REPORT=docs/results/faults.md $(BIN)/python -m pytest -m faults tests/faults
+	$(REPORT) $(BIN)/python -m pytest -m faults tests/faults $(if $(ONLY),-k "$(ONLY)")
 
 lint: install
 	$(BIN)/ruff check .

@@ -53,7 +53,10 @@ class Tracking(Section):
     experiment: str = Field("latent-diffusion", description="MLflow experiment.")
     model_name: str | None = Field(None, description="Registered model; default: `run.name`.")
     alias: str = Field("latest-good", description="Alias that the new version gets.")
-    deadline: Positive = Field(60, description="Seconds at the end to wait for a tracker that is slow or down.")
+    deadline: Positive = Field(
+        60,
+        description="Seconds at the end to wait for a slow tracker; one that is down is not waited for.",
+    )
 
 
 class Element(Section):

@@ -20,6 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.fault_table import pytest_runtest_logreport as pytest_runtest_logreport
+from tests.fault_table import row as row
+from tests.fault_table import write_section
+
 ROOT = Path(__file__).parents[2]
 LAB = Path(__file__).parent / "slurmlab"
 NODES = ("node1", "node2", "node3")
@@ -139,18 +143,31 @@ def kept(root: Path, stage: str) -> list[int]:
     return sorted(saved.position for saved in listing(folder) if (folder / saved.name / "manifest.json").exists())
 
 
-CONFIG = """\
-run: {name: small}
-data: {source: {kind: digits}, size: 16, channels: 1, shard_size: 400}
+BATCH, EVERY, STEPS = 32, 50, {"autoencoder": 200, "diffusion": 400}
+TWO = ("--nodes=2", "--cpus-per-task=1")  # a rank on each of two nodes
+CONFIG = f"""\
+run: {{name: small}}
+data: {{source: {{kind: digits}}, size: 16, channels: 1, shard_size: 400}}
 autoencoder:
-  model: {kind: kl, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, attention: false}
-  training: {batch_size: 32, steps: 200, half_lives: [200], log_every: 1, save_every: 50, validate_every: 200,
-             preview_every: 200}
+  model: {{kind: kl, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, attention: false}}
+  training: {{batch_size: {BATCH}, steps: {STEPS["autoencoder"]}, half_lives: [200], log_every: 1, save_every: {EVERY},
+             validate_every: 200, preview_every: 200}}
 diffusion:
-  backbone: {kind: dit, width: 32, depth: 2, heads: 2, patch: 2}
-  training: {batch_size: 32, steps: 400, half_lives: [200], log_every: 1, save_every: 50, validate_every: 400,
-             preview_every: 400}
-cluster: {workers: 2, threads: 1}
+  backbone: {{kind: dit, width: 32, depth: 2, heads: 2, patch: 2}}
+  training: {{batch_size: {BATCH}, steps: {STEPS["diffusion"]}, half_lives: [200], log_every: 1, save_every: {EVERY},
+             validate_every: 400, preview_every: 400}}
+cluster: {{workers: 2, threads: 1}}
+"""
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    write_section("On Slurm", ABOUT)
+
+
+ABOUT = f"""\
+Written by `make test-cluster`, on slurmctld and three slurmd in network namespaces of one machine; a test of the last
+column alone: `python -m pytest -m cluster tests/cluster -k TEST`. The runs have {STEPS["diffusion"]} steps
+({STEPS["autoencoder"]} of the autoencoder, where that is disturbed) and a checkpoint every {EVERY}.
 """
 
 
@@ -161,6 +178,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         pytest.skip("a Slurm cluster of namespaces needs root")
     if missing := [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]:
         pytest.skip(f"{', '.join(missing)} not found; `make test-cluster` installs Slurm")
+    if subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody make namespaces")
     lab = Lab(tmp_path_factory.mktemp("slurm") / "lab")
     shares = {str(path) for path in (ROOT, Path(sys.prefix), Path(sys.base_prefix)) if path.is_relative_to("/tmp")}
     options = [word for path in sorted(shares) for word in ("--share", path)]
@@ -176,6 +195,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     assert not lab.folder.exists()
     left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if str(lab.folder) in str(p.info["cmdline"])]
     assert not left
+
+
+@pytest.fixture(scope="session")
+def whole(lab: Lab) -> Job:
+    """A job that nobody disturbed."""
+    job = lab.sbatch("whole", options=TWO)
+    job.finish()
+    return job
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,12 @@
 """`sbatch slurm/train_ldm.sh` on a real Slurm cluster: both stages over two nodes, and each kind of notice and loss.
 
 What a disturbed run ends with is compared bit for bit with an undisturbed one (same world size). Outcomes are asserted,
-never times; how long a restart took, and of what that is made, is printed.
+never times; how long a restart took, and of what that is made, goes into the report.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import time
 from datetime import datetime
@@ -16,55 +15,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Artifact
+from tests.fault_table import BELOW, Row
 
-from .conftest import ROOT, Job, Lab, curve, events, kept
+from .conftest import BATCH, EVERY, ROOT, STEPS, TWO, Job, Lab, curve, events, kept
+from .disturbed import begun, requeued, same_end
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
-
-BATCH, EVERY, STEPS = 32, 50, {"autoencoder": 200, "diffusion": 400}  # as the config of conftest.py has them
-TWO = ("--nodes=2", "--cpus-per-task=1")  # a rank on each of two nodes
-
-
-@pytest.fixture(scope="session")
-def whole(lab: Lab) -> Job:
-    """A job that nobody disturbed."""
-    job = lab.sbatch("whole", options=TWO)
-    job.finish()
-    return job
-
-
-def begun(lab: Lab, whole: Job, name: str, *options: str, words: tuple[str, ...] = ()) -> Job:
-    """A job of which everything but the diffusion stage is done, in the midst of that stage."""
-    folder = lab.folder / "shared" / name
-    shutil.copytree(whole.folder / "runs", folder / "runs")
-    for made in ("artifacts/diffusion", "pipelines", "tracking", "mlartifacts"):
-        shutil.rmtree(folder / "runs" / made, ignore_errors=True)
-    (folder / "runs" / "mlflow.db").unlink()
-    job = lab.sbatch(name, *words, options=(*TWO, *options))
-    job.wait_step("diffusion", EVERY + 10)
-    return job
-
-
-def same_end(job: Job, whole: Job, stage: str, again: int) -> None:
-    """The losses of all steps, by whichever attempt, are those of the undisturbed run, at most `again` steps were done
-    twice."""
-    root = job.folder / "runs"
-    for name in STEPS:
-        assert curve(root, name) == curve(whole.folder / "runs", name)
-        assert sorted(curve(root, name)) == list(range(1, STEPS[name] + 1))
-    (manifest,) = root.glob(f"artifacts/{stage}/*/manifest.json")
-    resumed = Artifact.load(manifest.parent).summary["resumed_from"] // BATCH
-    first = min(root.glob(f"artifacts/{stage}/*/work/spool/*.jsonl"))
-    reached = int(re.findall(rf'"step":(\d+),"values":{{"{stage}/train_loss"', first.read_text())[-1])
-    print(f"{job.folder.name}: at step {reached} the first attempt ended, from {resumed} the next went on")
-    assert 0 <= reached - resumed <= again, job.told()
-
-
-def requeued(job: Job) -> None:
-    """Wait until it has been queued again and runs, and ends well; it was restarted once."""
-    job.finish()
-    assert job.facts()["Restarts"] == "1", job.told()
 
 
 def test_both_stages_on_both_nodes(whole: Job) -> None:
@@ -76,23 +32,24 @@ def test_both_stages_on_both_nodes(whole: Job) -> None:
     assert whole.facts()["Restarts"] == "0"
 
 
-def test_time_limit(lab: Lab, whole: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_limit(lab: Lab, whole: Job, row: Row) -> None:
     """SIGUSR1 before the limit, in the autoencoder's stage: saved, queued again, on in the same MLflow runs."""
+    row.fault, row.how = "time limit", "the job's limit set to some minutes, of which SIGUSR1 tells"
     job = lab.sbatch("limit", options=(*TWO, "--signal=B:USR1@600", "--time=60"))
     job.wait_step("autoencoder", EVERY + 10)
     hours, minutes, _ = map(int, job.facts()["RunTime"].split(":"))
     limit = 60 * hours + minutes + 5  # less than the ten before which the signal is due; Slurm looks every half minute
     lab.exec("scontrol", "update", f"JobId={job.id}", f"TimeLimit={limit}")
+    job.wait(lambda: "notice: SIGUSR1" in job.log, "the notice")
+    at = time.time()
     job.wait(lambda: "queueing again" in job.log and job.state == "PENDING", "its return to the queue")
     lab.exec("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
     requeued(job)
-    assert "notice: SIGUSR1" in job.log
-    same_end(job, whole, "autoencoder", again=0)
+    same_end(job, whole, "autoencoder", 0, row, at)
     runs = mlflow_runs(job.folder / "runs")
     assert set(runs) == {"small", "1 ingest", "2 autoencoder", "3 encode", "4 diffusion"}
     assert all(run.info.status == "FINISHED" for run in runs.values())
-    with capsys.disabled():
-        print(restart_times(job, "autoencoder"))
+    BELOW.append(restart_times(job, "autoencoder"))
 
 
 def mlflow_runs(root: Path) -> dict[str, Any]:
@@ -136,29 +93,35 @@ def restart_times(job: Job, stage: str) -> str:
     for name, at in points.items():
         lines.append(f"  {at - last:6.1f} s  {name}")
         last = at
-    return "\n".join([f"\n{whole:.0f} s from requeue to the first step, on a machine that all nodes share:", *lines])
+    head = f"From requeue to the first step after a time limit: {whole:.0f} s, on a machine that all nodes share:"
+    return "\n".join([head, "", "```text", *lines, "```"])
 
 
 @pytest.mark.parametrize("tells", [False, True], ids=["steps-only", "user-signal"])
-def test_preemption(lab: Lab, whole: Job, tells: bool) -> None:
+def test_preemption(lab: Lab, whole: Job, row: Row, tells: bool) -> None:
     """A job of a higher partition takes a node: saved within the grace, with and without preempt_send_user_signal."""
+    row.fault = "preemption" + (", the site sends the user's signal" if tells else "")
+    row.how = "a job of a higher partition takes one of the two nodes, 120 s of grace"
     if tells:
         config = lab.folder / "etc" / "slurm.conf"
         config.write_text(f"SlurmctldParameters=preempt_send_user_signal\n{config.read_text()}")
         lab.exec("scontrol", "reconfigure")
     job = begun(lab, whole, f"preempted-{tells}")
+    at = time.time()
     lab.exec("sbatch", "-p", "high", "-w", "node2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
     job.wait(lambda: job.facts()["Restarts"] == "1", "its return to the queue")
     assert ("notice: SIGUSR1" in job.log) or not tells
     assert ("notice: SIGTERM to the job's steps" in job.log) or tells
     requeued(job)
-    same_end(job, whole, "diffusion", again=0)
+    same_end(job, whole, "diffusion", 0, row, at)
 
 
-def test_scancel(lab: Lab, whole: Job) -> None:
+def test_scancel(lab: Lab, whole: Job, row: Row) -> None:
     """Saved and ended, not queued again; the same sbatch goes on from there."""
+    row.fault, row.how = "scancel", "`scancel`; after its end the same `sbatch` again"
     job = begun(lab, whole, "cancelled")
     protected(lab, job)
+    at = time.time()
     lab.exec("scancel", job.id)
     job.wait(lambda: job.state == "CANCELLED" and "taken down" in job.log, "its end")
     assert "queueing again" not in job.log and not lab.exec("squeue", "--noheader", "--states=PENDING")
@@ -166,6 +129,9 @@ def test_scancel(lab: Lab, whole: Job) -> None:
     reached = max(curve(root, "diffusion"))
     assert kept(root, "diffusion")[-1] == reached * BATCH < STEPS["diffusion"] * BATCH
     assert job.facts()["Restarts"] == "0"
+    job = lab.sbatch("cancelled", options=TWO)
+    job.finish()
+    same_end(job, whole, "diffusion", 0, row, at)
 
 
 def protected(lab: Lab, job: Job) -> None:
@@ -183,10 +149,13 @@ def protected(lab: Lab, job: Job) -> None:
 
 
 @pytest.mark.parametrize("node", ["node1", "node2"], ids=["head", "other"])
-def test_a_node_dies(lab: Lab, whole: Job, node: str) -> None:
+def test_a_node_dies(lab: Lab, whole: Job, row: Row, node: str) -> None:
     """Slurm queues the job again; it goes on on another node, at most one interval is done twice."""
+    row.fault = "Slurm node killed" + (", the one with Ray's head" if node == "node1" else "")
+    row.how = "SIGKILL of all processes of a node, slurmd too; queued again on others"
     job = begun(lab, whole, f"killed-{node}")
     assert job.facts()["NodeList"] == "node[1-2]"
+    at = time.time()
     lab.slurmlab("kill-node", node)
     try:
         requeued(job)
@@ -196,20 +165,22 @@ def test_a_node_dies(lab: Lab, whole: Job, node: str) -> None:
     # the folders of a node that lost power are there until the next job on it, whose first act is this
     clear = "from pathlib import Path\nfrom pipeline.slurm import sweep\nprint(sweep(Path('/tmp/ldm-job-0'), young=0))"
     assert job.id in lab.exec("env", f"PYTHONPATH={ROOT}", sys.executable, "-c", clear, node=node)
-    same_end(job, whole, "diffusion", again=EVERY)
+    same_end(job, whole, "diffusion", EVERY, row, at)
     job.wait(lambda: "idle" in lab.exec("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T"), f"the return of {node}")
 
 
-def test_slurm_drains_a_node(lab: Lab, whole: Job) -> None:
+def test_slurm_drains_a_node(lab: Lab, whole: Job, row: Row) -> None:
     """No signal comes; the script sees it, the ranks save, the job goes on on other nodes."""
+    row.fault, row.how = "Slurm drains a node", "`scontrol update NodeName=... State=DRAIN`, polled every 2 s"
     job = begun(lab, whole, "drained")
+    at = time.time()
     lab.exec("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=test")
     try:
         requeued(job)
     finally:
         lab.exec("scontrol", "update", "NodeName=node1", "State=RESUME")
     assert "drained: node1" in job.log and "node1" not in job.facts()["NodeList"]
-    same_end(job, whole, "diffusion", again=0)
+    same_end(job, whole, "diffusion", 0, row, at)
 
 
 DRAIN = """

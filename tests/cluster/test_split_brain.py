@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from .conftest import Job, Lab
-from .test_slurm import EVERY, begun, requeued, same_end
-from .test_slurm import whole as whole  # the fixture
+from tests.fault_table import Row
+
+from .conftest import EVERY, Job, Lab
+from .disturbed import begun, requeued, same_end
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
@@ -18,8 +19,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 SLOW = ("diffusion.training.validate_every=1", "diffusion.training.preview_every=1")
 
 
-def test_a_node_cut_off(lab: Lab, whole: Job) -> None:
+def test_a_node_cut_off(lab: Lab, whole: Job, row: Row) -> None:
     """Both ranks are on the node: they notice nothing of the cut, and reach the same files as the new side."""
+    row.fault = "node cut off, its job queued again"
+    row.how = "the node's network cut while its ranks train on; they find their lease taken over and end"
     job = begun(lab, whole, "cut-off", "--nodes=1", "--cpus-per-task=2", words=SLOW)
     node = job.facts()["NodeList"]
     lab.slurmlab("partition", node)
@@ -36,5 +39,5 @@ def test_a_node_cut_off(lab: Lab, whole: Job) -> None:
     print(f"cut-off: started again {again - cut:.0f} s after the cut, the old side wrote for {max(first) - cut:.0f} s")
     assert max(first) > again, "the old side was over before the new one began: nothing to ignore"
     assert job.log.count("the lease was taken over by another process") == 1
-    same_end(job, whole, "diffusion", again=EVERY)
+    same_end(job, whole, "diffusion", EVERY, row, cut)
     job.wait(lambda: "idle" in lab.exec("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T"), f"the return of {node}")

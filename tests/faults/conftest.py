@@ -1,16 +1,13 @@
-"""One undisturbed run that all faults are compared with, runs that go on from its first three stages, and the table of
-what was measured: LDM_FAULTS_REPORT names the file that it is written to (`make test-faults`)."""
+"""One undisturbed run that all faults are compared with, and runs that go on from its first three stages."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,9 @@ import pytest
 
 from pipeline.artifacts import Artifact
 from pipeline.checkpoint import listing
+from tests.fault_table import Row, lost_metrics, write_section
+from tests.fault_table import pytest_runtest_logreport as pytest_runtest_logreport
+from tests.fault_table import row as row
 from tests.integration.test_ray import curve, family, kill_all, start
 
 BATCH, EVERY, STEPS = 32, 10, 40
@@ -38,89 +38,13 @@ cluster: {{workers: 2, threads: 1}}
 """
 
 
-@dataclass
-class Row:
-    """What a fault did, as the table shows it. samples, metrics: lost; again: steps done twice, at most."""
-
-    fault: str = ""
-    how: str = ""
-    times: int = 1
-    samples: int = 0
-    metrics: int = 0
-    seconds: list[float] = field(default_factory=list)
-    again: list[int] = field(default_factory=list)
-    end: str = ""
-    test: str = ""
-
-    def line(self) -> str:
-        seconds, again = span([round(s) for s in self.seconds]), span(self.again)
-        cells = (self.fault, self.how, self.times, self.samples, self.metrics, seconds, again, self.end)
-        return f"| {' | '.join(map(str, cells))} | `{self.test}` |"
-
-
-def span(values: list[int]) -> str:
-    """The smallest to the largest."""
-    return " to ".join(map(str, sorted({min(values), max(values)}))) if values else "-"
-
-
-ROWS: list[Row] = []
-NOT_DONE: dict[str, str] = {}  # test -> how it ended instead
-
-
-@pytest.fixture
-def row(request: pytest.FixtureRequest) -> Iterator[Row]:
-    """The test's row of the table; it counts if the test passes."""
-    made = Row(test=request.node.name)
-    yield made
-    ROWS.append(made)
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.outcome != "passed":
-        NOT_DONE[report.nodeid.rpartition("::")[2]] = report.outcome
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = os.environ.get("LDM_FAULTS_REPORT")
-    if path and ROWS:
-        Path(path).write_text(report())
+    write_section("On one machine, and on the nodes of a Ray cluster", ABOUT)
 
 
-COLUMNS = "fault, how it was injected, times, samples lost, metrics lost, s to recover, steps done again, end, test"
-
-
-def report() -> str:
-    """docs/results/faults.md."""
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    cpus, day = len(os.sched_getaffinity(0)), time.strftime("%Y-%m-%d")
-    head = HEADER.format(cpus=cpus, machine=platform.machine(), revision=revision, every=EVERY, steps=STEPS, day=day)
-    columns = COLUMNS.split(", ")
-    rows = [row.line() for row in ROWS if row.test not in NOT_DONE]
-    lines = [head, f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns), *rows]
-    if NOT_DONE:
-        ended = ", ".join(f"`{test}` ({outcome})" for test, outcome in NOT_DONE.items())
-        lines += ["", f"Not in the table: {ended}."]
-    return "\n".join([*lines, ""])
-
-
-HEADER = """\
-# Faults
-
-Each fault is injected into a real run (`ldm diffusion` through Ray Train, DeepSpeed, gloo, MLflow), which then has to
-come to its end by itself, or, where the machine or the command itself was lost, by the same command again. Written by
-`make test-faults`; a test of the table's last column alone: `python -m pytest -m faults tests/faults -k TEST`.
-
-- *Lost samples*: images that were not trained on in their place. *Lost metrics*: points of the loss's curve that MLflow
-  has not in the end, or not with the value that was computed.
-- *Seconds to recover*: from the fault to the first step that had not been done before. They are those of two ranks
-  that talk by gloo on {cpus} CPU cores ({machine}), tiny models, and mostly processes that start and import; on GPUs
-  the time to load NCCL, to compile and to read a large checkpoint comes on top.
-- *Steps done again*: those between the last whole checkpoint and the fault; {every} is the interval (`save_every`) of
-  runs of {steps} steps.
-- *End*: "equal" is: the losses of all steps, and the final weights' digests, are those of the undisturbed run, bit for
-  bit.
-
-Measured {day}, revision {revision}.
+ABOUT = f"""\
+Written by `make test-faults`; a test of the last column alone: `python -m pytest -m faults tests/faults -k TEST`.
+The runs have {STEPS} steps and a checkpoint every {EVERY}.
 """
 
 
@@ -166,6 +90,16 @@ class Fault:
             assert self.process.poll() is None, self.log[-3000:]
             assert time.monotonic() < deadline, f"nothing happened for {LIMIT} s\n{self.log[-3000:]}"
             time.sleep(poll)
+
+    def begin(self, *more: str) -> None:
+        """Start it, and wait until it is past its first checkpoint."""
+        self.start(*more)
+        self.wait_step(EVERY + 3)
+
+    def lost_metrics(self, uri: str | None = None) -> int:
+        """How many points of the stage's losses its tracker (None: the root's own) has not, or not with their value."""
+        want = {step: values[0] for step, values in curve(self.root, self.stage).items()}
+        return lost_metrics(uri or f"sqlite:///{self.root}/mlflow.db", self.stage, want)
 
     def wait_step(self, step: int) -> None:
         """Until this stage has logged the step."""
@@ -233,7 +167,7 @@ def settle(run: Fault, row: Row, at: float, reached: int, most: int = EVERY) -> 
     row.seconds.append(run.recovered(at, reached))
     row.again.append(run.again(reached))
     assert 0 <= row.again[-1] <= most
-    row.metrics = lost_metrics(f"sqlite:///{run.root}/mlflow.db", run)
+    row.metrics = run.lost_metrics()
     assert row.metrics == 0
     row.end = run.equal()
 
@@ -250,20 +184,6 @@ def content(root: Path, stage: str) -> dict[str, str]:
     (manifest,) = root.glob(f"artifacts/{stage}/*/manifest.json")
     files = json.loads(manifest.read_text())["files"]
     return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
-
-
-def lost_metrics(uri: str, run: Fault) -> int:
-    """How many points of the loss's curve MLflow has not, or not with their value."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    (stage,) = [one for one in found if one.info.run_name == f"4 {run.stage}"]
-    history = client.get_metric_history(stage.info.run_id, f"{run.stage}/train_loss")
-    want = {step: values[0] for step, values in curve(run.root, run.stage).items()}
-    assert len(history) == len({point.step for point in history})
-    got = {point.step: point.value for point in history}
-    return sum(got.get(step) != value for step, value in want.items())
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.test_ray import ROOT, Head, family, kill_all, ray_head, ray_node
 
-from .conftest import EVERY, LIMIT, STEPS, Fault, Row, is_rank, lost_metrics, settle
+from .conftest import EVERY, LIMIT, STEPS, Fault, Row, is_rank, settle
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
@@ -56,8 +56,7 @@ def test_node_lost(fault: Callable[..., Fault], row: Row, head: Head, add: Add) 
     row.fault, row.how = "Ray node lost", "SIGKILL of all processes of a node with a rank; a spare node is there"
     nodes = [add() for _ in range(3)]
     run = fault(env=clients(head))
-    run.start()
-    run.wait_step(EVERY + 3)
+    run.begin()
     at, _ = lose(nodes)
     reached = run.reached()
     run.finish()
@@ -71,8 +70,7 @@ def test_elastic(fault: Callable[..., Fault], row: Row, head: Head, add: Add) ->
     row.how = "a node lost without a spare; later a new one joins, Ctrl-C, the command again"
     nodes = [add() for _ in range(2)]
     run = fault("diffusion.training.preview_every=1", env=clients(head))  # slowly
-    run.start()
-    run.wait_step(EVERY + 3)
+    run.begin()
     at, _ = lose(nodes)
     run.wait(lambda: "a rank died" in run.log)
     reached = run.reached()
@@ -92,6 +90,6 @@ def test_elastic(fault: Callable[..., Fault], row: Row, head: Head, add: Add) ->
     row.seconds.append(run.recovered(at, reached))
     worlds = [event["tags"]["ldm.world_size"] for event in run.events() if "ldm.world_size" in event.get("tags", {})]
     assert worlds[0] == worlds[-1] == "2" and "1" in worlds, worlds
-    row.metrics = lost_metrics(f"sqlite:///{run.root}/mlflow.db", run)
+    row.metrics = run.lost_metrics()
     assert row.metrics == 0
     row.end = run.equal(exact=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.tracking_server import free_port, server
-from tests.integration.test_ray import ROOT
+from tests.integration.test_ray import ROOT, curve
 
-from .conftest import Fault, Row, lost_metrics
+from .conftest import Fault, Row
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
@@ -22,18 +23,20 @@ AWAY = 60.0  # seconds
 
 def test_tracker_down_for_a_minute(fault: Callable[..., Fault], row: Row, tmp_path: Path) -> None:
     row.fault = "MLflow down for a minute"
-    row.how = f"the server ended in the midst of the stage and started again {AWAY:.0f} s later"
+    row.how = f"the server ended while the autoencoder trains and started again {AWAY:.0f} s later"
     port = free_port(5600)
     uri = f"http://127.0.0.1:{port}"
-    run = fault(f"tracking.uri={uri}", "tracking.deadline=300")
+    slowly = [f"{stage}.training.preview_every=1" for stage in ("autoencoder", "diffusion")]
+    run = fault(f"tracking.uri={uri}", "tracking.deadline=300", *slowly)
+    shutil.rmtree(run.root)  # all stages: what is left when the server goes must take longer than it is away
     with server(tmp_path / "tracker", port):
         run.start()
-        run.wait_step(5)
+        run.wait(lambda: max(curve(run.root, "autoencoder"), default=0) >= 5)
     gone = time.time()
     run.wait(lambda: time.time() - gone > AWAY)
     with server(tmp_path / "tracker", port):
         run.finish()
-        row.metrics = lost_metrics(uri, run)
+        row.metrics = run.lost_metrics(uri)
     assert "not sent yet" not in run.log and row.metrics == 0
     row.end = run.equal()
 
@@ -52,6 +55,6 @@ def test_tracker_down_for_the_whole_job(fault: Callable[..., Fault], row: Row, t
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0 and ", 0 left" in done.stdout, done.stdout + done.stderr
         row.seconds.append(time.time() - began)
-        row.metrics = lost_metrics(uri, run)
+        row.metrics = run.lost_metrics(uri)
     assert row.metrics == 0
     row.end = run.equal()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.test_ray import start
 
-from .conftest import LIMIT, Fault, Row, lost_metrics
+from .conftest import LIMIT, Fault, Row
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
@@ -36,6 +36,6 @@ def test_two_jobs(fault: Callable[..., Fault], row: Row) -> None:
     run.finish()
     assert others[2][0].wait(LIMIT) == 0, others[2][1].with_suffix(".log").read_text()[-3000:]
     assert len(list(run.root.glob("artifacts/diffusion/*/work/lease/*.json"))) == 2  # the second one found it finished
-    row.metrics = lost_metrics(f"sqlite:///{run.root}/mlflow.db", run)
+    row.metrics = run.lost_metrics()
     assert row.metrics == 0
     row.end = run.equal()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from .conftest import EVERY, Fault, Row, settle
+from .conftest import Fault, Row, settle
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
@@ -20,8 +20,7 @@ def test_worker_killed(fault: Callable[..., Fault], row: Row) -> None:
     """SIGKILL of one rank; the others are started again with it, by the same command that runs on."""
     row.fault, row.how = "worker killed", "SIGKILL of one of two ranks"
     run = fault()
-    run.start()
-    run.wait_step(EVERY + 3)
+    run.begin()
     victim = random.choice(run.workers())
     victim.kill()
     at, reached = time.time(), run.reached()
@@ -34,8 +33,7 @@ def test_worker_stopped(fault: Callable[..., Fault], row: Row) -> None:
     """SIGSTOP: the rank is there and does nothing; found within `cluster.collective_timeout`, a minute here."""
     row.fault, row.how = "worker hangs", "SIGSTOP of one of two ranks, `cluster.collective_timeout=60`"
     run = fault("cluster.collective_timeout=60")
-    run.start()
-    run.wait_step(EVERY + 3)
+    run.begin()
     victim = random.choice(run.workers())
     victim.suspend()
     at, reached = time.time(), run.reached()
@@ -50,8 +48,7 @@ def test_driver_killed(fault: Callable[..., Fault], row: Row) -> None:
     """SIGKILL of the command alone: what it started ends without it, and the same command goes on."""
     row.fault, row.how = "driver killed", "SIGKILL of the command, typed again"
     run = fault()
-    run.start()
-    run.wait_step(EVERY + 3)
+    run.begin()
     assert run.process
     left = psutil.Process(run.process.pid).children(recursive=True)
     os.kill(run.process.pid, signal.SIGKILL)

@@ -1,0 +1,66 @@
+"""Jobs that are disturbed in the midst of a stage, and what their end has to be."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+from pipeline.artifacts import Artifact
+from tests.fault_table import Row, lost_metrics
+
+from .conftest import BATCH, EVERY, STEPS, TWO, Job, Lab, curve, events
+
+
+def begun(lab: Lab, whole: Job, name: str, *options: str, words: tuple[str, ...] = ()) -> Job:
+    """A job of which everything but the diffusion stage is done, in the midst of that stage."""
+    folder = lab.folder / "shared" / name
+    shutil.copytree(whole.folder / "runs", folder / "runs")
+    for made in ("artifacts/diffusion", "pipelines", "tracking", "mlartifacts"):
+        shutil.rmtree(folder / "runs" / made, ignore_errors=True)
+    (folder / "runs" / "mlflow.db").unlink()
+    job = lab.sbatch(name, *words, options=(*TWO, *options))
+    job.wait_step("diffusion", EVERY + 10)
+    return job
+
+
+def requeued(job: Job) -> None:
+    """Wait until it has been queued again and runs, and ends well; it was restarted once."""
+    job.finish()
+    assert job.facts()["Restarts"] == "1", job.told()
+
+
+def same_end(job: Job, whole: Job, stage: str, again: int, row: Row, at: float) -> None:
+    """The losses of all steps, by whichever attempt, and the final weights are those of the undisturbed run, and MLflow
+    has them; at most `again` steps were done twice. Fills the row of a fault at the moment `at`."""
+    root = job.folder / "runs"
+    for name in STEPS:
+        assert curve(root, name) == curve(whole.folder / "runs", name)
+        assert sorted(curve(root, name)) == list(range(1, STEPS[name] + 1))
+    done = finished(job, stage)
+    assert weights(done) == weights(finished(whole, stage))
+    resumed = done.summary["resumed_from"] // BATCH
+    first = min(root.glob(f"artifacts/{stage}/*/work/spool/*.jsonl"))
+    reached = int(re.findall(rf'"step":(\d+),"values":{{"{stage}/train_loss"', first.read_text())[-1])
+    row.again.append(reached - resumed)
+    assert 0 <= row.again[0] <= again, job.told()
+    new = [event["ts_ms"] / 1000 for event in events(root, stage) if event["kind"] == "metrics"]
+    row.seconds.append(min(moment for moment in new if moment > at and moment > begins(job, stage)) - at)
+    want = {step: value for step, (value,) in curve(root, stage).items()}
+    row.metrics = lost_metrics(f"sqlite:///{root}/mlflow.db", stage, want)
+    assert row.metrics == 0
+    row.end = "equal"
+
+
+def begins(job: Job, stage: str) -> float:
+    """When the last attempt at the stage began, in seconds since the epoch."""
+    return max(event["ts_ms"] for event in events(job.folder / "runs", stage) if event["kind"] == "start") / 1000
+
+
+def finished(job: Job, stage: str) -> Artifact:
+    (manifest,) = job.folder.glob(f"runs/artifacts/{stage}/*/manifest.json")
+    return Artifact.load(manifest.parent)
+
+
+def weights(artifact: Artifact) -> dict[str, str]:
+    """Digest of each file of weights."""
+    return {name: file["sha256"] for name, file in artifact.manifest["files"].items() if name.endswith(".safetensors")}
