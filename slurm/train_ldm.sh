@@ -49,15 +49,16 @@ ulimit -n "$(ulimit -Hn)"                                  # Ray holds a connect
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 kill_wait=$(scontrol show config | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')
 
-# A command on every node, once; beside others in the same CPUs, with all environment whatever sbatch was told.
+# A command on every node, once; beside others in the same CPUs, with all environment whatever sbatch was told. Not
+# --unbuffered: lines of two nodes would run into each other.
 each=(srun --overlap --export=ALL --input=none --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" --ntasks-per-node=1
-  --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --cpu-bind=none --unbuffered "${LDM_SRUN[@]}")
+  --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --cpu-bind=none "${LDM_SRUN[@]}")
 # Signals of Slurm to this script's process group are for this script: srun would answer SIGTERM by killing its step, and
 # the tasks must live from their first moment on (`hold` takes the signal over)
 own=(setsid) deaf=(bash -c 'trap "" TERM; exec "$@"' -)
 here=("${LDM_WRAP[@]}" python -m) # on this node
 [ ${#LDM_SRUN[@]} = 0 ] || here=(srun --overlap --export=ALL --input=none --nodes=1 --ntasks=1 --nodelist="${nodes[0]}"
-  --cpu-bind=none --unbuffered "${LDM_SRUN[@]}" "${here[@]}")
+  --cpu-bind=none "${LDM_SRUN[@]}" "${here[@]}")
 
 # ---- notice, and the end --------------------------------------------------------------------------------------------
 driver='' ray='' watch='' alarm='' notice='' ended=''
