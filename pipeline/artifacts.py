@@ -34,6 +34,7 @@ FORMAT = 1  # raised when a stage's files change their meaning: old artifacts ar
 BEAT = 5.0  # seconds between two renewals of a lease
 TELL_AFTER = 10.0  # seconds of waiting for another process until it is said
 DEAD_AFTER = 60.0  # seconds without one after which a holder is taken for dead, and itself stops (design, section 2)
+TAKEN_OVER = "the lease was taken over by another process"
 LIBRARIES = ("torch", "deepspeed", "ray", "mlflow", "webdataset", "numpy", "pillow")
 
 
@@ -326,7 +327,9 @@ class Lease:
                 self._renew()
 
     def check(self) -> None:
-        """Raise if the lease was lost: what is written now would be ignored."""
+        """Raise if the lease was lost: what is written now would be ignored. Looks anew."""
+        if not self._lost and self._file(self.token + 1).exists():
+            self._lost = TAKEN_OVER
         if self._lost:
             raise UserError(f"{self.folder}: {self._lost}; this process stops")
 
@@ -342,7 +345,7 @@ class Lease:
         while not self._stop.wait(BEAT):
             try:
                 if self._file(self.token + 1).exists():
-                    self._lost = "the lease was taken over by another process"
+                    self._lost = TAKEN_OVER
                     return
                 self._renew()
                 renewed = time.monotonic()

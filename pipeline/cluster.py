@@ -217,7 +217,7 @@ class Cluster:
         self,
         function: Callable[[dict[str, Any]], None],
         arguments: dict[str, Any],
-        work: Path,
+        mail: Path,
         world: Callable[[], int],
         watch: Callable[[], None] = lambda: None,
     ) -> None:
@@ -225,7 +225,8 @@ class Cluster:
 
         `world` is asked anew for each attempt: what is left after a loss may be fewer. `arguments` gets `threads`.
 
-        `function` writes `work/outcome.json` ({"error": one line} for a user's mistake) and looks for `work/stop`.
+        mail: where this process and the ranks leave each other files: `function` writes `outcome.json` ({"error": one
+        line} for a user's mistake) and looks for `stop`.
         Ranks that had notice of their node's end (a drain) have saved, and go on on the others; no attempt is spent.
         `watch` is called a few times a second (progress). Raises UserError, Stopped, or what Ray Train raised.
         """
@@ -237,7 +238,7 @@ class Cluster:
 
         # a rank that does not answer at all (stopped, swapped out) is given up as early as one that others wait for
         os.environ[HEALTH_CHECK] = str(self.config.collective_timeout)
-        stop = work / "stop"
+        stop = mail / "stop"
         stop.unlink(missing_ok=True)
         attempt = 0
         while True:
@@ -254,7 +255,7 @@ class Cluster:
                 ),
                 run_config=RunConfig(
                     name="train",
-                    storage_path=str(work / "ray"),
+                    storage_path=str(mail / "ray"),
                     # we restart: a user's mistake is not tried again
                     failure_config=FailureConfig(
                         max_failures=0, max_preemption_failures=0, controller_failure_limit=START_FAILURES
@@ -262,9 +263,9 @@ class Cluster:
                     worker_runtime_env=self._environment(threads),
                 ),
             )
-            (work / "outcome.json").unlink(missing_ok=True)
+            (mail / "outcome.json").unlink(missing_ok=True)
             failure = _in_thread(trainer.fit, watch, stop)
-            outcome = read_json(work / "outcome.json") if (work / "outcome.json").exists() else {}
+            outcome = read_json(mail / "outcome.json") if (mail / "outcome.json").exists() else {}
             if "error" in outcome:
                 raise UserError(outcome["error"])
             for raised in getattr(failure, "worker_failures", {}).values():

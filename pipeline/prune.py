@@ -70,13 +70,13 @@ def hopeless(rule: Prune, own: float, others: Sequence[float], sign: int) -> str
 class Judge:
     """Rank 0's log in an element of a sweep with pruning: passes everything on, and looks at the curve as it grows.
 
-    `stopped` is true from the decision on; `work/stop` tells the driver.
+    `stopped` is true from the decision on; `stop` in `mail` tells the driver.
     """
 
-    def __init__(self, log: Spool, element: Element, work: Path, batch: int, steps: int) -> None:
+    def __init__(self, log: Spool, element: Element, mail: Path, batch: int, steps: int) -> None:
         from pipeline.sweep import Folder
 
-        self.log, self.work, self.batch, self.steps = log, work, batch, steps
+        self.log, self.mail, self.batch, self.steps = log, mail, batch, steps
         self.folder, self.number = Folder(Path(element.folder)), element.number
         sweep = Sweep.model_validate(read_json(self.folder.path / "sweep.json"))
         assert sweep.prune is not None
@@ -112,7 +112,7 @@ class Judge:
         self.stopped = True
         self.log.tags({"ldm.pruned": f"at {samples} samples: {decision['why']}"})
         write_json(self.folder.element(self.number) / "pruned.json", decision)
-        (self.work / "stop").touch()
+        (self.mail / "stop").touch()
 
     def others(self, rung: int, samples: int) -> Mapping[str, float]:
         """Value at the rung of each other element of the same fold and seed that came so far, by number."""

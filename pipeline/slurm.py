@@ -67,7 +67,8 @@ def look(environment: Mapping[str, str]) -> Node:
 
 
 def candidates(job: int, ports: str = "") -> list[int]:
-    """First ports of the blocks that a job may take; two jobs whose numbers are near begin at different ones.
+    """First ports of the blocks that a job may take. Those of two jobs whose numbers are near are all different: the
+    jobs may begin on a node at the same moment, and both find the same blocks free.
 
     ports: FIRST-LAST, where a site leaves a range open (LDM_PORTS).
     """
@@ -78,7 +79,9 @@ def candidates(job: int, ports: str = "") -> list[int]:
             raise UserError(f"LDM_PORTS: {ports!r}; expected FIRST-LAST with {BLOCK} ports at least, as 20000-32000")
         first, last = int(found[1]), int(found[2])
     blocks = (last - first) // BLOCK
-    return [first + (job + i) % blocks * BLOCK for i in range(min(CANDIDATES, blocks))]
+    count = min(CANDIDATES, blocks)
+    begin = job * count + job // (blocks // count)  # once round, one further: a small range does not begin at its first
+    return [first + (begin + i) % blocks * BLOCK for i in range(count)]
 
 
 def port_is_free(port: int) -> bool:

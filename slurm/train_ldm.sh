@@ -81,7 +81,7 @@ watching() { # ends with a notice that no signal brings to this script
   local i=0 leaving
   while sleep 1; do
     # The steps were sent SIGTERM: a preemption begins, and the site does not send the user's signal
-    if [ -e "$RAY_TMPDIR/notice" ]; then return; fi
+    if [ -e "$RAY_TMPDIR/notice" ]; then say "SIGTERM to the job's steps"; return; fi
     i=$((i + 1))
     [ $((i % ${LDM_DRAIN_POLL:-30})) = 0 ] || continue
     leaving=$(sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --states=drain --format=%n | sort -u)

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Artifact, Writer
+from pipeline.artifacts import TAKEN_OVER, Artifact, Writer
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, canonical_json, disk_trouble, read_json, sha256_file, write_json
@@ -52,7 +52,10 @@ def train(
         spool.tags({"ldm.world_size": str(fits)})
         return fits
 
-    progress, said = Progress(name, writer.work / "progress.json"), Said(name, writer.work / "said")
+    # A folder for each holder: one that was taken over, and lives on behind a network that is cut, tells us nothing
+    mail = writer.work / "mail" / f"{writer.token:06d}"
+    mail.mkdir(parents=True, exist_ok=True)
+    progress, said = Progress(name, mail / "progress.json"), Said(name, mail / "said")
 
     def watch() -> None:
         writer.lease.check()
@@ -64,17 +67,20 @@ def train(
         "config": config.model_dump(mode="json", by_alias=True),
         "inputs": {key: str(artifact.path) for key, artifact in inputs.items()},
         "path": str(writer.path),
+        "mail": str(mail),
         "token": writer.token,
         "run": spool.run,
         "begin_from": other_run(name, training, writer),
         "first_weights": str(first_weights(config, name)) if training.init_from else None,
     }
     try:
-        cluster.train(rank, arguments, writer.work, world, watch)
+        cluster.train(rank, arguments, mail, world, watch)
     finally:
         said()
     writer.lease.check()
-    return dict(read_json(writer.work / "summary.json"))
+    if not (mail / "summary.json").exists():  # the ranks saw it before this machine: network file systems cache folders
+        raise UserError(f"{writer.work / 'lease'}: {TAKEN_OVER}; this process stops")
+    return dict(read_json(mail / "summary.json"))
 
 
 def other_run(name: str, training: Training, writer: Writer) -> list[Any] | None:
@@ -109,18 +115,18 @@ def other_run(name: str, training: Training, writer: Writer) -> list[Any] | None
 
 
 def rank(arguments: dict[str, Any]) -> None:
-    """One rank's whole life. A user's mistake is left in `work/outcome.json` for the driver."""
-    work = Path(arguments["path"]) / "work"
+    """One rank's whole life. A user's mistake is left in `outcome.json` for the driver."""
+    mail = Path(arguments["mail"])
     try:
         with disk_trouble():
-            _rank(arguments, work)
+            _rank(arguments, Path(arguments["path"]) / "work", mail)
     except UserError as error:
         with suppress(OSError):  # on a full disk the driver has it from the exception
-            write_json(work / "outcome.json", {"error": str(error)})
+            write_json(mail / "outcome.json", {"error": str(error)})
         raise
 
 
-def _rank(arguments: dict[str, Any], work: Path) -> None:
+def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
     import torch
 
     from pipeline import averages, loop
@@ -143,15 +149,16 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
     snapshots = Path(arguments["path"]) / averages.FOLDER if training.snapshot_every else None
     if snapshots and begin and ranks.first and not listing(work / "checkpoints"):
         averages.take_over(begin[0].parents[1] / averages.FOLDER, snapshots, training, begin[1])
-    log = _log(config, name, arguments, work) if ranks.first else Silent()
-    stop, hosts = stopper(work, arguments["token"], preempted), ranks.gather_objects(socket.gethostname())
+    log = _log(config, name, arguments, work, mail) if ranks.first else Silent()
+    stop = stopper(mail, work / "lease" / f"{arguments['token'] + 1:06d}.json", preempted)
+    hosts = ranks.gather_objects(socket.gethostname())
     validated: dict[str, float] = {}
 
     def validate(engine: Engine) -> dict[str, float]:
         validated.update(task.validate(engine))
         return dict(validated)
 
-    say = sayer(work / "said" / f"{ranks.rank}.txt")
+    say = sayer(mail / "said" / f"{ranks.rank}.txt")
 
     def batches(position: int) -> Iterator[dict[str, Any]]:
         return naming_lost(task.batches(position), work / "lost" / f"{ranks.rank}.txt", say)
@@ -167,13 +174,13 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
         token=arguments["token"],
         begin_from=begin,
         snapshots=snapshots,
-        progress=lambda progress: write_json(work / "progress.json", {**asdict(progress), "hosts": hosts}),
+        progress=lambda progress: write_json(mail / "progress.json", {**asdict(progress), "hosts": hosts}),
         say=say,
         stall_s=config.cluster.collective_timeout / 2,  # told before the other ranks give it up
     )
     if not summary.finished:
         if any(ranks.gather_objects(preempted())) and ranks.first:
-            write_json(work / "outcome.json", {"drained": True})
+            write_json(mail / "outcome.json", {"drained": True})
         return
     if not validated:  # a kill between the last checkpoint and this line
         validate(engine)
@@ -186,7 +193,7 @@ def _rank(arguments: dict[str, Any], work: Path) -> None:
     if ranks.first:
         if snapshots:
             averages.tidy(snapshots, training, engine.averaged)
-        write_json(work / "summary.json", {**asdict(summary), **validated, "world_size": ranks.world})
+        write_json(mail / "summary.json", {**asdict(summary), **validated, "world_size": ranks.world})
     ranks.barrier()
 
 
@@ -200,7 +207,7 @@ def exports(training: Training) -> list[tuple[str, str, int | None]]:
     return files + [(name, name, None) for name in map(length_name, training.average_lengths)]
 
 
-def _log(config: Config, name: str, arguments: dict[str, Any], work: Path) -> Any:
+def _log(config: Config, name: str, arguments: dict[str, Any], work: Path, mail: Path) -> Any:
     """Rank 0's log: the spool, behind the judge of a sweep that stops hopeless elements."""
     from pipeline.prune import Judge
 
@@ -208,7 +215,7 @@ def _log(config: Config, name: str, arguments: dict[str, Any], work: Path) -> An
     training: Training = getattr(config, name).training
     if not config.sweep or not config.sweep.prune:
         return spool
-    return Judge(spool, config.sweep, work, training.batch_size, training.steps)
+    return Judge(spool, config.sweep, mail, training.batch_size, training.steps)
 
 
 class Silent:
@@ -259,16 +266,16 @@ def save_weights(path: Path, weights: dict[str, Any]) -> None:
         save_file({key: value.contiguous().cpu() for key, value in weights.items()}, temporary)
 
 
-def stopper(work: Path, token: int, preempted: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether the driver asked for an end, this node goes away, or another process took the artifact over; looks once a
-    second at most."""
+def stopper(mail: Path, successor: Path, preempted: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether the driver asked for an end, this node goes away, or another process took the artifact over (`successor`
+    is its lease); looks once a second at most."""
     looked, found = 0.0, False
 
     def stop() -> bool:
         nonlocal looked, found
         if not found and time.monotonic() - looked > STOP_POLL:
             looked = time.monotonic()
-            found = preempted() or (work / "stop").exists() or (work / "lease" / f"{token + 1:06d}.json").exists()
+            found = preempted() or (mail / "stop").exists() or successor.exists()
         return found
 
     return stop

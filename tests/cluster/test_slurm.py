@@ -22,6 +22,9 @@ from .disturbed import begun, requeued, same_end
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
+# so slow that the stage is not over before Slurm, which looks every half minute, sends the signal
+SLOW = ("autoencoder.training.validate_every=1", "autoencoder.training.preview_every=1")
+
 
 def test_both_stages_on_both_nodes(whole: Job) -> None:
     """Two ranks on two nodes, and nothing that a restart would show."""
@@ -35,7 +38,7 @@ def test_both_stages_on_both_nodes(whole: Job) -> None:
 def test_time_limit(lab: Lab, whole: Job, row: Row) -> None:
     """SIGUSR1 before the limit, in the autoencoder's stage: saved, queued again, on in the same MLflow runs."""
     row.fault, row.how = "time limit", "the job's limit set to some minutes, of which SIGUSR1 tells"
-    job = lab.sbatch("limit", options=(*TWO, "--signal=B:USR1@600", "--time=60"))
+    job = lab.sbatch("limit", *SLOW, options=(*TWO, "--signal=B:USR1@600", "--time=60"))
     job.wait_step("autoencoder", EVERY + 10)
     hours, minutes, _ = map(int, job.facts()["RunTime"].split(":"))
     limit = 60 * hours + minutes + 5  # less than the ten before which the signal is due; Slurm looks every half minute
@@ -111,7 +114,7 @@ def test_preemption(lab: Lab, whole: Job, row: Row, tells: bool) -> None:
     lab.exec("sbatch", "-p", "high", "-w", "node2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
     job.wait(lambda: job.facts()["Restarts"] == "1", "its return to the queue")
     assert ("notice: SIGUSR1" in job.log) or not tells
-    assert ("notice: SIGTERM to the job's steps" in job.log) or tells
+    assert ("SIGTERM to the job's steps" in job.log) or tells
     requeued(job)
     same_end(job, whole, "diffusion", 0, row, at)
 
@@ -205,7 +208,7 @@ def test_ray_drains_a_node(lab: Lab, whole: Job) -> None:
     job.finish()
     assert job.facts()["Restarts"] == "0"
     assert "a node is being drained: saved, going on on the others" in job.log
-    assert "diffusion: 1 ranks on node1" in job.log
+    assert "cluster: 2 workers asked for, room for 1" in job.log
     ours, theirs = curve(job.folder / "runs", "diffusion"), curve(whole.folder / "runs", "diffusion")
     assert {step: pytest.approx(values, rel=1e-5) for step, values in theirs.items()} == {
         step: values for step, values in ours.items()

@@ -49,13 +49,13 @@ class OneProcess(Inline):
     def threads(self, workers: int) -> int:
         return 1
 
-    def train(self, function: Any, arguments: dict[str, Any], work: Path, world: Callable[[], int], watch: Any) -> None:
+    def train(self, function: Any, arguments: dict[str, Any], mail: Path, world: Callable[[], int], watch: Any) -> None:
         assert world() == 1
-        (work / "stop").unlink(missing_ok=True)
+        (mail / "stop").unlink(missing_ok=True)
         function({**arguments, "threads": 1})
         watch()
-        if (work / "stop").exists():
-            raise Stopped(asked=bool((work / "stop").read_text()))
+        if (mail / "stop").exists():
+            raise Stopped(asked=bool((mail / "stop").read_text()))
 
 
 class NoShipper:

@@ -96,7 +96,7 @@ def test_a_hopeless_element_is_pruned_at_its_rung_and_resumed_when_asked(small: 
     whole = results(small)[1]
     assert whole["state"] == "finished" and len(small.manifests("diffusion")) == 2
     assert whole["value"] > results(small)[0]["value"]
-    ended = [read_json(path) for path in small.root.glob("artifacts/diffusion/*/work/summary.json")]
+    ended = [read_json(path) for path in small.root.glob("artifacts/diffusion/*/work/mail/*/summary.json")]
     assert sorted((one["resumed_from"] or 0, one["step"]) for one in ended) == [(0, 6), (32, 6)]
 
 
