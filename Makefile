@@ -21,7 +21,7 @@ demo: install
 	$(BIN)/ldm run --config $(DEMO)
 
 test: install
-	$(BIN)/python -m pytest --cov=pipeline --cov=models --cov-report=term tests
+	$(BIN)/python -m pytest --cov=pipeline --cov=models --cov-report=term --durations=15 tests
 
 # a Slurm cluster of network namespaces on this machine; root only. Without the daemons the tests skip and say so.
 # `make test-cluster ONLY="time_limit or scancel"`: these tests alone, and no report
