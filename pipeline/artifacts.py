@@ -238,6 +238,11 @@ def revision() -> str:
 # ---- lease -----------------------------------------------------------------------------------------------------------
 
 
+def lease_file(work: Path, token: int) -> Path:
+    """Where the holder of the lease with this token is named. That of `token + 1` is there: another has taken over."""
+    return work / "lease" / f"{token:06d}.json"
+
+
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

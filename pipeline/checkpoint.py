@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline import files
+from pipeline.artifacts import lease_file
 from pipeline.engine import Engine, persistent_buffers
 from pipeline.errors import UserError
 
@@ -164,10 +165,13 @@ class Saver:
             ) from error
 
     def _refuse_if_superseded(self) -> None:
-        newer = [saved for saved in listing(self.folder) if saved.token > self.token]
-        if newer:
+        """What is written now, its successor might go on from, beyond the steps whose metrics it counts as done."""
+        newest = max([self.token, *(saved.token for saved in listing(self.folder))])
+        if newest == self.token and lease_file(self.folder.parent, self.token + 1).exists():
+            newest += 1
+        if newest > self.token:
             raise UserError(
-                f"{self.folder}: another job has taken over this run (lease token {newer[0].token}, ours is "
+                f"{self.folder}: another job has taken over this run (lease token {newest}, ours is "
                 f"{self.token}); this one stops"
             )
 
@@ -186,6 +190,7 @@ class Saver:
                 raise OSError(errno.ECANCELED, "training ended before all ranks had written")
         body = files.canonical_json({**meta, "files": [files.read_json(table) for table in tables]})
         manifest = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body}
+        self._refuse_if_superseded()
         files.write_json(path / "manifest.json", manifest)
         for table in tables:
             table.unlink()

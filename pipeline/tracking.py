@@ -112,20 +112,21 @@ class Spool:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{spool_stem(run)}.{token:08d}.jsonl"
         mine = sorted(self.folder.glob(f"{spool_stem(run)}.*.jsonl"))
-        for older in mine:
-            self._remember(older)
+        ends = spool_ends(mine)  # one look: what is written in the meantime by one that was superseded does not count
+        for other, end in ends.items():
+            self._remember(other, end)
         size = path.stat().st_size if path.exists() else 0
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         if size and os.pread(self._file, 1, size - 1) != b"\n":
             self._write(b"\n")  # close what a kill tore: readers pass over it
         if path not in mine:
-            self._append("open", follows={older.name: older.stat().st_size for older in mine if older < path})
+            self._append("open", follows={older.name: end for older, end in ends.items() if older < path})
 
     def __reduce__(self) -> tuple[type[Spool], tuple[Path, str, int]]:
         return Spool, (self.folder, self.run, self.token)  # to a worker: it opens the file itself
 
-    def _remember(self, path: Path) -> None:
-        for _, event in whole_lines(path):
+    def _remember(self, path: Path, end: int) -> None:
+        for _, event in whole_lines(path, 0, end):
             if event and event["kind"] in ("metrics", "image"):
                 for key in event.get("values", {f"image {event.get('key')}": None}):
                     self._last[key] = max(event["step"], self._last.get(key, event["step"]))

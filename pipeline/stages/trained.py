@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import TAKEN_OVER, Artifact, Writer
+from pipeline.artifacts import TAKEN_OVER, Artifact, Writer, lease_file
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, canonical_json, disk_trouble, read_json, sha256_file, write_json
@@ -150,7 +150,7 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
     if snapshots and begin and ranks.first and not listing(work / "checkpoints"):
         averages.take_over(begin[0].parents[1] / averages.FOLDER, snapshots, training, begin[1])
     log = _log(config, name, arguments, work, mail) if ranks.first else Silent()
-    stop = stopper(mail, work / "lease" / f"{arguments['token'] + 1:06d}.json", preempted)
+    stop = stopper(mail, lease_file(work, arguments["token"] + 1), preempted)
     hosts = ranks.gather_objects(socket.gethostname())
     validated: dict[str, float] = {}
 

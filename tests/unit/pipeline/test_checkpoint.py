@@ -15,9 +15,11 @@ from safetensors import safe_open
 from torch import nn
 
 from pipeline import checkpoint
+from pipeline.artifacts import lease_file
 from pipeline.checkpoint import Saver, listing, restore
 from pipeline.engine import Engine
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.ranks import open_ranks
 from pipeline.schema.training import Training
 
@@ -157,6 +159,13 @@ def test_files_of_a_superseded_lease_are_ignored(run: Run) -> None:
         theirs.wait()
     extra = restore(run.folder, make())
     assert extra == {"owner": "second", "position": 12}
+    lease_file(run.folder.parent, 3).parent.mkdir()
+    write_json(lease_file(run.folder.parent, 3), {})  # a third one, which has written nothing yet
+    ours.save(16, {"owner": "second"})
+    with pytest.raises(UserError, match=r"taken over this run .lease token 3, ours is 2."):
+        ours.wait()
+    shutil.rmtree(run.folder.parent / "lease")  # other tests copy the folder
+    assert restore(run.folder, make()) == extra
 
 
 def test_keeps_the_newest_and_no_leftovers(run: Run) -> None:

@@ -72,9 +72,11 @@ def test_lines_of_a_superseded_writer_do_not_count(tmp_path: Path) -> None:
     new = Spool(tmp_path, "diffusion/ab", 2)
     old.metrics({"loss": 2.0}, 2)  # a cut-off node goes on
     new.metrics({"loss": 2.0}, 2)
+    old.metrics({"loss": 3.0}, 3)
+    Spool(tmp_path, "diffusion/ab", 2).metrics({"loss": 3.0}, 3)  # a rank opens it later than its driver
     ends = spool_ends(sorted(tmp_path.glob("*.jsonl")))
     counted = [e for path, end in ends.items() for _, e in whole_lines(path, 0, end) if e and e["kind"] == "metrics"]
-    assert [event["step"] for event in counted] == [1, 2]
+    assert [event["step"] for event in counted] == [1, 2, 3]
 
 
 def test_a_spool_goes_to_another_process_and_keeps_two_runs_apart(tmp_path: Path) -> None:
