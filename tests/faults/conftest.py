@@ -23,17 +23,18 @@ from tests.integration.test_ray import curve, family, kill_all, start
 
 BATCH, EVERY, STEPS = 32, 10, 40
 LIMIT = 900  # seconds for anything: the machine may be busy; what is awaited is a state, not a time
+# A preview at each step: the stage would otherwise be over in a second, before the fault
 CONFIG = f"""\
 run: {{name: small}}
 data: {{source: {{kind: digits}}, size: 16, channels: 1, shard_size: 400}}
 autoencoder:
   model: {{kind: kl, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, attention: false}}
   training: {{batch_size: {BATCH}, steps: {STEPS}, half_lives: [200], log_every: 1, save_every: {EVERY},
-             validate_every: 20, preview_every: 20, micro_batch: 8}}
+             validate_every: 20, preview_every: 1, micro_batch: 8}}
 diffusion:
   backbone: {{kind: dit, width: 32, depth: 2, heads: 2, patch: 2}}
   training: {{batch_size: {BATCH}, steps: {STEPS}, half_lives: [200], log_every: 1, save_every: {EVERY},
-             validate_every: 20, preview_every: 20, micro_batch: 1}}
+             validate_every: 20, preview_every: 1, micro_batch: 1}}
 cluster: {{workers: 2, threads: 1}}
 """
 

@@ -69,7 +69,7 @@ def test_elastic(fault: Callable[..., Fault], row: Row, head: Head, add: Add) ->
     row.fault = "elastic 2 to 1 to 2 nodes"
     row.how = "a node lost without a spare; later a new one joins, Ctrl-C, the command again"
     nodes = [add() for _ in range(2)]
-    run = fault("diffusion.training.preview_every=1", env=clients(head))  # slowly
+    run = fault(env=clients(head))
     run.begin()
     at, _ = lose(nodes)
     run.wait(lambda: "a rank died" in run.log)

@@ -26,8 +26,7 @@ def test_tracker_down_for_a_minute(fault: Callable[..., Fault], row: Row, tmp_pa
     row.how = f"the server ended while the autoencoder trains and started again {AWAY:.0f} s later"
     port = free_port(5600)
     uri = f"http://127.0.0.1:{port}"
-    slowly = [f"{stage}.training.preview_every=1" for stage in ("autoencoder", "diffusion")]
-    run = fault(f"tracking.uri={uri}", "tracking.deadline=300", *slowly)
+    run = fault(f"tracking.uri={uri}", "tracking.deadline=300")
     shutil.rmtree(run.root)  # all stages: what is left when the server goes must take longer than it is away
     with server(tmp_path / "tracker", port):
         run.start()

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 def test_two_jobs(fault: Callable[..., Fault], row: Row) -> None:
     row.fault = "two jobs on one artifact"
     row.how, row.times = "the command twice at once; a pipeline of another name; with `--if-busy wait`", 3
-    run = fault("diffusion.training.preview_every=1")  # slowly
+    run = fault()
     run.start()
     run.wait(lambda: list(run.root.glob("artifacts/diffusion/*/work/lease/*.json")))
     others = []
