@@ -48,6 +48,13 @@ class Lab:
     def exec(self, *command: str, node: str = "ctl") -> str:
         return self.slurmlab("exec", node, *command)
 
+    def wait_idle(self, node: str) -> None:
+        """Until a node that was away is there again, without a job."""
+        deadline = time.monotonic() + WAIT
+        while "idle" not in (state := self.exec("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T")):
+            assert time.monotonic() < deadline, f"{node} does not come back: {state}"
+            time.sleep(0.5)
+
     def sbatch(
         self,
         name: str,

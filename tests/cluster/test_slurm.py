@@ -169,7 +169,7 @@ def test_a_node_dies(lab: Lab, whole: Job, row: Row, node: str) -> None:
     clear = "from pathlib import Path\nfrom pipeline.slurm import sweep\nprint(sweep(Path('/tmp/ldm-job-0'), young=0))"
     assert job.id in lab.exec("env", f"PYTHONPATH={ROOT}", sys.executable, "-c", clear, node=node)
     same_end(job, whole, "diffusion", EVERY, row, at)
-    job.wait(lambda: "idle" in lab.exec("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T"), f"the return of {node}")
+    lab.wait_idle(node)
 
 
 def test_slurm_drains_a_node(lab: Lab, whole: Job, row: Row) -> None:

@@ -40,4 +40,4 @@ def test_a_node_cut_off(lab: Lab, whole: Job, row: Row) -> None:
     assert max(first) > again, "the old side was over before the new one began: nothing to ignore"
     assert job.log.count("taken over") == 1 and "Traceback" not in job.log
     same_end(job, whole, "diffusion", EVERY, row, cut)
-    job.wait(lambda: "idle" in lab.exec("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T"), f"the return of {node}")
+    lab.wait_idle(node)
