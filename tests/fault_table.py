@@ -4,9 +4,7 @@ of it, `make test-cluster` the other; each leaves the other's as it is."""
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +29,7 @@ class Row:
     def line(self) -> str:
         seconds, again = span([round(s) for s in self.seconds]), span(self.again)
         cells = (self.fault, self.how, self.times, self.samples, self.metrics, seconds, again, self.end)
-        return f"| {' | '.join(map(str, cells))} | `{self.test}` |"
+        return f"| {' | '.join(map(str, cells))} |"
 
 
 def span(values: list[int]) -> str:
@@ -67,33 +65,31 @@ or, where the machine or the command itself was lost, by the same command again.
   has not in the end, or not with the value that was computed.
 - *Seconds to recover*: from the fault to the first step that had not been done before. They are those of two ranks
   that talk by gloo, tiny models, and mostly processes that start and import; on GPUs the time to load NCCL, to compile
-  and to read a large checkpoint comes on top.
+  and to read a large checkpoint comes on top. Two CPU cores, some with other work beside: read them as orders of
+  magnitude.
 - *Steps done again*: those between the last whole checkpoint and the fault; at most the interval (`save_every`).
 - *End*: "equal" is: the losses of all steps, and the final weights, are those of the undisturbed run, bit for bit.
 """
-COLUMNS = "fault, how it was injected, times, samples lost, metrics lost, s to recover, steps done again, end, test"
+COLUMNS = ("fault", "how it was injected", "times", "samples lost", "metrics lost", "s to recover", "steps done again",
+           "end", "revision", "test")  # fmt: skip
 
 
 def write_section(title: str, text: str) -> None:
-    """Write the section "## title" of the report: `text`, on what it was measured, the table, what is below."""
+    """Write the section "## title" of the report: `text`, the table, what is below. Rows of tests that did not run this
+    time stay; one that failed loses its row."""
     path = os.environ.get("LDM_FAULTS_REPORT")
     if not path or not ROWS:
         return
     revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    cpus, day = len(os.sched_getaffinity(0)), time.strftime("%Y-%m-%d")
-    columns = COLUMNS.split(", ")
-    lines = [text, f"Measured {day} on {cpus} CPU cores ({platform.machine()}), revision {revision}.", ""]
-    lines += [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
-    lines += [row.line() for row in ROWS if row.test not in NOT_DONE]
-    if NOT_DONE:
-        ended = ", ".join(f"`{test}` ({outcome})" for test, outcome in NOT_DONE.items())
-        lines += ["", f"Not in the table: {ended}."]
-    for paragraph in BELOW:
-        lines += ["", paragraph]
     file = Path(path)
-    old = file.read_text().split("\n## ")[1:] if file.exists() else []
-    sections = {section.partition("\n")[0]: section.partition("\n")[2] for section in old}
-    sections[title] = "\n" + "\n".join(lines) + "\n"
+    sections = dict(part.split("\n", 1) for part in file.read_text().split("\n## ")[1:]) if file.exists() else {}
+    table, _, below = sections.get(title, "").partition("\n\n### ")
+    rows = {line.split("`")[-2]: line for line in table.splitlines() if line.endswith("` |")}
+    rows |= {row.test: f"{row.line()} {revision} | `{row.test}` |" for row in ROWS}
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
+    lines += [rows[test] for test in sorted(rows) if test not in NOT_DONE]
+    told = "\n\n".join(BELOW) or (f"### {below.rstrip()}" if below else "")
+    sections[title] = "\n\n".join(filter(None, [f"\n{text.rstrip()}", "\n".join(lines), told]))
     file.write_text(HEADER + "".join(f"\n## {name}\n{sections[name].rstrip()}\n" for name in sorted(sections)))
 
 

@@ -96,7 +96,7 @@ def restart_times(job: Job, stage: str) -> str:
     for name, at in points.items():
         lines.append(f"  {at - last:6.1f} s  {name}")
         last = at
-    head = f"From requeue to the first step after a time limit: {whole:.0f} s, on a machine that all nodes share:"
+    head = f"### From requeue to the first step\n\n{whole:.0f} s after a time limit, on a machine that all nodes share:"
     return "\n".join([head, "", "```text", *lines, "```"])
 
 

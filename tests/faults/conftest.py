@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.artifacts import Artifact
 from pipeline.checkpoint import listing
+from pipeline.spool import whole_lines
 from tests.fault_table import Row, lost_metrics, write_section
 from tests.fault_table import pytest_runtest_logreport as pytest_runtest_logreport
 from tests.fault_table import row as row
@@ -112,6 +113,11 @@ class Fault:
     def reached(self) -> int:
         """The last step that was logged."""
         return max(curve(self.root, self.stage), default=0)
+
+    def first_reached(self) -> int:
+        """The last step that the first attempt logged, whether it counts or was done again."""
+        first = min(self.root.glob(f"artifacts/{self.stage}/*/work/spool/*.jsonl"))
+        return max(event["step"] for _, event in whole_lines(first) if event and event["kind"] == "metrics")
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All whole lines of this stage's spools, in order."""

@@ -35,7 +35,6 @@ def test_two_jobs(fault: Callable[..., Fault], row: Row) -> None:
         assert re.search(rf"error: .*{place}/.*being written by process {run.process.pid} on ", said), said
     run.finish()
     assert others[2][0].wait(LIMIT) == 0, others[2][1].with_suffix(".log").read_text()[-3000:]
-    assert len(list(run.root.glob("artifacts/diffusion/*/work/lease/*.json"))) == 2  # the second one found it finished
     row.metrics = run.lost_metrics()
     assert row.metrics == 0
     row.end = run.equal()

@@ -26,6 +26,7 @@ import psutil
 import pytest
 
 from pipeline.checkpoint import listing
+from pipeline.spool import spool_ends, whole_lines
 
 ROOT = Path(__file__).parents[2]
 STEPS = 16
@@ -78,12 +79,11 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def curve(root: Path, stage: str, key: str = "train_loss") -> dict[int, list[float]]:
-    """step -> values spooled for it, by all attempts."""
+    """step -> values spooled for it, by all attempts; without what a superseded one wrote after its end."""
     found: dict[int, list[float]] = {}
-    for path in sorted(root.glob(f"artifacts/{stage}/*/work/spool/*.jsonl")):
-        for line in path.read_text().splitlines():
-            event = json.loads(line) if line.endswith("}") else {}
-            if event.get("kind") == "metrics" and f"{stage}/{key}" in event["values"]:
+    for path, end in spool_ends(sorted(root.glob(f"artifacts/{stage}/*/work/spool/*.jsonl"))).items():
+        for _, event in whole_lines(path, 0, end):
+            if event and event["kind"] == "metrics" and f"{stage}/{key}" in event["values"]:
                 found.setdefault(event["step"], []).append(event["values"][f"{stage}/{key}"])
     return found
 
