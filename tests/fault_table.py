@@ -67,8 +67,8 @@ or, where the machine or the command itself was lost, by the same command again.
   that talk by gloo, tiny models, and mostly processes that start and import; on GPUs the time to load NCCL, to compile
   and to read a large checkpoint comes on top. Two CPU cores, some with other work beside: read them as orders of
   magnitude.
-- *Steps done again*: those between the last whole checkpoint and the fault; at most the interval (`save_every`), and one
-  more where the newest checkpoint is itself what is damaged, or could not be written.
+- *Steps done again*: those between the last whole checkpoint and the fault; at most the interval (`save_every`), and
+  one more where the newest checkpoint is itself what is damaged, or could not be written.
 - *End*: "equal" is: the losses of all steps, and the final weights, are those of the undisturbed run, bit for bit.
 """
 COLUMNS = ("fault", "how it was injected", "times", "samples lost", "metrics lost", "s to recover", "steps done again",
