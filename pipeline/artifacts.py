@@ -238,9 +238,9 @@ def revision() -> str:
 # ---- lease -----------------------------------------------------------------------------------------------------------
 
 
-def lease_file(work: Path, token: int) -> Path:
+def lease_file(folder: Path, token: int) -> Path:
     """Where the holder of the lease with this token is named. That of `token + 1` is there: another has taken over."""
-    return work / "lease" / f"{token:06d}.json"
+    return folder / f"{token:06d}.json"
 
 
 def _boot() -> str:
@@ -339,7 +339,7 @@ class Lease:
             raise UserError(f"{self.folder}: {self._lost}; this process stops")
 
     def _file(self, token: int) -> Path:
-        return self.folder / f"{token:06d}.json"
+        return lease_file(self.folder, token)
 
     def _renew(self) -> None:
         self._me["beat"] += 1

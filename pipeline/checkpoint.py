@@ -167,7 +167,7 @@ class Saver:
     def _refuse_if_superseded(self) -> None:
         """What is written now, its successor might go on from, beyond the steps whose metrics it counts as done."""
         newest = max([self.token, *(saved.token for saved in listing(self.folder))])
-        if newest == self.token and lease_file(self.folder.parent, self.token + 1).exists():
+        if newest == self.token and lease_file(self.folder.parent / "lease", self.token + 1).exists():
             newest += 1
         if newest > self.token:
             raise UserError(

@@ -33,7 +33,6 @@ FEW = 2  # tasks that are done here before a local Ray would have started
 START_FAILURES = 2  # times that Ray Train may fail to place the ranks; without a limit it tries for ever
 STOP_GRACE = 600  # seconds that workers have, after a stop was asked for, to save and end
 HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"  # Ray Train's seconds until a silent rank is given up: 600
-CONNECT = 5.0  # seconds that a connection to a node may take
 JOB_STOP_WAIT, RAY_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S", 3  # seconds between notice and kill: Ray's default
 LEAST_STOP_WAIT = 60  # seconds: the ranks' next look at the stop, a checkpoint, the tracker's last lines
 SOURCE = Path(__file__).resolve().parent.parent
@@ -184,7 +183,7 @@ class Cluster:
         # Ray counts a lost node as alive for some 15 s more, and would ask for ranks there that nobody can place
         there = (n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving)
         raylets = ((n, (n["NodeManagerHostname"], n["NodeManagerAddress"], n["NodeManagerPort"])) for n in there)
-        nodes = [n["Resources"] for n, raylet in raylets if not reach([raylet], CONNECT)]
+        nodes = [n["Resources"] for n, raylet in raylets if not reach([raylet])]
         if leaving and not nodes:
             raise Stopped(again=True)
         rooms = [(n.get("CPU", 0) // threads, n.get("GPU", 0) // gpus if gpus else math.inf) for n in nodes]

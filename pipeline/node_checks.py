@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 2**18  # bytes a read: even a store that is hardly there gives one within the time of an answer
+CONNECT = 5.0  # seconds a connection may take: within a site it takes milliseconds
 MOST_FAILURES = 4  # connections that a node tries in vain: then it is clear enough
 UNLIMITED = 2**60  # a control group's limit above this many bytes is none
 
@@ -134,7 +135,7 @@ def listen(address: str, count: int) -> list[int]:
     return [one.getsockname()[1] for one in opened]
 
 
-def reach(targets: list[tuple[str, str, int]], timeout: float) -> list[str]:
+def reach(targets: list[tuple[str, str, int]], timeout: float = CONNECT) -> list[str]:
     """Connect to each (name, address, port); gives a line for each that cannot be reached.
 
     One failure a name, and `MOST_FAILURES` in all: a wall that drops everything costs `timeout` each time.

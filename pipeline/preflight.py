@@ -28,7 +28,6 @@ ANSWER = 60.0  # seconds for any other answer
 READ_SECONDS, READ_BYTES = 5.0, 512e6  # of a node's reading; a slow store shows within seconds
 PROBE_BYTES, PROBE_SHARE = 64 * 2**20, 0.1  # of test files, where nothing is there yet to be read; of the free space
 PORTS = 3  # a node listens on so many free ports: ranks take any
-CONNECT = 5.0  # seconds a connection may take: within a site it takes milliseconds
 CLOCK_TRIPS = 10  # round trips a node; the quickest bounds the error
 ROOT_WAIT = 10.0  # seconds until a file written on one node is seen on another: NFS keeps folders for a few
 REHEARSAL_TIMEOUT = 60  # seconds that a collective of the rehearsal may hang, where a run allows more
@@ -130,7 +129,7 @@ def _ask(report: Report, config: Config, cluster: Cluster, folder: Path, require
 def why(node: Node, error: Exception) -> str:
     """Why a node gives no answer: a connection from here that fails, else what Ray says; often it is a firewall."""
     port = node.port()
-    closed = node_checks.reach([(f"Ray's worker on {node.name}", node.address, port)], CONNECT) if port else []
+    closed = node_checks.reach([(f"Ray's worker on {node.name}", node.address, port)]) if port else []
     return f"{closed[0] if closed else brief(error)}; {verdicts.OPEN_PORTS}"
 
 
@@ -211,7 +210,7 @@ def unreachable(nodes: Sequence[Node]) -> list[tuple[str, str]]:
             found.append((node.name, f"cannot listen on its address {node.address}: {brief(ports)}"))
         else:
             targets += [(node.name, node.address, port) for port in ports]
-    asked = [node.begin(node_checks.reach, [t for t in targets if t[0] != node.name], CONNECT) for node in nodes]
+    asked = [node.begin(node_checks.reach, [t for t in targets if t[0] != node.name]) for node in nodes]
     for node, lines in zip(nodes, gather(asked, ANSWER), strict=True):
         found += [(node.name, line) for line in ([brief(lines)] if isinstance(lines, Exception) else lines)]
     return found

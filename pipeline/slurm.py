@@ -33,7 +33,6 @@ BLOCK = 7  # ports of a job, in the order of `ray_start`
 CANDIDATES = 20  # blocks that are looked at, from the one that the job's number names
 STORE = 200 << 20  # bytes of Ray's object store: results are small, shards and latents travel by the file system
 LONGEST = 30  # characters of the temporary folder: Ray's socket paths in it end at 107
-CONNECT = 5.0  # seconds that a connection to the head may take
 POLL = 1.0  # seconds between two looks at what cannot notify
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
@@ -245,7 +244,7 @@ def _go_on(signals: set[signal.Signals], folder: Path, head: str) -> bool:
     if caught and caught.si_signo == signal.SIGUSR2:
         return False
     host, port = head.rsplit(":", 1)
-    return not (folder / "notice").exists() or not reach([("the head", host, int(port))], CONNECT)
+    return not (folder / "notice").exists() or not reach([("the head", host, int(port))])
 
 
 class Claim:

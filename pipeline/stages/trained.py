@@ -150,7 +150,7 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
     if snapshots and begin and ranks.first and not listing(work / "checkpoints"):
         averages.take_over(begin[0].parents[1] / averages.FOLDER, snapshots, training, begin[1])
     log = _log(config, name, arguments, work, mail) if ranks.first else Silent()
-    stop = stopper(mail, lease_file(work, arguments["token"] + 1), preempted)
+    stop = stopper(mail, lease_file(work / "lease", arguments["token"] + 1), preempted)
     hosts = ranks.gather_objects(socket.gethostname())
     validated: dict[str, float] = {}
 

@@ -159,8 +159,8 @@ def test_files_of_a_superseded_lease_are_ignored(run: Run) -> None:
         theirs.wait()
     extra = restore(run.folder, make())
     assert extra == {"owner": "second", "position": 12}
-    lease_file(run.folder.parent, 3).parent.mkdir()
-    write_json(lease_file(run.folder.parent, 3), {})  # a third one, which has written nothing yet
+    (run.folder.parent / "lease").mkdir()
+    write_json(lease_file(run.folder.parent / "lease", 3), {})  # a third one, which has written nothing yet
     ours.save(16, {"owner": "second"})
     with pytest.raises(UserError, match=r"taken over this run .lease token 3, ours is 2."):
         ours.wait()
