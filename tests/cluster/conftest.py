@@ -96,6 +96,10 @@ class Job:
     def state(self) -> str:
         return self.facts()["JobState"]
 
+    def nodes(self) -> list[str]:
+        """Of its allocation, the one with the batch script first."""
+        return self.lab.exec("scontrol", "show", "hostnames", self.facts()["NodeList"]).split()
+
     @property
     def log(self) -> str:
         path = self.folder / f"ldm-{self.id}.out"
@@ -152,6 +156,7 @@ def kept(root: Path, stage: str) -> list[int]:
 
 BATCH, EVERY, STEPS = 32, 50, {"autoencoder": 200, "diffusion": 400}
 TWO = ("--nodes=2", "--cpus-per-task=1")  # a rank on each of two nodes
+ONE = ("--nodes=1", "--cpus-per-task=2")  # both ranks on one
 CONFIG = f"""\
 run: {{name: small}}
 data: {{source: {{kind: digits}}, size: 16, channels: 1, shard_size: 400}}

@@ -11,14 +11,14 @@ from tests.fault_table import Row, lost_metrics
 from .conftest import BATCH, EVERY, STEPS, TWO, Job, Lab, curve, events
 
 
-def begun(lab: Lab, whole: Job, name: str, *options: str, words: tuple[str, ...] = ()) -> Job:
+def begun(lab: Lab, whole: Job, name: str, nodes: tuple[str, ...] = TWO, words: tuple[str, ...] = ()) -> Job:
     """A job of which everything but the diffusion stage is done, in the midst of that stage."""
     folder = lab.folder / "shared" / name
     shutil.copytree(whole.folder / "runs", folder / "runs")
     for made in ("artifacts/diffusion", "pipelines", "tracking", "mlartifacts"):
         shutil.rmtree(folder / "runs" / made, ignore_errors=True)
     (folder / "runs" / "mlflow.db").unlink()
-    job = lab.sbatch(name, *words, options=(*TWO, *options))
+    job = lab.sbatch(name, *words, options=nodes)
     job.wait_step("diffusion", EVERY + 10)
     return job
 
@@ -30,30 +30,30 @@ def requeued(job: Job) -> None:
 
 
 def same_end(job: Job, whole: Job, stage: str, again: int, row: Row, at: float) -> None:
-    """The losses of all steps, by whichever attempt, and the final weights are those of the undisturbed run, and MLflow
-    has them; at most `again` steps were done twice. Fills the row of a fault at the moment `at`."""
+    """The losses of all steps, by whichever attempt, and the final weights are those of the undisturbed run; then
+    `cost`."""
     root = job.folder / "runs"
     for name in STEPS:
         assert curve(root, name) == curve(whole.folder / "runs", name)
         assert sorted(curve(root, name)) == list(range(1, STEPS[name] + 1))
-    done = finished(job, stage)
-    assert weights(done) == weights(finished(whole, stage))
-    resumed = done.summary["resumed_from"] // BATCH
+    assert weights(finished(job, stage)) == weights(finished(whole, stage))
+    cost(job, stage, again, row, at)
+    row.end = "equal"
+
+
+def cost(job: Job, stage: str, again: int, row: Row, at: float) -> None:
+    """Fill the row of a fault at the moment `at`: at most `again` steps were done twice, and MLflow has all losses."""
+    root = job.folder / "runs"
+    resumed = finished(job, stage).summary["resumed_from"] // BATCH
     first = min(root.glob(f"artifacts/{stage}/*/work/spool/*.jsonl"))
     reached = int(re.findall(rf'"step":(\d+),"values":{{"{stage}/train_loss"', first.read_text())[-1])
     row.again.append(reached - resumed)
     assert 0 <= row.again[0] <= again, job.told()
-    new = [event["ts_ms"] / 1000 for event in events(root, stage) if event["kind"] == "metrics"]
-    row.seconds.append(min(moment for moment in new if moment > at and moment > begins(job, stage)) - at)
+    told = [event for event in events(root, stage) if event["kind"] == "metrics"]
+    row.seconds.append(min(event["ts_ms"] for event in told if event["step"] > reached) / 1000 - at)
     want = {step: value for step, (value,) in curve(root, stage).items()}
     row.metrics = lost_metrics(f"sqlite:///{root}/mlflow.db", stage, want)
     assert row.metrics == 0
-    row.end = "equal"
-
-
-def begins(job: Job, stage: str) -> float:
-    """When the last attempt at the stage began, in seconds since the epoch."""
-    return max(event["ts_ms"] for event in events(job.folder / "runs", stage) if event["kind"] == "start") / 1000
 
 
 def finished(job: Job, stage: str) -> Artifact:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fault_table import Row
 
-from .conftest import EVERY, Job, Lab
+from .conftest import EVERY, ONE, Job, Lab
 from .disturbed import begun, requeued, same_end
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
@@ -23,7 +23,7 @@ def test_a_node_cut_off(lab: Lab, whole: Job, row: Row) -> None:
     """Both ranks are on the node: they notice nothing of the cut, and reach the same files as the new side."""
     row.fault = "node cut off, its job queued again"
     row.how = "the node's network cut while its ranks train on; they find their lease taken over and end"
-    job = begun(lab, whole, "cut-off", "--nodes=1", "--cpus-per-task=2", words=SLOW)
+    job = begun(lab, whole, "cut-off", ONE, SLOW)
     node = job.facts()["NodeList"]
     lab.slurmlab("partition", node)
     cut = time.time()
