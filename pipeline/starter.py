@@ -198,7 +198,7 @@ def _data(found: Found, chosen: Plan) -> list[str]:
     return [
         "data:",
         f"  source: {{{source}}}",
-        *_comments(f"  # {line}" for line in about_classes(found, chosen)),
+        *(f"  # {line}" for line in about_classes(found, chosen)),
         f"  size: {chosen.size}   # {about_size(found, chosen)}",
         f"  channels: {chosen.channels}   # {found.gray:.0%} of the images looked at are gray",
         *(
@@ -215,10 +215,6 @@ def _data(found: Found, chosen: Plan) -> list[str]:
         ),
         f"  augment: {{flip: {str(chosen.flip).lower()}}}   # {about_flip(found)}",
     ]
-
-
-def _comments(lines: Any) -> list[str]:
-    return list(lines)
 
 
 def _autoencoder(chosen: Plan, machine: Machine) -> list[str]:

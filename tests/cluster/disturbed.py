@@ -12,13 +12,14 @@ from .conftest import BATCH, EVERY, STEPS, TWO, Job, Lab, curve, events
 
 
 def begun(lab: Lab, whole: Job, name: str, nodes: tuple[str, ...] = TWO, words: tuple[str, ...] = ()) -> Job:
-    """A job of which everything but the diffusion stage is done, in the midst of that stage."""
+    """A job of which everything but the diffusion stage is done, in the midst of that stage: with a preview at each
+    step, which would otherwise be over in four seconds, before the fault."""
     folder = lab.folder / "shared" / name
     shutil.copytree(whole.folder / "runs", folder / "runs")
     for made in ("artifacts/diffusion", "pipelines", "tracking", "mlartifacts"):
         shutil.rmtree(folder / "runs" / made, ignore_errors=True)
     (folder / "runs" / "mlflow.db").unlink()
-    job = lab.sbatch(name, *words, options=nodes)
+    job = lab.sbatch(name, "diffusion.training.preview_every=1", *words, options=nodes)
     job.wait_step("diffusion", EVERY + 10)
     return job
 

@@ -16,7 +16,7 @@ from .disturbed import begun, requeued, same_end
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 # so slow that the old side is not done before Slurm has given its node up (SlurmdTimeout)
-SLOW = ("diffusion.training.validate_every=1", "diffusion.training.preview_every=1")
+SLOW = ("diffusion.training.validate_every=1",)
 
 
 def test_a_node_cut_off(lab: Lab, whole: Job, row: Row) -> None:
