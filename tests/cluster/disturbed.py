@@ -12,8 +12,8 @@ from .conftest import BATCH, EVERY, STEPS, TWO, Job, Lab, curve, events
 
 
 def begun(lab: Lab, whole: Job, name: str, nodes: tuple[str, ...] = TWO, words: tuple[str, ...] = ()) -> Job:
-    """A job of which everything but the diffusion stage is done, in the midst of that stage: with a preview at each
-    step, which would otherwise be over in four seconds, before the fault."""
+    """A job of which everything but the diffusion stage is done, in the midst of that stage. It has a preview at each
+    step: else it would be over in four seconds, before the fault."""
     folder = lab.folder / "shared" / name
     shutil.copytree(whole.folder / "runs", folder / "runs")
     for made in ("artifacts/diffusion", "pipelines", "tracking", "mlartifacts"):
@@ -38,17 +38,17 @@ def same_end(job: Job, whole: Job, stage: str, again: int, row: Row, at: float) 
         assert curve(root, name) == curve(whole.folder / "runs", name)
         assert sorted(curve(root, name)) == list(range(1, STEPS[name] + 1))
     assert weights(finished(job, stage)) == weights(finished(whole, stage))
-    cost(job, stage, again, row, at)
+    first = min(root.glob(f"artifacts/{stage}/*/work/spool/*.jsonl"))
+    reached = int(re.findall(rf'"step":(\d+),"values":{{"{stage}/train_loss"', first.read_text())[-1])
+    cost(job, stage, again, row, at, reached)
     row.end = "equal"
 
 
-def cost(job: Job, stage: str, again: int, row: Row, at: float) -> None:
-    """Fill the row of a fault at the moment `at`: at most `again` steps were done twice, and MLflow has all losses."""
+def cost(job: Job, stage: str, again: int, row: Row, at: float, reached: int) -> None:
+    """Fill the row of a fault at the moment `at` that ended the first attempt after the step `reached`: at most `again`
+    steps were done twice, and MLflow has all losses."""
     root = job.folder / "runs"
-    resumed = finished(job, stage).summary["resumed_from"] // BATCH
-    first = min(root.glob(f"artifacts/{stage}/*/work/spool/*.jsonl"))
-    reached = int(re.findall(rf'"step":(\d+),"values":{{"{stage}/train_loss"', first.read_text())[-1])
-    row.again.append(reached - resumed)
+    row.again.append(reached - finished(job, stage).summary["resumed_from"] // BATCH)
     assert 0 <= row.again[0] <= again, job.told()
     told = [event for event in events(root, stage) if event["kind"] == "metrics"]
     row.seconds.append(min(event["ts_ms"] for event in told if event["step"] > reached) / 1000 - at)
