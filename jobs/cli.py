@@ -61,13 +61,6 @@ def group() -> None:
     """Train latent diffusion models: images to shards, autoencoder, latents, diffusion model, scores, registry."""
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    """A scheduler's request to end unwinds as Ctrl-C does: Ray and the tracker are left in order."""
-    from pipeline.errors import Notice
-
-    raise Notice if number == signal.SIGUSR1 else KeyboardInterrupt
-
-
 def main(command: Any = group) -> None:
     """Run a command. Exit code 2: a user's mistake, in one line. 1: a bug, with its traceback. 130: stopped.
 
@@ -76,8 +69,15 @@ def main(command: Any = group) -> None:
     from pipeline.errors import Notice, UserError
     from pipeline.files import disk_trouble
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGUSR1, _interrupt)
+    caught: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        """A scheduler's request to end unwinds as Ctrl-C does: Ray and the tracker are left in order."""
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGUSR1, interrupt)
     try:
         with disk_trouble():
             command(standalone_mode=False, prog_name="ldm" if command is group else None)
@@ -95,7 +95,8 @@ def main(command: Any = group) -> None:
     except (KeyboardInterrupt, click.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # click takes one for Ctrl-D; nothing here asks a person
             raise error.__cause__ from None
-        again = isinstance(error, Notice) or isinstance(error.__cause__, Notice)
+        # what was caught, not what it raised: `ray.get` puts a KeyboardInterrupt of its own in the place of any
+        again = set(caught) == {signal.SIGUSR1} or isinstance(error.__cause__, Notice)
         print("stopped; the same command goes on" if again else "stopped", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL if again else 130)
     except BrokenPipeError:

@@ -388,7 +388,7 @@ def _in_thread(run: Callable[[], Any], watch: Callable[[], None], stop: Path) ->
 def _on_signal(stop: Path) -> Iterator[None]:
     """Ctrl-C, SIGTERM (a job's end) and SIGUSR1 (notice: to go on elsewhere) ask the ranks to save and stop.
 
-    Ctrl-C twice stops at once. A SIGTERM after a notice makes it an end.
+    Ctrl-C twice stops at once. A SIGTERM after a notice makes it an end; a notice after it changes nothing.
     """
     if not _in_main_thread():
         yield
@@ -397,6 +397,8 @@ def _on_signal(stop: Path) -> Iterator[None]:
     def ask(number: int, _: Any) -> None:
         if stop.exists() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGUSR1 and stop.exists() and stop.read_text():
+            return
         stop.write_text(signal.Signals(number).name)
         print(f"{signal.Signals(number).name}: saving, then stopping", flush=True)
 

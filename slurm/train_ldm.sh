@@ -129,7 +129,10 @@ mind() { # VERB CONFIG...: run it, and mind signals and Ray meanwhile; its exit 
   while alive "$driver"; do # `wait` returns whenever a trap ran
     wait -n "$driver" "$ray" ${watch:+"$watch"} ${alarm:+"$alarm"}
     alive "$driver" || break
-    if [ -n "$watch" ] && ! alive "$watch"; then watch=''; on_notice "the allocation is going away"; fi
+    if [ -n "$watch" ] && ! alive "$watch"; then # other than by itself: scancel, which has a trap of its own
+      ! wait "$watch" || on_notice "the allocation is going away"
+      watch=''
+    fi
     if [ -n "$alarm" ] && ! alive "$alarm"; then say "no more time to save"; break; fi
     alive "$ray" || die "Ray ended by itself; its words are in ray-$SLURM_JOB_ID.out"
   done

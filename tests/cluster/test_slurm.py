@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,6 @@ from .disturbed import begun, cost, requeued, same_end
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
-# so slow that the stage is not over before Slurm, which looks every half minute, sends the signal
-SLOW = ("autoencoder.training.validate_every=1", "autoencoder.training.preview_every=1")
 WIDTHS = {"one-node": ONE, "two-node": TWO}
 each_width = pytest.mark.parametrize("width", WIDTHS)
 
@@ -41,12 +40,14 @@ def test_both_stages_on_both_nodes(whole: Job) -> None:
 def test_time_limit(lab: Lab, whole: Job, row: Row) -> None:
     """SIGUSR1 before the limit, in the autoencoder's stage: saved, queued again, on in the same MLflow runs."""
     row.fault, row.how = "time limit", "the job's limit set to some minutes, of which SIGUSR1 tells"
-    job = lab.sbatch("limit", *SLOW, options=(*TWO, "--signal=B:USR1@600", "--time=60"))
+    slow = "autoencoder.training.preview_every=1"
+    job = lab.sbatch("limit", slow, options=(*TWO, "--signal=B:USR1@600", "--time=60"))
     job.wait_step("autoencoder", EVERY + 10)
-    hours, minutes, _ = map(int, job.facts()["RunTime"].split(":"))
-    limit = 60 * hours + minutes + 5  # less than the ten before which the signal is due; Slurm looks every half minute
-    lab.exec("scontrol", "update", f"JobId={job.id}", f"TimeLimit={limit}")
-    job.wait(lambda: "notice: SIGUSR1" in job.log, "the notice")
+    with ranks_stand_still(lab, job.nodes()):  # the stage would be over: Slurm looks at limits every half minute
+        hours, minutes, _ = map(int, job.facts()["RunTime"].split(":"))
+        limit = 60 * hours + minutes + 5  # less than the ten before which the signal is due
+        lab.exec("scontrol", "update", f"JobId={job.id}", f"TimeLimit={limit}")
+        job.wait(lambda: "notice: SIGUSR1" in job.log, "the notice")
     at = time.time()
     job.wait(lambda: "queueing again" in job.log and job.state == "PENDING", "its return to the queue")
     lab.exec("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
@@ -56,6 +57,18 @@ def test_time_limit(lab: Lab, whole: Job, row: Row) -> None:
     assert set(runs) == {"small", "1 ingest", "2 autoencoder", "3 encode", "4 diffusion"}
     assert all(run.info.status == "FINISHED" for run in runs.values())
     BELOW.append(restart_times(job, "autoencoder"))
+
+
+@contextmanager
+def ranks_stand_still(lab: Lab, nodes: list[str]) -> Iterator[None]:
+    """SIGSTOP to the ranks on these nodes, and at the end SIGCONT."""
+    for node in nodes:
+        lab.exec("pkill", "-STOP", "-f", "^ray::.*RayTrainWorker", node=node)
+    try:
+        yield
+    finally:
+        for node in nodes:
+            lab.exec("pkill", "-CONT", "-f", "^ray::.*RayTrainWorker", node=node)
 
 
 def mlflow_runs(root: Path) -> dict[str, Any]:
@@ -142,7 +155,8 @@ def test_scancel(lab: Lab, whole: Job, row: Row, width: str) -> None:
     at = time.time()
     lab.exec("scancel", job.id)
     job.wait(lambda: job.state == "CANCELLED" and "taken down" in job.log, "its end")
-    assert "queueing again" not in job.log and not lab.exec("squeue", "--noheader", "--states=PENDING")
+    assert "queueing again" not in job.log and "the pipeline's exit code is 130" in job.log
+    assert not lab.exec("squeue", "--noheader", "--states=PENDING")
     root = job.folder / "runs"
     reached = max(curve(root, "diffusion"))
     assert kept(root, "diffusion")[-1] == reached * BATCH < STEPS["diffusion"] * BATCH

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,15 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """A process and all that it started, Ray's daemons and workers among them."""
     parent = psutil.Process(process.pid)
     return [parent, *parent.children(recursive=True)]
+
+
+def has(process: subprocess.Popen[bytes], name: str) -> bool:
+    """Whether one of its family is called so."""
+    for member in family(process):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if member.name().startswith(name):
+                return True
+    return False
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
@@ -145,10 +154,15 @@ def test_stop_saves_and_leaves_no_process(config: Path) -> None:
 
 
 def test_one_worker_encodes_the_same_bytes(config: Path, undisturbed: Path) -> None:
-    """The latents of 1 and of 2 workers are the same files."""
+    """The latents of 1 and of 2 workers are the same files. A notice while Ray is waited for is told as one."""
     root = config.parent / "one-worker"
     pinned = next(undisturbed.glob("artifacts/autoencoder/*/manifest.json")).parent
-    finish(start("encode", config, root, f"autoencoder.from={pinned}", "cluster.workers=1"), config)
+    words = (f"autoencoder.from={pinned}", "cluster.workers=1")
+    process = start("encode", config, root, *words)
+    wait_for(lambda: has(process, "ray::_Actor"), process, config)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(120) == os.EX_TEMPFAIL, config.with_suffix(".log").read_text()[-3000:]
+    finish(start("encode", config, root, *words), config)
     want, got = ({p.name: p.read_bytes() for p in (r / "latents").glob("*.tar")} for r in (undisturbed, root))
     assert want and got == want
 
