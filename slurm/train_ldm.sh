@@ -28,7 +28,7 @@
 set -uo pipefail
 # An array's own number is that of its last task too: `scontrol requeue` of it would requeue all tasks
 me=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} me=${me:-$SLURM_JOB_ID}
-say() { echo "[$(date +%T)] slurm: $*"; }
+say() { printf '[%(%T)T] slurm: %s\n' -1 "$*"; } # no $(...) in a trap: a `wait` for what ends meanwhile may hang
 die() { say "$*"; exit 1; }
 
 # ---- the site: modules, environments, containers --------------------------------------------------------------------
@@ -71,22 +71,22 @@ on_notice() { # save, and be queued again
 }
 on_end() { # save, and end: KILL comes in KillWait seconds
   [ -z "$ended" ] || return 0
-  ended=$(scontrol show job "$me" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p')
-  ended=${ended:-unknown}
-  say "SIGTERM (job state $ended): ${kill_wait:-30} s to save and end"
+  ended=yes
+  say "SIGTERM: ${kill_wait:-30} s to save and end"
   ! alive "$driver" || kill -TERM "$driver"
   sleep $((${kill_wait:-30} > 8 ? ${kill_wait:-30} - 5 : 3)) & alarm=$!
 }
-watching() { # ends with a notice that no signal brings to this script
-  local i=0 leaving
-  while sleep 1; do
+watching() { # ends with a notice that no signal brings to this script, and leaves $scratch/leaving
+  local i=0 said=''
+  while [ -z "$said" ] && sleep 1; do
     # The steps were sent SIGTERM: a preemption begins, and the site does not send the user's signal
-    if [ -e "$RAY_TMPDIR/notice" ]; then say "SIGTERM to the job's steps"; return; fi
+    [ ! -e "$RAY_TMPDIR/notice" ] || said="SIGTERM to the job's steps"
     i=$((i + 1))
-    [ $((i % ${LDM_DRAIN_POLL:-30})) = 0 ] || continue
-    leaving=$(sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --states=drain --format=%n | sort -u)
-    if [ -n "$leaving" ]; then say "drained:" $leaving; return; fi
+    [ "$said$((i % ${LDM_DRAIN_POLL:-30}))" = 0 ] || continue
+    said=$(sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --states=drain --format=%n | sort -u | xargs)
+    said=${said:+drained: $said}
   done
+  [ -z "$said" ] || { say "$said"; touch "$scratch/leaving"; }
 }
 cleanup() { # idempotent. No new step starts after scancel: the steps themselves clean their nodes
   trap '' USR1 TERM INT
@@ -129,9 +129,9 @@ mind() { # VERB CONFIG...: run it, and mind signals and Ray meanwhile; its exit 
   while alive "$driver"; do # `wait` returns whenever a trap ran
     wait -n "$driver" "$ray" ${watch:+"$watch"} ${alarm:+"$alarm"}
     alive "$driver" || break
-    if [ -n "$watch" ] && ! alive "$watch"; then # other than by itself: scancel, which has a trap of its own
-      ! wait "$watch" || on_notice "the allocation is going away"
+    if [ -n "$watch" ] && ! alive "$watch"; then # without a word: Slurm's SIGTERM, which is trapped here as well
       watch=''
+      [ ! -e "$scratch/leaving" ] || on_notice "the allocation is going away"
     fi
     if [ -n "$alarm" ] && ! alive "$alarm"; then say "no more time to save"; break; fi
     alive "$ray" || die "Ray ended by itself; its words are in ray-$SLURM_JOB_ID.out"
