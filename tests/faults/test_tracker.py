@@ -37,9 +37,9 @@ def test_tracker_down_for_a_minute(fault: Callable[..., Fault], row: Row, tmp_pa
     for rank in ranks:  # else a fast machine is done within the minute
         rank.suspend()
     run.wait(lambda: time.time() - gone > AWAY)
-    for rank in ranks:
-        rank.resume()
     with server(tmp_path / "tracker", port):
+        for rank in ranks:
+            rank.resume()
         run.finish()
         row.metrics = run.lost_metrics(uri)
     assert "not sent yet" not in run.log and row.metrics == 0
