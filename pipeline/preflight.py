@@ -23,7 +23,7 @@ from pipeline.errors import UserError, brief
 from pipeline.nodes import Node, gather
 from pipeline.verdicts import Finding
 
-FIRST_ANSWER = 120.0  # seconds until a node answers for the first time: a process starts there, and reads Python
+FIRST_ANSWER = 90.0  # seconds until a node answers for the first time: a process starts there, and reads Python
 ANSWER = 60.0  # seconds for any other answer
 READ_SECONDS, READ_BYTES = 5.0, 512e6  # of a node's reading; a slow store shows within seconds
 PROBE_BYTES, PROBE_SHARE = 64 * 2**20, 0.1  # of test files, where nothing is there yet to be read; of the free space

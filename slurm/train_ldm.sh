@@ -83,8 +83,8 @@ watching() { # ends with a notice that no signal brings to this script, and leav
     [ ! -e "$RAY_TMPDIR/notice" ] || said="SIGTERM to the job's steps"
     i=$((i + 1))
     [ "$said$((i % ${LDM_DRAIN_POLL:-30}))" = 0 ] || continue
-    said=$(sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --states=drain --format=%n | sort -u | xargs)
-    said=${said:+drained: $said}
+    said=$(sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --states=drain --format=%n | sort -u)
+    said=${said:+drained: ${said//$'\n'/ }}
   done
   [ -z "$said" ] || { say "$said"; touch "$scratch/leaving"; }
 }
