@@ -60,7 +60,7 @@ class PipelineRun:
         with ExitStack() as stack:
             lease = stack.enter_context(Lease(self.folder / "lease", self.if_busy))
             self.spool = Spool(self.folder, self.run, lease.token)
-            self.shipper = tracking.start(self.root, self.config.tracking.uri)
+            self.shipper = tracking.start(self.root, self.config.tracking.uri, self.config.tracking.deadline)
             tags = {"ldm.pipeline": self.run.partition("/")[2], "ldm.seed": str(self.config.run.seed)}
             element = self.config.sweep
             if element:
@@ -83,7 +83,7 @@ class PipelineRun:
             return
         with self._lease:
             self.spool.end("FINISHED" if error is None else "KILLED" if kind and kind.__name__ in STOPS else "FAILED")
-        left = self.shipper.drain(self.config.tracking.deadline)
+        left = self.shipper.drain()
         if left:
             print(tracking.left_message(self.root, self.shipper.uri, left), flush=True)
 

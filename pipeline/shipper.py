@@ -379,7 +379,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Carry the spools of a root to MLflow.")
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--parent", type=int, help="end when this process, our parent, is gone or closes our input")
-    parser.add_argument("--drain-seconds", type=float, default=60.0, help="at most this long for the rest at the end")
+    parser.add_argument("--drain-seconds", type=float, required=True, help="at most this long for the rest at the end")
     options = parser.parse_args()
     os.nice(10)  # training goes first
     if options.parent:  # `ray job stop` signals the whole tree: we leave after our parent, with its last lines

@@ -219,7 +219,7 @@ def publish(config: Config, table: Table, text: str) -> Path:
     file = folder(config) / f"{key}.md"
     atomic_write(file, text)
     spool = tracking.Spool(Path(config.run.root) / "pipelines" / f"solvers-{key}" / "spool", f"solvers/{key}", 1)
-    shipper = tracking.start(config.run.root, config.tracking.uri)
+    shipper = tracking.start(config.run.root, config.tracking.uri, config.tracking.deadline)
     spool.start(
         f"solvers {config.run.name}", tags={"ldm.diffusion": table.model}, experiment=config.tracking.experiment
     )
@@ -228,7 +228,7 @@ def publish(config: Config, table: Table, text: str) -> Path:
     spool.note(text.partition("\n\n")[2])  # without the title: the verdict first
     spool.file(file)
     spool.end()
-    left = shipper.drain(config.tracking.deadline)
+    left = shipper.drain()
     if left:
         print(tracking.left_message(config.run.root, shipper.uri, left), flush=True)
     return file

@@ -217,14 +217,15 @@ class Published:
         self.study, self.spools = study, study.root / "pipelines" / f"sweep-{study.key}" / "spool"
 
     def __enter__(self) -> Published:
-        self.shipper = tracking.start(self.study.root, self.study.base.tracking.uri)
+        settings = self.study.base.tracking
+        self.shipper = tracking.start(self.study.root, settings.uri, settings.deadline)
         self.again()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind:
             self.again("KILLED" if kind.__name__ in STOPS else "FAILED")
-        left = self.shipper.drain(self.study.base.tracking.deadline)
+        left = self.shipper.drain()
         if left:
             print(tracking.left_message(self.study.root, self.shipper.uri, left), flush=True)
 

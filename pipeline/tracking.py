@@ -264,21 +264,23 @@ class Shipper:
     root: Path
     uri: str
     process: subprocess.Popen[bytes]
+    deadline_s: float
 
-    def drain(self, deadline_s: float = 20.0) -> int:
+    def drain(self) -> int:
         """Let it send the rest and end, `deadline_s` seconds at most; how many lines are left (see `left_message`)."""
         assert self.process.stdin is not None
         self.process.stdin.close()  # end of file: a last drain, then it leaves
         try:
-            self.process.wait(deadline_s)
+            self.process.wait(self.deadline_s)
         except subprocess.TimeoutExpired:
             self.process.kill()  # replay is idempotent: killing it loses and doubles nothing
             self.process.wait()
         return left(self.root, self.uri)
 
 
-def _shipper_command(root: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline.shipper", "--root", str(root), *more]
+def _shipper_command(root: Path, deadline_s: float, *more: str) -> list[str]:
+    words = ["--root", str(root), "--drain-seconds", str(deadline_s), *more]
+    return [sys.executable, "-m", "pipeline.shipper", *words]
 
 
 def _shipper_environment(uri: str) -> dict[str, str]:
@@ -288,8 +290,11 @@ def _shipper_environment(uri: str) -> dict[str, str]:
     return os.environ | own | {"MLFLOW_TRACKING_URI": uri}  # not in the command line: it may hold a password
 
 
-def start(root: str | Path, uri: str | None = None) -> Shipper:
-    """Start the shipper of `root` in a process of its own (its log: `<root>/tracking/shipper.log`). Returns at once."""
+def start(root: str | Path, uri: str | None = None, deadline_s: float = 60.0) -> Shipper:
+    """Start the shipper of `root` in a process of its own (its log: `<root>/tracking/shipper.log`). Returns at once.
+
+    deadline_s: seconds that it has for the rest, when it is drained or this process is gone.
+    """
     root, uri = Path(root).absolute(), resolve_uri(root, uri)
     folder = tracking_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
@@ -297,7 +302,7 @@ def start(root: str | Path, uri: str | None = None) -> Shipper:
     mode = "ab" if log.exists() and log.stat().st_size < 1 << 20 else "wb"
     with open(log, mode) as output:
         process = subprocess.Popen(
-            _shipper_command(root, "--parent", str(os.getpid())),
+            _shipper_command(root, deadline_s, "--parent", str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -305,7 +310,7 @@ def start(root: str | Path, uri: str | None = None) -> Shipper:
             cwd=folder,
             start_new_session=True,  # Ctrl-C is for us: the shipper sends the rest first
         )
-    return Shipper(root, uri, process)
+    return Shipper(root, uri, process, deadline_s)
 
 
 def sync(root: str | Path, uri: str | None = None, deadline_s: float = 600.0) -> dict[str, int]:
@@ -319,7 +324,7 @@ def sync(root: str | Path, uri: str | None = None, deadline_s: float = 600.0) ->
     before, refused = left(root, uri), read_store(root, uri).get("refused", 0)
     with open(folder / "shipper.log", "ab") as output:
         done = subprocess.run(
-            _shipper_command(root, "--drain-seconds", str(deadline_s)),
+            _shipper_command(root, deadline_s),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

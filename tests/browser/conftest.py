@@ -97,7 +97,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr("pipeline.cluster.Cluster", OneProcess)
-        patch.setattr("pipeline.tracking.start", lambda root, uri=None: NoShipper())
+        patch.setattr("pipeline.tracking.start", lambda *_: NoShipper())
         from pipeline import config, graph, tracking
 
         for name, rate in (("slow", "1e-5"), ("fast", "1e-3")):

@@ -63,7 +63,7 @@ class NoShipper:
 
     uri = ""
 
-    def drain(self, deadline_s: float = 0) -> int:
+    def drain(self) -> int:
         return 0
 
 
@@ -120,7 +120,7 @@ def ldm(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
         return Said(code, *capfd.readouterr())
 
     monkeypatch.setattr("pipeline.cluster.Cluster", OneProcess)
-    monkeypatch.setattr("pipeline.tracking.start", lambda root, uri=None: NoShipper())
+    monkeypatch.setattr("pipeline.tracking.start", lambda *_: NoShipper())
     yield run
 
 

@@ -102,7 +102,7 @@ def test_a_pipeline_in_the_tracker(root: Path) -> None:
     stage.file(root / "report.html", "data")
     stage.end()
     pipeline.end()
-    assert shipper.drain(60) == 0
+    assert shipper.drain() == 0
 
     found = runs(root)
     parent, child = found["pipeline/ab12"], found["diffusion/ab12"]
@@ -253,7 +253,7 @@ def test_kill_the_shipper_at_any_moment(root: Path) -> None:
         assert tracking.left(root, shipper.uri) > 0
     stage.end()
     pipeline.end()
-    assert tracking.start(root).drain(120) == 0
+    assert tracking.start(root, deadline_s=120).drain() == 0
     assert [s for s, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == list(range(20_000))
     mirror = [s for s, _ in history(root, "pipeline/ab12", "diffusion/train_loss")]
     assert len(mirror) == len(set(mirror)) <= 500
@@ -293,7 +293,7 @@ def test_two_shippers_of_one_root_do_not_disturb_each_other(root: Path) -> None:
     stage.start("4 diffusion")
     shippers = [tracking.start(root) for _ in range(2)]
     train(stage, 0, 3000)
-    assert [shipper.drain(60) for shipper in shippers][-1] == 0
+    assert [shipper.drain() for shipper in shippers][-1] == 0
     assert len(history(root, "diffusion/ab12", "diffusion/train_loss")) == 3000
 
 
@@ -325,15 +325,15 @@ def test_a_server_that_is_down_and_comes_back(root: Path, tmp_path: Path, free_p
     stage.start("4 diffusion")
     train(stage, 0, 300)
 
-    shipper = tracking.start(work, uri)  # down from the start
+    shipper = tracking.start(work, uri, deadline_s=30)  # down from the start
     began = time.monotonic()
-    left = shipper.drain(30)
+    left = shipper.drain()
     assert left == 301 and time.monotonic() - began < 31
     assert "301 lines" in tracking.left_message(work, uri, left) and "refused" in tracking.left_message(work, uri, left)
     with pytest.raises(UserError, match="ldm mlflow sync"):
         tracking.sync(work, uri)
 
-    shipper = tracking.start(work, uri)
+    shipper = tracking.start(work, uri, deadline_s=30)
     with server(root, free_port):  # comes up, with a port of its own for artifacts
         wait_for(lambda: tracking.left(work, uri) == 0, "the shipper finds it")
         stage.image("samples/ema", np.zeros((8, 8, 3), np.uint8), 1)
@@ -344,7 +344,7 @@ def test_a_server_that_is_down_and_comes_back(root: Path, tmp_path: Path, free_p
     with server(root, free_port):
         stage.end()
         wait_for(lambda: tracking.left(work, uri) == 0, "the rest")
-        assert shipper.drain(30) == 0
+        assert shipper.drain() == 0
         assert str(tracking.run_url(work, "diffusion/ab12", uri)).startswith(uri)
     assert [s for s, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == list(range(400))
     with socket.socket() as probe:  # nothing is left behind
@@ -447,7 +447,7 @@ def test_a_server_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
         silent.listen(8)
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         spool(tmp_path, "diffusion").start("4 diffusion")
-        shipper = tracking.start(tmp_path, uri)
+        shipper = tracking.start(tmp_path, uri, deadline_s=3)
         began = time.monotonic()
-        assert shipper.drain(3) > 0
+        assert shipper.drain() > 0
         assert time.monotonic() - began < 6

@@ -47,7 +47,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "small.yaml").write_text(conftest["CONFIG"].format(root=folder / "root", images=folder / "images"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "Cluster", conftest["OneProcess"])
-        patch.setattr(tracking, "start", lambda root, uri=None: conftest["NoShipper"]())
+        patch.setattr(tracking, "start", lambda *_: conftest["NoShipper"]())
         graph.run(configs.load(folder / "small.yaml"), "encode")
     return folder
 

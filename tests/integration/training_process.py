@@ -193,7 +193,7 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
     from pipeline import cluster, config, graph, tracking
 
     cluster.Cluster = conftest.OneProcess  # type: ignore[misc]
-    tracking.start = lambda root, uri=None: conftest.NoShipper()  # type: ignore[assignment,return-value]
+    tracking.start = lambda *_: conftest.NoShipper()  # type: ignore[assignment,return-value]
     for i in range(40):
         path = Path(scenario["root"]) / "images" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ SUMMARIES: dict[str, dict[str, Any]] = {
 class NoShipper:
     uri = ""
 
-    def drain(self, deadline_s: float = 0) -> int:
+    def drain(self) -> int:
         return 0
 
 
@@ -137,7 +137,7 @@ def build(root: Path) -> Made:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """Built once: each artifact is flushed to disk several times."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "start", lambda root, uri=None: NoShipper())
+        patch.setattr(tracking, "start", lambda *_: NoShipper())
         yield build(tmp_path_factory.mktemp("template") / "runs")
 
 

@@ -23,7 +23,7 @@ class NoShipper:
 
     uri = ""
 
-    def drain(self, deadline_s: float = 0) -> int:
+    def drain(self) -> int:
         return 0
 
 
@@ -47,7 +47,7 @@ def make(store: Store, parent: PipelineRun, stop: bool = False) -> tuple[str, Ar
 
 @pytest.fixture(autouse=True)
 def no_shipper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "start", lambda root, uri=None: NoShipper())
+    monkeypatch.setattr(tracking, "start", lambda *_: NoShipper())
 
 
 def test_a_stage_goes_on_in_its_run_and_is_another_run_when_made_again(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ from pathlib import Path
 from pipeline import tracking
 from pipeline.config import Config
 from pipeline.runs import PipelineRun
-tracking.start = lambda root, uri=None: None
+tracking.start = lambda *_: None
 with PipelineRun(Config.model_validate_json(sys.argv[2]), Path(sys.argv[1]), "cd34", False) as run:
     print("here", flush=True)
     sys.stdin.read(1)
