@@ -51,7 +51,7 @@ class Lab:
     def wait_idle(self, node: str) -> None:
         """Until a node that was away is there again, without a job."""
         deadline = time.monotonic() + WAIT
-        while "idle" not in (state := self.exec("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T")):
+        while (state := self.exec("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T").strip()) != "idle":
             assert time.monotonic() < deadline, f"{node} does not come back: {state}"
             time.sleep(0.5)
 

@@ -146,6 +146,30 @@ def test_preemption(lab: Lab, whole: Job, row: Row, width: str, tells: bool) -> 
     same_end(job, whole, "diffusion", 0, row, at)
 
 
+@pytest.fixture
+def no_grace(lab: Lab) -> Iterator[None]:
+    """A partition as most sites have it."""
+    grace = re.search(r"GraceTime=(\d+)", lab.exec("scontrol", "show", "partition", "main"))
+    assert grace
+    lab.exec("scontrol", "update", "PartitionName=main", "GraceTime=0")
+    yield
+    lab.exec("scontrol", "update", "PartitionName=main", f"GraceTime={grace[1]}")
+
+
+@each_width
+def test_preemption_without_grace(lab: Lab, whole: Job, row: Row, no_grace: None, width: str) -> None:
+    """Nobody tells: Slurm kills the job and queues it again, which goes on from its last checkpoint."""
+    row.fault = f"preemption of a {width} job, without grace"
+    row.how = "a job of a higher partition takes a node, GraceTime=0"
+    job = begun(lab, whole, f"no-grace-{width}", WIDTHS[width])
+    at = time.time()
+    lab.exec("sbatch", "-p", "high", "-w", job.nodes()[-1], "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    job.wait(lambda: job.facts()["Restarts"] == "1", "its return to the queue")
+    assert "notice:" not in job.log and "queueing again" not in job.log
+    requeued(job)
+    same_end(job, whole, "diffusion", EVERY, row, at)
+
+
 @each_width
 def test_scancel(lab: Lab, whole: Job, row: Row, width: str) -> None:
     """Saved and ended, not queued again; the same sbatch goes on from there."""
