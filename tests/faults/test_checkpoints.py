@@ -50,7 +50,10 @@ def test_killed_while_writing(fault: Callable[..., Fault], row: Row) -> None:
         row.again.append(run.undone())
     run.finish()
     found = ", ".join(f"{count} {what}" for what, count in sorted(landed.items()))
-    row.how = f"SIGKILL of a random rank at random moments of the {median(took):.2f} s of a write (found: {found})"
+    row.how = (
+        f"SIGKILL of a random rank at a random moment of the {median(took):.2f} s of a write, the first one of each "
+        f"start, so that many starts end without a new step (found: {found})"
+    )
     row.seconds = [run.recovered(at, reached) for at, reached in moments]
     assert all(0 <= again <= 2 for again in row.again), row.again  # a step is done while the one before is written
     row.end = run.equal()
