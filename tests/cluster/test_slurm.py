@@ -116,18 +116,28 @@ def restart_times(job: Job, stage: str) -> str:
     return "\n".join([head, "", "```text", *lines, "```"])
 
 
+@contextmanager
+def slurm_conf(lab: Lab, **settings: object) -> Iterator[None]:
+    """The site with other settings."""
+    config = lab.folder / "etc" / "slurm.conf"
+    before = after = config.read_text()
+    for key, value in settings.items():
+        after, found = re.subn(rf"\b{key}=\S+", f"{key}={value}", after)
+        after = after if found else f"{key}={value}\n{after}"
+    config.write_text(after)
+    lab.exec("scontrol", "reconfigure")
+    try:
+        yield
+    finally:
+        config.write_text(before)
+        lab.exec("scontrol", "reconfigure")
+
+
 @pytest.fixture(params=[False, True], ids=["steps-only", "user-signal"])
 def tells(lab: Lab, request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether the site sets preempt_send_user_signal."""
-    config = lab.folder / "etc" / "slurm.conf"
-    before = config.read_text()
-    if request.param:
-        config.write_text(f"SlurmctldParameters=preempt_send_user_signal\n{before}")
-        lab.exec("scontrol", "reconfigure")
-    yield request.param
-    if request.param:
-        config.write_text(before)
-        lab.exec("scontrol", "reconfigure")
+    with slurm_conf(lab, **{"SlurmctldParameters": "preempt_send_user_signal"} if request.param else {}):
+        yield request.param
 
 
 @each_width
@@ -146,28 +156,25 @@ def test_preemption(lab: Lab, whole: Job, row: Row, width: str, tells: bool) -> 
     same_end(job, whole, "diffusion", 0, row, at)
 
 
-@pytest.fixture
-def no_grace(lab: Lab) -> Iterator[None]:
-    """A partition as most sites have it."""
-    grace = re.search(r"GraceTime=(\d+)", lab.exec("scontrol", "show", "partition", "main"))
-    assert grace
-    lab.exec("scontrol", "update", "PartitionName=main", "GraceTime=0")
-    yield
-    lab.exec("scontrol", "update", "PartitionName=main", f"GraceTime={grace[1]}")
+@pytest.fixture(params=[60, 1])
+def kill_wait(lab: Lab, request: pytest.FixtureRequest) -> Iterator[int]:
+    """Seconds between SIGTERM and SIGKILL, where preemption has no grace (as Slurm has it unless told otherwise)."""
+    with slurm_conf(lab, GraceTime=0, KillWait=request.param):
+        yield request.param
 
 
 @each_width
-def test_preemption_without_grace(lab: Lab, whole: Job, row: Row, no_grace: None, width: str) -> None:
-    """Nobody tells: Slurm kills the job and queues it again, which goes on from its last checkpoint."""
-    row.fault = f"preemption of a {width} job, without grace"
+def test_preemption_without_grace(lab: Lab, whole: Job, row: Row, width: str, kill_wait: int) -> None:
+    """Slurm ends the job and queues it again: there is KillWait to save, else the last checkpoint counts."""
+    row.fault = f"preemption of a {width} job without grace, KillWait={kill_wait}"
     row.how = "a job of a higher partition takes a node, GraceTime=0"
-    job = begun(lab, whole, f"no-grace-{width}", WIDTHS[width])
+    job = begun(lab, whole, f"no-grace-{width}-{kill_wait}", WIDTHS[width])
     at = time.time()
     lab.exec("sbatch", "-p", "high", "-w", job.nodes()[-1], "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
     job.wait(lambda: job.facts()["Restarts"] == "1", "its return to the queue")
-    assert "notice:" not in job.log and "queueing again" not in job.log
+    assert "queueing again" not in job.log
     requeued(job)
-    same_end(job, whole, "diffusion", EVERY, row, at)
+    same_end(job, whole, "diffusion", EVERY if kill_wait == 1 else 0, row, at)
 
 
 @each_width
