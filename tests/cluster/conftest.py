@@ -49,9 +49,10 @@ class Lab:
         return self.slurmlab("exec", node, *command)
 
     def wait_idle(self, node: str) -> None:
-        """Until a node that was away is there again, without a job."""
+        """Until a node that was away is there again, without a job. Asks for all nodes: of one alone Slurm may tell a
+        state of long ago."""
         deadline = time.monotonic() + WAIT
-        while (state := self.exec("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T").strip()) != "idle":
+        while f"{node} idle" not in (state := self.exec("sinfo", "-hN", "-p", "main", "-o", "%n %T")).splitlines():
             assert time.monotonic() < deadline, f"{node} does not come back: {state}"
             time.sleep(0.5)
 

@@ -40,5 +40,4 @@ def test_a_node_cut_off(lab: Lab, whole: Job, row: Row) -> None:
     assert max(first) > again, "the old side was over before the new one began: nothing to ignore"
     assert job.log.count("taken over") == 1 and "Traceback" not in job.log
     same_end(job, whole, "diffusion", EVERY, row, cut)
-    lab.exec("scontrol", "reconfigure")  # else Slurm asks a node that is down after a quarter of an hour only
     lab.wait_idle(node)
