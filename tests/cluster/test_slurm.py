@@ -140,16 +140,20 @@ def tells(lab: Lab, request: pytest.FixtureRequest) -> Iterator[bool]:
         yield request.param
 
 
+def preempt(lab: Lab, job: Job) -> None:
+    """Have a job of a higher partition take the last of its nodes, and wait until it is in the queue again."""
+    lab.exec("sbatch", "-p", "high", "-w", job.nodes()[-1], "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    job.wait(lambda: job.facts()["Restarts"] == "1", "its return to the queue")
+
+
 @each_width
 def test_preemption(lab: Lab, whole: Job, row: Row, width: str, tells: bool) -> None:
     """A job of a higher partition takes a node: saved within the grace, with and without preempt_send_user_signal."""
     row.fault = f"preemption of a {width} job" + (", the site sends the user's signal" if tells else "")
     row.how = "a job of a higher partition takes a node, 120 s of grace"
     job = begun(lab, whole, f"preempted-{width}-{tells}", WIDTHS[width])
-    node = job.nodes()[-1]
     at = time.time()
-    lab.exec("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
-    job.wait(lambda: job.facts()["Restarts"] == "1", "its return to the queue")
+    preempt(lab, job)
     assert ("notice: SIGUSR1" in job.log) or not tells
     assert ("SIGTERM to the job's steps" in job.log) or tells
     requeued(job)
@@ -170,8 +174,7 @@ def test_preemption_without_grace(lab: Lab, whole: Job, row: Row, width: str, ki
     row.how = "a job of a higher partition takes a node, GraceTime=0"
     job = begun(lab, whole, f"no-grace-{width}-{kill_wait}", WIDTHS[width])
     at = time.time()
-    lab.exec("sbatch", "-p", "high", "-w", job.nodes()[-1], "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
-    job.wait(lambda: job.facts()["Restarts"] == "1", "its return to the queue")
+    preempt(lab, job)
     assert "queueing again" not in job.log
     requeued(job)
     same_end(job, whole, "diffusion", EVERY if kill_wait == 1 else 0, row, at)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline import artifacts, cluster, graph
+from pipeline import artifacts, cluster, graph, tracking
 from pipeline.config import load
 from pipeline.errors import UserError
 
@@ -73,17 +72,7 @@ def test_a_revision_may_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_shipper_outlives_the_notice(tmp_path: Path) -> None:
     """`ray job stop` signals every process of the tree; the shipper has the last lines still to come."""
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.shipper",
-        "--root",
-        str(tmp_path),
-        "--drain-seconds",
-        "60",
-        "--parent",
-        str(os.getpid()),
-    ]
+    command = tracking._shipper_command(tmp_path, 60, "--parent", str(os.getpid()))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
     try:
