@@ -27,23 +27,25 @@ def command(
 
     `ldm sample FOLDER --weights length-0.1` and `evaluate.weights=length-0.1` take any length by themselves.
     """
-    from pipeline import averages
     from pipeline.errors import UserError
+    from pipeline.generate import averages
+    from pipeline.schema import names
+    from pipeline.training import snapshots
 
     found = averages.find(what, root)
     if scan:
         if config is None:
             raise UserError("--scan: give the run's config by --config; its `data` and `evaluate` say what is compared")
         from jobs.common import read
-        from pipeline import average_scan
+        from pipeline.applications import average_scan
 
         chosen = [part.strip() for part in lengths.split(",")]
         print(average_scan.table(average_scan.scan(found, read(config, overrides), chosen)))
         return
     if length is None or overrides:
         raise UserError("give --length, such as 0.1; or --scan with --config to see which is best")
-    recipe = averages.warned(averages.plan(found.path / averages.FOLDER, length, at))
-    name = averages.length_name(length) + (f"-{recipe.samples:012d}" if at else "")
+    recipe = averages.warned(averages.plan(found.path / snapshots.FOLDER, length, at))
+    name = names.length_name(length) + (f"-{recipe.samples:012d}" if at else "")
     path = out or found.path / "work" / "averages" / f"{name}.safetensors"
     if path.suffix != ".safetensors":
         raise UserError(f"-o {path}: expected the name of a .safetensors file")

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.graph import Done
+    from pipeline.stages.graph import Done
 
 
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -46,9 +46,10 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def read(path: Path, overrides: Sequence[str]) -> Config:
     """The config, with the options of its models checked as well."""
     from pipeline import config
+    from pipeline.planning import fits
 
     loaded = config.load(path, overrides)
-    config.check_models(loaded)
+    fits.check_models(loaded)
     return loaded
 
 
@@ -58,16 +59,17 @@ def stage_command(stage: str, text: str) -> click.Command:
     @click.command(stage, help=text)
     @run_options
     def command(path: Path, overrides: tuple[str, ...], dry_run: bool, rebuild: tuple[str, ...], if_busy: Any) -> None:
-        from pipeline import graph
-        from pipeline.cluster import Stopped
+        from pipeline.cluster.stopping import Stopped
         from pipeline.errors import Notice, UserError
+        from pipeline.schema import names
+        from pipeline.stages import graph
 
         for name in rebuild:
-            if name not in graph.STAGES:
-                raise UserError(f"--rebuild {name}: expected one of {', '.join(graph.STAGES)}")
+            if name not in names.STAGES:
+                raise UserError(f"--rebuild {name}: expected one of {', '.join(names.STAGES)}")
         config = read(path, overrides)
         if dry_run:
-            from pipeline.forecast import forecast
+            from pipeline.planning.forecast import forecast
 
             print(forecast(config))
             return
@@ -84,8 +86,8 @@ def table(done: Sequence[Done], config: Config) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.runs import run_key
-    from pipeline.tracking import run_url
+    from pipeline.tracking.links import run_url
+    from pipeline.tracking.runs import run_key
 
     shown = Table("stage", "", "time", "key figure", "artifact", "link", box=None, pad_edge=False)
     for d in done:

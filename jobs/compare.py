@@ -19,7 +19,7 @@ def command(runs: tuple[str, ...], root: Path, html: Path | None, every: bool) -
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline import compare
+    from pipeline.past import compare
 
     compared = compare.sides(root, runs)
     found = compare.verdict(compared)
@@ -40,7 +40,7 @@ def command(runs: tuple[str, ...], root: Path, html: Path | None, every: bool) -
         figures.add_row(name, *cells)
     console.print(config, "", figures, "* the better one, where they can be compared", sep="\n")
     if html:
-        from pipeline.compare_page import write
+        from pipeline.pages.compare_page import write
 
         write(html, compared, found)
         console.print(f"page: {html.absolute()}", markup=False, highlight=False)

@@ -37,7 +37,7 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
 
 def keys_below(begun: str, end: str) -> list[CompletionItem]:
     """Keys that begin so, up to their next dot; a whole key ends in `end`."""
-    from pipeline.explain import keys
+    from pipeline.planning.explain import keys
 
     found: dict[str, CompletionItem] = {}
     for key in keys():
@@ -50,7 +50,7 @@ def keys_below(begun: str, end: str) -> list[CompletionItem]:
 
 def values_of(name: str, begun: str, prefix: str) -> list[CompletionItem]:
     """The values of a key that is a choice."""
-    from pipeline.explain import keys
+    from pipeline.planning.explain import keys
 
     values = dict.fromkeys(value for key in keys() if key.name == name for value in key.values)
     return [CompletionItem(prefix + value) for value in values if value.startswith(begun)]

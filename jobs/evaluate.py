@@ -33,7 +33,7 @@ def command(
         return
     if any(rest[name] for name in ("dry_run", "rebuild")):
         raise UserError("--dry-run and --rebuild are for stages; leave them out with --images")
-    from pipeline.score import score, text
+    from pipeline.applications.score import score, text
 
     print(text(score(images, read(path, overrides), resize, out)))
 

@@ -19,7 +19,7 @@ def complete_key(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 @click.argument("key", required=False, shell_complete=complete_key)
 def command(key: str | None) -> None:
     """Explain a config KEY (`diffusion.training.clip`), a section (`evaluate`), or a word (`guidance`)."""
-    from pipeline.explain import explain
+    from pipeline.planning.explain import explain
 
     print(explain(key))
 

@@ -19,7 +19,7 @@ def command(model: str, form: str, out: Path, root: Path) -> None:
 
     An option that has no place there is refused by name.
     """
-    from pipeline.exchange import export_diffusers
+    from pipeline.generate.exchange import export_diffusers
 
     print("\n".join(export_diffusers(model, out, root)))
 

@@ -18,8 +18,8 @@ def command(root: Path, uri: str | None, delete: bool, keep: tuple[str, ...]) ->
     """Find what nothing refers to. A run that was deleted in MLflow (its trash) refers to nothing any more."""
     from rich.filesize import decimal
 
-    from pipeline import inventory
     from pipeline.errors import UserError
+    from pipeline.past import inventory
 
     if not (root / "artifacts").is_dir():
         raise UserError(f"{root}: holds no artifacts; give the `run.root` of a config by --root")

@@ -18,7 +18,7 @@ def command(source: Path, out: Path, null_class: bool) -> None:
 
     An option that has no place here is refused by name.
     """
-    from pipeline.exchange import import_diffusers
+    from pipeline.generate.exchange import import_diffusers
 
     print(import_diffusers(source, out, null_class))
 

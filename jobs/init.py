@@ -20,11 +20,12 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     """Look at the images of a folder or file, and write a config that runs on them, with the reason for each choice."""
     from dataclasses import replace
 
-    from pipeline import starter
-    from pipeline.config import check_models, load
-    from pipeline.data.look import look
+    from pipeline.config import load
     from pipeline.errors import UserError
     from pipeline.files import atomic_write
+    from pipeline.planning import starter
+    from pipeline.planning.fits import check_models
+    from pipeline.planning.look import look
 
     path = Path(source)
     named = name or (path.parent.name if "*" in source or path.suffix in (".csv", ".jsonl") else path.stem) or "images"

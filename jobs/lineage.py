@@ -17,15 +17,16 @@ from jobs.cli import main
 @click.option("--shards", is_flag=True, help="Name every image shard.")
 def command(what: str | None, key: str | None, root: Path, uri: str | None, shards: bool) -> None:
     """Print the graph from image shards to scores, by content digest, of a run, an artifact or a model."""
-    from pipeline import lineage
     from pipeline.errors import UserError
+    from pipeline.past import lineage
+    from pipeline.stages import graph
 
     if (what is None) == (key is None):
         raise UserError("give a run, an artifact or a model; or --uses KEY for an image")
     if key is not None:
         print(lineage.uses(root, key))
     else:
-        print(lineage.tree(*lineage.artifacts_of(root, str(what), uri), every_shard=shards))
+        print(lineage.tree(*lineage.artifacts_of(root, str(what), uri), graph.headline, every_shard=shards))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def command() -> None:
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on the loopback.")
 def ui(root: Path, uri: str | None, port: int) -> None:
     """Serve MLflow's pages on this machine until Ctrl-C; prints the link to the comparison of runs."""
-    from pipeline.tracking_server import serve
+    from pipeline.tracking.server import serve
 
     serve(root, port, uri)
 
@@ -36,8 +36,8 @@ def ui(root: Path, uri: str | None, port: int) -> None:
 def sync(root: Path, uri: str | None) -> None:
     """Send the tracker what it has missed. Sending twice does no harm."""
     from pipeline.errors import UserError
-    from pipeline.tracking import sync as send
-    from pipeline.tracking import tracking_folder
+    from pipeline.tracking.links import tracking_folder
+    from pipeline.tracking.tracker import sync as send
 
     if not tracking_folder(root).exists():
         raise UserError(f"{root}: nothing has been tracked here yet; give the `run.root` of a config by --root")

@@ -20,9 +20,9 @@ def command(path: Path, overrides: tuple[str, ...], file: Path | None, require_t
     GPUs, memory, disks, clocks, the shared root, ports, collectives, storage, tracker, and a real step of each stage.
     Names the bottleneck, forecasts hours and disk; exit code 2 if the run cannot work.
     """
-    from pipeline.cluster import Stopped
+    from pipeline.cluster.stopping import Stopped
     from pipeline.errors import Notice, UserError
-    from pipeline.preflight import preflight
+    from pipeline.preflight.questions import preflight
 
     try:
         report = preflight(read(path, overrides), require_tracker)

@@ -53,7 +53,8 @@ def command(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: not an empty folder; give a new folder for the samples")
     from pipeline.data.buckets import parsed
-    from pipeline.generate import load_pretrained, sample_info, write_samples
+    from pipeline.generate.folder import load_pretrained
+    from pipeline.generate.samples import sample_info, write_samples
 
     shape = parsed(size) if size else None
     generator = load_pretrained(model, root=root, weights=weights)

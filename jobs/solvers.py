@@ -27,7 +27,7 @@ def command(
     Prints and keeps a table of Fréchet distances with intervals, and shows it in the tracker. Nothing is trained: run
     `ldm diffusion` first. What was measured before is not measured again.
     """
-    from pipeline import solvers as measured
+    from pipeline.applications import solvers as measured
     from pipeline.errors import UserError
     from pipeline.files import atomic_write
 

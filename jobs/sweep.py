@@ -32,29 +32,29 @@ def command(
     What elements share (data, autoencoder, latents) is made once, also by several processes at a time: start it in as
     many as there is room for, each takes elements that no other has. Overrides are config keys, common to all elements.
     """
-    from pipeline import sweep, sweep_plan, sweep_report
-    from pipeline.cluster import Stopped
+    from pipeline.cluster.stopping import Stopped
     from pipeline.errors import Notice, UserError
+    from pipeline.sweeps import plan, report, run, study
 
     if config is None and not words:
         raise click.UsageError("Missing the sweep's file, such as jobs/configs/sweeps/digits_learning_rate.yaml")
     path, overrides = (config, words) if config else (Path(words[0]), words[1:])
-    study = sweep.read(path, overrides)
+    study = study.read(path, overrides)
     if element is not None and element >= study.count:
         raise UserError(f"--element {element}: {path} has {study.count} elements, numbered from 0")
     numbers = range(study.count) if element is None else [element]
     if dry_run:
-        print(sweep_plan.plan(study))
+        print(plan.plan(study))
         return
     if not report:
-        sweep.check(study, numbers)
+        study.check(study, numbers)
         try:
-            busy = sweep.run(study, numbers, if_busy, prune=not no_prune)
+            busy = run.run(study, numbers, if_busy, prune=not no_prune)
         except Stopped as stopped:
             raise Notice if stopped.again else KeyboardInterrupt from None
         if busy:
             print(f"{len(busy)} elements are being run by other processes: {', '.join(map(str, busy))}", flush=True)
-    print(sweep_report.markdown(study, sweep_report.points(study)))
+    print(report.markdown(study, report.points(study)))
     failed = [n for n in numbers if (study.folder.result(n) or {}).get("state") == "failed"]
     if failed and not report:
         raise UserError(f"{len(failed)} elements failed: {', '.join(map(str, failed))}; the table says why")

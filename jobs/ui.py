@@ -25,7 +25,7 @@ def command(model: str | None, root: Path, uri: str | None, port: int | None, pa
     The sampling page offers all models under the root, and MODEL: a folder or `models:/NAME@ALIAS`. Needs the extra
     `ui`.
     """
-    from pipeline.pages import serve
+    from pipeline.pages.serve import serve
 
     serve(root, model, port, page, uri)
 

@@ -14,8 +14,8 @@ from jobs.cli import main
 def command(root: Path) -> None:
     """Hash every file of every artifact again; exit code 2 if one differs."""
     from pipeline.artifacts import Artifact
+    from pipeline.data.latent_pool import damaged
     from pipeline.errors import UserError
-    from pipeline.stages.encode import damaged
 
     if not (root / "artifacts").is_dir():
         raise UserError(f"{root}: holds no artifacts; give the `run.root` of a config by --root")

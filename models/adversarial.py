@@ -1,7 +1,7 @@
 """What fights an autoencoder: a discriminator of patches, its hinge loss, R1, and the weight that balances the fight.
 
 Isola et al. 2017 (patches), Esser et al. 2021, "Taming Transformers" (balance by gradients), as latent diffusion uses
-them. Which network steps when is pipeline/duel.py's business.
+them. Which network steps when is pipeline/training/duel.py's business.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (LPIPS): features of several
 depths, each pixel's vector normed to length 1, squared differences weighted by channel ("heads"), a mean over pixels, a
 sum over depths. The same with other features and equal weights is a weaker stand-in. Which weights there are and where
-they come from is pipeline/perceptual.py's business.
+they come from is pipeline/tasks/perceptual.py's business.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The diagonal Gaussian that an encoder gives: `moments` [n, 2C, h, w] are its means, then its log-variances, by
 channel.
 
-Normalising latents is not done here (pipeline/latents.py), nor is any noise drawn (the loader's business).
+Normalising latents is not done here (pipeline/data/latents.py), nor is any noise drawn (the loader's business).
 """
 
 from __future__ import annotations

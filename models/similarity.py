@@ -1,6 +1,7 @@
 """Differentiable measures of how alike two batches of images look: SSIM, and the energy of the gradient (sharpness).
 
-Scores for reports, on 8-bit images, are in pipeline/metrics/pixel.py; distances of features in models/perceptual.py.
+Scores for reports, on 8-bit images, are in pipeline/evaluation/metrics/pixel.py; distances of features in
+models/perceptual.py.
 """
 
 from __future__ import annotations

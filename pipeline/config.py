@@ -16,7 +16,6 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.schema.data import Data, Filter, Source
 from pipeline.schema.section import SPEED, Positive, Section
 from pipeline.schema.stages import Autoencoder, Diffusion, Evaluate, Latents
@@ -123,7 +122,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _weights_there(self) -> Config:
         """What evaluate asks of the denoiser is there when it is trained: said now, not after days of training."""
-        from pipeline.averages import length_name
+        from pipeline.schema.names import length_name
 
         section, training = self.evaluate, self.diffusion.training
         names = ["ema", "live", *(f"ema-{half_life}" for half_life in training.half_lives[1:])]
@@ -300,94 +299,6 @@ def _sections(annotation: Any) -> list[type[Section]]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [s for a in get_args(annotation) for s in _sections(a)] if get_origin(annotation) else []
-
-
-def check_models(config: Config) -> tuple[int, int]:
-    """Check the options of the models, and that images, latents and patches fit; gives channels and side of a latent.
-
-    Imports torch, allocates nothing (meta device). A pinned autoencoder (`autoencoder.from`) is read where it lies.
-    Raises UserError naming the key.
-    """
-    from models import registry
-    from pipeline.artifacts import Artifact
-    from pipeline.data.buckets import text
-
-    options, data = config.autoencoder.model, config.data
-    if config.autoencoder.from_:
-        pinned = Artifact.load(config.autoencoder.from_, "autoencoder")
-        options, channels = pinned.recipe["model"], read_json(pinned.path / "model.json")["channels"]
-        if channels != data.channels:
-            raise UserError(
-                f"`data.channels`: {data.channels}, but the autoencoder at {pinned.path} was trained on {channels}; "
-                f"set {channels}, or train another autoencoder"
-            )
-    key = "autoencoder.model"
-    try:
-        autoencoder: Any = registry.outline("autoencoders", options, channels=data.channels)
-        if config.autoencoder.training.activation_checkpointing and not config.autoencoder.from_:
-            registry.checkpoint_activations(autoencoder, options["kind"])
-        if data.size % autoencoder.factor:
-            raise UserError(
-                f"`data.size`: {data.size} is not a multiple of {autoencoder.factor}, the pixels a side of one latent "
-                "(`autoencoder.model`); change one of them"
-            )
-        for shape in data.shapes:
-            if any(pixels % autoencoder.factor for pixels in shape):
-                raise UserError(
-                    f"`data.buckets`: {text(shape)} (height x width) are no multiples of {autoencoder.factor}, the "
-                    "pixels a side of one latent (`autoencoder.model`); change one of them"
-                )
-        _check_loss_fits(config)
-        channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
-        key = "diffusion.backbone"
-        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
-        if config.diffusion.training.activation_checkpointing:
-            registry.checkpoint_activations(backbone, config.diffusion.backbone["kind"])
-        if data.buckets is not None:
-            _check_shapes(config, backbone, channels, autoencoder.factor)
-    except ValueError as error:
-        raise UserError(f"`{key}`: {error}") from None
-    return channels, side
-
-
-def _check_shapes(config: Config, backbone: Any, channels: int, factor: int) -> None:
-    """The backbone, on the meta device, must take latents of every bucket's shape."""
-    import torch
-
-    from models.conditioning import Embedded
-    from pipeline.data.buckets import text
-
-    for height, width in config.data.shapes:
-        with torch.device("meta"):
-            x = torch.empty(1, channels, height // factor, width // factor)
-            condition = Embedded(torch.empty(1, backbone.condition_width))
-            try:
-                fits = backbone(x, torch.empty(1), condition).shape == x.shape
-                why = "another shape comes out"
-            except (ValueError, RuntimeError) as error:
-                fits, why = False, str(error).splitlines()[0]
-        if not fits:
-            raise UserError(
-                f"`data.buckets`: {text((height, width))} gives latents of {text(x.shape[2:])}, which "
-                f"`diffusion.backbone` does not take ({why}); change `multiple` or `shapes`, or the backbone"
-            )
-
-
-def _check_loss_fits(config: Config) -> None:
-    """The images must be large enough for the windows and networks of the autoencoder's loss."""
-    loss, size = config.autoencoder.loss, min(min(shape) for shape in config.data.shapes)
-    least, what = 0, ""
-    if loss.ssim:
-        least, what = 11, "ssim"
-    if loss.perceptual.kind == "lpips":
-        least, what = max((least, what), ({"vgg": 16, "alex": 31}[loss.perceptual.network], "perceptual"))
-    if loss.adversarial.weight:
-        least, what = max((least, what), (3 * 2**loss.adversarial.layers, "adversarial.layers"))
-    if size < least:
-        key = "size" if config.data.buckets is None else "buckets"
-        raise UserError(
-            f"`data.{key}`: {size} pixels are too few for `autoencoder.loss.{what}`, which needs {least}; change either"
-        )
 
 
 def dump(config: Config) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.errors import UserError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+SOURCE = Path(__file__).resolve().parents[1]  # the folder that holds pipeline/ and models/
 NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)  # no path where a file or folder can be
 
 

@@ -33,7 +33,7 @@ die() { say "$*"; exit 1; }
 
 # ---- the site: modules, environments, containers --------------------------------------------------------------------
 home=${LDM_HOME:-$SLURM_SUBMIT_DIR} # the repository; Slurm runs a copy of this file from elsewhere
-[ -f "$home/pipeline/slurm.py" ] || die "$home is not the repository: sbatch from there, or set LDM_HOME"
+[ -f "$home/pipeline/cluster/slurm.py" ] || die "$home is not the repository: sbatch from there, or set LDM_HOME"
 LDM_SRUN=() LDM_WRAP=()
 [ -x "$home/.venv/bin/python" ] && PATH=$home/.venv/bin:$PATH
 site=${LDM_SITE:-$home/slurm/site.sh}
@@ -111,8 +111,8 @@ trap on_end TERM INT
 
 # ---- ports, Ray -----------------------------------------------------------------------------------------------------
 say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on ${#nodes[@]} nodes: ${nodes[*]}"
-seen=$(timeout "${LDM_JOIN_DEADLINE:-300}" "${each[@]}" "${LDM_WRAP[@]}" python -m pipeline.slurm look) # words of trouble go to the log
-planned=$("${LDM_WRAP[@]}" python -m pipeline.slurm plan "${nodes[@]}" <<<"$seen") || exit 1
+seen=$(timeout "${LDM_JOIN_DEADLINE:-300}" "${each[@]}" "${LDM_WRAP[@]}" python -m pipeline.cluster.slurm look) # words of trouble go to the log
+planned=$("${LDM_WRAP[@]}" python -m pipeline.cluster.slurm plan "${nodes[@]}" <<<"$seen") || exit 1
 eval "$planned" # RAY_ADDRESS, LDM_BASE_PORT, LDM_RAY_NODES
 # Whatever addresses they are given, Ray's ports listen on all interfaces: without this token nobody gets in
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
@@ -120,7 +120,7 @@ RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_USAGE_STATS_ENABLED=0 RAY_DEDUP_LOGS=0 RAY_TRAIN_ENABLE_STATE_TRACKING=0
 say "Ray's head is $RAY_ADDRESS, ports up to $((LDM_BASE_PORT + 6))"
 "${own[@]}" "${each[@]}" --kill-on-bad-exit=1 --output="ray-%j.out" --open-mode=append \
-  "${deaf[@]}" "${LDM_WRAP[@]}" python -m pipeline.slurm hold & ray=$!
+  "${deaf[@]}" "${LDM_WRAP[@]}" python -m pipeline.cluster.slurm hold & ray=$!
 watching & watch=$!
 
 # ---- the pipeline ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.data.order import Order, seeded
 from pipeline.errors import UserError
-from pipeline.schema.data import Data, Shape
+from pipeline.schema.data import Data, Shape, text
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SCHEDULES = 2  # outer epochs whose schedule is kept
@@ -26,11 +26,6 @@ def bucket_of(height: int, width: int, shapes: Sequence[Shape]) -> int:
     two that are as near."""
     ratio = math.log(width / height)
     return min(range(len(shapes)), key=lambda number: abs(math.log(shapes[number][1] / shapes[number][0]) - ratio))
-
-
-def text(shape: Sequence[int]) -> str:
-    """A shape for people, HEIGHTxWIDTH, as `ldm sample --size` takes it."""
-    return f"{shape[0]}x{shape[1]}"
 
 
 def parsed(shape: str) -> Shape:

@@ -17,6 +17,8 @@ from pipeline.files import atomic_path, atomic_write, sha256_file
 if TYPE_CHECKING:
     from pipeline.schema.data import Cache
 
+from typing import TYPE_CHECKING
+
 GIGABYTES = 20.0  # without a config
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.data import transforms
 from pipeline.data.cache import local_copy
-from pipeline.data.sources import is_remote
+from pipeline.data.tars import is_remote
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, digest, read_json, write_json
 

@@ -2,7 +2,7 @@
 
 A member triple holds up to 1,024 samples: `NNNNN.moments.npy` [n, v, 2C, h, w] float16 (v views of each image, mean and
 log-variance as the encoder gave them), `NNNNN.label.npy` [n] int64, `NNNNN.key.npy` [n] bytes. Equal input gives equal
-bytes. What moments mean is the business of `pipeline/latents.py`.
+bytes. What moments mean is the business of `pipeline/data/latents.py`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -298,3 +299,8 @@ class Data(Section):
                 "give the images as a folder or table"
             )
         return self
+
+
+def text(shape: Sequence[int]) -> str:
+    """A shape for people, HEIGHTxWIDTH, as `ldm sample --size` takes it."""
+    return f"{shape[0]}x{shape[1]}"

@@ -1,6 +1,6 @@
 """A sweep's file: which config, which keys over which values, what is measured, what is stopped early.
 
-What an element is made of all this is in `pipeline/sweep.py`.
+What an element is made of all this is in `pipeline/sweeps/run.py`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ left to `latents.py`, reading to `data/loader.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +16,18 @@ import numpy as np
 
 from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config
+from pipeline.data.latent_pool import entry_path, is_whole
+from pipeline.data.split import SPLITS
 from pipeline.errors import UserError
-from pipeline.files import atomic_write, digest, read_json, sha256_file, write_json
+from pipeline.files import atomic_write, digest, read_json, write_json
 from pipeline.schema.section import result_fields
+from pipeline.tasks.encoding import encode_shard, load_encoder
 
 if TYPE_CHECKING:
-    from pipeline.cluster import Cluster, Inline
-    from pipeline.data.latent_shards import LatentBuckets, LatentIndex
+    from pipeline.cluster.cluster import Cluster
+    from pipeline.cluster.inline import Inline
     from pipeline.schema.data import Shape
-    from pipeline.tracking import Spool
-
-INPUTS = ("ingest", "autoencoder")
-SPLITS = ("train", "val")
+    from pipeline.tracking.tracker import Spool
 
 
 def recipe(config: Config) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def run(
     """Encode what the pool lacks, merge the statistics in shard order, write `shards.json` and `latents.json`."""
     import time
 
-    from pipeline import latents
+    from pipeline.data import latents
     from pipeline.data.index import Index
 
     data, autoencoder = inputs["ingest"], inputs["autoencoder"]
@@ -135,126 +134,4 @@ def headline(summary: dict[str, Any]) -> str:
     return f"{count:,} latents {shape}, {summary['encoded']} of {summary['shards']} shards encoded"
 
 
-def entry_path(shard: str | Path) -> Path:
-    """The record beside a latent shard, written after it: its presence says that the shard is whole."""
-    return Path(shard).with_suffix(".json")
-
-
-def is_whole(shard: Path) -> bool:
-    """Whether a latent shard and its record are there, and fit."""
-    entry = entry_path(shard)
-    return entry.exists() and shard.exists() and shard.stat().st_size == read_json(entry)["bytes"]
-
-
-def damaged(artifact: Artifact) -> list[str]:
-    """The shards of the pool that are not what the artifact says, by hash; for `ldm verify`."""
-    listing = read_json(artifact.path / "shards.json")
-    pool = artifact.path.parent.parent.parent / listing["pool"]
-    files = {pool / shard["file"]: shard["sha256"] for shard in listing["shards"]}
-    return [path.name for path, digest in files.items() if not path.exists() or sha256_file(path) != digest]
-
-
-def open_latents(artifact: Artifact, split: str) -> LatentIndex | LatentBuckets:
-    """The latents of a split, in buckets where the images are."""
-    from pipeline.data.index import OPEN
-    from pipeline.data.latent_shards import LatentBuckets, LatentIndex
-
-    buckets = artifact.summary.get("buckets")
-    if buckets is None:
-        return LatentIndex.open(shard_paths(artifact, split))
-    limit = max(8, OPEN // len(buckets))
-    return LatentBuckets([LatentIndex.open(shard_paths(artifact, split, b), limit) for b in range(len(buckets))])
-
-
-def shard_paths(artifact: Artifact, split: str, bucket: int | None = None) -> list[Path]:
-    """The latent shards of a split (and bucket), in order. Raises UserError if the pool lost one."""
-    listing = read_json(artifact.path / "shards.json")
-    pool = artifact.path.parent.parent.parent / listing["pool"]
-    paths = []
-    for shard in listing["shards"]:
-        if shard["split"] == split and bucket in (None, shard.get("bucket")):
-            path = pool / shard["file"]
-            if not path.exists() or path.stat().st_size != shard["bytes"]:
-                raise UserError(f"{path}: missing or of another size; run again with --rebuild encode")
-            paths.append(path)
-    return paths
-
-
 # ---- on a worker -----------------------------------------------------------------------------------------------------
-
-
-def load_encoder(
-    data: str, autoencoder: str, latents: dict[str, Any], images: dict[str, Any], threads: int
-) -> dict[str, Any]:
-    """What an actor keeps: the autoencoder in evaluation mode, in fp32 with TF32 off, and the open indices."""
-    import torch
-
-    from pipeline.data.index import Index
-    from pipeline.schema.data import Data
-    from pipeline.stages.autoencoder import load_model
-
-    settings = Data.model_validate(images)
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {
-        "model": load_model(Path(autoencoder)).to(device),
-        "device": device,
-        "index": {split: Index.open(data, split, settings.cache).parts for split in SPLITS},
-        "views": latents["views"],
-        "batch": latents["batch_size"],
-        "data": settings,
-    }
-
-
-def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
-    """Encode one image shard (or what it has of a bucket) into one latent shard; returns the number of images."""
-    from pipeline import latents
-    from pipeline.data import latent_shards
-
-    index, path = state["index"][job["split"]][job.get("bucket", 0)], Path(job["path"])
-    rows = index.samples_of(job["shard"])
-    encoded: list[np.ndarray[Any, Any]] = []
-    samples: list[int] = []
-    lost: list[list[str]] = []  # [key, why]
-    for batch, read, why in _moments(state, index, rows):
-        lost += [[index.key(rows[len(samples) + n]), text] for n, text in enumerate(why) if text]
-        encoded.append(batch)
-        samples += read
-    moments = np.concatenate(encoded)  # [n, v, 2C, h, w] float16
-    labels = np.array([index.label(i) for i in samples], np.int64)
-    latent_shards.write(path, moments, labels, [index.key(i) for i in samples])
-    write_json(
-        entry_path(path),
-        {
-            "bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
-            "shape": list(moments.shape[2:]),
-            "sums": latents.sums(moments),  # of the rounded moments: of what is read later
-            "lost": lost,
-        },
-    )
-    return int(job["count"])
-
-
-def _moments(
-    state: dict[str, Any], index: Any, rows: range
-) -> Iterator[tuple[np.ndarray[Any, Any], tuple[int, ...], tuple[str, ...]]]:
-    """Moments [n, v, 2C, h, w] of some rows, the samples that they are of, and why these are others (`read_views`)."""
-    import torch
-
-    from pipeline.data.index import read_views
-
-    data = state["data"]
-    for first in range(0, len(rows), state["batch"]):
-        part = rows[first : first + state["batch"]]
-        read, samples, why = zip(*(read_views(index, i, data, state["views"]) for i in part), strict=True)
-        images = np.stack(read, axis=1)  # [v, n, c, H, W] uint8
-        with torch.no_grad():
-            x = torch.from_numpy(images).to(state["device"])
-            views = [state["model"].encode(view.float() / 127.5 - 1) for view in x]
-        stacked = torch.stack(views, 1).half().cpu().numpy()  # v x [n, 2C, h, w] -> [n, v, 2C, h, w]
-        if not np.isfinite(stacked).all():
-            raise UserError(f"shard with {index.key(part[0])}: the autoencoder's moments leave float16; train it again")
-        yield stacked, samples, why

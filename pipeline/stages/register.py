@@ -12,10 +12,8 @@ from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config
 
 if TYPE_CHECKING:
-    from pipeline.cluster import Cluster
-    from pipeline.tracking import Spool
-
-INPUTS = ("ingest", "autoencoder", "encode", "diffusion", "evaluate")
+    from pipeline.cluster.cluster import Cluster
+    from pipeline.tracking.tracker import Spool
 
 
 def recipe(config: Config) -> dict[str, Any]:
@@ -29,7 +27,7 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def defaults(config: Config) -> dict[str, Any]:
     """How the model samples where it is not told: as it was evaluated."""
-    from pipeline.sampling import configured
+    from pipeline.generate.sampling import configured
 
     return configured(config.evaluate)
 
@@ -38,10 +36,10 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     """Write `model/`, and leave to the shipper to register it under the config's name and alias."""
     from safetensors.torch import load_file
 
-    from pipeline.averages import weights_path
+    from pipeline.data.latents import LatentSpace
     from pipeline.files import read_json
-    from pipeline.generate import averages, save_pretrained
-    from pipeline.latents import LatentSpace
+    from pipeline.generate.averages import weights_path
+    from pipeline.generate.folder import averages, save_pretrained
 
     name, alias = config.tracking.model_name or config.run.name, config.tracking.alias
     section, weaker = config.evaluate, None
@@ -86,17 +84,20 @@ def description(inputs: dict[str, Artifact], run: str) -> str:
 
     `run` is the run key of this stage.
     """
-    from pipeline import graph
-    from pipeline.runs import run_key
+    from pipeline.stages import autoencoder, diffusion, encode, evaluate, ingest
+    from pipeline.tracking.runs import run_key
+
+    made_by = {"ingest": ingest, "autoencoder": autoencoder, "encode": encode, "diffusion": diffusion}
+    made_by["evaluate"] = evaluate
 
     lines = [
-        graph.module("evaluate").headline(inputs["evaluate"].summary),
+        evaluate.headline(inputs["evaluate"].summary),
         "",
         "| made of | key figure | artifact |",
         "| --- | --- | --- |",
     ]
     for stage, artifact in inputs.items():
-        figure = graph.module(stage).headline(artifact.summary)
+        figure = made_by[stage].headline(artifact.summary)
         link = f"[{NAMES.get(stage, 'scores')}]({{{{run:{run_key(artifact)}}}}})"
         lines.append(f"| {link} | {figure} | `{stage} {artifact.fingerprint}`, content `{artifact.content[:12]}` |")
     lines.append(f"| [config]({{{{config:{run}}}}}) | all keys, with defaults | `config.yaml` of the pipeline's run |")

@@ -55,7 +55,9 @@ def main() -> int:
 
 def train(name: str, options: argparse.Namespace) -> Any:
     """The stages up to the autoencoder; gives what was done."""
-    from pipeline import config, graph
+    from pipeline import config
+    from pipeline.planning import fits
+    from pipeline.stages import graph
 
     overrides = [
         f"run.name=faces64-{name}", f"run.root={options.root.absolute()}", f"{TRAINING}.steps={options.steps}",
@@ -64,7 +66,7 @@ def train(name: str, options: argparse.Namespace) -> Any:
     if name == "adversarial":
         overrides.append(f"{LOSS}.adversarial.start={int(options.start * options.steps)}")
     values = config.load(options.config, overrides)
-    config.check_models(values)
+    fits.check_models(values)
     print(f"-- {name}", flush=True)
     return values, {done.artifact.stage: done.artifact for done in graph.run(values, "autoencoder")}
 
@@ -74,9 +76,10 @@ def compare(trained: dict[str, Any], options: argparse.Namespace) -> dict[str, d
     import torch
 
     from models import similarity
-    from pipeline.metrics import pixel
-    from pipeline.stages.autoencoder import images_to_floats, load_model
-    from pipeline.stages.evaluate import load_split
+    from pipeline.data.split import load_split
+    from pipeline.evaluation.metrics import pixel
+    from pipeline.networks import load_model
+    from pipeline.tasks.autoencoder import images_to_floats
 
     values, artifacts = next(iter(trained.values()))
     images, _ = load_split(artifacts["ingest"].path, "val", values, seed=0)
@@ -101,10 +104,10 @@ def compare(trained: dict[str, Any], options: argparse.Namespace) -> dict[str, d
 def make_distances(values: Any, data: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Distances that no loss has seen."""
     from models import perceptual as models
-    from pipeline import perceptual
-    from pipeline.metrics import features
+    from pipeline.data.split import load_split
+    from pipeline.evaluation.metrics import features
     from pipeline.schema.stages import Perceptual
-    from pipeline.stages.evaluate import load_split
+    from pipeline.tasks import perceptual
 
     size, channels = values.data.size, values.data.channels
     found: dict[str, Any] = {}

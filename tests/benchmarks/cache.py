@@ -20,15 +20,15 @@ from steps import CLASSES, bare_step, loss_function, network
 from timing import Figure, interleave, ratio, spread
 
 from models import registry
-from pipeline.cluster import Inline
+from pipeline.cluster.inline import Inline
 from pipeline.data.index import Index
 from pipeline.data.latent_shards import LatentIndex
 from pipeline.data.loader import image_batches, latent_batches
 from pipeline.data.order import Order, lanes
 from pipeline.schema.data import Data
 from pipeline.stages import ingest
-from pipeline.stages.autoencoder import images_to_floats
-from pipeline.stages.encode import encode_shard
+from pipeline.tasks.autoencoder import images_to_floats
+from pipeline.tasks.encoding import encode_shard
 
 AUTOENCODER = {
     "kind": "kl", "width": 16, "multipliers": [1, 4, 4], "blocks": 1, "latent_channels": 4, "groups": 8,

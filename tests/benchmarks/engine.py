@@ -32,12 +32,12 @@ from timing import Figure, Stopwatch, ratio, spread
 
 from models import registry
 from models.backbones import dit
-from pipeline.engine import Engine
 from pipeline.files import write_json
-from pipeline.loop import Task, train
-from pipeline.ranks import open_ranks
 from pipeline.schema.training import Training
-from pipeline.tracking import Spool
+from pipeline.tracking.tracker import Spool
+from pipeline.training.engine import Engine
+from pipeline.training.loop import Task, train
+from pipeline.training.ranks import open_ranks
 
 BACKBONE, CHANNELS, SIZE, BATCH, STEPS = {"preset": "dit-s/2"}, 4, 32, 4, 2
 SQUARE = [(2048, 2048, 2048)]  # rows, inner, columns

@@ -1,5 +1,5 @@
 """Objectives x samplers x steps on one data set: trains the diffusion stage of a config once for each objective, on the
-same autoencoder and latents (cached), and measures Fréchet distances by `pipeline/solvers.py`.
+same autoencoder and latents (cached), and measures Fréchet distances by `pipeline/applications/solvers.py`.
 
     python tests/benchmarks/objectives.py --config jobs/configs/cifar10_cpu.yaml [KEY=VALUE]...
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pipeline import config as configs  # noqa: E402
-from pipeline import solvers  # noqa: E402
+from pipeline.applications import solvers  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.files import atomic_write  # noqa: E402
 

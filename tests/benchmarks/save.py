@@ -14,10 +14,10 @@ import torch
 from steps import loss_function, network, random_batch
 from timing import Figure, Stopwatch, ratio
 
-from pipeline.checkpoint import Saver
-from pipeline.engine import Engine
-from pipeline.ranks import open_ranks
 from pipeline.schema.training import Training
+from pipeline.training.checkpoint import Saver
+from pipeline.training.engine import Engine
+from pipeline.training.ranks import open_ranks
 
 
 def measure(rounds: int) -> list[Figure]:

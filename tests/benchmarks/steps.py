@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.diffusion import objectives
 from models.diffusion.denoiser import Network, build_network
 from models.diffusion.process import make_path
-from pipeline.latents import LatentSpace
+from pipeline.data.latents import LatentSpace
 
 CLASSES = 10
 LEARNING_RATE, CLIP, HALF_LIFE = 1e-4, 1.0, 50_000

@@ -33,7 +33,7 @@ class Site:
 
     @property
     def store(self) -> dict[str, Any]:
-        from pipeline.tracking import read_store, resolve_uri
+        from pipeline.tracking.links import read_store, resolve_uri
 
         return read_store(self.root, resolve_uri(self.root))
 
@@ -96,20 +96,22 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few += ["diffusion.training.preview_every=2", "diffusion.training.steps=4"]
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setattr("pipeline.cluster.Cluster", OneProcess)
-        patch.setattr("pipeline.tracking.start", lambda *_: NoShipper())
-        from pipeline import config, graph, tracking
+        patch.setattr("pipeline.cluster.cluster.Cluster", OneProcess)
+        patch.setattr("pipeline.tracking.tracker.start", lambda *_: NoShipper())
+        from pipeline import config
+        from pipeline.stages import graph
+        from pipeline.tracking import tracker
 
         for name, rate in (("slow", "1e-5"), ("fast", "1e-3")):
             overrides = [*few, f"run.name={name}", f"diffusion.training.learning_rate={rate}"]
             graph.run(config.load(folder / "small.yaml", overrides))
-        tracking.sync(folder / "root")
+        tracker.sync(folder / "root")
     return folder / "root"
 
 
 @pytest.fixture(scope="session")
 def site(pipelines: Path) -> Iterator[Site]:
-    from pipeline.tracking_server import free_port, server
+    from pipeline.tracking.server import free_port, server
 
     with server(pipelines, free_port(5100)) as address:
         yield Site(pipelines, address)
@@ -119,8 +121,8 @@ def site(pipelines: Path) -> Iterator[Site]:
 def sampling(pipelines: Path) -> Iterator[str]:
     """The sampling page over the two pipelines: its address."""
     pytest.importorskip("streamlit", reason="Streamlit is not installed (extra `ui`)")
-    from pipeline.pages import sampling_page
-    from pipeline.tracking_server import free_port
+    from pipeline.pages.serve import sampling_page
+    from pipeline.tracking.server import free_port
 
     with sampling_page(pipelines, free_port(8600)) as address:
         yield address

@@ -16,9 +16,11 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline import compare, compare_page, history
-from pipeline.tracking import chart_link, public_uri, read_store, resolve_uri, run_path, sync, table_link
-from pipeline.tracking_server import free_port, prepare, server
+from pipeline.pages import compare_page
+from pipeline.past import compare, history
+from pipeline.tracking.links import chart_link, public_uri, read_store, resolve_uri, run_path, table_link
+from pipeline.tracking.server import free_port, prepare, server
+from pipeline.tracking.tracker import sync
 from tests.browser.conftest import NO_ASSISTANT, TIMEOUT_MS, chromium
 
 DOCS = Path(__file__).parents[2] / "docs" / "img"
@@ -78,7 +80,7 @@ def shoot_comparison(page: Any, root: Path, runs: Sequence[str]) -> None:
 def main(root: Path, runs: Sequence[str]) -> None:
     from playwright.sync_api import sync_playwright
 
-    from pipeline.pages import sampling_page
+    from pipeline.pages.serve import sampling_page
 
     uri = resolve_uri(root)
     sync(root, uri)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import compare, compare_page
-from pipeline.compare import Side
-from pipeline.history import Past
-from pipeline.tracking import Spool
+from pipeline.pages import compare_page
+from pipeline.past import compare
+from pipeline.past.compare import Side
+from pipeline.past.history import Past
+from pipeline.tracking.tracker import Spool
 
 
 def side(root: Path, key: str, loss: float) -> Side:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pipeline.tracking import chart_link, table_link
+from pipeline.tracking.links import chart_link, table_link
 
 
 def test_the_list_of_pipelines_shows_scores_and_opens_by_its_link(site: Any, page: Any) -> None:

@@ -149,7 +149,7 @@ def curve(root: Path, stage: str) -> dict[int, set[float]]:
 
 def kept(root: Path, stage: str) -> list[int]:
     """Positions (samples) of the whole checkpoints of a stage."""
-    from pipeline.checkpoint import listing
+    from pipeline.training.checkpoint import listing
 
     (folder,) = root.glob(f"artifacts/{stage}/*/work/checkpoints")
     return sorted(saved.position for saved in listing(folder) if (folder / saved.name / "manifest.json").exists())

@@ -229,7 +229,8 @@ def test_a_node_dies(lab: Lab, whole: Job, row: Row, node: str) -> None:
         lab.slurmlab("restore-node", node)
     assert node not in job.log.rpartition("restart 1")[2]
     # the folders of a node that lost power are there until the next job on it, whose first act is this
-    clear = "from pathlib import Path\nfrom pipeline.slurm import sweep\nprint(sweep(Path('/tmp/ldm-job-0'), young=0))"
+    clear = "from pathlib import Path\nfrom pipeline.cluster.slurm import sweep\n"
+    clear += "print(sweep(Path('/tmp/ldm-job-0'), young=0))"
     assert job.id in lab.exec("env", f"PYTHONPATH={ROOT}", sys.executable, "-c", clear, node=node)
     same_end(job, whole, "diffusion", EVERY, row, at)
     lab.wait_idle(node)

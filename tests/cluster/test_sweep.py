@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import sweep, sweep_report
 from pipeline.files import read_json
+from pipeline.sweeps import report
+from pipeline.sweeps.study import read
 
 from .conftest import Job, Lab, events
 
@@ -84,8 +85,8 @@ def test_a_sweep_as_an_array_of_4(lab: Lab) -> None:
     assert all(sorted(curve) == list(range(1, STEPS + 1)) for curve in curves)
     assert curves[0] == curves[1] and curves[2] == curves[3] and curves[0] != curves[2]
 
-    study = sweep.read(lab.folder / "shared" / "lr.yaml", [f"run.root={root}"])
-    text = sweep_report.verdict(study, sweep_report.points(study))
+    study = read(lab.folder / "shared" / "lr.yaml", [f"run.root={root}"])
+    text = report.verdict(study, report.points(study))
     assert text.startswith("Winner: learning_rate 0.001, clip "), text
     parent, children = in_tracker(root)
     assert parent.info.status == "FINISHED" and text in parent.data.tags["mlflow.note.content"]

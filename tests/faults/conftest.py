@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from pipeline.artifacts import Artifact
-from pipeline.checkpoint import listing
-from pipeline.spool import whole_lines
+from pipeline.tracking.spool import whole_lines
+from pipeline.training.checkpoint import listing
 from tests.fault_table import Row, lost_metrics, write_section
 from tests.fault_table import pytest_runtest_logreport as pytest_runtest_logreport
 from tests.fault_table import row as row

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking_server import free_port, server
+from pipeline.tracking.server import free_port, server
 from tests.integration.test_ray import ROOT, curve
 
 from .conftest import STEPS, Fault, Row

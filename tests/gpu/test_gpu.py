@@ -20,9 +20,9 @@ def test_training_falls_and_averages_follow(precision: str, zero_stage: int, tmp
     from models.diffusion.denoiser import build_network
     from models.diffusion.objectives import loss
     from models.diffusion.process import make_path
-    from pipeline.engine import Engine
-    from pipeline.ranks import close_ranks, open_ranks
     from pipeline.schema.training import Training
+    from pipeline.training.engine import Engine
+    from pipeline.training.ranks import close_ranks, open_ranks
 
     torch.manual_seed(0)
     ranks = open_ranks()
@@ -49,7 +49,7 @@ def test_training_falls_and_averages_follow(precision: str, zero_stage: int, tmp
 
 def test_out_of_memory_names_a_micro_batch() -> None:
     """The message of a step that does not fit names the largest micro-batch that does, by estimate."""
-    from pipeline.engine import largest_micro_batch
+    from pipeline.training.arithmetic import largest_micro_batch
 
     total = torch.cuda.get_device_properties(0).total_memory
     assert largest_micro_batch(64, 64, 0, total // 10, total) == 8

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.cluster import Inline, Stopped
+from pipeline.cluster.inline import Inline
+from pipeline.cluster.stopping import Stopped
 
 CONFIG = """\
 run: {{name: small, root: {root}}}
@@ -119,8 +120,8 @@ def ldm(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
             code = int(exit.code or 0)
         return Said(code, *capfd.readouterr())
 
-    monkeypatch.setattr("pipeline.cluster.Cluster", OneProcess)
-    monkeypatch.setattr("pipeline.tracking.start", lambda *_: NoShipper())
+    monkeypatch.setattr("pipeline.cluster.cluster.Cluster", OneProcess)
+    monkeypatch.setattr("pipeline.tracking.tracker.start", lambda *_: NoShipper())
     yield run
 
 

@@ -20,9 +20,9 @@ def test_views_of_several_crops_are_encoded_each_and_drawn(small):
 
     from pipeline.config import load
     from pipeline.data.index import Index, read_views
+    from pipeline.data.latent_pool import shard_paths
     from pipeline.data.latent_shards import LatentIndex
-    from pipeline.stages.autoencoder import load_model
-    from pipeline.stages.encode import shard_paths
+    from pipeline.networks import load_model
 
     refused = small.run("encode", CROPS)
     assert refused.code == 2 and "`latents.views` has crop, but images are stored without a margin" in refused.err

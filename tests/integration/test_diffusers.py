@@ -23,7 +23,7 @@ CLASSES = {"transformer": "DiTTransformer2DModel", "unet": "UNet2DModel"}
 @pytest.mark.parametrize("part", BACKBONES)
 def test_out_to_diffusers_and_back_into_training(small: Any, part: str) -> None:
     from pipeline.config import _Loader
-    from pipeline.generate import load_pretrained
+    from pipeline.generate.folder import load_pretrained
 
     backbone = f"diffusion.backbone={BACKBONES[part]}"
     said = small.run("diffusion", backbone)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pipeline import config as configs
-from pipeline import graph
 from pipeline.artifacts import Store
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.stages import graph
 
 STEPS, EVERY, BATCH = 6, 2, 8
 CONFIG = """\
@@ -45,14 +45,15 @@ class Curves:
 
 def train(config: Config, folder: Path, stop_after: int | None = None) -> dict[int, dict[str, float]]:
     """The diffusion stage by the real loop and engine, stopped after a step if that is said; what it logged."""
-    from pipeline import loop
-    from pipeline.engine import Engine
-    from pipeline.ranks import open_ranks
-    from pipeline.stages import diffusion
+    from pipeline.schema.names import INPUTS
+    from pipeline.tasks import diffusion
+    from pipeline.training import loop
+    from pipeline.training.engine import Engine
+    from pipeline.training.ranks import open_ranks
 
     made = {artifact.stage: artifact for artifact in Store(config.run.root).all()}
     ranks, training, seen, log = open_ranks(), config.diffusion.training, [0], Curves()
-    network, task = diffusion.build(config, {name: made[name] for name in diffusion.INPUTS}, ranks)
+    network, task = diffusion.build(config, {name: made[name] for name in INPUTS["diffusion"]}, ranks)
 
     def count(position: int, stats: Any) -> None:
         seen[0] = position // BATCH + 1

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import history
 from pipeline.config import load
+from pipeline.past import history
 
 FEW = [
     "autoencoder.training.steps=2", "autoencoder.training.warmup=0", "diffusion.training.steps=2",
@@ -83,8 +83,8 @@ def test_a_run_deleted_in_mlflow_is_collected(ready: Any, tmp_path: Path) -> Non
     import mlflow
 
     from pipeline.files import write_json
-    from pipeline.mlflow_store import MlflowStore
-    from pipeline.tracking import resolve_uri
+    from pipeline.tracking.links import resolve_uri
+    from pipeline.tracking.mlflow_store import MlflowStore
 
     for rate in ("1e-3", "1e-4"):
         config = [f"autoencoder.training.learning_rate={rate}", f"run.root={tmp_path / 'root'}"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import Inline
+from pipeline.cluster.inline import Inline
 
 
 def pool(root: Path) -> dict[str, bytes]:
@@ -85,7 +85,7 @@ def test_encode_killed_half_way_and_restarted_gives_the_same_bytes(small, monkey
         return cut
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.cluster.Cluster.map", until(2))
+        patched.setattr("pipeline.cluster.cluster.Cluster.map", until(2))
         assert small.run("encode").code == 130
     assert not small.manifests("encode")
     done = pool(small.root)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import tracking
 from pipeline.errors import UserError
-from pipeline.spool import process_identity, surely_dead
-from pipeline.tracking import Spool
-from pipeline.tracking_server import server
+from pipeline.tracking import links, tracker
+from pipeline.tracking.server import server
+from pipeline.tracking.spool import process_identity, surely_dead
+from pipeline.tracking.tracker import Spool
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,10 +33,10 @@ def no_tracker_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty SQLite store, made once: each test copies it (making one takes seconds)."""
     root = tmp_path_factory.mktemp("empty")
-    tracking.sync(root)
-    from pipeline.mlflow_store import create_database
+    tracker.sync(root)
+    from pipeline.tracking.mlflow_store import create_database
 
-    create_database(tracking.resolve_uri(root), root)
+    create_database(links.resolve_uri(root), root)
     return root / "mlflow.db"
 
 
@@ -47,9 +47,9 @@ def root(tmp_path: Path, database: Path) -> Path:
 
 
 def client(root: Path, uri: str | None = None) -> Any:
-    from pipeline import mlflow_store
+    from pipeline.tracking import mlflow_store
 
-    uri = tracking.resolve_uri(root, uri)
+    uri = links.resolve_uri(root, uri)
     return mlflow_store.mlflow.MlflowClient(uri, uri)
 
 
@@ -89,7 +89,7 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> N
 def test_a_pipeline_in_the_tracker(root: Path) -> None:
     """Names, nesting, params, tags, data set, links, curves at full rate, the mirror, pictures by step, times."""
     pipeline, stage = spool(root, "pipeline"), spool(root, "diffusion")
-    shipper = tracking.start(root)
+    shipper = tracker.start(root)
     pipeline.start("digits", tags={"ldm.pipeline": "ab12"}, params={"run.seed": 0, "data.size": 8}, experiment="demo")
     pipeline.note("**good**: [4 diffusion]({{run:diffusion/ab12}})")
     stage.start("4 diffusion", "pipeline/ab12", experiment="demo", steps=1999)
@@ -113,7 +113,7 @@ def test_a_pipeline_in_the_tracker(root: Path) -> None:
     assert parent.data.params == {"run.seed": "0", "data.size": "8"}
     assert child.inputs.dataset_inputs[0].dataset.digest == "a" * 36
     assert f"/runs/{child.info.run_id}?" in parent.data.tags["mlflow.note.content"]
-    assert str(tracking.run_url(root, "diffusion/ab12")).endswith(
+    assert str(links.run_url(root, "diffusion/ab12")).endswith(
         f"/runs/{child.info.run_id}?workflowType=machine_learning"
     )
 
@@ -139,7 +139,7 @@ def test_sending_everything_again_changes_nothing(root: Path) -> None:
     stage.metrics({"diffusion/odd": float("inf")}, 0)
     stage.end()
     pipeline.end()
-    tracking.sync(root)
+    tracker.sync(root)
 
     def everything() -> Any:
         keys = ("pipeline/ab12", "diffusion/ab12")
@@ -150,7 +150,7 @@ def test_sending_everything_again_changes_nothing(root: Path) -> None:
     before = everything()
     assert np.isnan(history(root, "diffusion/ab12", "diffusion/odd")[0][1])
     (root / "tracking" / "state.json").unlink()
-    tracking.sync(root)
+    tracker.sync(root)
     assert everything() == before
 
 
@@ -158,12 +158,12 @@ def test_a_resumed_stage_goes_on_in_its_run_without_double_steps(root: Path) -> 
     stage = spool(root, "diffusion", token=1)
     stage.start("4 diffusion")
     train(stage, 0, 60)
-    tracking.sync(root)
+    tracker.sync(root)
     stage = spool(root, "diffusion", token=2)  # from the checkpoint at step 40
     stage.start("4 diffusion")
     train(stage, 40, 100)
     stage.end()
-    tracking.sync(root)
+    tracker.sync(root)
     assert [step for step, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == list(range(100))
     assert runs(root)["diffusion/ab12"].info.status == "FINISHED"
 
@@ -174,10 +174,10 @@ def test_a_torn_line_is_passed_over(root: Path) -> None:
     train(stage, 0, 10)
     (path,) = (root / "artifacts/diffusion/ab12/work/spool").glob("*.jsonl")
     os.truncate(path, path.stat().st_size - 7)
-    assert tracking.sync(root)["left"] == 0
+    assert tracker.sync(root)["left"] == 0
     assert len(history(root, "diffusion/ab12", "diffusion/train_loss")) == 9
     train(spool(root, "diffusion"), 9, 12)
-    tracking.sync(root)
+    tracker.sync(root)
     assert [step for step, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == list(range(12))
 
 
@@ -188,7 +188,7 @@ def test_a_refused_line_is_counted_and_does_not_hold_up_the_rest(root: Path) -> 
     stage.metrics({"not a ? name": 1.0}, 0)
     stage.file(root / "is-not-there.txt")
     stage.metrics({"diffusion/train_loss": 0.5}, 1)
-    assert tracking.sync(root) == {"sent": 6, "left": 0, "refused": 2}
+    assert tracker.sync(root) == {"sent": 6, "left": 0, "refused": 2}
     assert len(history(root, "diffusion/ab12", "diffusion/train_loss")) == 2
     assert "not a ? name" in (root / "tracking" / "shipper.log").read_text()
 
@@ -203,7 +203,7 @@ def test_a_cached_stage_gives_its_curves_to_the_new_parent(root: Path) -> None:
     second.start("two")
     second.adopt("diffusion/ab12", root / "artifacts/diffusion/ab12/work/spool")
     second.end()
-    tracking.sync(root)
+    tracker.sync(root)
     curve = history(root, "pipeline/two", "diffusion/train_loss")
     assert curve == history(root, "pipeline/one", "diffusion/train_loss")
     assert 400 < len(curve) <= 500
@@ -215,9 +215,9 @@ def test_elements_are_shown_under_their_sweep_and_leave_it_no_curves(root: Path)
         element.start(name, group="sweep/k")
         element.metrics({"time/ingest": 1.0}, 0)
         if name == "early":
-            tracking.sync(root)
+            tracker.sync(root)
             Spool(root / "pipelines" / "sweep-k" / "spool", "sweep/k", 1).start("learning rates")
-    tracking.sync(root)
+    tracker.sync(root)
     found = runs(root)
     parents = {found[f"pipeline/{name}"].data.tags["mlflow.parentRunId"] for name in ("early", "late")}
     assert parents == {found["sweep/k"].info.run_id}
@@ -230,7 +230,7 @@ def test_a_stage_that_another_pipeline_goes_on_with_moves_to_it_with_its_whole_c
         stage = spool(root, "diffusion", token=token)
         stage.start("4 diffusion", f"pipeline/{name}", steps=399)
         train(stage, 200 * (token - 1), 200 * token)
-        tracking.sync(root)
+        tracker.sync(root)
     assert [step for step, _ in history(root, "pipeline/two", "diffusion/train_loss")] == list(range(400))
     found = runs(root)
     assert found["diffusion/ab12"].data.tags["mlflow.parentRunId"] == found["pipeline/two"].info.run_id
@@ -243,17 +243,17 @@ def test_kill_the_shipper_at_any_moment(root: Path) -> None:
     train(stage, 0, 20_000)
     path = root / "tracking" / "state.json"
     for batches in (1, 5):  # killed while it is sending
-        shipper = tracking.start(root)
-        enough = tracking.left(root, shipper.uri) - 450 * batches
-        while not path.exists() or tracking.left(root, shipper.uri) > enough:
+        shipper = tracker.start(root)
+        enough = tracker.left(root, shipper.uri) - 450 * batches
+        while not path.exists() or tracker.left(root, shipper.uri) > enough:
             assert shipper.process.poll() is None
             time.sleep(0.05)
         os.kill(shipper.process.pid, signal.SIGKILL)
         shipper.process.wait()
-        assert tracking.left(root, shipper.uri) > 0
+        assert tracker.left(root, shipper.uri) > 0
     stage.end()
     pipeline.end()
-    assert tracking.start(root, deadline_s=120).drain() == 0
+    assert tracker.start(root, deadline_s=120).drain() == 0
     assert [s for s, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == list(range(20_000))
     mirror = [s for s, _ in history(root, "pipeline/ab12", "diffusion/train_loss")]
     assert len(mirror) == len(set(mirror)) <= 500
@@ -262,11 +262,11 @@ def test_kill_the_shipper_at_any_moment(root: Path) -> None:
 RUN = """
 import os, sys, time
 from pathlib import Path
-from pipeline import tracking
+from pipeline.tracking import tracker
 root = Path(sys.argv[1])
-spool = tracking.Spool(root / "pipelines" / "p" / "spool", "pipeline/p", 1)
+spool = tracker.Spool(root / "pipelines" / "p" / "spool", "pipeline/p", 1)
 spool.start("digits")
-shipper = tracking.start(root)
+shipper = tracker.start(root)
 spool.metrics({"a": 1.0}, 0)
 print(shipper.process.pid, flush=True)
 time.sleep(600)
@@ -281,17 +281,17 @@ def test_kill_the_pipeline_and_the_shipper_sends_the_rest_and_leaves(root: Path)
     process.kill()
     process.wait()
     wait_for(lambda: surely_dead(shipper), "the shipper leaves")
-    assert tracking.left(root, tracking.resolve_uri(root)) == 0
+    assert tracker.left(root, links.resolve_uri(root)) == 0
     assert runs(root)["pipeline/p"].info.status == "KILLED"
     spool(root, "pipeline", "p", token=2).start("digits")
-    tracking.sync(root)
+    tracker.sync(root)
     assert runs(root)["pipeline/p"].info.status == "RUNNING"
 
 
 def test_two_shippers_of_one_root_do_not_disturb_each_other(root: Path) -> None:
     stage = spool(root, "diffusion")
     stage.start("4 diffusion")
-    shippers = [tracking.start(root) for _ in range(2)]
+    shippers = [tracker.start(root) for _ in range(2)]
     train(stage, 0, 3000)
     assert [shipper.drain() for shipper in shippers][-1] == 0
     assert len(history(root, "diffusion/ab12", "diffusion/train_loss")) == 3000
@@ -302,10 +302,10 @@ def test_a_database_that_was_removed_is_filled_again(root: Path, database: Path)
     pipeline.start("digits")
     stage.start("4 diffusion", "pipeline/ab12")
     train(stage, 0, 5)
-    tracking.sync(root)
+    tracker.sync(root)
     (root / "mlflow.db").write_bytes(database.read_bytes())  # another, empty
     pipeline.start("digits")
-    tracking.sync(root)
+    tracker.sync(root)
     assert len(history(root, "pipeline/ab12", "diffusion/train_loss")) == 5
     assert len(history(root, "diffusion/ab12", "diffusion/train_loss")) == 5
 
@@ -325,27 +325,27 @@ def test_a_server_that_is_down_and_comes_back(root: Path, tmp_path: Path, free_p
     stage.start("4 diffusion")
     train(stage, 0, 300)
 
-    shipper = tracking.start(work, uri, deadline_s=30)  # down from the start
+    shipper = tracker.start(work, uri, deadline_s=30)  # down from the start
     began = time.monotonic()
     left = shipper.drain()
     assert left == 301 and time.monotonic() - began < 31
-    assert "301 lines" in tracking.left_message(work, uri, left) and "refused" in tracking.left_message(work, uri, left)
+    assert "301 lines" in tracker.left_message(work, uri, left) and "refused" in tracker.left_message(work, uri, left)
     with pytest.raises(UserError, match="ldm mlflow sync"):
-        tracking.sync(work, uri)
+        tracker.sync(work, uri)
 
-    shipper = tracking.start(work, uri, deadline_s=30)
+    shipper = tracker.start(work, uri, deadline_s=30)
     with server(root, free_port):  # comes up, with a port of its own for artifacts
-        wait_for(lambda: tracking.left(work, uri) == 0, "the shipper finds it")
+        wait_for(lambda: tracker.left(work, uri) == 0, "the shipper finds it")
         stage.image("samples/ema", np.zeros((8, 8, 3), np.uint8), 1)
-        wait_for(lambda: tracking.left(work, uri) == 0, "the picture")
+        wait_for(lambda: tracker.left(work, uri) == 0, "the picture")
         run = runs(root, uri)["diffusion/ab12"].info.run_id
         assert len(client(root, uri).list_artifacts(run, "images")) == 2
     train(stage, 300, 400)  # down again
     with server(root, free_port):
         stage.end()
-        wait_for(lambda: tracking.left(work, uri) == 0, "the rest")
+        wait_for(lambda: tracker.left(work, uri) == 0, "the rest")
         assert shipper.drain() == 0
-        assert str(tracking.run_url(work, "diffusion/ab12", uri)).startswith(uri)
+        assert str(links.run_url(work, "diffusion/ab12", uri)).startswith(uri)
     assert [s for s, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == list(range(400))
     with socket.socket() as probe:  # nothing is left behind
         assert probe.connect_ex(("127.0.0.1", free_port)) != 0
@@ -354,8 +354,9 @@ def test_a_server_that_is_down_and_comes_back(root: Path, tmp_path: Path, free_p
 def tiny_model(folder: Path) -> Path:
     """A model folder of untrained networks, 8x8 gray images, 3 classes."""
     from models import registry
-    from pipeline.generate import build_network, save_pretrained
-    from pipeline.latents import LatentSpace
+    from pipeline.data.latents import LatentSpace
+    from pipeline.generate.folder import save_pretrained
+    from pipeline.networks import build_network
 
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
@@ -399,7 +400,7 @@ numpy.save(sys.argv[2], images)
 def test_a_model_is_registered_once_has_its_alias_and_loads_without_the_repository(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.generate import load_pretrained
+    from pipeline.generate.folder import load_pretrained
 
     folder = tiny_model(tmp_path / "model")
     stage = spool(root, "register")
@@ -410,7 +411,7 @@ def test_a_model_is_registered_once_has_its_alias_and_loads_without_the_reposito
         )
     stage.note("see {{model:register/ab12}}")
     stage.end()
-    assert tracking.sync(root)["refused"] == 0, (root / "tracking" / "shipper.log").read_text()
+    assert tracker.sync(root)["refused"] == 0, (root / "tracking" / "shipper.log").read_text()
 
     found = client(root)
     (version,) = found.search_model_versions("name = 'tiny'")
@@ -420,10 +421,10 @@ def test_a_model_is_registered_once_has_its_alias_and_loads_without_the_reposito
     assert version.tags["ldm.diffusion"] == "ef" and f"/runs/{run.info.run_id}" in version.description
     assert run.data.tags["mlflow.note.content"] == "see #/models/tiny/versions/1"
 
-    uri = tracking.resolve_uri(root)
+    uri = links.resolve_uri(root)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    fetched = tracking.fetch_model("models:/tiny@best", root)
+    fetched = tracker.fetch_model("models:/tiny@best", root)
     assert list((tmp_path / "empty").iterdir()) == []  # MLflow makes its default data base where it is not told another
     expected = load_pretrained(fetched).sample(classes=[1, 2], n=2, seed=5, steps=3)
     arguments = [uri, str(tmp_path / "images.npy"), str(ROOT)]
@@ -436,9 +437,9 @@ def test_a_model_is_registered_once_has_its_alias_and_loads_without_the_reposito
 
     for wrong in ("models:/tiny@worst", "models:/other/1"):
         with pytest.raises(UserError, match="cannot be had"):
-            tracking.fetch_model(wrong, root)
+            tracker.fetch_model(wrong, root)
     with pytest.raises(UserError, match="no tracker"):
-        tracking.fetch_model("models:/tiny@best", tmp_path / "elsewhere")
+        tracker.fetch_model("models:/tiny@best", tmp_path / "elsewhere")
 
 
 def test_a_server_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
@@ -447,7 +448,7 @@ def test_a_server_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
         silent.listen(8)
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         spool(tmp_path, "diffusion").start("4 diffusion")
-        shipper = tracking.start(tmp_path, uri, deadline_s=3)
+        shipper = tracker.start(tmp_path, uri, deadline_s=3)
         began = time.monotonic()
         assert shipper.drain() > 0
         assert time.monotonic() - began < 6

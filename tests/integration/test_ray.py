@@ -25,8 +25,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.checkpoint import listing
-from pipeline.spool import spool_ends, whole_lines
+from pipeline.tracking.spool import spool_ends, whole_lines
+from pipeline.training.checkpoint import listing
 
 ROOT = Path(__file__).parents[2]
 STEPS = 16

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import history
 from pipeline.files import read_json
-from pipeline.generate import load_pretrained
+from pipeline.generate.folder import load_pretrained
+from pipeline.past import history
 
 
 def test_autoguided_model_is_registered_whole_and_solvers_are_measured(small: Any) -> None:

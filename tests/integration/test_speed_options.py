@@ -17,11 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import cluster, graph, tracking
 from pipeline import config as configs
 from pipeline.artifacts import Store
-from pipeline.engine import Engine
-from pipeline.ranks import open_ranks
+from pipeline.cluster import cluster
+from pipeline.schema.names import INPUTS
+from pipeline.stages import graph
+from pipeline.tracking import tracker
+from pipeline.training.engine import Engine
+from pipeline.training.ranks import open_ranks
 
 STEPS = 3
 UNET = "{kind: unet, width: 8, multipliers: [1, 2], attention: [false, true], blocks: 1, groups: 4, head_width: 8}"
@@ -47,7 +50,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "small.yaml").write_text(conftest["CONFIG"].format(root=folder / "root", images=folder / "images"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "Cluster", conftest["OneProcess"])
-        patch.setattr(tracking, "start", lambda *_: conftest["NoShipper"]())
+        patch.setattr(tracker, "start", lambda *_: conftest["NoShipper"]())
         graph.run(configs.load(folder / "small.yaml"), "encode")
     return folder
 
@@ -58,8 +61,8 @@ def losses(folder: Path, subject: str, **options: Any) -> tuple[list[float], lis
     given = [f"{stage}.training.{key}={str(value).lower()}" for key, value in options.items()]
     config = configs.load(folder / "small.yaml", [override, *given])
     made = {artifact.stage: artifact for artifact in Store(folder / "root").all()}
-    module, ranks = importlib.import_module(f"pipeline.stages.{stage}"), open_ranks()
-    model, task = module.build(config, {name: made[name] for name in module.INPUTS}, ranks)
+    module, ranks = importlib.import_module(f"pipeline.tasks.{stage}"), open_ranks()
+    model, task = module.build(config, {name: made[name] for name in INPUTS[stage]}, ranks)
     torch.manual_seed(0)
     for parameter in model.parameters():  # so that nothing hides behind a zero
         if not parameter.any():

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import cluster, graph, history
+from pipeline.cluster import cluster, stopping
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.past import history
+from pipeline.stages import graph
 
 SWEEP = """\
 name: lr
@@ -45,7 +47,7 @@ def test_four_elements_share_one_autoencoder_and_go_on_after_a_kill(small: Any, 
     assert not small.manifests()
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.cluster.Cluster.train", counted)
+        patched.setattr("pipeline.cluster.cluster.Cluster.train", counted)
         assert small.ldm("sweep", str(file)).code == 130
     before = results(small)
     assert sorted(before) == [0, 1] and trained.count("autoencoder") == 1
@@ -123,7 +125,7 @@ def test_an_element_that_fails_costs_no_other(small: Any, monkeypatch: Any) -> N
         real(self, function, arguments, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.cluster.Cluster.train", dies)
+        patched.setattr("pipeline.cluster.cluster.Cluster.train", dies)
         said = small.ldm("sweep", str(file))
     assert (
         said.code == 2 and "Traceback" in said.err and said.err.endswith("1 elements failed: 0; the table says why\n")
@@ -163,7 +165,7 @@ def test_a_result_is_not_written_by_who_has_lost_the_element(small: Any, monkeyp
     def lost(self: Any) -> None:
         raise UserError(f"{self.folder}: taken over")
 
-    monkeypatch.setattr("pipeline.cluster.Cluster.train", cut_off)
+    monkeypatch.setattr("pipeline.cluster.cluster.Cluster.train", cut_off)
     said = small.ldm("sweep", str(file))
     assert said.code == 2 and "taken over" in said.err
     assert {n: r["state"] for n, r in results(small).items()} == {0: "finished"}
@@ -182,11 +184,11 @@ def test_a_notice_at_the_moment_of_pruning_still_ends_the_sweep(small: Any, monk
     def noticed(self: Any, function: Any, arguments: Any, work: Any, *rest: Any) -> None:
         try:
             real(self, function, arguments, work, *rest)
-        except cluster.Stopped:
-            raise cluster.Stopped(again=True) from None  # SIGUSR1 came while the ranks were saving
+        except stopping.Stopped:
+            raise stopping.Stopped(again=True) from None  # SIGUSR1 came while the ranks were saving
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.cluster.Cluster.train", noticed)
+        patched.setattr("pipeline.cluster.cluster.Cluster.train", noticed)
         assert small.ldm("sweep", str(file)).code == 75
     assert {n: r["state"] for n, r in results(small).items()} == {0: "finished", 1: "pruned"}
     assert small.ldm("sweep", str(file)).code == 0 and sorted(results(small)) == [0, 1, 2]
@@ -200,7 +202,7 @@ def test_who_waited_for_a_shared_stage_shows_its_curves_as_cached(small: Any, mo
     def early(*arguments: Any) -> Any:
         return [replace(s, artifact=None) if s.stage == "autoencoder" else s for s in real(*arguments)]
 
-    monkeypatch.setattr("pipeline.graph.plan", early)
+    monkeypatch.setattr("pipeline.stages.graph.plan", early)
     said = small.run("diffusion", "run.name=second")
     assert said.code == 0, said.err
     (past,) = [past for past in history.pipelines(small.root) if past.name == "second"]

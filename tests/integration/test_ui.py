@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.pages import sampling_page, serve
-from pipeline.tracking_server import check_port, free_port
+from pipeline.pages.serve import sampling_page, serve
+from pipeline.tracking.server import check_port, free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -125,7 +125,7 @@ def join(world: int, rank: int, store: str) -> Any:
     """This process as a rank of a group that meets over the file `store`."""
     import torch.distributed as dist
 
-    from pipeline.ranks import open_ranks
+    from pipeline.training.ranks import open_ranks
 
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank))
@@ -135,10 +135,10 @@ def join(world: int, rank: int, store: str) -> Any:
 
 def run(scenario: dict[str, Any], rank: int, store: str) -> None:
     """One rank of one scenario."""
-    from pipeline import averages
     from pipeline.files import sha256_file
-    from pipeline.loop import Task, train
     from pipeline.schema.training import Training
+    from pipeline.training import snapshots
+    from pipeline.training.loop import Task, train
 
     world, ranks = scenario["world"], join(scenario["world"], rank, store)
     training = Training(
@@ -166,17 +166,17 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    curves, said, snapshots = Curves(), [], Path(scenario["folder"]) / "snapshots"
+    curves, said, stored = Curves(), [], Path(scenario["folder"]) / "snapshots"
     summary = train(
         engine, task, training, ranks, Path(scenario["folder"]), curves, lambda: False,
         on_step=on_step, progress=lambda progress: None, say=said.append, token=scenario.get("token", 1),
-        snapshots=snapshots,
+        snapshots=stored,
     )  # fmt: skip
     live, ema = engine.export("live"), engine.export("ema")
     if rank == 0:
-        averages.tidy(snapshots, training, engine.averaged)
+        snapshots.tidy(stored, training, engine.averaged)
         result = {
-            "snapshots": {path.name: sha256_file(path) for path in sorted(snapshots.iterdir())},
+            "snapshots": {path.name: sha256_file(path) for path in sorted(stored.iterdir())},
             "live": fingerprint(live), "ema": fingerprint(ema), "said": said, "points": curves.points,
             "resumed_from": summary.resumed_from, "skipped": summary.skipped, "bad_steps": summary.bad_steps,
         }  # fmt: skip
@@ -190,10 +190,13 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
     import numpy as np
     from PIL import Image
 
-    from pipeline import cluster, config, graph, tracking
+    from pipeline import config
+    from pipeline.cluster import cluster
+    from pipeline.stages import graph
+    from pipeline.tracking import tracker
 
     cluster.Cluster = conftest.OneProcess  # type: ignore[misc]
-    tracking.start = lambda *_: conftest.NoShipper()  # type: ignore[assignment,return-value]
+    tracker.start = lambda *_: conftest.NoShipper()  # type: ignore[assignment,return-value]
     for i in range(40):
         path = Path(scenario["root"]) / "images" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,20 +212,21 @@ def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any]:
 
     from pipeline import config
     from pipeline.artifacts import Store
+    from pipeline.schema.names import INPUTS
 
     made = {artifact.stage: artifact for artifact in Store(Path(scenario["root"]) / "pipeline").all()}
     stage, overrides = VARIANTS.get(scenario["subject"], (scenario["subject"], []))
-    module = importlib.import_module(f"pipeline.stages.{stage}")
+    module = importlib.import_module(f"pipeline.tasks.{stage}")
     overrides = [*scenario.get("overrides", []), *overrides]
     values = config.load(Path(scenario["root"]) / "small.yaml", overrides)
-    model, task = module.build(values, {name: made[name] for name in module.INPUTS}, ranks)
+    model, task = module.build(values, {name: made[name] for name in INPUTS[stage]}, ranks)
     return model, task
 
 
 def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
     """A step with an inf on the last rank between good ones: what changed, bit by bit, and what the next steps gave."""
-    from pipeline.engine import Engine
     from pipeline.schema.training import Training
+    from pipeline.training.engine import Engine
 
     world, ranks = scenario["world"], join(scenario["world"], rank, store)
     training = Training(
@@ -261,8 +265,8 @@ def run_export(scenario: dict[str, Any], rank: int, store: str) -> None:
     """After three steps at each stage and precision: the names whose export is not DeepSpeed's own fp32 value."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from pipeline.engine import Engine
     from pipeline.schema.training import Training
+    from pipeline.training.engine import Engine
 
     world, ranks = scenario["world"], join(scenario["world"], rank, store)
     different = {}
@@ -296,9 +300,11 @@ def run_average(scenario: dict[str, Any], rank: int, store: str) -> None:
     """A stored run that also keeps two lengths, which are then made of the two others: relative differences."""
     from safetensors.torch import load_file
 
-    from pipeline import averages
-    from pipeline.engine import Engine
+    from pipeline.generate import averages
+    from pipeline.schema import names
     from pipeline.schema.training import Training
+    from pipeline.training import snapshots
+    from pipeline.training.engine import Engine
 
     world, folder = scenario["world"], Path(scenario["folder"])
     ranks = join(world, rank, store)
@@ -310,10 +316,10 @@ def run_average(scenario: dict[str, Any], rank: int, store: str) -> None:
     engine = Engine(Net(), loss_function(rank if rank == world - 1 else -1, [30 * BATCH]), training, ranks)
     for step, batch in zip(range(64), batches(0, rank, world), strict=False):
         engine.step(batch, step * BATCH)
-        if averages.due(training, engine.averaged):
-            averages.save(engine, folder)
-    averages.save(engine, folder)
-    kept = {length: engine.export(averages.length_name(length)) for length in training.average_lengths}
+        if snapshots.due(training, engine.averaged):
+            snapshots.save(engine, folder)
+    snapshots.save(engine, folder)
+    kept = {length: engine.export(names.length_name(length)) for length in training.average_lengths}
     live = engine.export("live")
     if rank == 0:
         result = {"averaged": engine.averaged, "different": {}, "stored": len(list(folder.iterdir()))}
@@ -368,7 +374,7 @@ if __name__ == "__main__":
     import torch._dynamo
 
     import pipeline.config
-    import pipeline.loop  # noqa: F401
+    import pipeline.training.loop  # noqa: F401
 
     for each in json.loads(Path(sys.argv[1]).read_text()):
         fork(each)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from jobs.sample import command
-from pipeline import generate
 from pipeline.errors import UserError
+from pipeline.generate import folder, samples
 
 
 def sample(*arguments: str) -> None:
@@ -20,7 +20,7 @@ def sample(*arguments: str) -> None:
 def test_a_folder_that_is_in_use_is_refused_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "load_pretrained", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(folder, "load_pretrained", lambda *_, **__: pytest.fail("the model was loaded"))
     (tmp_path / "a.png").write_text("there")
     for out in (tmp_path, tmp_path / "a.png"):
         with pytest.raises(UserError, match="not an empty folder"):
@@ -33,9 +33,9 @@ def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkey
     def load(*_: object, **__: object) -> Any:
         return SimpleNamespace(request=lambda *values, **_: asked.append(values[-1]) or {}, sample=lambda: [])
 
-    monkeypatch.setattr(generate, "load_pretrained", load)
-    monkeypatch.setattr(generate, "sample_info", lambda *_: {})
-    monkeypatch.setattr(generate, "write_samples", lambda *_: None)
+    monkeypatch.setattr(folder, "load_pretrained", load)
+    monkeypatch.setattr(samples, "sample_info", lambda *_: {})
+    monkeypatch.setattr(samples, "write_samples", lambda *_: None)
     sample("model", "--out", str(tmp_path / "new"))
     sample("model", "--out", str(tmp_path / "new"), "--batch-size", "7")
     assert asked == [None, 7]

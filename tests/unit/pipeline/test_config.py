@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline import config
 from pipeline.errors import UserError
+from pipeline.planning import fits
 from pipeline.schema.section import result_fields
 from pipeline.schema.stages import Diffusion
 
@@ -53,7 +54,7 @@ def test_dump_is_read_back(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_configs_are_valid(file: Path) -> None:
-    config.check_models(config.load(file))
+    fits.check_models(config.load(file))
 
 
 @pytest.mark.parametrize(
@@ -160,9 +161,9 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_models_options_are_checked(path: Path) -> None:
     with pytest.raises(UserError, match=r"`diffusion.backbone`: .*did you mean 'width'"):
-        config.check_models(config.load(path, ["diffusion.backbone={kind: dit, widht: 64}"]))
+        fits.check_models(config.load(path, ["diffusion.backbone={kind: dit, widht: 64}"]))
     with pytest.raises(UserError, match="no backbones kind 'dti'; did you mean 'dit'"):
-        config.check_models(config.load(path, ["diffusion.backbone.kind=dti"]))
+        fits.check_models(config.load(path, ["diffusion.backbone.kind=dti"]))
 
 
 @given(
@@ -203,9 +204,9 @@ BUCKETS = "data.buckets={multiple: 8, max_ratio: 2}"
 )
 def test_buckets_that_the_models_do_not_fit_are_one_line(path: Path, overrides: list[str], words: str) -> None:
     given = ["data.size=32", "autoencoder.model={kind: kl, preset: tiny-f2}", BUCKETS]
-    config.check_models(config.load(path, given))
+    fits.check_models(config.load(path, given))
     with pytest.raises(UserError) as caught:
-        config.check_models(config.load(path, [*given, *overrides]))
+        fits.check_models(config.load(path, [*given, *overrides]))
     assert "`data.buckets`" in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
 
 

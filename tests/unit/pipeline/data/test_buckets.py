@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from pipeline.cluster import Inline
+from pipeline.cluster.inline import Inline
 from pipeline.data import loader, transforms
 from pipeline.data.balance import training_order
 from pipeline.data.buckets import BucketOrder, bucket_of, bucket_seed, check_filled, parsed, usual

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from jobs.denoise import command
-from pipeline.cluster import Inline
+from pipeline.cluster.inline import Inline
 from pipeline.config import load
 from pipeline.data import denoise, filters, synthetic
 from pipeline.data.index import Index

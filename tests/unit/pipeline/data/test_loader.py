@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.cluster import Inline
+from pipeline.cluster.inline import Inline
 from pipeline.data import cache, latent_shards, loader
 from pipeline.data.index import Index, read_image, read_pixels
 from pipeline.data.latent_shards import LatentIndex

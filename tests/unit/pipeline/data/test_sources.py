@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import sources
+from pipeline.data import arrays, listing, sources, tars
 from pipeline.errors import UserError
 from pipeline.schema.data import Data
 
@@ -103,13 +103,13 @@ def test_arrays(tmp_path):
         assert [row.label for row in found.rows] == ["3", "1", "1", "0", "3", "1"] and found.classes == ["0", "1", "3"]
         np.testing.assert_array_equal(sources.reader(one.source)(4), pixels[4])
     (tmp_path / "i.idx").write_bytes((tmp_path / "i.idx").read_bytes()[:-1])
-    sources._arrays.cache_clear()
+    arrays._arrays.cache_clear()
     with pytest.raises(UserError, match=r"i\.idx is truncated"):
         sources.open_listing(idx)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "message"),
+    ("given", "message"),
     [
         ({"x": np.zeros(3)}, "no array `images`, only x"),
         ({"images": np.zeros((2, 4, 4))}, "type float64; expected uint8"),
@@ -117,9 +117,9 @@ def test_arrays(tmp_path):
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "expected 2 whole numbers"),
     ],
 )
-def test_bad_arrays(tmp_path, arrays, message):
-    np.savez(tmp_path / "a.npz", **arrays)
-    sources._arrays.cache_clear()
+def test_bad_arrays(tmp_path, given, message):
+    np.savez(tmp_path / "a.npz", **given)
+    arrays._arrays.cache_clear()
     with pytest.raises(UserError, match=message):
         sources.open_listing(data(kind="arrays", path=str(tmp_path / "a.npz")))
 
@@ -127,7 +127,7 @@ def test_bad_arrays(tmp_path, arrays, message):
 def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
-    pixels, labels = sources.read_arrays(data(kind="digits").source)
+    pixels, labels = arrays.read_arrays(data(kind="digits").source)
     expected = load_digits()
     np.testing.assert_array_equal(pixels, np.rint(expected.images * 255 / 16).astype(np.uint8))
     np.testing.assert_array_equal(labels, expected.target)
@@ -138,7 +138,7 @@ def test_a_second_run_reads_no_file_again(tmp_path, monkeypatch):
     one = data(kind="folder", path=str(tmp_path / "a"))
     before = sources.source_fingerprint(one, tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "sha256_file", lambda path: pytest.fail(f"{path} was read"))
+        patch.setattr(listing, "sha256_file", lambda path: pytest.fail(f"{path} was read"))
         assert sources.source_fingerprint(one, tmp_path / "cache") == before
 
 
@@ -151,7 +151,7 @@ def test_tars_are_known_by_content_and_order(tmp_path):
         str(tmp_path / f"t-{i}.tar") for i in (0, 1)
     ]
     (tmp_path / "classes.json").write_text('["x", "y"]')
-    assert sources.source_fingerprint(one) != before and sources.tar_classes(one.source) == ["x", "y"]
+    assert sources.source_fingerprint(one) != before and tars.tar_classes(one.source) == ["x", "y"]
     with pytest.raises(UserError, match="no file matches"):
         sources.source_fingerprint(data(kind="webdataset", path=str(tmp_path / "u-*.tar")))
 

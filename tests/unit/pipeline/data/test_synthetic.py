@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.cluster import Inline
+from pipeline.cluster.inline import Inline
 from pipeline.data import sources, synthetic
 from pipeline.data.index import Index
 from pipeline.schema.data import Data

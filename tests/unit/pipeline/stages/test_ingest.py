@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.cluster import Inline
-from pipeline.data import shards
+from pipeline.cluster.inline import Inline
+from pipeline.data import held_out, shards
 from pipeline.data.index import Index
 from pipeline.errors import UserError
 from pipeline.schema.data import Data
@@ -96,13 +96,13 @@ def test_a_table_is_split_by_column_and_read_back(tmp_path):
 def test_folds_partition_groups_and_are_as_equal_as_can_be(groups, count):
     if len(groups) < count:
         with pytest.raises(UserError, match=f"{count} folds of {len(groups)} groups"):
-            ingest.folds(groups, count)
+            held_out.folds(groups, count)
         return
-    found = ingest.folds(groups, count)
+    found = held_out.folds(groups, count)
     assert found.keys() == groups.keys() and set(found.values()) == set(range(count))
     filled = [sum(groups[name] for name in groups if found[name] == fold) for fold in range(count)]
     assert max(filled) - min(filled) <= max(groups.values())
-    assert ingest.folds(dict(reversed(groups.items())), count) == found
+    assert held_out.folds(dict(reversed(groups.items())), count) == found
 
 
 @pytest.mark.parametrize("tars", [False, True])
@@ -201,7 +201,11 @@ def test_tars_are_indexed_where_they_lie(tmp_path):
     for split in ("train", "val"):
         index = Index.open(folder, split)
         for i in range(len(index)):
-            seen[index.key(i)] = (index.read(i), index.label(i), ingest.held_out(index.key(i), 0.3) == (split == "val"))
+            seen[index.key(i)] = (
+                index.read(i),
+                index.label(i),
+                held_out.held_out(index.key(i), 0.3) == (split == "val"),
+            )
     assert seen == {f"k{i}": (png(i), i % 2, True) for i in range(40)}
 
 

@@ -1,0 +1,326 @@
+"""Work on machines: a Ray cluster (local, or the one we are in), tasks and actors over items, training by Ray Train.
+
+The only file beside `nodes.py` that imports ray. The cluster starts when the first stage needs it, so that a run whose
+stages are all cached starts none. What a rank does is in `loop.py`; which ranks talk to each other how, in `ranks.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cluster.inline import Inline
+from pipeline.cluster.joining import join, mind_job_stop
+from pipeline.cluster.reach import reach
+from pipeline.cluster.stopping import Stopped, in_main_thread, in_thread
+from pipeline.config import ClusterConfig
+from pipeline.errors import UserError
+from pipeline.files import SOURCE, disk_trouble, read_json
+
+if TYPE_CHECKING:
+    from pipeline.cluster.nodes import Node
+
+IN_FLIGHT = 2  # tasks submitted ahead of each slot, so that none waits for the driver
+FEW = 2  # tasks that are done here before a local Ray would have started
+START_FAILURES = 2  # times that Ray Train may fail to place the ranks; without a limit it tries for ever
+HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"  # Ray Train's seconds until a silent rank is given up: 600
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+}
+
+
+class Cluster:
+    """A Ray cluster that starts when it is first used. Use as a context manager: it leaves no process behind."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self.config = config
+        self.started = False
+        self._temporary: str | None = None
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.started:
+            import ray
+
+            ray.shutdown()
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)  # Ray's own logs and sockets; nothing of ours
+
+    def start(self) -> None:
+        """Join the cluster at `cluster.address` or RAY_ADDRESS, or start a local one with token authentication."""
+        if self.started:
+            return
+        for key, value in QUIET.items():
+            os.environ.setdefault(key, value)
+        address = self._address()
+        if not address:
+            # Ray's ports listen on every interface whatever they are told: nobody without this token gets in
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            self._temporary = tempfile.mkdtemp(prefix="ldm-ray-")  # short: socket paths end at 107 characters
+        import ray
+
+        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread() else {}
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        if address:
+            join(address, common)
+            mind_job_stop()
+        else:
+            ray.init(
+                num_cpus=cpus(),
+                include_dashboard=True,  # without it Ray Train's state actor floods the log (Ray 2.60)
+                dashboard_host="127.0.0.1",
+                object_store_memory=200 * 2**20,  # results are small: shards and latents travel by the file system
+                _temp_dir=self._temporary,
+                **common,
+            )
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # ray.init puts its own in place
+        self.started = True
+
+    def _address(self) -> str | None:
+        return self.config.address or os.environ.get("RAY_ADDRESS")
+
+    # ---- tasks and actors over items ---------------------------------------------------------------------------------
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        items: Sequence[Any],
+        threads: int = 1,
+        setup: Callable[[], Any] | None = None,
+        gpus: float = 0,
+    ) -> Iterator[Any]:
+        """`function(item)` for each item, in parallel, results in the order of the items.
+
+        With `setup`, actors call it once each (a model that is loaded, say) and then `function(state, item)`.
+        A UserError in a task is raised here as it is. A few tasks without `setup` start no local Ray: they run here.
+        """
+        if not items:
+            return
+        if setup is None and len(items) <= FEW and not self.started and not self._address():
+            yield from Inline().map(function, items)
+            return
+        self.start()
+        import ray
+
+        gpus = gpus if _gpus() else 0
+        per_task = {"num_cpus": threads, "num_gpus": gpus, "runtime_env": self._environment(threads)}
+        if setup is None:
+            call = ray.remote(_call).options(**per_task)
+            limit = self._room(threads, gpus) * IN_FLIGHT
+            pending = _bounded(lambda item: call.remote(function, item), items, limit)
+        else:
+            count = min(self.workers(), self._room(threads, gpus), len(items))
+            lost = {"max_restarts": self.config.max_failures, "max_task_retries": self.config.max_failures}
+            actors = [ray.remote(_Actor).options(**per_task, **lost).remote(setup, function) for _ in range(count)]
+            turn = iter(range(len(items)))
+            pending = _bounded(
+                lambda item: actors[next(turn) % len(actors)].call.remote(item), items, len(actors) * IN_FLIGHT
+            )
+        try:
+            for reference in pending:
+                yield ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise
+
+    def _environment(self, threads: int) -> dict[str, Any]:
+        path = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables = {**QUIET, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+        if not _gpus():
+            variables["DS_ACCELERATOR"] = "cpu"
+        if self._temporary:
+            variables["GLOO_SOCKET_IFNAME"] = "lo"
+        return {"env_vars": variables}
+
+    def nodes(self) -> list[Node]:
+        """The machines of the cluster, each with an actor on it (`nodes.py`)."""
+        from pipeline.cluster.nodes import attend
+
+        self.start()
+        return attend(self._environment(1))
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def _room(self, threads: int, gpus: float) -> int:
+        """How many workers of so many threads and GPUs there is room for, each on one node."""
+        import ray
+
+        leaving = _draining()
+        # Ray counts a lost node as alive for some 15 s more, and would ask for ranks there that nobody can place
+        there = (n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving)
+        raylets = ((n, (n["NodeManagerHostname"], n["NodeManagerAddress"], n["NodeManagerPort"])) for n in there)
+        nodes = [n["Resources"] for n, raylet in raylets if not reach([raylet])]
+        if leaving and not nodes:
+            raise Stopped(again=True)
+        rooms = [(n.get("CPU", 0) // threads, n.get("GPU", 0) // gpus if gpus else math.inf) for n in nodes]
+        return max(1, sum(int(min(room)) for room in rooms))
+
+    def workers(self) -> int:
+        """Ranks: what the config asks for, as far as there is room; auto: all GPUs, or CPUs over `threads`."""
+        self.start()
+        threads = 1 if self.config.threads == "auto" else self.config.threads
+        room = self._room(threads, 1 if _gpus() else 0)
+        if self.config.workers == "auto":
+            return room
+        if self.config.workers > room:
+            print(f"cluster: {self.config.workers} workers asked for, room for {room}", flush=True)
+        return min(self.config.workers, room)
+
+    def threads(self, workers: int) -> int:
+        """CPU threads of a rank; auto: as many as leave room for all."""
+        if self.config.threads != "auto":
+            return self.config.threads
+        self.start()
+        import ray
+
+        threads = max(1, int(ray.cluster_resources()["CPU"] // workers))
+        while threads > 1 and self._room(threads, 1 if _gpus() else 0) < workers:
+            threads -= 1
+        return threads
+
+    def train(
+        self,
+        function: Callable[[dict[str, Any]], None],
+        arguments: dict[str, Any],
+        mail: Path,
+        world: Callable[[], int],
+        watch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run `function(arguments)` on `world()` ranks by Ray Train, and again after one died, from its checkpoints.
+
+        `world` is asked anew for each attempt: what is left after a loss may be fewer. `arguments` gets `threads`.
+
+        mail: where this process and the ranks leave each other files: `function` writes `outcome.json` ({"error": one
+        line} for a user's mistake) and looks for `stop`.
+        Ranks that had notice of their node's end (a drain) have saved, and go on on the others; no attempt is spent.
+        `watch` is called a few times a second (progress). Raises UserError, Stopped, or what Ray Train raised.
+        """
+        self.start()
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig
+        from ray.train.v2.api.exceptions import TrainingFailedError
+
+        # a rank that does not answer at all (stopped, swapped out) is given up as early as one that others wait for
+        os.environ[HEALTH_CHECK] = str(self.config.collective_timeout)
+        stop = mail / "stop"
+        stop.unlink(missing_ok=True)
+        attempt = 0
+        while True:
+            ranks = world()
+            threads = self.threads(ranks)
+            trainer = _trainer()(
+                function,
+                train_loop_config={**arguments, "threads": threads},
+                torch_config=TorchConfig(timeout_s=self.config.collective_timeout),
+                scaling_config=ScalingConfig(
+                    num_workers=ranks,
+                    use_gpu=ray.cluster_resources().get("GPU", 0) > 0,
+                    resources_per_worker={"CPU": threads},
+                ),
+                run_config=RunConfig(
+                    name="train",
+                    storage_path=str(mail / "ray"),
+                    # we restart: a user's mistake is not tried again
+                    failure_config=FailureConfig(
+                        max_failures=0, max_preemption_failures=0, controller_failure_limit=START_FAILURES
+                    ),
+                    worker_runtime_env=self._environment(threads),
+                ),
+            )
+            (mail / "outcome.json").unlink(missing_ok=True)
+            failure = in_thread(trainer.fit, watch, stop)
+            outcome = read_json(mail / "outcome.json") if (mail / "outcome.json").exists() else {}
+            if "error" in outcome:
+                raise UserError(outcome["error"])
+            for raised in getattr(failure, "worker_failures", {}).values():
+                mistake = getattr(raised, "_base_exc", raised)  # Ray wraps what a rank raised, to keep its traceback
+                if isinstance(mistake, UserError):
+                    raise UserError(str(mistake)) from None
+            if stop.exists():
+                who = stop.read_text()
+                raise Stopped(again=who == signal.SIGUSR1.name, asked=bool(who))
+            if outcome.get("drained"):
+                print("a node is being drained: saved, going on on the others", flush=True)
+                continue
+            if failure is None:
+                return
+            if not isinstance(failure, TrainingFailedError) or attempt == self.config.max_failures:
+                raise failure
+            print(
+                f"a rank died ({str(failure).splitlines()[0][:200]}); starting again from the last checkpoint",
+                flush=True,
+            )
+            attempt += 1
+
+
+def _trainer() -> Any:
+    """Ray Train's trainer; in a cluster that ends with this run, without the actor that would clean up after a lost
+    controller. It asks the dashboard, of which a Slurm job starts none (Ray 2.60)."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    return Trainer if "LDM_RAY_NODES" in os.environ else TorchTrainer
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    with disk_trouble():
+        return function(item)
+
+
+class _Actor:
+    def __init__(self, setup: Callable[[], Any], function: Callable[[Any, Any], Any]) -> None:
+        self.state, self.function = setup(), function
+
+    def call(self, item: Any) -> Any:
+        with disk_trouble():
+            return self.function(self.state, item)
+
+
+def _bounded(submit: Callable[[Any], Any], items: Sequence[Any], limit: int) -> Iterator[Any]:
+    """References in order, with at most `limit` submitted and not yet taken."""
+    waiting: list[Any] = []
+    for item in items:
+        waiting.append(submit(item))
+        if len(waiting) >= limit:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+def cpus() -> int:
+    """CPUs that this process may use (a Slurm step or a container may allow fewer than the machine has)."""
+    return len(os.sched_getaffinity(0))
+
+
+def _draining() -> set[str]:
+    """Ids of nodes that are being drained (`ray drain-node`, an autoscaler's or a spot machine's notice)."""
+    import ray
+
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def _gpus() -> bool:
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0))

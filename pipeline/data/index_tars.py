@@ -1,0 +1,142 @@
+"""Tars that stay where they are: hashed and decoded once, so that a sidecar says where each usable image lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.data import shards, tars, transforms
+from pipeline.data.cache import local_copy
+from pipeline.data.held_out import group_of, split_of
+from pipeline.data.report import TRAIN, VAL, Statistics
+from pipeline.data.shard_result import bucket_number, bucket_shape, finish, finished, sidecar_row
+from pipeline.data.tars import Tar
+from pipeline.data.transforms import BadImage
+from pipeline.errors import UserError
+from pipeline.files import atomic_path, read_json
+from pipeline.schema.data import Data
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class TarPlan:
+    """One foreign tar to index; `repeated`: places in it of images that an earlier place holds already."""
+
+    name: str
+    tar: Tar
+    repeated: frozenset[int] = frozenset()
+    fold_of: Mapping[str, int] = field(default_factory=dict)  # of each group, with `data.split.by: fold`
+
+
+def _samples(path: Path, plan: TarPlan) -> Iterator[tuple[str, dict[str, shards.Member], shards.Member | None]]:
+    """(key, members by extension, the image member) of each sample of a tar."""
+    for key, members in shards.samples(shards.scan(path, plan.tar.location)):
+        images = [member for name, member in members.items() if name.rpartition(".")[2] in transforms.FORMATS]
+        yield key, members, images[0] if images else None
+
+
+def hash_tar(plan: TarPlan, data: Data, work: Path) -> np.ndarray[Any, Any]:
+    """16 bytes of SHA-256 of each sample's image, as V16 [n]; kept in work/, so that a restart reads no tar again."""
+    path = work / f"{plan.name}.digests.npy"
+    if path.exists():
+        return np.load(path)  # type: ignore[no-any-return]
+    local = _local(plan.tar, data)
+    with open(local, "rb") as file:
+        found = []
+        for key, _, image in _samples(local, plan):
+            content = _read(file, image) if image else f"{plan.name}/{key}".encode()
+            found.append(hashlib.sha256(content).digest()[:16])
+    digests = np.frombuffer(b"".join(found), "S16")
+    with atomic_path(path) as temporary, open(temporary, "wb") as out:
+        np.save(out, digests)
+    return digests
+
+
+def tar_groups(plan: TarPlan, data: Data) -> Counter[str]:
+    """Images of each group (value of `data.split.column`) in a tar, without those that an earlier place holds."""
+    local = _local(plan.tar, data)
+    found: Counter[str] = Counter()
+    with open(local, "rb") as file:
+        for place, (key, members, image) in enumerate(_samples(local, plan)):
+            if image and place not in plan.repeated:
+                shown = f"{plan.tar.location}: {key}"
+                found[group_of(data, key, _attributes(file, members.get("json"), shown))] += 1
+    return found
+
+
+def _local(tar: Tar, data: Data) -> Path:
+    if tars.is_remote(tar.location):
+        return local_copy(tar.location, None, data.cache, tar.identity)
+    return Path(tar.location)
+
+
+def _read(file: Any, member: shards.Member) -> bytes:
+    file.seek(member.offset)
+    return bytes(file.read(member.length))
+
+
+def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path, work: Path) -> dict[str, Any]:
+    """Decode each image of a tar once, and write the sidecar that says where the usable ones lie."""
+    result_file = work / f"{plan.name}.json"
+    if finished(plan.name, folder, result_file):
+        return dict(read_json(result_file))
+    local, statistics = _local(plan.tar, data), Statistics(data.channels)
+    rows: list[tuple[Any, ...]] = []
+    seen: set[str] = set()
+    with open(local, "rb") as file:
+        for place, (key, members, member) in enumerate(_samples(local, plan)):
+            shown = f"{plan.tar.location}: {key}"
+            try:
+                if member is None:
+                    raise BadImage("no image", f"members {', '.join(members)}, none of a known image type")
+                if key in seen:
+                    raise BadImage("duplicate key", "an earlier sample of this shard has the same key")
+                if place in plan.repeated:
+                    raise BadImage("duplicate", "the same bytes as an earlier image")
+                seen.add(key)
+                extension, content = member.name.rpartition(".")[2].lower(), _read(file, member)
+                image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
+            except BadImage as error:
+                statistics.bad(shown, error)
+                continue
+            label = _label(_read(file, members["cls"]), shown, classes) if "cls" in members else -1
+            meta = members.get("json") or members.get("txt")
+            split = VAL if plan.tar.held_out else TRAIN
+            if data.split.by != "shards":
+                grouped = data.split.by != "key"
+                known = _attributes(file, members.get("json"), shown) if grouped else {}
+                split = split_of(data, key, known, plan.fold_of)
+            bucket = bucket_number(image.size, data)
+            kept = transforms.prepare(image, data, bucket_shape(bucket, data))
+            statistics.add(kept, image.size, label, split, bucket)
+            rows.append(sidecar_row(key, member, meta, label, split, bucket, data))
+    return finish(plan.name, plan.tar.location, local, rows, statistics, folder, result_file, data)
+
+
+def _label(content: bytes, shown: str, classes: list[str] | None) -> int:
+    try:
+        label = int(content)
+    except ValueError:
+        raise UserError(f"{shown}.cls holds {content[:20]!r}; expected a class number") from None
+    if label < 0 or (classes is not None and label >= len(classes)):
+        known = f"classes.json names {len(classes)} (0 to {len(classes) - 1})" if classes else "0 and up are expected"
+        raise UserError(f"{shown}.cls: class {label} is out of range; {known}: correct the labels or the list")
+    return label
+
+
+def _attributes(file: Any, member: shards.Member | None, shown: str) -> dict[str, Any]:
+    if member is None:
+        return {}
+    try:
+        return dict(json.loads(_read(file, member)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{shown}.json is no JSON object ({error})") from error

@@ -1,0 +1,69 @@
+"""A split of a data set in an order fixed by a seed: its rows, its classes, its images in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.data.pictures import Images
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+SPLITS = ("train", "val")
+MEMORY = 1_000_000_000  # bytes of training images that are looked at; the report says how many these were
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def split_order(folder: Path, split: str, config: Config, seed: int) -> tuple[Array, Array]:
+    """(row of the index, class) int64 [n] of each image of a split, in a random order fixed by `seed`."""
+    from pipeline.data.index import Index
+
+    index = Index.open(folder, split, config.data.cache)
+    rows = np.random.Generator(np.random.Philox(seed)).permutation(len(index))
+    if not len(rows):
+        raise UserError(f"{folder}: the {split} split is empty; give more images or another `data.split`")
+    return rows, index.labels()[rows]
+
+
+def load_split(folder: Path, split: str, config: Config, seed: int, limit: int | None = None) -> tuple[Images, Array]:
+    """Images uint8 [n, H, W, C] and classes int64 [n] (-1: none) of a split, in the order of `split_order`; those of
+    other shapes (`data.buckets`) are stretched to the square.
+
+    At most MEMORY bytes of them, and at most `limit`. Raises UserError for an empty split, and for a damaged image by
+    its name.
+    """
+    from pipeline.data.index import Index, read_image
+    from pipeline.data.transforms import squared
+
+    index, side, channels = Index.open(folder, split, config.data.cache), config.data.size, config.data.channels
+    rows, labels = split_order(folder, split, config, seed)
+    count = max(1, MEMORY // (side * side * channels))
+    rows = rows[: count if limit is None else min(count, limit)]
+    images = np.empty((len(rows), side, side, channels), np.uint8)
+    for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
+        pixels = squared(read_image(index, int(rows[place]), config.data), side)
+        images[place] = pixels.transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
+    return images, labels[: len(rows)]
+
+
+def validation_images(index: Any, data: Any, batch: int) -> Iterator[torch.Tensor]:
+    """Images [n, c, H, W] uint8 of an index of one shape in its own order, `batch` at a time, the last ones fewer."""
+    import numpy as np
+    import torch
+
+    from pipeline.data.index import read_image
+
+    for first in range(0, len(index), batch):
+        rows = range(first, min(first + batch, len(index)))
+        yield torch.from_numpy(np.stack([read_image(index, i, data) for i in rows]))

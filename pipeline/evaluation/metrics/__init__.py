@@ -1,0 +1,1 @@
+"""Measures: arrays in, numbers out. They know no files, configs or models."""

@@ -1,0 +1,256 @@
+"""How good reconstructions and samples are, and whether samples are copies of training images: arrays in, report out.
+
+Every Fréchet distance stands beside the same distance of two sets of real images (half of them training images, half
+held out, equally many); what cannot be compared is left out, and the report says why. The measures themselves are in
+`metrics/`, what is said of them in `report.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.evaluation.metrics import sets
+from pipeline.past import comparable
+from pipeline.schema.section import result_fields
+from pipeline.schema.stages import Evaluate
+
+if TYPE_CHECKING:
+    from pipeline.data.pictures import Images
+    from pipeline.data.split import Array
+    from pipeline.evaluation.metrics.features import Extractor
+    from pipeline.evaluation.shapes import Native
+    from pipeline.generate.generator import Generator
+
+SHOWN = 64  # samples in the grid
+PAIRS = 32  # samples beside their nearest training image in the grids of neighbours
+
+
+@dataclass
+class Report:
+    """values: plain JSON values, all figures and what they rest on. images: grids, uint8 [H, W, 3], by name.
+
+    missing: figures that are not given, with the reason. extractor: what made the features.
+    """
+
+    values: dict[str, Any]
+    images: dict[str, Images]
+    missing: dict[str, str]
+    extractor: Extractor = field(repr=False)
+
+
+def evaluate(
+    generator: Generator,
+    train: Images,
+    train_labels: Array,
+    held_out: Images,
+    held_out_labels: Array,
+    config: Evaluate,
+    extractor: Extractor,
+    mirrored: bool = False,
+    native: Native | None = None,
+) -> Report:
+    """Measure a generator against real images, uint8 [n, H, W, C], in random order; labels int64 [n], -1 for none.
+
+    The first n training images are the half of the real-data baseline, and the extractor (`extractors.py`) must not be
+    trained on them: what a network has seen has other features. Samples are asked for in the classes of training
+    images, those first, so that a perfect generator's distance is the baseline's. n: equally many images in all sets
+    compared. native: where images are of several shapes; the arrays hold squares.
+    """
+    from pipeline.evaluation import shapes
+    from pipeline.generate.sampling import guidance_of
+
+    n = min(config.samples, len(held_out), len(train) // 2)
+    held_out = held_out[: config.samples]  # as many as samples: of tens of thousands, reconstruction takes its time
+    asked = asked_classes(train_labels, config.samples, len(generator.classes)) if generator.classes else None
+    samples, sampling, shown = draw_samples(generator, asked, config, native)
+    if native is None:
+        reconstructions = generator.decode(generator.encode(held_out, config.batch_size), config.batch_size)
+    else:
+        back = shapes.reconstructed(generator, native.held_out, config.batch_size)
+        reconstructions = shapes.squares(back, native.side)
+    named = {"train": train, "held_out": held_out, "samples": samples, "reconstructions": reconstructions}
+    features = {name: extractor(images) for name, images in named.items()}
+
+    report = Report({}, {}, {}, extractor)
+    report.values = {
+        "settings": result_fields(config),
+        "model": generator.about,
+        "sampling": sampling,
+        **({} if native is None else native.told),
+        "reconstruction": _reconstruction(held_out, reconstructions, report)
+        if native is None
+        else _reconstruction(native.held_out, back, report),
+        **compare(named, features, n, config, report, guidance_of(sampling)),
+        "neighbours": neighbours_of(train, held_out, samples, features, mirrored, report),
+    }
+    if asked is None:
+        report.missing["class_accuracy"] = "the model has no class condition"
+    else:
+        classify(asked, generator.classes, named, features, held_out_labels[: config.samples], report)
+    order = np.arange(len(samples)) if asked is None else np.argsort(asked[:SHOWN], kind="stable")
+    report.images["samples"] = _grid(shown[order[:SHOWN]])
+    return report
+
+
+def compare(
+    named: dict[str, Images],
+    features: dict[str, Array],
+    n: int,
+    config: Evaluate,
+    report: Report,
+    guidance: float | str | None,
+) -> dict[str, Any]:
+    """The distances between sets of images at n a set, what they rest on, and the verdict; for report.values.
+
+    named, features: `train`, `held_out`, `samples`, and `reconstructions` where there are. guidance: None where nobody
+    here knows it.
+    """
+    extractor, real = report.extractor, named["train"]
+    digest = real_digest(named["train"][:n], named["held_out"][:n])
+    found, missing = sets.measure(
+        features, n, extractor=extractor.digest, real=digest, resamples=config.bootstrap, seed=config.seed
+    )
+    report.missing.update(missing)
+    conditions = {"extractor": extractor.digest, "images": n, "resolution": real.shape[1], "channels": real.shape[3]}
+    return {
+        "images": {**{name: len(images) for name, images in named.items()}, "compared": n},
+        "extractor": {key: getattr(extractor, key) for key in ("kind", "digest", "description", "facts")},
+        **found,
+        "conditions": {**conditions, "real": digest, "guidance": guidance},
+        "verdict": comparable.verdict(found["frechet"]),
+    }
+
+
+def classify(
+    asked: Array,
+    names: list[str],
+    images: dict[str, Images],
+    features: dict[str, Array],
+    held_out_labels: Array,
+    report: Report,
+) -> None:
+    """The share of samples that the classifier puts in the class that was asked for, in all and by class."""
+    from pipeline.evaluation.metrics import classes
+
+    extractor = report.extractor
+    if extractor.logits is None:
+        report.missing["class_accuracy"] = f"the extractor {extractor.kind} knows no classes; use kind classifier"
+        return
+    given, held_out_given = extractor.classify(images["samples"]), extractor.classify(images["held_out"])
+    right = given == asked
+    report.values["classes"] = {
+        "asked": len(asked),
+        "right": float(right.mean()),
+        "by_class": {str(c): float(right[asked == c].mean()) for c in np.unique(asked)},
+        "table": classes.table(
+            names, asked, given, features["samples"], held_out_labels, held_out_given, features["held_out"]
+        ),
+    }
+
+
+def asked_classes(labels: Array, count: int, classes: int) -> Array:
+    """The classes to ask for, int64 [count]: those of the labelled images, from the first on; all in turn if none is
+    labelled."""
+    known = labels[labels >= 0]
+    known = known if len(known) else np.arange(classes)
+    asked: Array = known[np.arange(count) % len(known)]
+    return asked
+
+
+def draw_samples(
+    generator: Generator, asked: Array | None, config: Evaluate, native: Native | None = None
+) -> tuple[Images, dict[str, Any], Images]:
+    """The samples, what was asked of the generator (without the list of classes), and the samples as they are shown:
+    the same, but for several shapes, of which the samples are stretched to squares."""
+    from pipeline.evaluation import shapes
+    from pipeline.generate.sampling import configured
+
+    begun = time.monotonic()
+    how = {"batch_size": config.batch_size, **configured(config)}
+    classes = None if asked is None else [int(c) for c in asked]
+    if native is None:
+        request = generator.request(classes, config.samples, config.seed, **how)
+        samples = shown = generator.sample(**request)
+    else:
+        made, request = shapes.samples(generator, classes, native.shapes, how, config.seed)
+        samples, shown = shapes.squares(made, native.side), shapes.cells(made)
+    print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} images/s", flush=True)
+    return samples, {key: value for key, value in request.items() if key != "classes"}, shown
+
+
+def _reconstruction(images: Any, reconstructions: Any, report: Report) -> dict[str, float]:
+    """images, reconstructions: uint8 [n, H, W, C], or a list of [h, w, C] of several shapes."""
+    from pipeline.evaluation.metrics import pixel
+    from pipeline.evaluation.shapes import pixel_means
+
+    values = {}
+    for name, measure_of in (("psnr", pixel.psnr), ("ssim", pixel.ssim)):
+        try:
+            if isinstance(images, list):
+                values[name] = pixel_means(images, reconstructions, measure_of)
+            else:
+                values[name] = measure_of(images, reconstructions)
+        except ValueError as error:
+            report.missing[name] = str(error)
+    return values
+
+
+def neighbours_of(
+    train: Images, held_out: Images, samples: Images, features: dict[str, Array], mirrored: bool, report: Report
+) -> dict[str, Any]:
+    """Distances to the nearest training image, by pixels and by features, and a grid of pairs for each."""
+    from pipeline.evaluation.metrics import neighbours
+
+    trained = [train, train[:, :, ::-1]] if mirrored else [train]
+    found = {}
+    for space in ("pixels", "features"):
+        nearest: dict[str, tuple[Array, Array]] = {}
+        for side in trained:
+            if space == "pixels":
+                points = side.reshape(len(side), -1)
+                queries = {
+                    "samples": samples.reshape(len(samples), -1),
+                    "held_out": held_out.reshape(len(held_out), -1),
+                }
+            else:
+                points = features["train"] if side is train else report.extractor(side)
+                queries = {name: features[name] for name in ("samples", "held_out")}
+            for name, query in queries.items():
+                distances, indices = neighbours.nearest(query, points)
+                images = side[indices[:PAIRS]] if name == "samples" else side[:0]
+                nearest[name] = _nearer(nearest.get(name), (distances, images))
+        found[space] = neighbours.nearness(space, nearest["samples"][0], nearest["held_out"][0], len(train)).json()
+        # [p, 2, H, W, C] -> [2p, H, W, C]: sample, neighbour, sample, neighbour ...
+        pairs = np.stack([samples[:PAIRS], nearest["samples"][1]], axis=1)
+        report.images[f"neighbours_{space}"] = _grid(pairs.reshape(-1, *samples.shape[1:]), columns=8)
+    return found
+
+
+def _nearer(old: tuple[Array, Array] | None, new: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Of two searches the nearer result: distances [n], and images of the first p."""
+    if old is None:
+        return new
+    shown = len(new[1])
+    swap = new[0][:shown] < old[0][:shown]
+    return np.minimum(old[0], new[0]), np.where(swap[:, None, None, None], new[1], old[1])
+
+
+def _grid(images: Images, columns: int | None = None) -> Images:
+    from pipeline.data.pictures import grid
+
+    return grid(images, columns)
+
+
+def real_digest(train: Images, held_out: Images) -> str:
+    """SHA-256 over the real images that the distances stand on."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for images in (train, held_out):
+        total.update(str(images.shape).encode())
+        total.update(np.ascontiguousarray(images).tobytes())
+    return total.hexdigest()

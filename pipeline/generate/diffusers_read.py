@@ -1,0 +1,326 @@
+"""Reads and writes the folders of diffusers' `AutoencoderKL`, `DiTTransformer2DModel` and `UNet2DModel`.
+
+Such a folder holds config.json and safetensors; diffusers itself is not needed. What computes alike bears other names
+there: the tables are here. An option that one side has and the other has not is refused by name: a model is written or
+read whole, or not at all. Where the files lie is said by `jobs/export.py` and `jobs/import_.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.generate.diffusers_names import DIT_BLOCK, TIME, WEIGHTS, Weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+# Keys of a config.json that say nothing about what a network computes in evaluation, or that belong to pipelines.
+WITHOUT_EFFECT = {
+    "sample_size", "dropout", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast",
+    "num_train_timesteps", "upcast_attention",
+}  # fmt: skip
+# Keys with one value (or a few) that our networks know: whatever else they say has no place here.
+AUTOENCODER_FIXED = {"act_fn": ("silu", "swish"), "down_block_types": "all DownEncoderBlock2D",
+                     "up_block_types": "all UpDecoderBlock2D"}  # fmt: skip
+UNET_FIXED = {
+    "center_input_sample": (False,), "time_embedding_type": ("positional",), "mid_block_type": ("UNetMidBlock2D",),
+    "mid_block_scale_factor": (1,), "act_fn": ("silu", "swish"), "class_embed_type": (None,),
+}  # fmt: skip
+DIT_FIXED = {"norm_type": ("ada_norm_zero",), "norm_elementwise_affine": (False,), "attention_bias": (True,)}
+
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.13
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model read from a folder of diffusers.
+
+    family: of models/. options: `kind` and all fields. weights: by our names; of a backbone, those of the network with
+    its conditioner. classes: of a backbone, without the null class; None: unconditional.
+    """
+
+    family: str
+    options: dict[str, Any]
+    channels: int
+    size: int | None
+    weights: Weights = field(repr=False)
+    classes: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read(folder: str | Path, null_class: bool = False) -> Imported:
+    """The model in a folder that diffusers has saved. UserError names what has no place here, or is missing.
+
+    null_class: a UNet's last class is the null class of guidance; else one that adds nothing is put behind the others.
+    (A DiT has its null class in its layout.)
+    """
+    folder = Path(folder)
+    try:
+        config = read_json(folder / "config.json")
+        name = config["_class_name"]
+    except FileNotFoundError:
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        advice = f"give one of its folders: {', '.join(inside)}" if inside else "give a folder that diffusers has saved"
+        raise UserError(f"{folder}: config.json is missing; {advice}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / 'config.json'}: not a config of diffusers") from None
+    readers: dict[str, Callable[[_Keys, Weights], Imported]] = {
+        "AutoencoderKL": _read_autoencoder,
+        "DiTTransformer2DModel": _read_dit,
+        "Transformer2DModel": _read_dit,  # the class of published DiTs
+        "UNet2DModel": lambda keys, weights: _read_unet(keys, weights, null_class),
+    }
+    if name not in readers:
+        raise UserError(f"{folder}: a {name}; expected one of {', '.join(readers)}")
+    try:
+        found = readers[name](_Keys(config, folder), _load(folder))
+    except KeyError as error:
+        raise UserError(f"{folder}: {error.args[0]} is missing; the folder is not whole") from None
+    _check(found, folder)
+    return found
+
+
+class _Keys:
+    """A config.json, whose keys are looked at one by one; those that nobody knows are refused."""
+
+    def __init__(self, values: Mapping[str, Any], folder: Path) -> None:
+        self.values = {key: value for key, value in values.items() if not key.startswith("_")}
+        self.folder, self.seen, self.name = folder, set(WITHOUT_EFFECT), values["_class_name"]
+
+    def get(self, key: str, default: Any) -> Any:
+        """The value, or what diffusers takes where a config is silent."""
+        self.seen.add(key)
+        return self.values.get(key, default)
+
+    def fixed(self, known: Mapping[str, Any]) -> None:
+        """Refuse other values than the known ones, and any key nobody asked for that says something."""
+        for key, values in known.items():
+            value = self.get(key, values[0])
+            if isinstance(values, str):  # "all KIND"
+                kind = values.removeprefix("all ")
+                if any(v != kind for v in self.values.get(key, [])):
+                    self.refuse(key, f"expected {values}")
+            elif value not in values:
+                self.refuse(key, f"expected {values[0]}")
+        for key, value in self.values.items():
+            if key not in self.seen and value not in (None, False):
+                self.refuse(key, "an option that is not known here")
+
+    def refuse(self, key: str, why: str) -> None:
+        raise UserError(f"{self.folder}: `{key}: {self.values.get(key)}` of this {self.name} has no place here ({why})")
+
+
+def _load(folder: Path) -> Weights:
+    """All tensors of a folder, in float32, from one safetensors file or from several with an index."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = folder / f"{WEIGHTS}.safetensors.index.json"
+    files = [folder / f"{WEIGHTS}.safetensors"]
+    if index.exists():
+        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    elif not files[0].exists():
+        files = sorted(folder.glob(f"{WEIGHTS}*.safetensors"))[:1]  # such as a variant in half precision
+    if not files:
+        raise UserError(
+            f"{folder}: {WEIGHTS}.safetensors is missing (files that are pickles are not read); save it again with "
+            "safe_serialization=True"
+        )
+    try:
+        found = {name: value.float() for file in files for name, value in load_file(str(file)).items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder}: not a whole safetensors file ({error}); fetch it again") from None
+    old = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
+    return {old.sub(lambda m: f"{m[1]}.{OLD_ATTENTION[m[2]]}.", name): value for name, value in found.items()}
+
+
+def _widths(keys: _Keys, default: list[int]) -> tuple[int, tuple[int, ...]]:
+    """`block_out_channels` as width and multipliers."""
+    widths = keys.get("block_out_channels", default)
+    width = math.gcd(*widths)
+    return width, tuple(w // width for w in widths)
+
+
+def _channels(keys: _Keys, default: int) -> int:
+    channels = int(keys.get("in_channels", default))
+    if keys.get("out_channels", default) not in (channels, None):
+        keys.refuse("out_channels", f"expected {channels}, as many as go in: a learned variance is not known here")
+    return channels
+
+
+def _size(keys: _Keys) -> int | None:
+    size = keys.values.get("sample_size")
+    return int(size if isinstance(size, int) else max(size)) if size else None
+
+
+def _read_autoencoder(keys: _Keys, weights: Weights) -> Imported:
+    from models.autoencoders import kl
+
+    width, multipliers = _widths(keys, [64])
+    encode, decode = keys.get("use_quant_conv", True), keys.get("use_post_quant_conv", True)
+    if encode != decode:
+        keys.refuse("use_post_quant_conv", f"expected {encode}, as use_quant_conv")
+    config = kl.Config(
+        width, multipliers, keys.get("layers_per_block", 1), keys.get("latent_channels", 4),
+        bool(keys.get("mid_block_add_attention", True)), keys.get("norm_num_groups", 32), bool(encode),
+    )  # fmt: skip
+    channels = _channels(keys, 3)
+    keys.fixed(AUTOENCODER_FIXED)
+    return Imported("autoencoders", _options("kl", config), channels, _size(keys), weights)
+
+
+def _read_unet(keys: _Keys, weights: Weights, null_class: bool) -> Imported:
+    import torch
+
+    from models.backbones import unet
+
+    width, multipliers = _widths(keys, [224, 448, 672, 896])
+    down = keys.get("down_block_types", ["DownBlock2D", *["AttnDownBlock2D"] * 3])
+    up = keys.get("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])
+    for key, kinds in (("down_block_types", down), ("up_block_types", up)):
+        way = "Down" if key.startswith("down") else "Up"
+        if set(kinds) - {f"{way}Block2D", f"Attn{way}Block2D", f"Resnet{way}sampleBlock2D"}:
+            keys.refuse(key, f"expected {way}Block2D, Attn{way}Block2D or Resnet{way}sampleBlock2D")
+    if _attention(down) != _attention(up[::-1]):
+        keys.refuse("up_block_types", "expected attention at the same resolutions on both ways")
+    # how each level but the last of its way goes to the next one
+    ways = {_resample(kind, keys.get("downsample_type", "conv")) for kind in down[:-1]}
+    ways |= {_resample(kind, keys.get("upsample_type", "conv")) for kind in up[:-1]}
+    if len(ways) > 1:
+        keys.refuse("downsample_type", "expected one way of halving and doubling for all resolutions")
+    scale_shift = keys.get("resnet_time_scale_shift", "default")
+    if scale_shift not in ("default", "scale_shift"):
+        keys.refuse("resnet_time_scale_shift", "expected default or scale_shift")
+    groups, middle = keys.get("norm_num_groups", 32), keys.get("attn_norm_num_groups", None)
+    if middle not in (None, groups):
+        keys.refuse("attn_norm_num_groups", f"expected {groups}, as norm_num_groups")
+    if keys.get("time_embedding_dim", None) not in (None, 4 * width * multipliers[0]):
+        keys.refuse("time_embedding_dim", f"expected {4 * width * multipliers[0]}")
+    config = unet.Config(
+        width, multipliers, keys.get("layers_per_block", 2), _attention(down), bool(keys.get("add_attention", True)),
+        middle is not None or scale_shift == "default", keys.get("attention_head_dim", 8), groups,
+        scale_shift == "scale_shift", ways.pop() if ways else "conv", keys.get("downsample_padding", 1),
+        keys.get("norm_eps", 1e-5), int(keys.get("freq_shift", 0)),
+    )  # fmt: skip
+    channels, classes = _channels(keys, 3), keys.get("num_class_embeds", None)
+    flip = keys.get("flip_sin_to_cos", True)
+    keys.fixed(UNET_FIXED)
+    ours: Weights = {}
+    back = {theirs: name for name, theirs in TIME.items()}
+    for name, value in weights.items():
+        first, second, *rest = name.split(".")
+        ours["backbone." + (".".join([first, back[second], *rest]) if first == "time_embedding" else name)] = value
+    if not flip:  # sines first there: the other half of the columns
+        columns = ours["backbone.time_embedding.up.weight"]
+        ours["backbone.time_embedding.up.weight"] = torch.cat(columns.chunk(2, dim=1)[::-1], dim=1)
+    notes = []
+    if classes is not None:
+        table = ours.pop("backbone.class_embedding.weight")
+        if null_class:
+            classes -= 1
+        else:
+            table = torch.cat([table, torch.zeros_like(table[:1])])
+            notes.append("a null class that adds nothing was put behind the classes (--null-class: the last one is it)")
+        ours["conditioner.table.weight"] = table
+    return Imported("backbones", _options("unet", config), channels, _size(keys), ours, classes, tuple(notes))
+
+
+def _attention(kinds: list[str]) -> tuple[bool, ...]:
+    return tuple(kind.startswith("Attn") for kind in kinds)
+
+
+def _resample(kind: str, given: str) -> str:
+    """conv or resnet: only blocks with attention look at the `downsample_type` and `upsample_type` of a config."""
+    return given if kind.startswith("Attn") else ("resnet" if kind.startswith("Resnet") else "conv")
+
+
+def _read_dit(keys: _Keys, weights: Weights) -> Imported:
+    import torch
+
+    from models.backbones import dit
+
+    heads, depth, p = keys.get("num_attention_heads", 16), keys.get("num_layers", 28), keys.get("patch_size", 2)
+    width = heads * keys.get("attention_head_dim", 72)
+    gelu = {"gelu": "exact", "gelu-approximate": "tanh"}.get(keys.get("activation_fn", "gelu-approximate"))
+    if gelu is None:
+        keys.refuse("activation_fn", "expected gelu or gelu-approximate")
+    embedders = [f"transformer_blocks.{i}.norm1.emb." for i in range(depth)]
+    embedding = [name.removeprefix(embedders[0]) for name in weights if name.startswith(embedders[0])]
+    own = any(not torch.equal(weights[e + n], weights[embedders[0] + n]) for e in embedders[1:] for n in embedding)
+    config = dit.Config(
+        width, depth, heads, p, frequency_shift=1, gelu=str(gelu), mlp_eps=keys.get("norm_eps", 1e-5),
+        own_embeddings=own,
+    )  # fmt: skip
+    classes = keys.get("num_embeds_ada_norm", 1000)
+    keys.get("norm_num_groups", 32)  # of other layouts than this one
+    channels = _channels(keys, 4)
+    keys.fixed(DIT_FIXED)
+    ours: Weights = {
+        "backbone.embed.weight": weights["pos_embed.proj.weight"].flatten(1),
+        "backbone.embed.bias": weights["pos_embed.proj.bias"],
+    }
+    for part in ("weight", "bias"):
+        ours[f"backbone.modulation.{part}"] = weights[f"proj_out_1.{part}"]
+        last = weights[f"proj_out_2.{part}"].unflatten(0, (p * p, channels)).transpose(0, 1).flatten(0, 1)
+        ours[f"backbone.out.{part}"] = last  # rows are (y, x, channel) there, (channel, y, x) here
+    for i in range(depth):
+        mine, theirs = f"backbone.blocks.{i}.", f"transformer_blocks.{i}."
+        time = f"backbone.own_times.{i - 1}." if i > 0 else "backbone.time."
+        for part in ("weight", "bias"):
+            for name, other in DIT_BLOCK.items():
+                ours[f"{mine}{name}.{part}"] = weights[f"{theirs}{other}.{part}"]
+            ours[f"{mine}attention.qkv.{part}"] = torch.cat([weights[f"{theirs}attn1.to_{n}.{part}"] for n in "qkv"])
+            for name, other in TIME.items() if own or i == 0 else ():
+                ours[f"{time}{name}.{part}"] = weights[f"{embedders[i]}timestep_embedder.{other}.{part}"]
+    tables = [weights[f"{e}class_embedder.embedding_table.weight"] for e in (embedders if own else embedders[:1])]
+    table, unconditional = torch.cat(tables, dim=1), classes == 1 and not any(table.any() for table in tables)
+    if not unconditional:
+        ours["conditioner.table.weight"] = table
+    found = None if unconditional else classes
+    return Imported("backbones", _options("dit", config), channels, _size(keys), ours, found)
+
+
+def _options(kind: str, config: Any) -> dict[str, Any]:
+    return {"kind": kind, **dataclasses.asdict(config)}
+
+
+def _check(found: Imported, folder: Path) -> None:
+    """Refuse weights that are not those of the model that the config describes, by the first name that is wrong."""
+    shapes = {name: tuple(value.shape) for name, value in outline(found).state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in found.weights.items()}
+    for name in sorted(shapes.keys() | given.keys()):
+        if shapes.get(name) != given.get(name):
+            raise UserError(
+                f"{folder}: the weights do not fit config.json: {name} (by our names) has shape {given.get(name)}, "
+                f"expected {shapes.get(name)}"
+            )
+
+
+def outline(found: Imported) -> nn.Module:
+    """What the weights are of, without numbers: an autoencoder, or a network with its conditioner."""
+    import torch
+
+    from models import registry
+    from models.diffusion.denoiser import build_network
+
+    if found.family == "autoencoders":
+        return registry.outline("autoencoders", found.options, channels=found.channels)
+    size = found.size or 2 ** len(found.options.get("multipliers", ())) * found.options.get("patch", 1)
+    condition = "none" if found.classes is None else "class"
+    with torch.device("meta"):
+        return build_network(found.options, condition, found.channels, size, found.classes or 0)

@@ -1,0 +1,108 @@
+"""Whole models to and from folders of other programs: what is written where, and what the pipeline takes back.
+
+Names and layouts of the other side are in `diffusers_format.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact, Lease, Writer
+from pipeline.errors import UserError
+from pipeline.files import read_json, sha256_file, write_json
+from pipeline.generate import diffusers_write
+
+
+def fresh(folder: Path) -> Path:
+    """The folder, if it is empty or not there. UserError otherwise: nothing is mixed or written over."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"-o {folder}: not an empty folder; give a new one")
+    return folder.absolute()
+
+
+def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
+    """Write a model's parts as diffusers' folders under `out`; gives a line for each.
+
+    model: an autoencoder's artifact (out/vae), or whatever `ldm sample` takes (also out/transformer or out/unet, with
+    latents.json and ldm.json beside: what diffusers' classes do not hold). UserError before anything is written if an
+    option has no place there.
+    """
+    from models.diffusion.process import EDM
+    from pipeline.generate.folder import load_pretrained
+
+    out, source = fresh(out), Path(model)
+    if (source / "manifest.json").exists() and read_json(source / "manifest.json").get("stage") == "autoencoder":
+        from pipeline.networks import load_model
+
+        alone: Any = load_model(Artifact.load(source).path)
+        side = 32 * alone.factor  # it takes any; diffusers wants one written down
+        diffusers_write.write(out / "vae", *diffusers_write.describe(alone, size=side))
+        return [f"AutoencoderKL in {out / 'vae'}"]
+    generator = load_pretrained(model, device="cpu", root=root)
+    latent, autoencoder = generator.options["latent"], generator.autoencoder
+    part = "unet" if type(generator.network.backbone).__module__.endswith(".unet") else "transformer"
+    space = {"mean": generator.space.mean.tolist(), "std": generator.space.std.tolist()}
+    image = latent["size"] * autoencoder.factor
+    described = {  # all before anything is written: either may be refused
+        part: diffusers_write.describe(generator.network, size=latent["size"]),
+        "vae": diffusers_write.describe(autoencoder, size=image, latents=space),
+    }
+    for name, (config, weights) in described.items():
+        diffusers_write.write(out / name, config, weights)
+    lines = [f"{config['_class_name']} in {out / name}" for name, (config, _) in described.items()]
+    if "buckets" in latent:
+        lines.append(f"of the model's {len(latent['buckets'])} shapes the square only, {image} pixels a side")
+    generator.space.save(out / "latents.json")
+    kept = ("path", "prediction", "condition", "classes", "latent")
+    write_json(out / "ldm.json", {key: generator.options[key] for key in kept} | {"about": generator.about})
+    path = generator.options["path"]["kind"]
+    inputs = "timesteps are 1000 t; the denoiser takes latents normalised by latents.json"
+    if path == "edm":  # its input scale and clock (models/diffusion/process.py) are no part of the network
+        times = f"1000 log(sigma / {EDM.SIGMA_MIN}) / log({EDM.SIGMA_MAX:g} / {EDM.SIGMA_MIN})"
+        inputs = f"timesteps are {times}; the denoiser takes noised latents (latents.json) over sqrt(1 + sigma^2)"
+    gives = f"{generator.options['prediction']} of the path {path} (ldm.json)"
+    return [*lines, f"{inputs} and gives the {gives}; the null class is the last one"]
+
+
+def import_diffusers(source: Path, out: Path, null_class: bool = False) -> str:
+    """Read a folder that diffusers has saved into one that the pipeline takes; gives the config's lines for it.
+
+    An autoencoder becomes a finished artifact, for `autoencoder.from`; a denoiser a folder with the weights of the
+    network, for `diffusion.training.init_from`.
+    """
+    from pipeline.generate import diffusers_read
+
+    out, found = fresh(out), diffusers_read.read(source, null_class)
+    return _autoencoder(found, source, out) if found.family == "autoencoders" else _denoiser(found, out)
+
+
+def _autoencoder(found: Any, source: Path, out: Path) -> str:
+    from pipeline.networks import save_weights
+
+    with Lease(out / "work" / "lease") as lease:
+        for which in ("ema", "live"):  # a trained one has both; here they are one
+            save_weights(out / f"{which}.safetensors", found.weights)
+        write_json(out / "model.json", {"model": found.options, "channels": found.channels})
+        recipe = {"model": found.options, "imported": sha256_file(out / "ema.safetensors")}
+        key = artifacts.fingerprint("autoencoder", recipe, {})
+        made = Writer("autoencoder", key, out, recipe, {}, lease).finish({"imported": str(source.absolute())})
+    size = f"  # images whose sides are multiples of {2 ** (len(found.options['multipliers']) - 1)}"
+    return f"# {made.name}\ndata: {{channels: {found.channels}}}{size}\nautoencoder: {{from: {out}}}"
+
+
+def _denoiser(found: Any, out: Path) -> str:
+    from pipeline.networks import save_weights
+
+    condition = {"kind": "none" if found.classes is None else "class"}
+    model = {"backbone": found.options, "condition": condition, "latent": {"channels": found.channels}}
+    save_weights(out / "ema.safetensors", found.weights)
+    write_json(out / "model.json", {**model, "classes": found.classes, "size": found.size})
+    section = {"backbone": found.options, "condition": condition, "training": {"init_from": str(out)}}
+    lines = ["diffusion:", *(f"  {key}: {json.dumps(value)}" for key, value in section.items())]  # JSON is YAML
+    about = [f"for latents of {found.channels} channels" + (f" and {found.size} pixels a side" if found.size else "")]
+    about += [f"for data of {found.classes} classes"] if found.classes is not None else []
+    about.append("set `path` and `prediction` to what it was trained for, if you know")
+    return "\n".join([*(f"# {line}" for line in [*about, *found.notes]), *lines])

@@ -1,0 +1,225 @@
+"""A trained model as one folder, and images from it: save, load, sample, encode, decode, and files of samples.
+
+    config.json              how to build it and what it was made of      latents.json   the latent space
+    autoencoder.safetensors  denoiser.safetensors (averaged weights)
+
+With autoguidance also weaker.safetensors. No pickle. Networks, samplers and guidance are in `models/`, how latents are
+sampled in `sampling.py`, the latent space in `latents.py`, training in `stages/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.latents import LatentSpace
+from pipeline.data.pictures import Images
+from pipeline.errors import UserError
+from pipeline.generate import sampling
+from pipeline.networks import build_network, load_weights
+from pipeline.schema.data import Shape, text
+
+DEFAULTS: dict[str, Any] = {**sampling.DEFAULTS, "batch_size": 32}
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A model that is ready to sample.
+
+    options: as in config.json (latent, backbone, condition, classes, path, prediction). space: raw <-> normalised
+    latents. defaults: what `sample` takes where it is not told. about: name, weights (SHA-256 by file), lineage.
+    averages: files of other weights of the network, by name (`live`, or a half-life), for autoguidance.
+    """
+
+    options: dict[str, Any]
+    autoencoder: Any = field(repr=False)
+    network: nn.Module = field(repr=False)
+    space: LatentSpace = field(repr=False)
+    device: torch.device
+    defaults: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
+    about: dict[str, Any] = field(default_factory=dict)
+    averages: dict[str, Path] = field(default_factory=dict)
+    _loaded: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """(height, width) of the images that can be asked for, in pixels, the usual one first."""
+        latent, factor = self.options["latent"], self.autoencoder.factor
+        known = latent.get("buckets", [[latent["size"], latent["size"]]])
+        return [(height * factor, width * factor) for height, width in known]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that can be asked for; empty for a model without class condition."""
+        return list(self.options["classes"]) if self.options["condition"]["kind"] == "class" else []
+
+    def sample(
+        self,
+        classes: Sequence[int | str] | None = None,
+        n: int | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance: float | None = None,
+        batch_size: int | None = None,
+        shape: Sequence[int] | None = None,
+        **how: Any,
+    ) -> Images:
+        """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (default: all, in turn).
+
+        shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
+        of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is
+        filled up to `batch_size`, so that `n` and the other classes change no bit. Another batch size is another shape
+        of the same computation: equal up to rounding. `how`: grid, shift, guidance_kind, guidance_weak,
+        guidance_interval, guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model
+        does not know.
+        """
+        request = self.request(classes, n, seed, steps, sampler, guidance, batch_size, shape, **how)
+        return self.images(request)
+
+    def images(self, request: dict[str, Any], first: int = 0) -> Images:
+        """The images of a `request`, from number `first` on, uint8 [n, H, W, C]; the classes begin with that one's."""
+        return np.concatenate(list(self._batches(request, first)))[: request["n"]]
+
+    def request(
+        self,
+        classes: Sequence[int | str] | None = None,
+        n: int | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance: float | None = None,
+        batch_size: int | None = None,
+        shape: Sequence[int] | None = None,
+        **how: Any,
+    ) -> dict[str, Any]:
+        """The arguments of `sample`, checked, with the defaults put in, as plain JSON values."""
+        labels = self._labels(classes)
+        chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch_size": batch_size, **how}
+        filled = {**self.defaults, **{key: value for key, value in chosen.items() if value is not None}}
+        if filled["grid"] != "shifted":  # the only grid that has one
+            if chosen.get("shift") is not None:
+                raise UserError(f"shift: {chosen['shift']} given, but the grid is {filled['grid']}; give grid shifted")
+            filled["shift"] = None
+        count = n if n is not None else len(labels) if classes is not None else 16
+        request: dict[str, Any] = {"n": count, "seed": seed, "classes": labels}
+        if shape is not None:
+            if tuple(shape) not in self.shapes:
+                known = ", ".join(map(text, self.shapes))
+                raise UserError(f"size: {'x'.join(map(str, shape))} (height x width) is none of this model's: {known}")
+            request["shape"] = list(shape)
+        for key, value in {**request, **filled}.items():
+            if key in ("n", "steps", "batch_size") and (not isinstance(value, int) or value < 1):
+                raise UserError(f"{key}: {value} given, expected a whole number of at least 1")
+        if not isinstance(seed, int) or seed < 0:
+            raise UserError(f"seed: {seed} given, expected a whole number of at least 0")
+        sampling.check({key: value for key, value in filled.items() if key != "batch_size"})
+        if filled["guidance"] != 1 and filled["guidance_kind"] == "autoguidance":
+            self._weak_file(str(filled["guidance_weak"]))
+        elif filled["guidance"] != 1 and not (self.classes and self.options["condition"].get("drop", 0) > 0):
+            raise UserError(
+                f"guidance: {filled['guidance']} needs a model trained with `condition.drop` above 0; give 1"
+            )
+        return {**request, **filled}
+
+    def encode(self, images: Images, batch_size: int = 32) -> Tensor:
+        """Normalised latents [n, C, h, w] (the posterior's mean, no noise) of uint8 images [n, H, W, C]."""
+        parts = []
+        for start in range(0, len(images), batch_size):
+            pixels = np.ascontiguousarray(images[start : start + batch_size].transpose(0, 3, 1, 2))  # [b, C, H, W]
+            x = torch.from_numpy(pixels).to(self.device).float() / 127.5 - 1  # [0, 255] -> [-1, 1]
+            with torch.no_grad():
+                mean = self.autoencoder.encode(x).float().chunk(2, dim=1)[0]  # [b, 2C, h, w] -> [b, C, h, w]
+            parts.append(self.space.normalise(mean).cpu())
+        return torch.cat(parts)
+
+    def decode(self, latents: Tensor, batch_size: int = 32) -> Images:
+        """Images uint8 [n, H, W, C] of normalised latents [n, C, h, w]."""
+        parts = []
+        for start in range(0, len(latents), batch_size):
+            part = latents[start : start + batch_size].to(self.device)
+            with torch.no_grad():
+                x = self.autoencoder.decode(self.space.restore(part)).float()  # [b, C, H, W] in about [-1, 1]
+            pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
+            parts.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(parts)
+
+    def _batches(self, request: dict[str, Any], first: int) -> Iterator[Images]:
+        labels, size, factor = request["classes"], request["batch_size"], self.autoencoder.factor
+        height, width = request.get("shape") or self.shapes[0]
+        for start in range(0, request["n"], size):
+            rows = range(start, start + size)  # the last batch goes beyond n, and is cut by the caller
+            chosen = torch.tensor([labels[i % len(labels)] for i in rows], device=self.device) if labels else None
+            z = sampling.latents(
+                self.network,
+                lambda: self._weak(str(request["guidance_weak"])),
+                self.options,
+                request,
+                range(first + rows.start, first + rows.stop),
+                chosen,
+                self.device,
+                (height // factor, width // factor),
+            )
+            yield self.decode(z, size)
+
+    def _weak_file(self, name: str) -> Path:
+        if name not in self.averages:
+            kept = ", ".join(sorted(self.averages)) or "none"
+            raise UserError(f"guidance_weak: weights {name!r} are not kept with this model; kept: {kept}")
+        return self.averages[name]
+
+    def _weak(self, name: str) -> nn.Module:
+        """The network with other weights of the same run; read once."""
+        if name not in self._loaded:
+            with torch.random.fork_rng(devices=[]):  # its first weights are of no use
+                network = build_network(self.options)
+            load_weights(network, self._weak_file(name))
+            self._loaded[name] = network.eval().to(self.device)
+        return self._loaded[name]
+
+    def _labels(self, classes: Sequence[int | str] | None) -> list[int]:
+        names = self.classes
+        if classes is None:
+            return list(range(len(names)))
+        if not names and len(classes) == 0:  # a request of this model that comes back
+            return []
+        if not names:
+            raise UserError("classes: this model has no class condition; leave them out")
+        return [class_number(value, names) for value in classes] or list(range(len(names)))
+
+
+def class_number(value: int | str, names: Sequence[str]) -> int:
+    """A class by name, or by number. UserError where there is none such."""
+    if isinstance(value, str) and value in names:
+        return list(names).index(value)
+    if str(value).isdecimal() and int(value) < len(names):
+        return int(value)
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    raise UserError(f"class {value!r} is neither one of the names ({shown}) nor a number from 0 to {len(names) - 1}")
+
+
+def generator(
+    options: dict[str, Any],
+    autoencoder: nn.Module,
+    network: nn.Module,
+    space: LatentSpace,
+    device: torch.device,
+    defaults: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+    averages: Mapping[str, Path] | None = None,
+) -> Generator:
+    """A generator of networks at hand (in training, too); nothing is copied."""
+    filled = {**DEFAULTS, **(defaults or {})}
+    return Generator(options, autoencoder, network, space, device, filled, dict(about or {}), dict(averages or {}))
+
+
+# ---- the folder ------------------------------------------------------------------------------------------------------
+
+
+# ---- files of samples ------------------------------------------------------------------------------------------------

@@ -1,0 +1,66 @@
+"""Networks and their weights: built from plain options, loaded and saved as safetensors files.
+
+What the networks are is in `models/`. torch is imported when one is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.files import atomic_path, read_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_network(options: Mapping[str, Any], activation_checkpointing: bool = False) -> nn.Module:
+    """The denoising network that `options` describe, with fresh weights from torch's global generator."""
+    from models.diffusion import denoiser
+
+    return denoiser.build_network(
+        options["backbone"],
+        options["condition"]["kind"],
+        options["latent"]["channels"],
+        options["latent"]["size"],
+        len(options["classes"]),
+        activation_checkpointing,
+    )
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Put a safetensors file into a module. Raises UserError if it is damaged or of another model."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        module.load_state_dict(load_file(str(path)))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; no whole model is there") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}); fetch the model again") from None
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        raise UserError(f"{path}: weights of another model ({lines[min(1, len(lines) - 1)].strip()})") from None
+
+
+def load_model(folder: Path, which: str = "ema") -> nn.Module:
+    """The trained autoencoder of an artifact, on the CPU, in evaluation mode."""
+    from safetensors.torch import load_file
+
+    from models import registry
+
+    options = read_json(folder / "model.json")
+    model: nn.Module = registry.build("autoencoders", options["model"], channels=options["channels"])
+    model.load_state_dict(load_file(folder / f"{which}.safetensors"))
+    return model.eval()
+
+
+def save_weights(path: Path, weights: dict[str, Any]) -> None:
+    """Whole weights as one safetensors file."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({key: value.contiguous().cpu() for key, value in weights.items()}, temporary)

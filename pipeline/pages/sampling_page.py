@@ -1,0 +1,198 @@
+"""The sampling page of `ldm ui`: images by sliders, and the command and the Python lines that make them again.
+
+A Streamlit script: `pages.py` starts `streamlit run` on it, and Streamlit executes it from top to bottom at each
+change. Sampling itself is `generate.py`'s; nothing here decides on an image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shlex
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.data.pictures import Images
+    from pipeline.generate.generator import Generator
+
+SLIDERS = ("n", "seed", "classes", "sampler", "steps", "guidance")
+COUNT, STEPS, GUIDANCE = 16, 100, 10.0  # images at first; the sliders' ends
+SHOWN = 640  # pixels: the grid is enlarged, by a whole number, to at most this width
+
+
+def models_in(root: Path) -> dict[str, str]:
+    """The models under a root, newest first: {what `load_pretrained` takes: what a person reads}.
+
+    Registered models, and diffusion artifacts that no registered model was made of.
+    """
+    from pipeline.artifacts import Artifact
+
+    found: dict[str, str] = {}
+    made_of: set[str] = set()
+    for stage in ("register", "diffusion"):
+        manifests = sorted((root / "artifacts" / stage).glob("*/manifest.json"), key=lambda p: -p.stat().st_mtime)
+        for folder in (path.parent for path in manifests):  # as it was given: a relative root makes short commands
+            artifact = Artifact.load(folder)
+            if stage == "register":
+                made_of.add(artifact.inputs["diffusion"]["fingerprint"])
+                found[str(folder / "model")] = f"{artifact.summary['name']} ({artifact.fingerprint[:8]})"
+            elif artifact.fingerprint not in made_of:
+                found[str(folder)] = f"not registered: diffusion {artifact.fingerprint[:8]}"
+    return found
+
+
+def told(model: Generator, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a request (`Generator.request`) what a command must say: the sliders, and what is not the model's default."""
+    return {key: value for key, value in request.items() if key in SLIDERS or value != model.defaults.get(key)}
+
+
+def command_line(model: str, request: Mapping[str, Any], classes: Sequence[str], root: Path) -> str:
+    """The `ldm sample` command of a request (`told`): the same images, bit for bit."""
+    words = ["ldm", "sample", model, "--out", "samples"]
+    for key, value in request.items():
+        if key == "n":
+            words += ["-n", str(value)]
+        elif key != "classes":
+            words += [f"--{key.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
+        elif value != list(range(len(classes))):  # all in turn: the default
+            names = [classes[label] for label in value]
+            words += ["--classes", ",".join(map(str, value if any("," in name for name in names) else names))]
+    if model.startswith("models:"):
+        words += ["--root", str(root)]
+    return shlex.join(words)
+
+
+def python_lines(model: str, request: Mapping[str, Any], classes: Sequence[str], root: Path) -> str:
+    """The Python lines of a request."""
+    values = {key: value for key, value in request.items() if key != "classes"}
+    if request["classes"] != list(range(len(classes))):
+        values["classes"] = [classes[label] for label in request["classes"]]
+    given = ", ".join(f"{key}={value!r}" for key, value in values.items())
+    place = f", root={str(root)!r}" if model.startswith("models:") else ""
+    return (
+        "from pipeline.generate import load_pretrained\n\n"
+        f"model = load_pretrained({model!r}{place})\n"
+        f"images = model.sample({given})  # uint8 [n, H, W, C]"
+    )
+
+
+def archive(model: Generator, images: Images, request: Mapping[str, Any]) -> bytes:
+    """A zip file of what `ldm sample` writes: images, grid, samples.json."""
+    from pipeline.generate.samples import sample_info, write_samples
+
+    packed = io.BytesIO()
+    with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(packed, "w") as file:
+        folder = write_samples(Path(place) / "samples", images, sample_info(model, request))
+        for path in sorted(folder.iterdir()):
+            file.write(path, path.name)
+    return packed.getvalue()
+
+
+def png(image: Images) -> bytes:
+    """A picture [H, W, 3] as `ldm sample` writes it."""
+    from PIL import Image
+
+    from pipeline.data.transforms import to_png
+
+    return to_png(Image.fromarray(image))
+
+
+def controls(model: Generator) -> dict[str, Any]:
+    """The sliders: the arguments of `Generator.request`. Nothing is sampled before the button is pressed."""
+    import streamlit as st
+
+    from models.diffusion import grids, samplers
+
+    chosen: dict[str, Any] = {}
+    first = model.request(n=COUNT)
+    with st.sidebar.form("request"):
+        if model.classes:
+            help_text = "In turn, row by row. None chosen: all."
+            chosen["classes"] = st.multiselect("Classes", model.classes, help=help_text) or None
+        chosen["n"] = st.slider("Images", 1, 64, first["n"])
+        chosen["seed"] = int(st.number_input("Seed", 0, None, 0, help="The same seed, the same images."))
+        chosen["steps"] = st.slider("Steps", 1, max(STEPS, first["steps"]), first["steps"])
+        for key, names in {"sampler": samplers.NAMES, "grid": ("auto", *grids.GRIDS)}.items():
+            chosen[key] = st.selectbox(key.capitalize(), names, names.index(first[key]))
+        if first["guidance_kind"] == "autoguidance" or (
+            model.classes and model.options["condition"].get("drop", 0) > 0
+        ):
+            end = max(GUIDANCE, first["guidance"])
+            label, text = "Guidance scale", "1: as trained. Above: closer to the class, less variety."
+            chosen["guidance"] = round(st.slider(label, 0.0, end, float(first["guidance"]), 0.1, help=text), 2)
+        st.form_submit_button("Make images", type="primary", width="stretch")
+    return chosen
+
+
+def show(model: Generator, name: str, root: Path) -> None:
+    """The page of a model: sliders, grid, downloads, command, Python lines."""
+    import numpy as np
+    import streamlit as st
+
+    from pipeline.data.pictures import grid
+
+    request = model.request(**controls(model))
+
+    def made(key: str, request: dict[str, Any]) -> tuple[Images, float]:
+        begun = time.monotonic()
+        return model.sample(**request), time.monotonic() - begun
+
+    sample = st.cache_data(max_entries=16, show_spinner="Sampling ...")(made)
+    images, seconds = sample(f"{name} {model.about.get('weights')}", request)
+    sheet = grid(images)
+    times = max(1, SHOWN // sheet.shape[1])
+    left, right = st.columns([3, 2])
+    with left:
+        st.image(np.repeat(np.repeat(sheet, times, 0), times, 1), output_format="PNG")
+        height, width, channels = images.shape[1:]
+        st.caption(f"{len(images)} images of {width} x {height} x {channels}, {seconds:.1f} s on {model.device}")
+    with right:
+        st.markdown("**The same images** on the command line")
+        st.code(command_line(name, told(model, request), model.classes, root), language="bash", wrap_lines=True)
+        st.markdown("and in Python")
+        st.code(python_lines(name, told(model, request), model.classes, root), language="python", wrap_lines=True)
+        st.download_button("Grid (PNG)", png(sheet), "grid.png", "image/png", on_click="ignore")
+        files = archive(model, images, request)
+        st.download_button("All files (zip)", files, "samples.zip", "application/zip", on_click="ignore")
+
+
+def page(arguments: Sequence[str]) -> None:
+    """The whole page. A mistake is shown in one line."""
+    import streamlit as st
+
+    from pipeline.errors import UserError
+    from pipeline.generate.folder import load_pretrained
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--root", type=Path, default=Path("runs"))
+    parser.add_argument("--mlflow", default="", help="the address of the runs' page")
+    given = parser.parse_args(arguments)
+
+    st.set_page_config(page_title="Samples", layout="wide")
+    st.title("Samples", anchor=False)
+    if given.mlflow:
+        st.sidebar.markdown(f"[Runs and models in MLflow]({given.mlflow})")
+    known = models_in(given.root)
+    if given.model:
+        known = {given.model: given.model, **known}
+    if not known:
+        st.error(f"No model under {given.root}: type `ldm run` first, or give one: `ldm ui MODEL`.")
+        return
+    name = st.sidebar.selectbox("Model", list(known), format_func=known.__getitem__)
+    st.caption(f"`{name}`")
+    load = st.cache_resource(max_entries=2, show_spinner="Loading the model ...")(load_pretrained)
+    try:
+        show(load(name, root=given.root), name, given.root)
+    except UserError as error:
+        st.error(str(error))
+
+
+if __name__ == "__main__":
+    page(sys.argv[1:])

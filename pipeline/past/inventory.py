@@ -1,0 +1,264 @@
+"""What lies under a root: artifacts, their sizes, who uses what; and what nothing refers to any more.
+
+An artifact is referred to by a run that exists in the tracker, by a registered model, or by an artifact that is. A run
+counts as gone only if the tracker says that it was deleted: one that is down, or never heard of it, says nothing.
+Nothing that another process may be writing is ever removed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Lease, lease_holder
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.past import history
+from pipeline.past.history import Past
+from pipeline.schema import names
+from pipeline.tracking.links import resolve_uri
+
+
+@dataclass(frozen=True)
+class Item:
+    """An artifact's folder. state: finished, unfinished, writing, or damaged. bytes: its files; work_bytes: its
+    checkpoints, leases and spools. used_by: names of runs and of artifacts that it went into. made_ms: when it was
+    finished or last begun. manifest: empty unless finished."""
+
+    stage: str
+    fingerprint: str
+    path: Path
+    state: str
+    bytes: int
+    work_bytes: int
+    made_ms: int
+    used_by: list[str]
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}/{self.fingerprint}"
+
+    @property
+    def content(self) -> str:
+        return str(self.manifest.get("content", ""))[:12]
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def items(root: str | Path) -> list[Item]:
+    """All artifacts under a root, in the order of stages, then by age."""
+    root = Path(root).absolute()
+    folders = [p for p in root.glob("artifacts/*/*") if p.is_dir() and p.parent.name in names.STAGES]
+    pasts = history.pipelines(root)
+    manifests = {folder: _manifest(folder) for folder in folders}
+    found = [_item(folder, manifests, pasts) for folder in folders]
+    return sorted(found, key=lambda item: (names.STAGES.index(item.stage), item.made_ms, item.fingerprint))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.exists():
+        return {}
+    try:
+        manifest: dict[str, Any] = read_json(path)
+        return manifest if isinstance(manifest["files"], dict) else {"damaged": True}
+    except (ValueError, KeyError, TypeError):
+        return {"damaged": True}
+
+
+def _item(folder: Path, manifests: dict[Path, dict[str, Any]], pasts: Iterable[Past]) -> Item:
+    manifest, stage = manifests[folder], folder.parent.name
+    users = [f"{past.name} ({past.key[:6]})" for past in pasts if past.folders.get(stage) == folder]
+    for other, theirs in manifests.items():
+        made = theirs.get("inputs", {}).values()
+        if any((i["stage"], i["fingerprint"]) == (stage, folder.name) for i in made):
+            users.append(f"{other.parent.name}/{other.name[:6]}")
+    newest = folder / "manifest.json" if manifest else folder / "work"
+    work = size(folder / "work")
+    state = "damaged" if manifest.get("damaged") else "finished" if manifest else "unfinished"
+    if state == "unfinished" and holder(folder / "work" / "lease"):
+        state = "writing"
+    made_ms = int((newest if newest.exists() else folder).stat().st_mtime * 1000)
+    return Item(stage, folder.name, folder, state, size(folder) - work, work, made_ms, users, manifest)
+
+
+def holder(lease: Path) -> str | None:
+    """Who may be writing, in words, by the newest lease in a folder; None if nobody does."""
+    told = lease_holder(lease)
+    return None if told is None else f"process {told.get('pid')} on {told.get('host')} since {told.get('since')}"
+
+
+# ---- what nothing refers to ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that may go. kind: artifact, run, latents, set-aside or temporary. why: what says so."""
+
+    kind: str
+    path: Path
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What the tracker refers to. gone: keys of pipelines whose run was deleted there. models: fingerprints of the
+    diffusion artifacts of registered models. trouble: why it could not be asked, empty if it could."""
+
+    gone: frozenset[str]
+    models: frozenset[str]
+    trouble: str = ""
+
+
+def ask_tracker(root: str | Path, uri: str | None = None) -> Tracked:
+    """Ask the tracker which runs were deleted and which models are registered."""
+    uri = resolve_uri(root, uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite") and not database.exists():
+        return Tracked(frozenset(), frozenset(), f"{database} is not there")
+    from pipeline.tracking.mlflow_calls import Down, Refused
+    from pipeline.tracking.mlflow_store import MlflowStore
+
+    known = {past.key: history.run_ids(root, past.run_key) for past in history.pipelines(root)}
+    try:
+        store = MlflowStore(uri, Path(root).absolute())
+        gone = {key for key, ids in known.items() if ids and all(store.deleted(run) for run in ids)}
+        return Tracked(frozenset(gone), frozenset(store.model_tags("ldm.diffusion")))
+    except (Down, Refused) as error:
+        return Tracked(frozenset(), frozenset(), str(error))
+
+
+def garbage(root: str | Path, tracked: Tracked, keep: Sequence[str] = ()) -> list[Garbage]:
+    """What nothing refers to, largest first. Reads only. `keep`: artifacts (STAGE/FINGERPRINT) to keep in any case, as
+    those that configs of other roots pin: they are not seen from here."""
+    root = Path(root).absolute()
+    pasts, known = history.pipelines(root), items(root)
+    unknown = set(keep) - {item.name for item in known}
+    if unknown:
+        raise UserError(f"--keep {', '.join(sorted(unknown))}: no such artifact under {root}; `ldm ls` lists them")
+    alive = [past for past in pasts if past.key not in tracked.gone or holder(past.folder / "spool" / "lease")]
+    kept = referred(known, alive, tracked.models, keep)
+    found = [
+        Garbage("artifact", item.path, item.bytes + item.work_bytes, _why(item, pasts))
+        for item in known
+        if item.path not in kept
+    ]
+    living = {past.key for past in alive}
+    for folder in root.glob("pipelines/*"):
+        if folder.name in tracked.gone and folder.name not in living:
+            found.append(Garbage("run", folder, size(folder), "its run was deleted in the tracker"))
+    found += _latents(root, [item for item in known if item.path in kept])
+    for folder in root.glob("set-aside/*/*"):
+        if folder.name.split("-")[0] not in tracked.models:
+            found.append(Garbage("set-aside", folder, size(folder), "moved away by --rebuild, and made again since"))
+    for path in [*root.glob("artifacts/*/*/**/*.tmp"), *root.glob("latents/*.tmp")]:
+        owner = Path(*path.parts[: len(root.parts) + 3])
+        gone_with = any(path.is_relative_to(entry.path) for entry in found)
+        if not gone_with and not (owner.is_dir() and holder(owner / "work" / "lease")) and not running(root):
+            found.append(Garbage("temporary", path, size(path), "left by a process that was killed"))
+    return sorted(found, key=lambda entry: (-entry.bytes, entry.path))
+
+
+def referred(known: list[Item], alive: Iterable[Past], models: Collection[str], keep: Collection[str]) -> set[Path]:
+    """Folders of the artifacts that are used by living runs, held by a writer, registered, or named by `keep`; with all
+    that these were made of."""
+    kept = {folder for past in alive for folder in past.folders.values()}
+    kept |= {item.path for item in known if item.name in keep or holder(item.path / "work" / "lease")}
+    for item in known:
+        inputs = item.manifest.get("inputs", {}).values()
+        made_of = {made["fingerprint"] for made in inputs if made["stage"] == "diffusion"}
+        if item.fingerprint in models or (item.stage in ("evaluate", "register") and made_of & set(models)):
+            kept.add(item.path)
+    waiting = [item for item in known if item.path in kept]
+    by_name = {(item.stage, item.fingerprint): item for item in known}
+    while waiting:
+        for made in waiting.pop().manifest.get("inputs", {}).values():
+            source = by_name.get((made["stage"], made["fingerprint"]))
+            if source and source.path not in kept:
+                kept.add(source.path)
+                waiting.append(source)
+    return kept
+
+
+def _why(item: Item, pasts: Iterable[Past]) -> str:
+    runs = [past.name for past in pasts if past.folders.get(item.stage) == item.path]
+    if runs:
+        return f"{item.state}; used by deleted runs only ({', '.join(sorted(set(runs)))})"
+    return f"{item.state}; no run names it"
+
+
+def _latents(root: Path, kept: Iterable[Item]) -> list[Garbage]:
+    """Files of the pool that no kept encode artifact lists. None while one is unfinished: its list is not yet there."""
+    encoded = [item for item in kept if item.stage == "encode"]
+    if any(not item.manifest for item in encoded):
+        return []
+    listed: set[str] = set()
+    for item in encoded:
+        listed |= {Path(shard["file"]).stem for shard in read_json(item.path / "shards.json")["shards"]}
+    stems: dict[str, list[Path]] = {}
+    for path in [*root.glob("latents/*.tar"), *root.glob("latents/*.json")]:
+        stems.setdefault(path.stem, []).append(path)
+    return [
+        Garbage("latents", path, size(path), "no encode artifact that is kept lists it")
+        for stem, paths in stems.items()
+        if stem not in listed
+        for path in paths
+    ]
+
+
+# ---- removing --------------------------------------------------------------------------------------------------------
+
+
+def running(root: str | Path) -> str | None:
+    """A pipeline that may be running now, in words; None if none is."""
+    for folder in sorted(Path(root).absolute().glob("pipelines/*/spool/lease")):
+        who = holder(folder)
+        if who:
+            return f"pipeline {folder.parents[1].name}, {who}"
+    return None
+
+
+def remove(root: str | Path, entries: Iterable[Garbage], said: Callable[[Garbage], None] = lambda entry: None) -> int:
+    """Remove what `garbage` found; returns the bytes that were freed.
+
+    Raises UserError, before anything is removed, while a run may be going on under this root: it may be about to use
+    what looks unused. A folder is renamed first, so that what is half removed is never taken for whole.
+    """
+    root = Path(root).absolute()
+    busy = running(root)
+    if busy:
+        raise UserError(f"{root}: {busy} may be running; wait for its end, then remove")
+    freed = 0
+    for entry in entries:
+        if entry.kind == "artifact":
+            with Lease(entry.path / "work" / "lease"):  # refuses if somebody took it since
+                _remove(root, entry.path)
+        else:
+            _remove(root, entry.path)
+        freed += entry.bytes
+        said(entry)
+    return freed
+
+
+def _remove(root: Path, path: Path) -> None:
+    if path.is_file():
+        path.unlink(missing_ok=True)
+        return
+    away = root / "set-aside" / "removing" / f"{path.name}-{secrets.token_hex(4)}"
+    away.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(away)
+    shutil.rmtree(away)
+    for folder in (away.parent, away.parent.parent):
+        if not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,97 @@
+"""Whether the models of a config fit its images, latents and patches: asked before anything runs, on meta tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.files import read_json
+
+
+def check_models(config: Config) -> tuple[int, int]:
+    """Check the options of the models, and that images, latents and patches fit; gives channels and side of a latent.
+
+    Imports torch, allocates nothing (meta device). A pinned autoencoder (`autoencoder.from`) is read where it lies.
+    Raises UserError naming the key.
+    """
+    from models import registry
+    from pipeline.artifacts import Artifact
+    from pipeline.schema.data import text
+
+    options, data = config.autoencoder.model, config.data
+    if config.autoencoder.from_:
+        pinned = Artifact.load(config.autoencoder.from_, "autoencoder")
+        options, channels = pinned.recipe["model"], read_json(pinned.path / "model.json")["channels"]
+        if channels != data.channels:
+            raise UserError(
+                f"`data.channels`: {data.channels}, but the autoencoder at {pinned.path} was trained on {channels}; "
+                f"set {channels}, or train another autoencoder"
+            )
+    key = "autoencoder.model"
+    try:
+        autoencoder: Any = registry.outline("autoencoders", options, channels=data.channels)
+        if config.autoencoder.training.activation_checkpointing and not config.autoencoder.from_:
+            registry.checkpoint_activations(autoencoder, options["kind"])
+        if data.size % autoencoder.factor:
+            raise UserError(
+                f"`data.size`: {data.size} is not a multiple of {autoencoder.factor}, the pixels a side of one latent "
+                "(`autoencoder.model`); change one of them"
+            )
+        for shape in data.shapes:
+            if any(pixels % autoencoder.factor for pixels in shape):
+                raise UserError(
+                    f"`data.buckets`: {text(shape)} (height x width) are no multiples of {autoencoder.factor}, the "
+                    "pixels a side of one latent (`autoencoder.model`); change one of them"
+                )
+        _check_loss_fits(config)
+        channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
+        key = "diffusion.backbone"
+        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
+        if config.diffusion.training.activation_checkpointing:
+            registry.checkpoint_activations(backbone, config.diffusion.backbone["kind"])
+        if data.buckets is not None:
+            _check_shapes(config, backbone, channels, autoencoder.factor)
+    except ValueError as error:
+        raise UserError(f"`{key}`: {error}") from None
+    return channels, side
+
+
+def _check_shapes(config: Config, backbone: Any, channels: int, factor: int) -> None:
+    """The backbone, on the meta device, must take latents of every bucket's shape."""
+    import torch
+
+    from models.conditioning import Embedded
+    from pipeline.schema.data import text
+
+    for height, width in config.data.shapes:
+        with torch.device("meta"):
+            x = torch.empty(1, channels, height // factor, width // factor)
+            condition = Embedded(torch.empty(1, backbone.condition_width))
+            try:
+                fits = backbone(x, torch.empty(1), condition).shape == x.shape
+                why = "another shape comes out"
+            except (ValueError, RuntimeError) as error:
+                fits, why = False, str(error).splitlines()[0]
+        if not fits:
+            raise UserError(
+                f"`data.buckets`: {text((height, width))} gives latents of {text(x.shape[2:])}, which "
+                f"`diffusion.backbone` does not take ({why}); change `multiple` or `shapes`, or the backbone"
+            )
+
+
+def _check_loss_fits(config: Config) -> None:
+    """The images must be large enough for the windows and networks of the autoencoder's loss."""
+    loss, size = config.autoencoder.loss, min(min(shape) for shape in config.data.shapes)
+    least, what = 0, ""
+    if loss.ssim:
+        least, what = 11, "ssim"
+    if loss.perceptual.kind == "lpips":
+        least, what = max((least, what), ({"vgg": 16, "alex": 31}[loss.perceptual.network], "perceptual"))
+    if loss.adversarial.weight:
+        least, what = max((least, what), (3 * 2**loss.adversarial.layers, "adversarial.layers"))
+    if size < least:
+        key = "size" if config.data.buckets is None else "buckets"
+        raise UserError(
+            f"`data.{key}`: {size} pixels are too few for `autoencoder.loss.{what}`, which needs {least}; change either"
+        )

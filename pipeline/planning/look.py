@@ -1,0 +1,377 @@
+"""A look at images before there is a config: what kind of source, how many, how large, which classes, what is wrong.
+
+Reads headers of all files (or of a sample of very many) and decodes some of them. What follows from it for a config is
+`pipeline/planning/starter.py`; ingest looks at every image again.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data import arrays, listing, shards, sources, tables, tars, transforms
+from pipeline.errors import UserError
+from pipeline.files import sha256_file
+
+HEADERS = 20_000  # files whose header is read, at most, evenly spread
+DECODED = 200  # images that are decoded, evenly spread
+IMAGE_WORDS = ("image", "file", "path", "filename", "file_name", "img")
+LABEL_WORDS = ("label", "class", "category", "expression", "target", "species", "type", "kind", "genre", "style")
+CAPTION_WORDS = ("caption", "text", "prompt", "description", "title", "alt", "name")
+GROUP_WORDS = ("person", "subject", "patient", "identity", "individual", "user", "author", "artist", "video", "scene",
+               "session", "sequence", "series", "group")  # fmt: skip
+HELD_OUT_WORDS = ("val", "valid", "validation", "test", "eval", "dev")
+
+
+@dataclass
+class Found:
+    """What a look has told.
+
+    source: the config's `data.source`. keys: of all images, in order, where they are known without reading. classes:
+    name -> images (of those looked at). groups: column that names who or what is on several images, and each image's
+    value. sizes: (width, height) of the images looked at. gray, transparent, dark: shares of the decoded images (dark:
+    of the transparent ones, drawn in nearly white). problems: reason -> images, of `looked` images.
+    """
+
+    source: dict[str, Any]
+    count: int
+    keys: list[str] = field(default_factory=list)
+    classes: Counter[str] = field(default_factory=Counter)
+    groups: tuple[str, list[str]] | None = None
+    captions: bool = False
+    held_out: int | None = None  # images in validation tars
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    gray: float = 0.0
+    transparent: float = 0.0
+    light: float = 0.0
+    looked: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+
+
+def look(text: str) -> Found:
+    """Look at a folder of images, tars or tables, a .csv, .jsonl, .npz or IDX file, tars (a pattern), or `digits`.
+
+    Raises UserError where there is nothing that the pipeline could read.
+    """
+    if text == "digits" and not Path(text).exists():
+        return _look_at_arrays({"kind": "digits"})
+    if "*" in text or text.endswith(".tar"):
+        return _look_at_tars(text)
+    path = Path(text).absolute()
+    if not path.exists():
+        raise UserError(f"--source {text}: does not exist (looked from {Path.cwd()}); give a folder or a file")
+    if path.is_dir():
+        return _look_in_folder(path)
+    if path.suffix in (".csv", ".jsonl"):
+        return _look_at_table(path)
+    if path.suffix == ".npz" or path.name.removesuffix(".gz").endswith(("-ubyte", ".idx", "idx3")):
+        return _look_at_arrays({"kind": "arrays", "path": str(path), **_idx_labels(path)})
+    raise UserError(
+        f"--source {text}: expected a folder, .csv, .jsonl, .npz, an IDX file, or a pattern of .tar files in quotes"
+    )
+
+
+def _look_in_folder(path: Path) -> Found:
+    """A folder holds tars, or one table that names images, or arrays, or images."""
+    tars = sorted(path.glob("*.tar"))
+    if tars:
+        return _look_at_tars(str(path / "*.tar"))
+    tables = sorted([*path.glob("*.csv"), *path.glob("*.jsonl")])
+    named = [table for table in tables if _image_column(table)]
+    if len(named) == 1:
+        return _look_at_table(named[0])
+    if len(named) > 1:
+        raise UserError(
+            f"{path}: {len(named)} tables name images ({', '.join(t.name for t in named)}); give one of them"
+        )
+    arrays = sorted([*path.glob("*.npz"), *path.glob("*images*ubyte*")])
+    if arrays and not _holds_images(path):
+        chosen = next((a for a in arrays if a.name.startswith("train")), arrays[0])
+        return _look_at_arrays({"kind": "arrays", "path": str(chosen), **_idx_labels(chosen)})
+    return _look_at_files({"kind": "folder", "path": str(path)})
+
+
+def _holds_images(path: Path) -> bool:
+    return any(p.suffix[1:].lower() in transforms.FORMATS for p in path.rglob("*"))
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+class _NoDigests(listing.Digests):
+    """Lists without reading: a look needs no digests of all bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def of(self, file: str | Path) -> str:
+        return str(file)
+
+
+def _look_at_files(source: dict[str, Any]) -> Found:
+    from pydantic import TypeAdapter
+
+    from pipeline.schema.data import Source
+
+    adapter: TypeAdapter[Any] = TypeAdapter(Source)
+    listing = sources.listing(adapter.validate_python(source), _NoDigests())
+    rows = listing.rows
+    found = Found(source, len(rows) + len(listing.missing), [row.key for row in rows])
+    found.classes = Counter(row.label for row in rows if row.label is not None)
+    found.captions = any(row.caption for row in rows)
+    headers = spread(rows, HEADERS)
+    share = len(headers) / max(1, len(rows))
+    found.problems["missing"] = round(len(listing.missing) * share)
+    found.problems["duplicate key"] = round((len(rows) - len(set(found.keys))) * share)
+    found.problems["duplicate"] = _duplicates([Path(str(row.location)) for row in headers])
+    found.looked = len(headers) + found.problems["missing"]
+    good = []
+    for row in headers:
+        path = Path(str(row.location))
+        try:
+            with open(path, "rb") as file:
+                found.sizes.append(_header(file, path.suffix[1:].lower()))
+            good.append(path)
+        except transforms.BadImage as error:
+            found.problems[error.reason] += 1
+    chosen = spread(good, DECODED)
+    bad = _pixels(found, (path.read_bytes() for path in chosen))
+    found.problems["undecodable"] += round(bad * len(good) / max(1, len(chosen)))
+    if not found.sizes:
+        raise UserError(f"{source.get('path')}: none of {len(rows)} files is an image that can be read")
+    return found
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of them, evenly spread."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+
+
+def _duplicates(paths: Sequence[Path]) -> int:
+    """Files that have the same bytes as an earlier one. Only files of equal length are read."""
+    by_size: dict[int, list[Path]] = {}
+    for path in paths:
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    alike = [same for same in by_size.values() if len(same) > 1]
+    return sum(len(same) - len({sha256_file(path) for path in same}) for same in alike)
+
+
+def _header(file: Any, extension: str) -> tuple[int, int]:
+    """(width, height), upright, from a file's header. Raises BadImage as ingest would."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                if extension in transforms.FORMATS and image.format not in transforms.FORMATS[extension]:
+                    raise transforms.BadImage("wrongly named", f".{extension} holds {image.format}")
+                width, height = image.size
+                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except UnidentifiedImageError:
+        raise transforms.BadImage("undecodable", "no known image format") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise transforms.BadImage("undecodable", str(error)) from error
+    if width * height > 50_000_000:
+        raise transforms.BadImage("oversized", f"{width}x{height}")
+    return (height, width) if turned else (width, height)
+
+
+def _pixels(found: Found, contents: Iterator[bytes]) -> int:
+    """Decode images, and note how many are gray and transparent; returns how many cannot be decoded."""
+    from PIL import Image
+
+    gray = transparent = light = bad = count = 0
+    for content in contents:
+        try:
+            transforms.decode(content, 3, (255, 255, 255), 50_000_000)
+        except transforms.BadImage:
+            bad += 1
+            continue
+        count += 1
+        with Image.open(io.BytesIO(content)) as image:
+            image.thumbnail((64, 64))
+            pixels = np.asarray(image.convert("RGBA")).astype(int)  # [h, w, 4]
+        visible = pixels[pixels[..., 3] > 128][:, :3]  # [n, 3]
+        gray += not len(visible) or int((visible.max(1) - visible.min(1)).max()) <= 8
+        if (pixels[..., 3] < 128).mean() > 0.01:
+            transparent += 1
+            light += bool(len(visible)) and float(visible.mean()) > 220
+    found.gray, found.transparent = gray / max(1, count), transparent / max(1, count)
+    found.light = light / max(1, transparent)
+    return bad
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _image_column(table: Path, rows: int = 50) -> str | None:
+    """The column whose values are files beside the table (most of the first rows)."""
+    try:
+        records = [record for record, _ in zip((r for _, r in tables._records(table)), range(rows), strict=False)]
+    except UserError:
+        return None
+    if not records:
+        return None
+    hits = {c: sum(bool(r.get(c)) and (table.parent / str(r[c])).is_file() for r in records) for c in records[0]}
+    best = max(hits, key=lambda c: (hits[c], c in IMAGE_WORDS), default=None)
+    return best if best is not None and hits[best] * 2 > len(records) else None
+
+
+def _look_at_table(table: Path) -> Found:
+    image = _image_column(table)
+    if image is None:
+        raise UserError(f"{table}: no column names image files that lie beside it; paths are relative to its folder")
+    records = [record for _, record in tables._records(table)]
+    values = {c: [str(r.get(c) or "") for r in records] for c in records[0] if c != image}
+    label = _pick(values, LABEL_WORDS, is_label)
+    group = _pick({c: v for c, v in values.items() if c != label}, GROUP_WORDS, is_group)
+    caption = _pick({c: v for c, v in values.items() if c not in (label, group)}, CAPTION_WORDS, is_caption)
+    named = {"image": image, "label": label, "caption": caption}
+    found = _look_at_files({"kind": "table", "path": str(table), **{k: v for k, v in named.items() if v}})
+    if group:
+        there = [
+            value for value, r in zip(values[group], records, strict=True) if (table.parent / str(r[image])).is_file()
+        ]
+        found.groups = (group, there)
+    return found
+
+
+def _pick(values: dict[str, list[str]], words: Sequence[str], fits: Callable[[list[str]], bool]) -> str | None:
+    """The column that fits and has the best name; for want of one of these names, none that merely fits."""
+    fitting = [c for c in values if fits(values[c]) and _rank(c, words) < len(words)]
+    return min(fitting, key=lambda c: _rank(c, words), default=None)
+
+
+def _rank(column: str, words: Sequence[str]) -> int:
+    parts = {column.lower(), *re.split(r"[^a-z]+", column.lower())}
+    return next((place for place, word in enumerate(words) if word in parts), len(words))
+
+
+def is_label(values: list[str]) -> bool:
+    """Few distinct values, each on several rows."""
+    distinct = len({v for v in values if v})
+    return 2 <= distinct <= max(2, min(1000, len(values) // 5))
+
+
+def is_group(values: list[str]) -> bool:
+    """Values that come back, but too many to be classes."""
+    distinct = len({v for v in values if v})
+    return 10 <= distinct < 0.95 * len(values)
+
+
+def is_caption(values: list[str]) -> bool:
+    """Mostly different texts, of letters."""
+    filled = [v for v in values if v]
+    return len(set(filled)) > 0.3 * len(values) and sum(any(ch.isalpha() for ch in v) for v in filled) > len(filled) / 2
+
+
+# ---- arrays and tars -------------------------------------------------------------------------------------------------
+
+
+def _idx_labels(path: Path) -> dict[str, str]:
+    """The IDX file of labels beside one of images: train-images-idx3-ubyte -> train-labels-idx1-ubyte."""
+    other = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    return {"labels": str(other)} if other != path and other.is_file() else {}
+
+
+def _look_at_arrays(source: dict[str, Any]) -> Found:
+    from pydantic import TypeAdapter
+
+    from pipeline.schema.data import Source
+
+    adapter: TypeAdapter[Any] = TypeAdapter(Source)
+    images, labels = arrays.read_arrays(adapter.validate_python(source))
+    found = Found(source, len(images), [f"{i:08d}" for i in range(len(images))], looked=len(images))
+    if labels is not None:
+        found.classes = Counter(str(label) for label in labels.tolist())
+    found.sizes = [(images.shape[2], images.shape[1])]
+    rows = [np.asarray(row) for row in images[: HEADERS * 5]]
+    found.problems["duplicate"] = len(rows) - len({row.tobytes() for row in rows})
+    colour = images.ndim == 4 and images.shape[3] > 1
+    sample = np.stack(spread(rows, DECODED))[..., :3].astype(int) if colour else None
+    found.gray = 1.0 if sample is None else float(((sample.max(-1) - sample.min(-1)).max((1, 2)) <= 8).mean())
+    return found
+
+
+def _look_at_tars(pattern: str) -> Found:
+    if tars.is_remote(pattern):
+        raise UserError(
+            f"--source {pattern}: looks at local files only; copy one tar here, look at it, change the path"
+        )
+    paths = sorted(Path(p) for p in tars.expand(pattern))
+    if not paths:
+        raise UserError(f"--source {pattern}: no such file (looked from {Path.cwd()})")
+    prefixes: dict[str, list[Path]] = {}
+    for path in paths:
+        prefixes.setdefault(re.sub(r"[-_.]?\d+\.tar$", "", path.name), []).append(path)
+    held_out = [prefix for prefix in prefixes if set(re.split(r"[^a-z]+", prefix.lower())) & set(HELD_OUT_WORDS)]
+    folder = paths[0].parent.absolute()
+    source: dict[str, Any] = {"kind": "webdataset", "path": str(folder / Path(pattern).name)}
+    train = paths
+    if len(held_out) == 1 and len(prefixes) == 2:
+        (rest,) = set(prefixes) - set(held_out)
+        train = prefixes[rest]
+        source |= {"path": str(folder / f"{rest}*.tar"), "val": str(folder / f"{held_out[0]}*.tar")}
+    found = Found(source, 0)
+    per_tar = max(1, DECODED // len(train))
+    contents: list[bytes] = []
+    names = _class_names(folder)
+    for path in train:
+        samples = list(shards.samples(shards.scan(path)))
+        found.count += len(samples)
+        found.keys += [key for key, _ in samples]
+        with open(path, "rb") as file:
+            for i, (_, members) in enumerate(samples):
+                _count_label(found, file, members, names)
+                found.captions |= "txt" in members
+                if i % max(1, len(samples) // per_tar) == 0:
+                    _count_image(found, file, members, contents)
+    if len(train) < len(paths):
+        found.held_out = sum(len(list(shards.samples(shards.scan(path)))) for path in prefixes[held_out[0]])
+    bad = _pixels(found, iter(contents))
+    found.problems["undecodable"] += bad
+    if not found.sizes:
+        raise UserError(f"{pattern}: no images in the {len(paths)} tars (members of {', '.join(transforms.FORMATS)})")
+    return found
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    from pipeline.schema.data import WebDatasetSource
+
+    return tars.tar_classes(WebDatasetSource(kind="webdataset", path=str(folder / "*.tar")))
+
+
+def _count_label(found: Found, file: Any, members: dict[str, Any], names: list[str] | None) -> None:
+    if "cls" not in members:
+        return
+    file.seek(members["cls"].offset)
+    label = file.read(members["cls"].length).decode(errors="replace").strip()
+    known = names is not None and label.isdigit() and int(label) < len(names)
+    found.classes[names[int(label)] if known and names else label] += 1
+
+
+def _count_image(found: Found, file: Any, members: dict[str, Any], contents: list[bytes]) -> None:
+    found.looked += 1
+    images = [(n.rpartition(".")[2], m) for n, m in members.items() if n.rpartition(".")[2] in transforms.FORMATS]
+    if not images:
+        found.problems["no image"] += 1
+        return
+    extension, member = images[0]
+    file.seek(member.offset)
+    content = file.read(member.length)
+    try:
+        found.sizes.append(_header(io.BytesIO(content), extension))
+        contents.append(content)
+    except transforms.BadImage as error:
+        found.problems[error.reason] += 1

@@ -1,0 +1,129 @@
+"""What the diffusion model learns: the network, its loss on cached latents, validation and previews, on a rank.
+
+Paths, predictions and weightings are in `models/diffusion/`, the loop in `training/loop.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Artifact
+from pipeline.config import Config
+from pipeline.evaluation.curve import Curve
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pipeline.training.engine import Engine
+    from pipeline.training.loop import Task
+    from pipeline.training.ranks import Ranks
+
+PREVIEW_IMAGES = 16
+PREVIEW_STEPS = 20
+
+
+def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
+    """All that is needed to build the network again and to sample with it, as plain values."""
+    from pipeline.data.buckets import usual
+
+    summary = inputs["encode"].summary
+    shape, buckets = summary["shape"], {}
+    if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
+        rows = [row for row in summary["buckets"] if row["train"]]
+        first = usual([row["shape"] for row in rows], [row["train"] for row in rows], shape[1])
+        buckets = {"buckets": [rows[first]["shape"], *(row["shape"] for i, row in enumerate(rows) if i != first)]}
+    return {
+        "latent": {"channels": shape[0], "size": shape[1], **buckets},
+        "backbone": config.diffusion.backbone,
+        "condition": config.diffusion.condition.model_dump(mode="json"),
+        "classes": inputs["ingest"].summary["classes"],
+        "path": config.diffusion.path.model_dump(mode="json"),
+        "prediction": config.diffusion.prediction,
+    }
+
+
+def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn.Module, Task]:
+    """The network with its first weights, and what the loop needs to know about this stage."""
+    import torch
+
+    from models.diffusion import objectives
+    from models.diffusion.process import make_path
+    from pipeline.data import loader
+    from pipeline.data.balance import training_order
+    from pipeline.data.latent_pool import open_latents
+    from pipeline.data.latents import LatentSpace
+    from pipeline.data.order import seeded
+    from pipeline.data.pictures import grid
+    from pipeline.generate.generator import generator
+    from pipeline.networks import build_network, load_model
+    from pipeline.tasks.trained import to_device
+    from pipeline.training.loop import Task
+
+    section, training, seed = config.diffusion, config.diffusion.training, config.run.seed
+    what = options(config, inputs)
+    torch.manual_seed(seeded(seed, "diffusion/weights"))
+    network = build_network(what, activation_checkpointing=training.activation_checkpointing)
+    path = make_path(section.path.kind, section.path.schedule)
+    space = LatentSpace.load(inputs["encode"].path / "latents.json")
+    train, val = (open_latents(inputs["encode"], split) for split in ("train", "val"))
+    null = len(what["classes"])
+    order = training_order(train, config.data, what["classes"], training.batch_size, seed)
+
+    times = objectives.Times(section.times.kind, section.times.mean, section.times.std)
+
+    def per_sample(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The weighted squared error of the prediction, a mean over elements: [n]."""
+        x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, h, w]
+        condition = {"class": batch["label"]}
+        t = times(batch["u"], path)
+        return objectives.loss(network, x0, batch["noise"], t, condition, path, section.prediction, section.weighting)
+
+    def loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": per_sample(network, batch).mean()}
+
+    def batches(position: int) -> Iterator[dict[str, Any]]:
+        return loader.latent_batches(
+            train, order, config.data, seed, ranks.rank, ranks.world, position, section.condition.drop, null
+        )
+
+    def validation() -> Iterator[dict[str, Any]]:
+        return loader.latent_validation(val, training.batch_size, config.data, seed, ranks.rank, ranks.world, null)
+
+    @torch.no_grad()
+    def validate(engine: Engine) -> dict[str, float]:
+        """Mean loss over the held-out latents, times spread evenly, every sample once, conditions never dropped."""
+        total = torch.zeros(2, dtype=torch.float64)
+        with engine.weights("ema"):
+            for batch in validation():
+                batch = to_device(batch, ranks.device)
+                weight = batch["weight"]
+                values = per_sample(engine.module, batch)
+                total += torch.stack([(values * weight).sum(), weight.sum()]).double().cpu()
+        value, count = ranks.sum_floats(total.tolist())
+        return {"val_loss": value / count}
+
+    decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
+
+    def preview(engine: Engine) -> dict[str, Any]:
+        """Samples of the averaged weights from fixed noise, classes in turn; every rank computes the same."""
+        classes = [i % null for i in range(PREVIEW_IMAGES)] if null and section.condition.kind == "class" else None
+        with engine.weights("ema"):
+            sampler = generator(what, decoder, engine.module, space, ranks.device)
+            images = sampler.sample(
+                classes, n=PREVIEW_IMAGES, seed=seed, steps=PREVIEW_STEPS, batch_size=PREVIEW_IMAGES
+            )
+        return {"samples/ema": grid(images, columns=4)}
+
+    if not section.fd.every:
+        return network, Task("diffusion", loss, batches, validate, preview)
+    curve = Curve(config, inputs["ingest"])
+    request = curve.request()
+
+    def measure(engine: Engine) -> dict[str, float]:
+        """A point of the curve of Fréchet distances; every rank samples the same, rank 0 looks at it."""
+        with engine.weights("ema"):
+            images = generator(what, decoder, engine.module, space, ranks.device).sample(**request)
+        return curve.point(images) if ranks.first else {}
+
+    return network, Task("diffusion", loss, batches, validate, preview, measure, section.fd.every)

@@ -1,0 +1,52 @@
+"""The yardstick of the diffusion model: the best denoiser of a Gaussian with the covariance of the latents."""
+
+from __future__ import annotations
+
+from pipeline.artifacts import Artifact
+from pipeline.config import Config
+
+GAUSSIAN_LIMIT = 4096  # elements of a latent above which its full covariance (and the yardstick) is left out
+
+
+def gaussian_loss(config: Config, latents: Artifact) -> float | None:
+    """Loss of the best denoiser of a Gaussian with the latents' mean and full covariance, in closed form.
+
+    A network that has learned more than second moments is below it. None where the latents are too large, and where
+    they are of several shapes, which have no covariance in common.
+    """
+    import numpy as np
+    import torch
+
+    from models.diffusion import gaussian
+    from models.diffusion.objectives import Times
+    from models.diffusion.process import make_path
+    from pipeline.data.latent_pool import shard_paths
+    from pipeline.data.latent_shards import LatentIndex
+    from pipeline.data.latents import LatentSpace
+
+    channels, size, _ = latents.summary["shape"]
+    d = channels * size * size
+    if d > GAUSSIAN_LIMIT or "buckets" in latents.summary:
+        return None
+    space = LatentSpace.load(latents.path / "latents.json")
+    index = LatentIndex.open(shard_paths(latents, "train"))
+    total, square, variance, count = np.zeros(d), np.zeros((d, d)), np.zeros(d), 0
+    scale = space.std.double().numpy().repeat(size * size)  # one number an element
+    for first in range(0, len(index), 4096):
+        moments = index.moments(np.arange(first, min(first + 4096, len(index))), 0).astype(np.float64)  # [n, 2C, h, w]
+        mean, logvar = (part.reshape(len(moments), d) for part in np.split(moments, 2, axis=1))
+        x = space.normalise(torch.from_numpy(mean).view(-1, channels, size, size)).flatten(1).numpy()
+        total += x.sum(0)
+        square += x.T @ x
+        variance += np.exp(logvar).sum(0) / scale**2
+        count += len(x)
+    centre = total / count
+    covariance = square / count - np.outer(centre, centre) + np.diag(variance / count)
+    section = config.diffusion
+    return gaussian.gaussian_loss(
+        torch.from_numpy(np.linalg.eigvalsh(covariance)),
+        make_path(section.path.kind, section.path.schedule),
+        section.prediction,
+        Times(section.times.kind, section.times.mean, section.times.std),
+        section.weighting,
+    )

@@ -1,0 +1,361 @@
+"""What the trained stages share: from the driver's arguments to a rank's engine and loop, and to the files of weights.
+
+What is trained and on which loss is in `autoencoder.py` and `diffusion.py`; how, in `loop.py` and `engine.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import TAKEN_OVER, Artifact, Writer, lease_file
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.files import canonical_json, disk_trouble, read_json, sha256_file, write_json
+from pipeline.networks import save_weights
+from pipeline.schema.section import result_fields
+from pipeline.schema.training import Training
+from pipeline.tracking.tracker import Spool
+
+if TYPE_CHECKING:
+    from pipeline.cluster.cluster import Cluster
+    from pipeline.training.engine import Engine
+
+STOP_POLL = 1.0  # seconds between two looks at the stop file, which may lie on a network file system
+
+
+def train(
+    name: str, config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool
+) -> dict[str, Any]:
+    """Train one stage on the cluster; returns the loop's summary. The weights lie in the artifact when it returns."""
+    from pipeline.data.order import lanes, largest_world
+
+    training: Training = getattr(config, name).training
+    lane_count = config.data.lanes or lanes(training.batch_size)
+
+    def world() -> int:
+        """Ranks of an attempt: as many workers as there is room for and as divide the lanes."""
+        room = cluster.workers()
+        fits = largest_world(lane_count, room)
+        if fits < room:
+            print(
+                f"{name}: {fits} of {room} workers, since ranks must divide the {lane_count} lanes of a batch",
+                flush=True,
+            )
+        spool.tags({"ldm.world_size": str(fits)})
+        return fits
+
+    # A folder for each holder: one that was taken over, and lives on behind a network that is cut, tells us nothing
+    mail = writer.work / "mail" / f"{writer.token:06d}"
+    mail.mkdir(parents=True, exist_ok=True)
+    progress, said = Progress(name, mail / "progress.json"), Said(name, mail / "said")
+
+    def watch() -> None:
+        writer.lease.check()
+        progress()
+        said()
+
+    arguments = {
+        "stage": name,
+        "config": config.model_dump(mode="json", by_alias=True),
+        "inputs": {key: str(artifact.path) for key, artifact in inputs.items()},
+        "path": str(writer.path),
+        "mail": str(mail),
+        "token": writer.token,
+        "run": spool.run,
+        "begin_from": other_run(name, training, writer),
+        "first_weights": str(first_weights(config, name)) if training.init_from else None,
+    }
+    try:
+        cluster.train(rank, arguments, mail, world, watch)
+    finally:
+        said()
+    writer.lease.check()
+    if not (mail / "summary.json").exists():  # the ranks saw it before this machine: network file systems cache folders
+        raise UserError(f"{writer.work / 'lease'}: {TAKEN_OVER}; this process stops")
+    return dict(read_json(mail / "summary.json"))
+
+
+def other_run(name: str, training: Training, writer: Writer) -> list[Any] | None:
+    """[checkpoints, position] of a run that differs in its number of steps only, and goes the furthest along our way.
+
+    Two such runs are one up to where the learning rate of either begins to depend on the number of steps.
+    """
+    from pipeline.training.arithmetic import stable_steps
+    from pipeline.training.checkpoint import listing
+
+    ours = json.loads(canonical_json({"recipe": writer.recipe, "inputs": writer.input_contents()}))  # as read back
+    best, found = 0, None
+    for path in writer.path.parent.glob("*/work/recipe.json"):
+        theirs = read_json(path)
+        steps = theirs["recipe"]["training"]["steps"]
+        theirs["recipe"]["training"]["steps"] = training.steps
+        if theirs != ours or steps == training.steps:
+            continue
+        limit = min(stable_steps(training.model_copy(update={"steps": steps})), stable_steps(training))
+        folder = path.parent / "checkpoints"
+        for saved in listing(folder):
+            whole = (folder / saved.name / "manifest.json").exists()  # the other run may be writing one just now
+            if whole and best < saved.position <= limit * training.batch_size:
+                best, found = saved.position, [str(folder), saved.position]
+    write_json(writer.work / "recipe.json", ours)
+    if found and not listing(writer.work / "checkpoints"):
+        print(
+            f"{name}: goes on from step {best // training.batch_size} of another run of its kind ({found[0]})",
+            flush=True,
+        )
+    return found
+
+
+def rank(arguments: dict[str, Any]) -> None:
+    """One rank's whole life. A user's mistake is left in `outcome.json` for the driver."""
+    mail = Path(arguments["mail"])
+    try:
+        with disk_trouble():
+            _rank(arguments, Path(arguments["path"]) / "work", mail)
+    except UserError as error:
+        with suppress(OSError):  # on a full disk the driver has it from the exception
+            write_json(mail / "outcome.json", {"error": str(error)})
+        raise
+
+
+def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
+    import torch
+
+    from pipeline.cluster.on_rank import device, preempted
+    from pipeline.networks import load_weights
+    from pipeline.training import loop
+    from pipeline.training import snapshots as averages
+    from pipeline.training.checkpoint import listing
+    from pipeline.training.ranks import open_ranks
+
+    torch.set_num_threads(arguments["threads"])
+    config = Config.model_validate(arguments["config"])
+    name, ranks = arguments["stage"], open_ranks(device())
+    training: Training = getattr(config, name).training
+    module = importlib.import_module(f"pipeline.tasks.{name}")
+    inputs = {key: Artifact.load(path) for key, path in arguments["inputs"].items()}
+    model, task = module.build(config, inputs, ranks)
+    if arguments["first_weights"]:
+        load_weights(model, Path(arguments["first_weights"]))
+    engine = task.engine(model, training, ranks)
+    begin = (Path(given[0]), int(given[1])) if (given := arguments["begin_from"]) else None
+    snapshots = Path(arguments["path"]) / averages.FOLDER if training.snapshot_every else None
+    if snapshots and begin and ranks.first and not listing(work / "checkpoints"):
+        averages.take_over(begin[0].parents[1] / averages.FOLDER, snapshots, training, begin[1])
+    log = _log(config, name, arguments, work, mail) if ranks.first else Silent()
+    stop = stopper(mail, lease_file(work / "lease", arguments["token"] + 1), preempted)
+    hosts = ranks.gather_objects(socket.gethostname())
+    validated: dict[str, float] = {}
+
+    def validate(engine: Engine) -> dict[str, float]:
+        validated.update(task.validate(engine))
+        return dict(validated)
+
+    say = sayer(mail / "said" / f"{ranks.rank}.txt")
+
+    def batches(position: int) -> Iterator[dict[str, Any]]:
+        return naming_lost(task.batches(position), work / "lost" / f"{ranks.rank}.txt", say)
+
+    summary = loop.train(
+        engine,
+        replace(task, validate=validate, batches=batches),
+        training,
+        ranks,
+        work / "checkpoints",
+        log,
+        lambda: stop() or getattr(log, "stopped", False),
+        token=arguments["token"],
+        begin_from=begin,
+        snapshots=snapshots,
+        progress=lambda progress: write_json(mail / "progress.json", {**asdict(progress), "hosts": hosts}),
+        say=say,
+        stall_s=config.cluster.collective_timeout / 2,  # told before the other ranks give it up
+    )
+    if not summary.finished:
+        if any(ranks.gather_objects(preempted())) and ranks.first:
+            write_json(mail / "outcome.json", {"drained": True})
+        return
+    if not validated:  # a kill between the last checkpoint and this line
+        validate(engine)
+    for file, which, half_life in exports(training):
+        weights = engine.export(which, half_life)  # all ranks; whole on rank 0
+        if ranks.first:
+            save_weights(Path(arguments["path"]) / f"{file}.safetensors", weights)
+    if snapshots:
+        averages.save(engine, snapshots)  # the end, whatever came before it
+    if ranks.first:
+        if snapshots:
+            averages.tidy(snapshots, training, engine.averaged)
+        write_json(mail / "summary.json", {**asdict(summary), **validated, "world_size": ranks.world})
+    ranks.barrier()
+
+
+def exports(training: Training) -> list[tuple[str, str, int | None]]:
+    """(file, which, half-life) of the weights an artifact holds: `ema` is the first half-life, `ema-<samples>` the
+    others, `length-<share>` those of relative length."""
+    from pipeline.schema.names import length_name
+
+    files: list[tuple[str, str, int | None]] = [("ema", "ema", None), ("live", "live", None)]
+    files += [(f"ema-{half_life}", "ema", half_life) for half_life in training.half_lives[1:]]
+    return files + [(name, name, None) for name in map(length_name, training.average_lengths)]
+
+
+def _log(config: Config, name: str, arguments: dict[str, Any], work: Path, mail: Path) -> Any:
+    """Rank 0's log: the spool, behind the judge of a sweep that stops hopeless elements."""
+    from pipeline.training.prune import Judge
+
+    spool = Spool(work / "spool", arguments["run"], arguments["token"])
+    training: Training = getattr(config, name).training
+    if not config.sweep or not config.sweep.prune:
+        return spool
+    return Judge(spool, config.sweep, mail, training.batch_size, training.steps)
+
+
+class Silent:
+    """The log of all ranks but the first."""
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Nothing: rank 0 logs."""
+
+    def image(self, key: str, image: Any, step: int) -> None:
+        """Nothing: rank 0 logs."""
+
+
+def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
+    """A batch with its tensors on the device."""
+    return {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
+
+
+def first_weights(config: Config, name: str) -> Path:
+    """The weights that `init_from` names: a .safetensors file, an artifact's folder, or a model folder or URI."""
+    from pipeline.tracking.tracker import fetch_model
+
+    source = str(getattr(config, name).training.init_from)
+    path = Path(source).absolute()
+    if source.startswith("models:"):
+        path = fetch_model(source, config.run.root, config.tracking.uri)
+    inside = ("ema.safetensors", {"autoencoder": "autoencoder.safetensors", "diffusion": "denoiser.safetensors"}[name])
+    for file in (path, *(path / file for file in inside)):
+        if file.is_file():
+            return file
+    raise UserError(
+        f"`{name}.training.init_from`: {source} is neither a .safetensors file nor a folder with {' or '.join(inside)}"
+    )
+
+
+def training_recipe(config: Config, name: str) -> dict[str, Any]:
+    """The keys of a training section that change the result; weights to begin with count by content, not by place."""
+    kept = result_fields(getattr(config, name).training)
+    if kept["init_from"]:
+        kept["init_from"] = sha256_file(first_weights(config, name))
+    return kept
+
+
+def stopper(mail: Path, successor: Path, preempted: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether the driver asked for an end, this node goes away, or another process took the artifact over (`successor`
+    is its lease); looks once a second at most."""
+    looked, found = 0.0, False
+
+    def stop() -> bool:
+        nonlocal looked, found
+        if not found and time.monotonic() - looked > STOP_POLL:
+            looked = time.monotonic()
+            found = preempted() or (mail / "stop").exists() or successor.exists()
+        return found
+
+    return stop
+
+
+def sayer(path: Path) -> Callable[[str], None]:
+    """What a rank calls with a line for the person who runs the command."""
+    path.parent.mkdir(exist_ok=True)
+
+    def say(line: str) -> None:
+        with open(path, "a") as file:
+            file.write(f"{line}\n")
+
+    return say
+
+
+def naming_lost(batches: Iterator[dict[str, Any]], path: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The same batches. Each sample that another one stands for is written to `path`, the first of a shard is told."""
+    known: set[str] = set(path.read_text().splitlines()) if path.exists() else set()
+    shards: set[str] = set()
+    for batch in batches:
+        for key, why in batch.get("lost", ()):
+            shard = why.partition(", member")[0]
+            if key not in known:
+                sayer(path)(key)
+            if shard not in shards:
+                say(f"{why}; another sample stands for it, and for all that {path} names")
+            known.add(key)
+            shards.add(shard)
+        yield batch
+
+
+class Said:
+    """Shows on the driver the lines that ranks have for its user: what they print ends in Ray's logs."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.shown = {path: path.stat().st_size for path in folder.glob("*.txt")}  # an earlier command's
+
+    def __call__(self) -> None:
+        for path in sorted(self.folder.glob("*.txt")):
+            with open(path, "rb") as file:
+                file.seek(self.shown.get(path, 0))
+                lines = [line for line in file if line.endswith(b"\n")]
+            self.shown[path] = self.shown.get(path, 0) + sum(map(len, lines))
+            for line in lines:
+                print(f"{self.name}: {line.decode().rstrip()}", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Shows on the driver what rank 0 wrote last: a bar on a terminal, a plain line now and then in a log."""
+
+    LINE_EVERY = 10.0  # seconds between two lines in a log
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name, self.path = name, path
+        self.bar: Any = None
+        self.shown, self.last = 0.0, -1
+        path.unlink(missing_ok=True)
+
+    def __call__(self) -> None:
+        if not self.path.exists():
+            return
+        now = read_json(self.path)
+        if now["step"] == self.last:
+            return
+        if self.last < 0:
+            print(f"{self.name}: {len(now['hosts'])} ranks on {', '.join(sorted(set(now['hosts'])))}", flush=True)
+        self.last = now["step"]
+        left = time.strftime("%H:%M:%S", time.gmtime(now["seconds_left"]))
+        loss = "not finite" if now["loss"] is None else f"{now['loss']:.4f}"
+        text = f"loss {loss}, {now['images_per_second']:.0f} images/s, {left} left"
+        if sys.stdout.isatty():
+            self._bar(now, text)
+        elif time.monotonic() - self.shown > self.LINE_EVERY or now["step"] == now["steps"]:
+            self.shown = time.monotonic()
+            print(f"{self.name}: step {now['step']} of {now['steps']}, {text}", flush=True)
+
+    def _bar(self, now: dict[str, Any], text: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        if self.bar is None:
+            self.bar = Bar(TextColumn(self.name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            self.bar.start()
+            self.bar.add_task(text, total=now["steps"])
+        self.bar.update(self.bar.task_ids[0], completed=now["step"], description=text)
+        if now["step"] == now["steps"]:
+            self.bar.stop()

@@ -1,0 +1,49 @@
+"""The latent space: a round trip, and statistics that are those of the latents drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import posterior
+from pipeline.data import latents
+from pipeline.data.latents import LatentSpace
+
+SHAPE = (400, 2, 6, 4, 4)  # [n, v, 2C, h, w]
+
+
+def moments(seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    mean = generator.normal(3.0, 5.0, (*SHAPE[:2], 3, *SHAPE[3:])) * np.array([1.0, 2.0, 3.0])[:, None, None]
+    logvar = generator.normal(-1.0, 0.5, mean.shape)
+    return np.concatenate([mean, logvar], axis=2).astype(np.float16)
+
+
+def test_drawn_latents_have_mean_0_and_variance_1() -> None:
+    data = moments()
+    space = latents.merge([latents.sums(part) for part in np.array_split(data, 7)])
+    flat = torch.from_numpy(data.reshape(-1, *SHAPE[2:])).float()
+    drawn = space.draw(flat, torch.randn(len(flat), 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(drawn.mean((0, 2, 3)), torch.zeros(3), atol=0.02)
+    assert torch.allclose(drawn.std((0, 2, 3)), torch.ones(3), atol=0.02)
+
+
+def test_merging_in_order_gives_the_same_bits() -> None:
+    parts = [latents.sums(part) for part in np.array_split(moments(), 5)]
+    one, again = latents.merge(parts), latents.merge(list(parts))
+    assert torch.equal(one.mean, again.mean) and torch.equal(one.std, again.std)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    space = LatentSpace(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 30.0]))
+    z = torch.randn(3, 2, 4, 4)
+    assert torch.allclose(space.restore(space.normalise(z)), z, atol=1e-5)
+    space.save(tmp_path / "latents.json")
+    read = LatentSpace.load(tmp_path / "latents.json")
+    assert torch.equal(read.mean, space.mean) and torch.equal(read.std, space.std)
+
+
+def test_draw_is_normalise_after_sample() -> None:
+    space = LatentSpace(torch.tensor([1.0]), torch.tensor([2.0]))
+    m, noise = torch.randn(2, 2, 3, 3), torch.randn(2, 1, 3, 3)
+    assert torch.equal(space.draw(m, noise), (posterior.sample(m, noise) - 1) / 2)

@@ -1,0 +1,218 @@
+"""A config for images that nobody has described: what is found in a folder, a table, tars; what is chosen, and why."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import Config, load
+from pipeline.data import listing
+from pipeline.data.held_out import held_out
+from pipeline.data.shards import TarWriter
+from pipeline.data.sources import source_fingerprint
+from pipeline.errors import UserError
+from pipeline.planning import look, starter
+from pipeline.planning.fits import check_models
+from pipeline.planning.starter import Machine
+
+CPU, GPU = Machine(0, 0, 2), Machine(4, int(24e9), 32)
+SHARED = Path(__file__).parents[5] / "shared" / "data"
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 50), mode: str = "RGB") -> Image.Image:
+    shape = (size[1], size[0], {"RGB": 3, "RGBA": 4, "L": 1}[mode])
+    pixels = np.random.default_rng(seed).integers(0, 255, shape, np.uint8)
+    return Image.fromarray(pixels[:, :, 0] if mode == "L" else pixels)
+
+
+def written(found: look.Found, tmp_path: Path, machine: Machine = CPU, quick: bool = False) -> Config:
+    """The config that is written for what was found, read back and checked whole."""
+    chosen = starter.plan(found, machine, "some name!", quick)
+    (tmp_path / "c.yaml").write_text(starter.write_config(found, chosen, machine))
+    config = load(tmp_path / "c.yaml")
+    check_models(config)
+    source_fingerprint(config.data)  # it can be listed
+    return config
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder as people have them: sizes, modes and formats mixed, a copy, a broken file, a text."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(40):
+        mode = ("RGB", "RGBA", "L")[i % 3]
+        picture(i, (90 + 7 * i, 130 + i), mode).save(folder / f"IMG {i:03d}.{'PNG' if i % 3 else 'jpg'}")
+    (folder / "copy.jpg").write_bytes((folder / "IMG 000.jpg").read_bytes())
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff" + b"0" * 50)
+    picture(99).save(folder / "named.jpg", "PNG")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_a_folder_of_mixed_photos(photos: Path, tmp_path: Path) -> None:
+    found = look.look(str(photos))
+    assert found.count == 43 and not found.classes and found.looked == 43
+    assert {k: v for k, v in found.problems.items() if v} == {"duplicate": 1, "undecodable": 1, "wrongly named": 1}
+    config = written(found, tmp_path)
+    assert (config.data.size, config.data.channels, config.diffusion.condition.kind) == (64, 3, "none")
+    assert 3 / 43 < config.data.max_quarantine <= 0.13
+    assert config.evaluate.guidance == 1 and config.run.name == "some-name"
+
+
+def test_subfolders_are_classes_unless_each_image_has_its_own(tmp_path: Path) -> None:
+    for i in range(40):
+        for folder in (f"few/{'ab'[i % 2]}", f"many/{i}"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            picture(i).save(tmp_path / folder / f"{i}.png")
+    assert written(look.look(str(tmp_path / "few")), tmp_path).diffusion.condition.kind == "class"
+    config = written(look.look(str(tmp_path / "many")), tmp_path)
+    assert config.diffusion.condition.kind == "none" and config.evaluate.guidance == 1
+
+
+def table(folder: Path, rows: list[dict[str, Any]], name: str = "labels.csv") -> Path:
+    import csv
+
+    folder.mkdir(exist_ok=True)
+    for i, row in enumerate(rows):
+        picture(i).save(folder / row["file"])
+    with open(folder / name, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / name
+
+
+def test_a_table_tells_labels_captions_and_who_is_on_several_images(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": i,
+            "file": f"{i}.png",
+            "species": "cat" if i % 3 else "dog",
+            "patient": f"p{i // 3}",
+            "text": f"animal {i}",
+        }
+        for i in range(60)
+    ]
+    path = table(tmp_path / "set", rows)
+    for given in (path, path.parent):  # the folder of a table that names images is that table
+        found = look.look(str(given))
+        assert found.source == {
+            "kind": "table", "path": str(path), "image": "file", "label": "species", "caption": "text"
+        }  # fmt: skip
+        assert found.groups is not None and found.groups[0] == "patient"
+    config = written(found, tmp_path)
+    assert (config.data.split.by, config.data.split.column) == ("column", "patient")
+    expected = sum(held_out(f"p{i // 3}", config.data.split.val_fraction) for i in range(60))
+    assert expected >= 2 and f"{60 - expected} to train, {expected} held out" in (tmp_path / "c.yaml").read_text()
+
+
+def test_a_table_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("image,label\nnowhere.png,a\n")
+    with pytest.raises(UserError, match="no column names image files"):
+        look.look(str(tmp_path / "x.csv"))
+
+
+def test_tars_are_split_as_they_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "classes.json").write_text('["cat", "dog"]')
+    for name, start, count in (("train-00000", 0, 30), ("train-00001", 30, 30), ("val-00000", 60, 12)):
+        with open(folder / f"{name}.tar", "wb") as file:
+            tar = TarWriter(file)
+            for i in range(start, start + count):
+                buffer = io.BytesIO()
+                picture(i, (32, 32)).save(buffer, "PNG")
+                tar.add(f"{i:04d}.png", buffer.getvalue())
+                tar.add(f"{i:04d}.cls", str(i % 2).encode())
+            tar.close()
+    found = look.look(str(folder))
+    assert (found.count, found.held_out, dict(found.classes)) == (60, 12, {"cat": 30, "dog": 30})
+    config = written(found, tmp_path)
+    assert config.data.split.by == "shards" and config.data.source.val == str(folder / "val*.tar")  # type: ignore[union-attr]
+    alone = look.look(str(folder / "train-*.tar"))
+    assert alone.held_out is None and written(alone, tmp_path).data.split.by == "key"
+
+
+def test_arrays_are_gray_where_they_have_one_channel(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (50, 28, 28), np.uint8)
+    np.savez(tmp_path / "set.npz", images=images, labels=np.arange(50) % 5)
+    config = written(look.look(str(tmp_path / "set.npz")), tmp_path)
+    assert (config.data.size, config.data.channels, config.data.augment.flip) == (32, 1, False)
+    assert config.diffusion.condition.kind == "class"
+
+
+def test_digits_by_name(tmp_path: Path) -> None:
+    found = look.look("digits")
+    assert found.count == 1797 and len(found.classes) == 10 and written(found, tmp_path).data.channels == 1
+
+
+def test_drawings_in_white_are_put_on_black(tmp_path: Path) -> None:
+    (tmp_path / "icons").mkdir()
+    for i in range(20):
+        pixels = np.zeros((32, 32, 4), np.uint8)
+        pixels[4 : 8 + i % 20, 4:20] = (250, 250, 255, 255)
+        Image.fromarray(pixels).save(tmp_path / "icons" / f"{i}.png")
+    config = written(look.look(str(tmp_path / "icons")), tmp_path)
+    assert config.data.background == (0, 0, 0) and not config.data.augment.flip
+
+
+def made_up(count: int, side: int) -> look.Found:
+    keys = [str(i) for i in range(count)]
+    return look.Found({"kind": "digits"}, count, keys, sizes=[(side, side)], looked=count)
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("count", [16, 100, 3_000, 60_000])
+@pytest.mark.parametrize("side", [20, 50, 100, 150, 260, 4000])
+def test_every_choice_is_a_valid_config_that_the_data_can_fill(
+    machine: Machine, count: int, side: int, tmp_path: Path
+) -> None:
+    config = written(made_up(count, side), tmp_path, machine)
+    chosen = starter.plan(made_up(count, side), machine, "x")
+    for training in (config.autoencoder.training, config.diffusion.training):
+        assert training.batch_size * 2 <= chosen.train and training.warmup < training.steps
+    assert chosen.val >= 2 and chosen.train + chosen.val == count
+    assert config.data.size <= max(32, side * 1.1)
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(UserError, match="at least 16 are needed"):
+        starter.plan(made_up(10, 64), CPU, "x")
+
+
+def test_quick_is_quick(tmp_path: Path) -> None:
+    config = written(made_up(3000, 64), tmp_path, quick=True)
+    assert config.autoencoder.training.steps + config.diffusion.training.steps <= 100
+    assert config.evaluate.samples <= 100
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("/nowhere", "does not exist"), ("s3://b/*.tar", "local files only"), ("*.tar", "no such file")],
+)
+def test_what_cannot_be_looked_at_is_said(text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        look.look(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "classes", "split"),
+    [("cifar10", 32, 10, "shards"), ("faces64", 64, 8, "column"), ("emoji", 64, 10, "key")],
+)
+def test_real_folders(name: str, size: int, classes: int, split: str, tmp_path: Path) -> None:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"{SHARED / name} is not there")
+    found = look.look(str(SHARED / name))
+    config = written(found, tmp_path)
+    assert (config.data.size, len(found.classes), config.data.split.by) == (size, classes, split)
+
+
+def test_a_look_reads_a_listing_without_hashing_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "sha256_file", lambda path: pytest.fail("all bytes were read"))
+    look.look(str(photos))

@@ -1,0 +1,38 @@
+"""What ranks have to tell reaches the driver once; samples that others stand for are named once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.tasks.trained import Said, naming_lost, sayer
+
+
+def test_each_line_of_a_rank_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "said"
+    sayer(folder / "0.txt")("of an earlier command")
+    said = Said("diffusion", folder)
+    said()
+    for rank in (0, 1):
+        sayer(folder / f"{rank}.txt")(f"rank {rank}")
+    with open(folder / "0.txt", "a") as file:
+        file.write("half a li")
+    said()
+    said()
+    assert capsys.readouterr().err.splitlines() == ["diffusion: rank 0", "diffusion: rank 1"]
+    with open(folder / "0.txt", "a") as file:
+        file.write("ne\n")
+    said()
+    assert capsys.readouterr().err == "diffusion: half a line\n"
+
+
+def test_lost_samples_are_named_once_and_told_once_a_shard(tmp_path: Path) -> None:
+    lost = [[["a", "shard 1, member a: bad"]], [["b", "shard 1, member b: bad"], ["a", "shard 1, member a: bad"]], []]
+    told: list[str] = []
+    for _ in range(2):  # a restart reads what is named already
+        batches = ({"position": n, "lost": rows} for n, rows in enumerate(lost))
+        got = [batch["position"] for batch in naming_lost(batches, tmp_path / "lost" / "0.txt", told.append)]
+        assert got == [0, 1, 2]
+    assert (tmp_path / "lost" / "0.txt").read_text() == "a\nb\n"
+    assert len(told) == 2 and told[0].startswith("shard 1, member a: bad; another sample stands for it")
