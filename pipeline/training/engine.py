@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -348,6 +349,26 @@ def _adamw(model: nn.Module, training: Training) -> _AdamW:
     )
 
 
+def _deepspeed() -> Any:
+    """The library, without what takes each rank five seconds to import and nobody here uses (0.19.8): mlflow, which has
+    its autotuner imported if it is installed, and torch's compiler, which its Muon calls as it is defined."""
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # an import of it fails, and DeepSpeed goes on without
+    try:
+        import deepspeed
+        from deepspeed.runtime import compiler
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+    compiled, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer
+    finally:
+        compiler.compile = compiled
+    return deepspeed
+
+
 def _initialise(
     model: nn.Module, adam: _AdamW, training: Training, ranks: Ranks, precision: str, micro_batch: int
 ) -> Any:
@@ -357,8 +378,7 @@ def _initialise(
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.ERROR)  # its import and start say what a user can do nothing about
-    import deepspeed
-
+    deepspeed = _deepspeed()
     logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a minute of compiling for what training never uses
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

@@ -212,8 +212,10 @@ def ray_head(cpus: int) -> Iterator[Head]:
     where = ["--head", f"--port={gcs}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1"]
     where += [f"--dashboard-port={dashboard}"]
     try:
-        with ray_node(folder / "start.log", environment, cpus, *where):
-            found = re.search(r"--address='([^']+)'", (folder / "start.log").read_text())  # coloured, also in a file
+        with ray_node(folder / "start.log", environment, cpus, *where) as process:
+            address = re.compile(r"--address='([^']+)'")  # coloured, also in a file; it comes after "started"
+            wait_for(lambda: address.search((folder / "start.log").read_text()), process, folder / "start.log")
+            found = address.search((folder / "start.log").read_text())
             assert found
             yield Head(folder, found.group(1), f"http://127.0.0.1:{dashboard}", environment)
     finally:

@@ -370,11 +370,13 @@ def fork(scenario: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  what is slow to import, once, before the forks
-    import torch._dynamo
+    import torch._dynamo  # what is slow to import, once, before the forks
 
     import pipeline.config
     import pipeline.training.loop  # noqa: F401
+    from pipeline.training.engine import _deepspeed
+
+    _deepspeed()
 
     for each in json.loads(Path(sys.argv[1]).read_text()):
         fork(each)
