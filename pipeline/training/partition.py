@@ -74,8 +74,14 @@ class Partition:
     def _add_third(self, name: str, p: Any, flat: int, at: int) -> None:
         size = p.ds_tensor.ds_numel
         start = self.rank * size
-        if start < p.ds_numel:
-            self._add(Piece(name, start, min(size, p.ds_numel - start), flat, at))
+        filled = max(0, min(size, p.ds_numel - start))
+        if filled:
+            self._add(Piece(name, start, filled, flat, at))
+        with (
+            torch.no_grad()
+        ):  # DeepSpeed leaves there what memory held: a NaN equals nothing, not itself
+            self.flats[flat].view(-1)[at + filled : at + size] = 0
+            p.ds_tensor.view(-1)[filled:] = 0
 
     def _add_stage_1_and_2(self, names: dict[int, str]) -> None:
         """Each group of parameters is one flat run, cut in `world` equal parts wherever the cut falls."""

@@ -223,6 +223,14 @@ def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any]:
     return model, task
 
 
+def rests(partition: Any) -> list[torch.Tensor]:
+    """The elements of each flat that are no parameter's."""
+    masks = [torch.ones(flat.numel(), dtype=torch.bool) for flat in partition.flats]
+    for piece in partition.held:
+        masks[piece.flat][piece.at : piece.at + piece.numel] = False
+    return [flat.detach().view(-1)[mask] for flat, mask in zip(partition.flats, masks, strict=True)]
+
+
 def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
     """A step with an inf on the last rank between good ones: what changed, bit by bit, and what the next steps gave."""
     from pipeline.schema.training import Training
@@ -256,8 +264,10 @@ def run_bad_step(scenario: dict[str, Any], rank: int, store: str) -> None:
             after = everything()
             different = [key for key in before if not torch.equal(before[key], after[key])]
     different = sorted({key for keys in ranks.gather_objects(different) for key in keys})
+    padding = [float(t.abs().max()) for rest in ranks.gather_objects(rests(engine.partition)) for t in rest if len(t)]
     if rank == 0:
-        Path(f"{scenario['out']}.json").write_text(json.dumps({"losses": losses, "different": different}))
+        result = {"losses": losses, "different": different, "padding": padding}
+        Path(f"{scenario['out']}.json").write_text(json.dumps(result))
     ranks.barrier()
 
 
