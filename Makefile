@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO := jobs/configs/digits.yaml
+DEMO := jobs/configs/demo.yaml
 SLURM := slurmctld slurmd slurm-client munge iproute2
 REPORT = $(if $(ONLY),,LDM_FAULTS_REPORT=docs/results/faults.md)
 
