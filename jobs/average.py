@@ -29,7 +29,7 @@ def command(
     """
     from pipeline.errors import UserError
     from pipeline.generate import averages
-    from pipeline.schema import names
+    from pipeline.schema.names import length_name
     from pipeline.training import snapshots
 
     found = averages.find(what, root)
@@ -45,7 +45,7 @@ def command(
     if length is None or overrides:
         raise UserError("give --length, such as 0.1; or --scan with --config to see which is best")
     recipe = averages.warned(averages.plan(found.path / snapshots.FOLDER, length, at))
-    name = names.length_name(length) + (f"-{recipe.samples:012d}" if at else "")
+    name = length_name(length) + (f"-{recipe.samples:012d}" if at else "")
     path = out or found.path / "work" / "averages" / f"{name}.safetensors"
     if path.suffix != ".safetensors":
         raise UserError(f"-o {path}: expected the name of a .safetensors file")

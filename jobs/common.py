@@ -61,12 +61,12 @@ def stage_command(stage: str, text: str) -> click.Command:
     def command(path: Path, overrides: tuple[str, ...], dry_run: bool, rebuild: tuple[str, ...], if_busy: Any) -> None:
         from pipeline.cluster.stopping import Stopped
         from pipeline.errors import Notice, UserError
-        from pipeline.schema import names
+        from pipeline.schema.names import STAGES
         from pipeline.stages import graph
 
         for name in rebuild:
-            if name not in names.STAGES:
-                raise UserError(f"--rebuild {name}: expected one of {', '.join(names.STAGES)}")
+            if name not in STAGES:
+                raise UserError(f"--rebuild {name}: expected one of {', '.join(STAGES)}")
         config = read(path, overrides)
         if dry_run:
             from pipeline.planning.forecast import forecast

@@ -34,7 +34,7 @@ def command(runs: tuple[str, ...], root: Path, html: Path | None, every: bool) -
     for key, values in compare.differences([side.past for side in compared]).items():
         config.add_row(key, *values)
     figures = Table("metric (last value)", *labels, box=None, pad_edge=False, title="figures", title_justify="left")
-    for name, values in compare.scores(compared, every).items():
+    for name, scored in compare.scores(compared, every).items():
         winner = compare.best(name, values, compared)
         cells = ["-" if v is None else f"{v:.4g}{' *' if i == winner else ''}" for i, v in enumerate(values)]
         figures.add_row(name, *cells)

@@ -21,13 +21,13 @@ def command(root: Path, stage: str | None, runs: bool) -> None:
 
     from pipeline.errors import UserError
     from pipeline.past import history, inventory
-    from pipeline.schema import names
+    from pipeline.schema.names import STAGES
     from pipeline.stages import graph
 
     if not (root / "artifacts").is_dir():
         raise UserError(f"{root}: holds no artifacts; give the `run.root` of a config by --root")
-    if stage is not None and stage not in names.STAGES:
-        raise UserError(f"--stage {stage}: expected one of {', '.join(names.STAGES)}")
+    if stage is not None and stage not in STAGES:
+        raise UserError(f"--stage {stage}: expected one of {', '.join(STAGES)}")
     console = Console(width=None if Console().is_terminal else 260, soft_wrap=True)
     if runs:
         table = Table("run", "key", "begun", "ended as", "stages", box=None, pad_edge=False)

@@ -34,27 +34,30 @@ def command(
     """
     from pipeline.cluster.stopping import Stopped
     from pipeline.errors import Notice, UserError
-    from pipeline.sweeps import plan, report, run, study
+    from pipeline.sweeps.plan import plan
+    from pipeline.sweeps.report import markdown, points
+    from pipeline.sweeps.run import run
+    from pipeline.sweeps.study import check, read
 
     if config is None and not words:
         raise click.UsageError("Missing the sweep's file, such as jobs/configs/sweeps/digits_learning_rate.yaml")
     path, overrides = (config, words) if config else (Path(words[0]), words[1:])
-    study = study.read(path, overrides)
+    study = read(path, overrides)
     if element is not None and element >= study.count:
         raise UserError(f"--element {element}: {path} has {study.count} elements, numbered from 0")
     numbers = range(study.count) if element is None else [element]
     if dry_run:
-        print(plan.plan(study))
+        print(plan(study))
         return
     if not report:
-        study.check(study, numbers)
+        check(study, numbers)
         try:
-            busy = run.run(study, numbers, if_busy, prune=not no_prune)
+            busy = run(study, numbers, if_busy, prune=not no_prune)
         except Stopped as stopped:
             raise Notice if stopped.again else KeyboardInterrupt from None
         if busy:
             print(f"{len(busy)} elements are being run by other processes: {', '.join(map(str, busy))}", flush=True)
-    print(report.markdown(study, report.points(study)))
+    print(markdown(study, points(study)))
     failed = [n for n in numbers if (study.folder.result(n) or {}).get("state") == "failed"]
     if failed and not report:
         raise UserError(f"{len(failed)} elements failed: {', '.join(map(str, failed))}; the table says why")

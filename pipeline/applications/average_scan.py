@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.generate import averages
 from pipeline.past import lineage
-from pipeline.schema import names
+from pipeline.schema.names import length_name
 from pipeline.training import snapshots
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def scan(diffusion: Artifact, config: Config, lengths: Sequence[str]) -> tuple[F
     if diffusion.stage != "diffusion":
         raise UserError(f"--scan: {diffusion.name} makes no samples; give an artifact of diffusion")
     kept = sorted(path.stem for path in diffusion.path.glob("*.safetensors"))
-    names = kept + [name for part in lengths if (name := names.length_name(_number(part))) not in kept]
+    names = kept + [name for part in lengths if (name := length_name(_number(part))) not in kept]
     for name in names:  # before an image is made: are there snapshots, do they reach?
         if name not in kept:
             averages.plan(diffusion.path / snapshots.FOLDER, _number(name.removeprefix("length-")))

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.past import history
 from pipeline.past.history import Past
-from pipeline.schema import names
+from pipeline.schema.names import STAGES
 from pipeline.tracking.links import resolve_uri
 
 
@@ -58,11 +58,11 @@ def size(path: Path) -> int:
 def items(root: str | Path) -> list[Item]:
     """All artifacts under a root, in the order of stages, then by age."""
     root = Path(root).absolute()
-    folders = [p for p in root.glob("artifacts/*/*") if p.is_dir() and p.parent.name in names.STAGES]
+    folders = [p for p in root.glob("artifacts/*/*") if p.is_dir() and p.parent.name in STAGES]
     pasts = history.pipelines(root)
     manifests = {folder: _manifest(folder) for folder in folders}
     found = [_item(folder, manifests, pasts) for folder in folders]
-    return sorted(found, key=lambda item: (names.STAGES.index(item.stage), item.made_ms, item.fingerprint))
+    return sorted(found, key=lambda item: (STAGES.index(item.stage), item.made_ms, item.fingerprint))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.past import history
-from pipeline.schema import names
+from pipeline.schema.names import STAGES
 
 SHOWN = 12  # hex digits of a content digest
 SHARDS = 4  # shards that are named; the rest is counted
@@ -91,7 +91,7 @@ def everything(store: Store) -> list[Artifact]:
 
 
 def in_order(artifacts: Iterable[Artifact]) -> list[Artifact]:
-    return sorted(artifacts, key=lambda a: (names.STAGES.index(a.stage), a.fingerprint))
+    return sorted(artifacts, key=lambda a: (STAGES.index(a.stage), a.fingerprint))
 
 
 def parents(artifact: Artifact, known: Sequence[Artifact]) -> list[Artifact]:

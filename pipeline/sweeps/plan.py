@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.past import sweep_folder
 from pipeline.planning.fits import check_models
 from pipeline.planning.forecast import GIGABYTE, kept_bytes
-from pipeline.schema import names
+from pipeline.schema.names import STAGES
 from pipeline.stages import graph
 from pipeline.sweeps import run
 from pipeline.sweeps.study import Study, element_config, point_values, repeat_text, shown
@@ -49,7 +49,7 @@ def plan(study: Study) -> str:
         lines.append(
             f"elements {len(known)} to {study.count - 1}: chosen by {study.sweep.search.kind}, as results come"
         )
-    for stage in names.STAGES[: names.STAGES.index(study.until) + 1]:
+    for stage in STAGES[: STAGES.index(study.until) + 1]:
         lines += [_stage_line(steps[made], users[made]) for made in users if made[0] == stage]
     lines += _rungs(study, list(configs.values()))
     lines.append(f"disk: {_disk(configs, steps)}")

@@ -19,7 +19,7 @@ from pipeline.files import digest, read_json, write_json
 from pipeline.past.compare import LOSS_PARAMS
 from pipeline.past.sweep_folder import STAGE, Folder, repeats, sign
 from pipeline.planning.fits import check_models
-from pipeline.schema import names
+from pipeline.schema.names import STAGES
 from pipeline.schema.section import result_fields
 from pipeline.schema.sweep import Sweep
 from pipeline.stages import graph
@@ -55,7 +55,7 @@ class Study:
     @property
     def until(self) -> str:
         """The last stage of an element."""
-        return max((STAGE[name.partition("/")[0]] for name in self.sweep.metrics), key=names.STAGES.index)
+        return max((STAGE[name.partition("/")[0]] for name in self.sweep.metrics), key=STAGES.index)
 
     @property
     def count(self) -> int:
@@ -86,7 +86,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     if study.count > MOST:
         raise UserError(f"{file}: {study.count:,} elements; at most {MOST:,} are taken")
     for key in sweep.keys:
-        if _section_stage(key) > names.STAGES.index(study.until):
+        if _section_stage(key) > STAGES.index(study.until):
             raise UserError(
                 f"{file}: `keys.{key}` has no effect on {' or '.join(sweep.metrics)}, so all elements would be alike; "
                 "vary an earlier stage's key, or take a later stage's metric"
@@ -97,7 +97,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 def _section_stage(key: str) -> int:
     """The place of the first stage that a config key may change; 0 where that is not one stage's."""
     stages = {"autoencoder": "autoencoder", "latents": "encode", "diffusion": "diffusion", "evaluate": "evaluate"}
-    return names.STAGES.index(stages.get(key.partition(".")[0], names.STAGES[0]))
+    return STAGES.index(stages.get(key.partition(".")[0], STAGES[0]))
 
 
 def _key(sweep: Sweep, base: Config) -> str:

@@ -77,9 +77,7 @@ class Partition:
         filled = max(0, min(size, p.ds_numel - start))
         if filled:
             self._add(Piece(name, start, filled, flat, at))
-        with (
-            torch.no_grad()
-        ):  # DeepSpeed leaves there what memory held: a NaN equals nothing, not itself
+        with torch.no_grad():  # DeepSpeed leaves there what memory held: a NaN equals nothing, not itself
             self.flats[flat].view(-1)[at + filled : at + size] = 0
             p.ds_tensor.view(-1)[filled:] = 0
 

@@ -311,7 +311,7 @@ def run_average(scenario: dict[str, Any], rank: int, store: str) -> None:
     from safetensors.torch import load_file
 
     from pipeline.generate import averages
-    from pipeline.schema import names
+    from pipeline.schema.names import length_name
     from pipeline.schema.training import Training
     from pipeline.training import snapshots
     from pipeline.training.engine import Engine
@@ -329,7 +329,7 @@ def run_average(scenario: dict[str, Any], rank: int, store: str) -> None:
         if snapshots.due(training, engine.averaged):
             snapshots.save(engine, folder)
     snapshots.save(engine, folder)
-    kept = {length: engine.export(names.length_name(length)) for length in training.average_lengths}
+    kept = {length: engine.export(length_name(length)) for length in training.average_lengths}
     live = engine.export("live")
     if rank == 0:
         result = {"averaged": engine.averaged, "different": {}, "stored": len(list(folder.iterdir()))}
