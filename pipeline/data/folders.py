@@ -44,8 +44,7 @@ def unread(suffix: str) -> str | None:
     """Why an image of this suffix (no dot, small letters) is not read, to count by; None if it is none, or is read."""
     if suffix in FORMATS or suffix not in UNREAD:
         return None
-    more = ", which the package pillow-heif reads: install the extra `heif`" if suffix in HEIF else ""
-    return f".{suffix} files, a format that is not read{more or ': convert them'}"
+    return f".{suffix} files, {'which the extra `heif` reads' if suffix in HEIF else 'a format that is not read'}"
 
 
 def walk(root: Path) -> Walked:

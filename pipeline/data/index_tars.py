@@ -59,8 +59,7 @@ def samples_of(
                 images.append(member)
             elif last == "cls" and "cls" not in members:
                 left.add(
-                    "members that end in .cls but are not `cls`, so that no class is read (in WebDataset a key ends at "
-                    "the first dot)",
+                    "members that end in .cls but are not `cls`, so that no class is read: a key ends at the first dot",
                     member.name,
                 )
             elif (reason := unread(last)) is not None:
@@ -69,8 +68,7 @@ def samples_of(
         images.sort(key=lambda member: member.name.rpartition(".")[2].lower() in LATER)
         if len(images) > 1:
             left.add(
-                "images in one sample with another one, which is read in their place (in WebDataset a key ends at the "
-                "first dot)",
+                "images more in a sample than the one that is read: a key ends at the first dot",
                 images[1].name,
                 len(images) - 1,
             )

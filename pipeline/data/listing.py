@@ -104,6 +104,16 @@ class Digests:
             write_json(self._path, self._used)
 
 
+class NoDigests(Digests):
+    """Lists without reading: a first look needs no digests of all bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def of(self, file: str | Path) -> str:
+        return str(file)
+
+
 def class_order(labels: Iterable[str]) -> list[str]:
     """Distinct labels, as numbers where all are whole numbers (`1` and `01` by name), else by name."""
     distinct = sorted(set(labels))
@@ -143,6 +153,9 @@ def keys_of(names: Sequence[str]) -> list[str]:
 
 
 def existing(path: str) -> Path:
+    """The path, if something is there. UserError else, and for a name that no config can hold."""
+    if plain(path) != path:
+        raise UserError(f"data.source: {plain(path)}: the path is not UTF-8; rename it, or make a link to it")
     if not Path(path).exists():
         raise UserError(f"data.source: {path} does not exist (looked from {Path.cwd()}): correct the path")
     return Path(path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.data.listing import Digests, existing
+from pipeline.data.listing import Digests, existing, plain
 from pipeline.errors import UserError
 from pipeline.files import read_json
 
@@ -51,6 +51,8 @@ def expand(pattern: str) -> list[str]:
 
     UserError for an expanded name that matches nothing, where others do.
     """
+    if plain(pattern) != pattern:
+        raise UserError(f"data.source: {plain(pattern)}: the path is not UTF-8; rename it, or make a link to it")
     whole = _matches(pattern)
     if whole or "{" not in pattern:
         return whole

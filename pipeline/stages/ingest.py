@@ -80,10 +80,6 @@ def run(
     write_index(folder, classes, [result["shard"] for result in results], data.shapes if data.buckets else None)
     write_json(folder / "classes.json", classes)
     summary = report(data, classes, quarantine, results)
-    if left_out:
-        summary["left_out"] = left_out.json()
-    for line in told(summary, folder):
-        print(f"ingest: {line}", flush=True)
     for split in ("train", "val"):
         if summary["images"][split] == 0:
             raise UserError(
@@ -91,6 +87,10 @@ def run(
                 "or give more images"
             )
     write_json(folder / "report.json", summary)
+    if left_out:  # beside the report: it is no part of what came out
+        summary["left_out"] = left_out.json()
+    for line in told(summary, folder):
+        print(f"ingest: {line}", flush=True)
     sheet = contact_sheet(Index.open(folder, "train", data.cache), data)
     save_png(folder / "contact_sheet.png", sheet)
     if spool is not None:
