@@ -150,7 +150,7 @@ def samples(members: Iterable[Member], left_out: LeftOut | None = None) -> Itera
                 yield {"fname": member.name, "data": member, "__url__": ""}
 
     def again(error: Exception) -> bool:  # raised for a name that comes twice in a sample: the first one stays
-        left.add("members whose name comes twice in a sample", str(error).partition(": ")[0])
+        left.add("members whose name comes twice in a sample", str(error.args[0]).partition(": ")[0])
         return True
 
     for sample in group_by_keys(taken(), handler=again):

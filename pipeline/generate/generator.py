@@ -188,7 +188,7 @@ class Generator:
         names = self.classes
         if classes is None:
             return [Label(number) for number in range(len(names))]
-        if isinstance(classes, str | Integral):
+        if isinstance(classes, int | str | Integral):
             classes = [classes]
         if not names and len(classes) == 0:  # a request of this model that comes back
             return []
