@@ -6,6 +6,7 @@ Reads headers of all files (or of a sample of very many) and decodes some of the
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import warnings
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data import arrays, index_tars, listing, shards, sources, tables, tars, transforms
+from pipeline.data import arrays, index_tars, listing, shards, sources, tables, tars, transforms, twins
 from pipeline.data.folders import hidden, walk
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
@@ -186,17 +187,21 @@ def _header(file: Any, extension: str) -> tuple[int, int]:
 
 
 def _pixels(found: Found, contents: Iterator[bytes]) -> int:
-    """Decode images, and note how many are gray and transparent; returns how many cannot be decoded."""
+    """Decode images, and note how many are gray and transparent, and which are one picture in files of other bytes;
+    returns how many cannot be decoded."""
     from PIL import Image
 
+    seen: dict[bytes, set[bytes]] = {}  # pixels -> digests of the files that hold them
     gray = transparent = light = bad = count = 0
     for content in contents:
         try:
-            transforms.decode(content, 3, (255, 255, 255), 50_000_000)
+            whole = transforms.decode(content, 3, (255, 255, 255), 50_000_000)
         except transforms.BadImage:
             bad += 1
             continue
         count += 1
+        files = seen.setdefault(twins.pixel_digest(whole), set())
+        files.add(hashlib.sha256(content).digest())
         with Image.open(io.BytesIO(content)) as image:
             image.thumbnail((64, 64))
             pixels = np.asarray(image.convert("RGBA")).astype(int)  # [h, w, 4]
@@ -207,6 +212,7 @@ def _pixels(found: Found, contents: Iterator[bytes]) -> int:
             light += bool(len(visible)) and float(visible.mean()) > 220
     found.gray, found.transparent = gray / max(1, count), transparent / max(1, count)
     found.light = light / max(1, transparent)
+    found.problems["duplicate"] += sum(len(files) - 1 for files in seen.values())
     return bad
 
 

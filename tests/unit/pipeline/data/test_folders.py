@@ -88,6 +88,17 @@ def test_avif_is_read_and_other_formats_are_named(tmp_path, monkeypatch):
         listed(root)
 
 
+def test_heic_is_read_where_its_package_is(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.new("RGB", (9, 8), (200, 10, 20)).save(tmp_path / "1.heic", "HEIF")
+    (row,) = listed(tmp_path).rows
+    content = (tmp_path / "1.heic").read_bytes()
+    for extension in ("heic", None):  # a tar's image is read later without its name
+        assert transforms.decode(content, 3, (0, 0, 0), 1000, extension).size == (9, 8)
+    assert row.key == "1"
+
+
 def test_a_stem_with_several_suffixes_keeps_them_in_its_keys():
     names = ["a/x.png", "a/x.webp", "a/y.png", "b/x.png", "a/z.png", "a/z.jpg", "a/z.png.gif"]
     assert keys_of(names) == ["a/x.png", "a/x.webp", "a/y", "b/x", "a/z.png", "a/z.jpg", "a/z.png.gif"]

@@ -265,6 +265,17 @@ def test_copies_are_no_images(tmp_path: Path) -> None:
         starter.plan(look.look(str(tmp_path)), CPU, "x")
 
 
+def test_one_picture_in_two_files_counts_as_a_copy(tmp_path: Path) -> None:
+    for i in range(40):
+        picture(i, (32, 32)).save(tmp_path / f"{i}.png")
+    for i in range(3):
+        picture(i, (32, 32)).save(tmp_path / f"again{i}.webp", lossless=True)
+        picture(i, (32, 32)).save(tmp_path / f"same{i}.png")  # the same bytes: counted once
+    found = look.look(str(tmp_path))
+    assert found.problems["duplicate"] == 6
+    assert written(found, tmp_path).data.max_quarantine == 0.21
+
+
 def test_stems_with_several_suffixes_lose_nothing(tmp_path: Path) -> None:
     for i in range(40):
         picture(i, (32, 32)).save(tmp_path / f"{i // 2}.{('png', 'webp')[i % 2]}", lossless=True)
