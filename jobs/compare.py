@@ -35,8 +35,8 @@ def command(runs: tuple[str, ...], root: Path, html: Path | None, every: bool) -
         config.add_row(key, *values)
     figures = Table("metric (last value)", *labels, box=None, pad_edge=False, title="figures", title_justify="left")
     for name, scored in compare.scores(compared, every).items():
-        winner = compare.best(name, values, compared)
-        cells = ["-" if v is None else f"{v:.4g}{' *' if i == winner else ''}" for i, v in enumerate(values)]
+        winner = compare.best(name, scored, compared)
+        cells = ["-" if v is None else f"{v:.4g}{' *' if i == winner else ''}" for i, v in enumerate(scored)]
         figures.add_row(name, *cells)
     console.print(config, "", figures, "* the better one, where they can be compared", sep="\n")
     if html:

@@ -48,6 +48,8 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     print(
         f"{found.count:,} images, {len(found.classes)} classes, shown at {chosen.size}x{chosen.size}x{chosen.channels}"
     )
+    for line in chosen.told:
+        print(line)
     command = f"ldm run --config {shlex.quote(str(target))}"
     print(f"{target} is written. Read it, then:")
     print(f"  {command} --dry-run   # what would run, and the disk it needs")

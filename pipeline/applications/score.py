@@ -13,6 +13,8 @@ import numpy as np
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
+from pipeline.data.folders import walk
+from pipeline.data.listing import plain
 from pipeline.errors import UserError
 from pipeline.evaluation import scores
 from pipeline.evaluation.metrics.frechet import MIN_IMAGES
@@ -40,6 +42,8 @@ def score(folder: Path, config: Config, resize: bool = False, out: Path | None =
         raise UserError("--images: a folder is scored as squares, and `data.buckets` asks for several shapes")
     config = graph.absolute(config)
     files, labels = listing(folder, [])  # before anything runs
+    if left_out := walk(folder).left_out:
+        print(f"evaluate: not taken from {folder}: {left_out}", flush=True)
     ingest = ingested(config)
     classes = ingest.summary["classes"]
     if classes:
@@ -96,12 +100,14 @@ def listing(folder: Path, classes: list[str]) -> tuple[list[str], Array]:
         entries = read_json(folder / "samples.json")["images"]
         known = [-1 if entry["class"] is None else int(entry["class"]) for entry in entries]
         return [entry["file"] for entry in entries], np.array(known, np.int64)
-    suffixes = {f".{name}" for name in FORMATS}
-    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    walked = walk(folder)
+    found = sorted(walked.files)
     if not found:
-        raise UserError(f"--images {folder}: holds no images ({', '.join(sorted(FORMATS))})")
+        others = f"; there are {walked.left_out}" if walked.left_out else ""
+        raise UserError(f"--images {folder}: holds no images ({', '.join(sorted(FORMATS))}){others}")
     number = {name: i for i, name in enumerate(classes)}
-    return [str(path) for path in found], np.array([number.get(path.parent.name, -1) for path in found], np.int64)
+    labels = [number.get(plain(path.parent.name), -1) for path in found]
+    return [str(path) for path in found], np.array(labels, np.int64)
 
 
 def read(folder: Path, files: list[str], config: Config, resize: bool) -> Array:

@@ -82,6 +82,7 @@ def measure(
     from pipeline.evaluation.extractors import extractor_of
     from pipeline.generate import sampling
     from pipeline.generate.folder import from_artifacts
+    from pipeline.generate.generator import Label
 
     for key, names in (("sampler", samplers), ("grid", grids)):
         for name in names:
@@ -100,7 +101,7 @@ def measure(
     classes = len(generator.classes)
     measured = config.model_copy(update={"evaluate": section})
     extractor = extractor_of(measured, made["ingest"], lambda: (splits[0], splits[1]))
-    asked = [int(c) for c in scores.asked_classes(labels, n, classes)] if classes else None
+    asked = [Label(c) for c in scores.asked_classes(labels, n, classes)] if classes else None
     features = extractor(held_out[:n])
 
     def score(images: Images) -> Figure:

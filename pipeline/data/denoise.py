@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.data import filters, transforms
+from pipeline.data.folders import walk
 from pipeline.data.order import Draw, draw_batch
 from pipeline.errors import UserError
 
@@ -83,10 +84,11 @@ def load(path: Path, channels: int | None, count: int) -> dict[str, Image.Image]
         raise UserError(f"{path} does not exist: give an image or a folder of images")
     files = [path]
     if path.is_dir():
-        found = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        files = sorted(file for file in found if file.suffix[1:].lower() in transforms.FORMATS)[:count]
+        walked = walk(path)
+        files = sorted(path / file for file in walked.files)[:count]
         if not files:
-            raise UserError(f"{path} holds no images (of {', '.join(transforms.FORMATS)})")
+            others = f"; there are {walked.left_out}" if walked.left_out else ""
+            raise UserError(f"{path} holds no images (of {', '.join(transforms.FORMATS)}){others}")
     images = {}
     for file in files:
         try:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data import shards, tars, transforms
+from pipeline.data import shards, tars, transforms, twins
 from pipeline.data.cache import local_copy
+from pipeline.data.folders import unread
 from pipeline.data.held_out import group_of, split_of
+from pipeline.data.listing import LeftOut, plain
 from pipeline.data.report import TRAIN, VAL, Statistics
 from pipeline.data.shard_result import bucket_number, bucket_shape, finish, finished, sidecar_row
 from pipeline.data.tars import Tar
@@ -26,33 +28,62 @@ from pipeline.schema.data import Data
 if TYPE_CHECKING:
     pass
 
+LATER = ("avif", "jfif", "jpe", *transforms.HEIF)
+
 
 @dataclass(frozen=True)
 class TarPlan:
-    """One foreign tar to index; `repeated`: places in it of images that an earlier place holds already."""
+    """One foreign tar to index.
+
+    repeated: places in it of images that an earlier place holds already. repeats: places of images with the pixels of
+    an earlier one, and that one's key.
+    """
 
     name: str
     tar: Tar
     repeated: frozenset[int] = frozenset()
     fold_of: Mapping[str, int] = field(default_factory=dict)  # of each group, with `data.split.by: fold`
+    repeats: Mapping[int, str] = field(default_factory=dict)
 
 
-def _samples(path: Path, plan: TarPlan) -> Iterator[tuple[str, dict[str, shards.Member], shards.Member | None]]:
-    """(key, members by extension, the image member) of each sample of a tar."""
-    for key, members in shards.samples(shards.scan(path, plan.tar.location)):
-        images = [member for name, member in members.items() if name.rpartition(".")[2] in transforms.FORMATS]
-        yield key, members, images[0] if images else None
+def samples_of(
+    path: Path, shown: str, left_out: LeftOut | None = None
+) -> Iterator[tuple[str, dict[str, shards.Member], shards.Member | None]]:
+    """(key, members by extension, the image member) of each sample of a tar; `left_out` counts what is not taken."""
+    left = LeftOut() if left_out is None else left_out
+    for key, members in shards.samples(shards.scan(path, shown), left):
+        images = []
+        for name, member in members.items():
+            last = name.rpartition(".")[2]
+            if last in transforms.FORMATS:
+                images.append(member)
+            elif last == "cls" and "cls" not in members:
+                left.add(
+                    "members that end in .cls but are not `cls`, so that no class is read: a key ends at the first dot",
+                    member.name,
+                )
+            elif (reason := unread(last)) is not None:
+                left.add(reason, member.name)
+        # what was not read in earlier versions comes last: a JPEG beside an AVIF stays the image of its sample
+        images.sort(key=lambda member: member.name.rpartition(".")[2].lower() in LATER)
+        if len(images) > 1:
+            left.add(
+                "images more in a sample than the one that is read: a key ends at the first dot",
+                images[1].name,
+                len(images) - 1,
+            )
+        yield plain(key), members, images[0] if images else None
 
 
 def hash_tar(plan: TarPlan, data: Data, work: Path) -> np.ndarray[Any, Any]:
     """16 bytes of SHA-256 of each sample's image, as V16 [n]; kept in work/, so that a restart reads no tar again."""
-    path = work / f"{plan.name}.digests.npy"
+    path = work / f"{plan.name}.bytes.npy"
     if path.exists():
         return np.load(path)  # type: ignore[no-any-return]
     local = _local(plan.tar, data)
     with open(local, "rb") as file:
         found = []
-        for key, _, image in _samples(local, plan):
+        for key, _, image in samples_of(local, plan.tar.location):
             content = _read(file, image) if image else f"{plan.name}/{key}".encode()
             found.append(hashlib.sha256(content).digest()[:16])
     digests = np.frombuffer(b"".join(found), "S16")
@@ -66,7 +97,7 @@ def tar_groups(plan: TarPlan, data: Data) -> Counter[str]:
     local = _local(plan.tar, data)
     found: Counter[str] = Counter()
     with open(local, "rb") as file:
-        for place, (key, members, image) in enumerate(_samples(local, plan)):
+        for place, (key, members, image) in enumerate(samples_of(local, plan.tar.location)):
             if image and place not in plan.repeated:
                 shown = f"{plan.tar.location}: {key}"
                 found[group_of(data, key, _attributes(file, members.get("json"), shown))] += 1
@@ -92,9 +123,11 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
     local, statistics = _local(plan.tar, data), Statistics(data.channels)
     rows: list[tuple[Any, ...]] = []
     seen: set[str] = set()
+    pixels: list[tuple[bytes, str]] = []
+    left_out = LeftOut()
     with open(local, "rb") as file:
-        for place, (key, members, member) in enumerate(_samples(local, plan)):
-            shown = f"{plan.tar.location}: {key}"
+        for place, (key, members, member) in enumerate(samples_of(local, plan.tar.location, left_out)):
+            shown = plain(f"{plan.tar.location}: {key}")
             try:
                 if member is None:
                     raise BadImage("no image", f"members {', '.join(members)}, none of a known image type")
@@ -103,11 +136,15 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
                 if place in plan.repeated:
                     raise BadImage("duplicate", "the same bytes as an earlier image")
                 seen.add(key)
+                if place in plan.repeats:
+                    raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
                 extension, content = member.name.rpartition(".")[2].lower(), _read(file, member)
                 image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
             except BadImage as error:
                 statistics.bad(shown, error)
+                pixels.append((twins.NONE, shown))
                 continue
+            pixels.append((twins.pixel_digest(image), shown))
             label = _label(_read(file, members["cls"]), shown, classes) if "cls" in members else -1
             meta = members.get("json") or members.get("txt")
             split = VAL if plan.tar.held_out else TRAIN
@@ -119,7 +156,11 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
             kept = transforms.prepare(image, data, bucket_shape(bucket, data))
             statistics.add(kept, image.size, label, split, bucket)
             rows.append(sidecar_row(key, member, meta, label, split, bucket, data))
-    return finish(plan.name, plan.tar.location, local, rows, statistics, folder, result_file, data)
+    if not plan.repeats:  # else they are there from the first time
+        twins.save(twins.path_of(plan.name, work), pixels)
+    return finish(
+        plan.name, plan.tar.location, local, rows, statistics, folder, result_file, data, plan.repeats, left_out
+    )
 
 
 def _label(content: bytes, shown: str, classes: list[str] | None) -> int:

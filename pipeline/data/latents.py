@@ -19,6 +19,8 @@ from torch import Tensor
 from models import posterior
 from pipeline.files import read_json, write_json
 
+ROUNDING = 1e-13  # of the mean square: a smaller variance is what float64 leaves of a difference of equal numbers
+
 
 @dataclass(frozen=True)
 class LatentSpace:
@@ -72,11 +74,15 @@ def sums(moments: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 
 def merge(shards: Iterable[dict[str, Any]]) -> LatentSpace:
-    """The latent space from the shards' sums, added in the order given: its bits do not depend on who made them."""
+    """The latent space from the shards' sums, added in the order given: its bits do not depend on who made them.
+
+    A channel that is constant has a deviation of exactly 0.
+    """
     count, total = 0, {name: np.zeros(()) for name in ("mean", "square", "variance")}
     for shard in shards:
         count += shard["count"]
         total = {name: value + np.asarray(shard[name]) for name, value in total.items()}
     mean = total["mean"] / count
     variance = total["square"] / count - mean**2 + total["variance"] / count  # Var[mu] + E[sigma^2]
+    variance = np.where(variance <= ROUNDING * total["square"] / count, 0.0, variance)
     return LatentSpace(torch.from_numpy(mean).float(), torch.from_numpy(variance).sqrt().float())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,10 @@ FORMAT = 1  # raise it when a listing's meaning changes
 
 @dataclass(frozen=True)
 class Row:
-    """One image of a source: its key, where its bytes are (a path, or a row of an array), and what is known of it."""
+    """One image of a source: its key, where its bytes are (a path, or a row of an array), and what is known of it.
+
+    together: files of one name that differ in their suffix share it, and the split takes it in place of their keys.
+    """
 
     key: str
     location: str | int
@@ -30,15 +34,48 @@ class Row:
     label: str | None = None
     caption: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
+    together: str | None = None
+
+
+class LeftOut:
+    """What lies in a source and is no image of it: how many by reason, and the first of each."""
+
+    def __init__(self, found: Mapping[str, Sequence[Any]] | None = None) -> None:
+        """`found`: as `json` gives it."""
+        self._found: dict[str, tuple[int, str]] = {
+            reason: (int(count), str(first)) for reason, (count, first) in (found or {}).items()
+        }
+
+    def add(self, reason: str, first: str, count: int = 1) -> None:
+        """Count one more; `first` is kept for the first of a reason."""
+        before, kept = self._found.get(reason, (0, plain(first)))
+        self._found[reason] = (before + count, kept)
+
+    def update(self, other: LeftOut) -> None:
+        """Add what another one has counted."""
+        for reason, (count, first) in other._found.items():
+            self.add(reason, first, count)
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def json(self) -> dict[str, list[Any]]:
+        """reason -> [count, the first]."""
+        return {reason: list(found) for reason, found in sorted(self._found.items())}
+
+    def __str__(self) -> str:
+        return "; ".join(f"{count:,} {reason} (such as {first})" for reason, (count, first) in self._found.items())
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of a source in a fixed order, its class names, and what was named but is not there."""
+    """All images of a source in a fixed order, its class names, what was named but is not there, and what lies there
+    but was not taken."""
 
     rows: list[Row]
     classes: list[str]
     missing: list[str]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 class Digests:
@@ -67,15 +104,58 @@ class Digests:
             write_json(self._path, self._used)
 
 
+class NoDigests(Digests):
+    """Lists without reading: a first look needs no digests of all bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def of(self, file: str | Path) -> str:
+        return str(file)
+
+
 def class_order(labels: Iterable[str]) -> list[str]:
-    """Distinct labels, as numbers where all are whole numbers, else by name."""
-    distinct = set(labels)
+    """Distinct labels, as numbers where all are whole numbers (`1` and `01` by name), else by name."""
+    distinct = sorted(set(labels))
     if all(re.fullmatch(r"-?\d+", label) for label in distinct):
         return sorted(distinct, key=int)
-    return sorted(distinct)
+    return distinct
+
+
+def plain(text: str) -> str:
+    """`text` as every encoder takes it: a name's bytes that are no UTF-8 become %XX, as in `shards.safe_key`.
+
+    Python reads such bytes as surrogates, which no encoder writes. Other text stays as it is, its % too.
+    """
+    if text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text):
+        return text
+
+    def written(letter: str) -> str:
+        if "\udc80" <= letter <= "\udcff":
+            return f"%{ord(letter) - 0xDC00:02X}"
+        if "\ud800" <= letter <= "\udfff":  # half of a pair, as JSON may hold it
+            return f"%u{ord(letter):04X}"
+        return "%25" if letter == "%" else letter
+
+    return "".join(map(written, text))
+
+
+def keys_of(names: Sequence[str]) -> list[str]:
+    """The key of each file (a path inside the source): without its suffix, but with it where keys would be alike."""
+    short = [plain(str(PurePosixPath(name).with_suffix(""))) for name in names]
+    keys = short
+    while True:
+        again = Counter(keys)
+        kept = [key if again[key] == 1 else plain(name) for key, name in zip(keys, names, strict=True)]
+        if kept == keys:
+            return keys
+        keys = kept
 
 
 def existing(path: str) -> Path:
+    """The path, if something is there. UserError else, and for a name that no config can hold."""
+    if plain(path) != path:
+        raise UserError(f"data.source: {plain(path)}: the path is not UTF-8; rename it, or make a link to it")
     if not Path(path).exists():
         raise UserError(f"data.source: {path} does not exist (looked from {Path.cwd()}): correct the path")
     return Path(path)

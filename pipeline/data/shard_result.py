@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import shards
+from pipeline.data import shards, twins
 from pipeline.data.buckets import bucket_of
 from pipeline.data.index import write_rows
+from pipeline.data.listing import LeftOut
 from pipeline.data.report import TRAIN, VAL, Statistics
 from pipeline.files import sha256_file, write_json
 from pipeline.schema.data import Data, Shape
@@ -23,7 +25,8 @@ def sidecar_row(
 
 
 def finished(name: str, folder: Path, result_file: Path) -> bool:
-    return (folder / f"{name}.rows.npy").exists() and result_file.exists()
+    pixels = twins.path_of(name, result_file.parent)
+    return (folder / f"{name}.rows.npy").exists() and result_file.exists() and pixels.exists()
 
 
 def finish(
@@ -35,8 +38,13 @@ def finish(
     folder: Path,
     result_file: Path,
     data: Data,
+    repeats: Mapping[int, str],
+    left_out: LeftOut | None = None,
 ) -> dict[str, Any]:
-    """Write the task's result, then the sidecar, which proves the shard; the result is what the task returns."""
+    """Write the task's result, then the sidecar, which proves the shard; the result is what the task returns.
+
+    repeats: as in the shard's plan, so that a restart knows which of its images were left out.
+    """
     sidecar = folder / f"{name}.rows.npy"
     part = result_file.with_suffix(".rows.npy")
     write_rows(part, rows, bucketed=data.buckets is not None)
@@ -62,6 +70,8 @@ def finish(
         "pixels": statistics.pixels,
         "sums": statistics.sums,
         "squares": statistics.squares,
+        "repeats": sorted([place, key] for place, key in repeats.items()),
+        "left_out": left_out.json() if left_out else {},
     }
     write_json(result_file, result)
     part.replace(sidecar)

@@ -1,20 +1,25 @@
 """WebDataset shards: plain tars, written byte for byte the same each time, and read only where that is safe.
 
-A sample is the run of members that share a key: the member's name up to the first dot after the last slash. This file
-knows tars; what the members mean is the business of `sources.py`, `index.py` and `latent_shards.py`.
+A sample is the run of members that share a key: the member's name up to the first dot after the last slash. Of foreign
+tars WebDataset's own functions say what a key and a sample is. This file knows tars; what the members mean is the
+business of `sources.py`, `index.py` and `latent_shards.py`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from pipeline.data.folders import hidden_path
+from pipeline.data.listing import LeftOut
 from pipeline.errors import UserError
 
 BLOCK = tarfile.BLOCKSIZE
+META = re.compile(r"__[^/]*__($|/)")  # as `tar_file_iterator` of WebDataset has it
 MAGIC = {  # the first bytes of compressed files, and the command that unpacks each
     b"\x1f\x8b": "gzip -dc",
     b"BZh": "bzip2 -dc",
@@ -123,20 +128,34 @@ def key_and_extension(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def samples(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Group neighbouring members by key, as WebDataset does: (key, {extension: member})."""
-    current: str | None = None
-    group: dict[str, Member] = {}
-    for member in members:
-        key, extension = key_and_extension(member.name)
-        if key != current and group:
-            assert current is not None
-            yield current, group
-            group = {}
-        current = key
-        group.setdefault(extension, member)
-    if group and current is not None:
-        yield current, group
+def samples(members: Iterable[Member], left_out: LeftOut | None = None) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Group neighbouring members by key: (key, {extension: member}), by WebDataset's own functions.
+
+    Without members of which a part is hidden (archivers add `._x.png` beside `x.png`), and without those that
+    WebDataset skips; `left_out` counts them. Imports WebDataset, and torch with it.
+    """
+    from webdataset.tariterators import base_plus_ext, group_by_keys
+
+    left = LeftOut() if left_out is None else left_out
+
+    def taken() -> Iterator[dict[str, object]]:
+        for member in members:
+            if "." in member.name and hidden_path(PurePosixPath(member.name)):
+                left.add("hidden members", member.name)
+            elif META.match(member.name):
+                left.add("members named __NAME__, which WebDataset skips", member.name)
+            elif base_plus_ext(member.name)[0] is None:
+                left.add("members without an extension, which belong to no sample", member.name)
+            else:
+                yield {"fname": member.name, "data": member, "__url__": ""}
+
+    def again(error: Exception) -> bool:  # raised for a name that comes twice in a sample: the first one stays
+        left.add("members whose name comes twice in a sample", str(error.args[0]).partition(": ")[0])
+        return True
+
+    for sample in group_by_keys(taken(), handler=again):
+        del sample["__url__"]
+        yield sample.pop("__key__"), sample
 
 
 def safe_key(key: str) -> str:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data import synthetic
 from pipeline.data.arrays import list_arrays, read_arrays
-from pipeline.data.listing import FORMAT, Array, Digests, Listing, Row, class_order, existing
+from pipeline.data.folders import walk
+from pipeline.data.listing import FORMAT, Array, Digests, Listing, Row, class_order, existing, keys_of, plain
 from pipeline.data.tables import list_table
 from pipeline.data.tars import Tar, tar_classes, tar_listing
-from pipeline.data.transforms import FORMATS
 from pipeline.errors import UserError
 from pipeline.files import digest
 
@@ -60,7 +60,7 @@ def open_listing(data: Data, digests_folder: str | Path | None = None) -> Listin
 def _digests(source: Any, digests_folder: str | Path | None) -> Digests:
     if digests_folder is None or source.kind in ("digits", *synthetic.KINDS):
         return Digests(None)
-    name = hashlib.sha256(str(Path(source.path).absolute()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(Path(source.path).absolute())).hexdigest()[:16]
     return Digests(Path(digests_folder) / f"digests-{name}.json")
 
 
@@ -76,7 +76,8 @@ def listing(source: Any, digests: Digests) -> Listing:
         found = list_arrays(source)
     if not found.rows:
         detail = f" ({len(found.missing)} files named are missing, such as {found.missing[0]})" if found.missing else ""
-        where = getattr(source, "path", "")
+        detail += f" that are read, but {found.left_out}" if found.left_out else ""
+        where = plain(str(getattr(source, "path", "")))
         raise UserError(f"data.source ({source.kind}) {where} holds no images{detail}: check the path")
     return found
 
@@ -97,17 +98,16 @@ def reader(source: Any) -> Callable[[str | int], bytes | Array]:
 
 def _list_folder(source: FolderSource, digests: Digests) -> Listing:
     root = existing(source.path)
-    rows = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
-        for name in sorted(files):
-            if name.startswith(".") or Path(name).suffix[1:].lower() not in FORMATS:
-                continue
-            path = Path(folder) / name
-            inside = path.relative_to(root)
-            label = inside.parent.as_posix() if inside.parent != Path() else None
-            rows.append(Row(inside.with_suffix("").as_posix(), str(path.absolute()), digests.of(path), label))
-    return Listing(rows, class_order(row.label for row in rows if row.label), [])
+    found, rows = walk(root), []
+    for inside, key in zip(found.files, keys_of([file.as_posix() for file in found.files]), strict=True):
+        label = plain(inside.parent.as_posix()) if inside.parent != Path() else None
+        stem, path = plain(inside.with_suffix("").as_posix()), root / inside
+        try:
+            known = digests.of(path)
+        except OSError as error:
+            raise UserError(f"{plain(str(path))}: {error.strerror}; give rights to read it, or move it away") from None
+        rows.append(Row(key, str(path.absolute()), known, label, together=None if key == stem else stem))
+    return Listing(rows, class_order(row.label for row in rows if row.label), [], found.left_out)
 
 
 def _list_synthetic(source: Any) -> Listing:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.data.listing import Digests, existing
+from pipeline.data.listing import Digests, existing, plain
 from pipeline.errors import UserError
 from pipeline.files import read_json
 
@@ -47,7 +47,31 @@ def tar_listing(source: WebDatasetSource, digests: Digests) -> list[Tar]:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files or addresses that a pattern of tars matches, sorted."""
+    """The files or addresses that a pattern of tars matches, sorted. Braces are expanded as WebDataset does.
+
+    UserError for an expanded name that matches nothing, where others do.
+    """
+    if plain(pattern) != pattern:
+        raise UserError(f"data.source: {plain(pattern)}: the path is not UTF-8; rename it, or make a link to it")
+    whole = _matches(pattern)
+    if whole or "{" not in pattern:
+        return whole
+    from braceexpand import braceexpand
+
+    try:
+        each = {name: _matches(name) for name in braceexpand(pattern)}
+    except ValueError as error:
+        raise UserError(f"data.source: {pattern}: {error}; write ranges as {{000..099}}, choices as {{a,b}}") from None
+    missing = [name for name, found in each.items() if not found]
+    if missing and len(missing) < len(each):
+        raise UserError(
+            f"data.source: {len(missing)} of the {len(each)} tars of {pattern} are missing, the first is {missing[0]}: "
+            "correct the range, or put them there"
+        )
+    return sorted({name for found in each.values() for name in found})
+
+
+def _matches(pattern: str) -> list[str]:
     if not is_remote(pattern):
         return sorted(str(Path(path).absolute()) for path in glob.glob(pattern))  # noqa: PTH207 - absolute patterns too
     import fsspec

@@ -6,11 +6,13 @@ Whatever is wrong with an image is a `BadImage` with a reason; what follows from
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import math
 import warnings
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +29,11 @@ MARGIN = 1.125  # with random crops the shorter side is kept at size * MARGIN: a
 FORMATS = {  # extension -> the names by which Pillow may call what it holds
     "jpg": {"JPEG", "MPO"}, "jpeg": {"JPEG", "MPO"}, "png": {"PNG"}, "webp": {"WEBP"}, "bmp": {"BMP"}, "gif": {"GIF"},
     "tif": {"TIFF"}, "tiff": {"TIFF"}, "ppm": {"PPM"}, "pgm": {"PPM"},
+    "avif": {"AVIF"}, "jfif": {"JPEG", "MPO"}, "jpe": {"JPEG", "MPO"},
 }  # fmt: skip
+HEIF = ("heic", "heif", "hif")  # read where the package pillow-heif is (the extra `heif`)
+if importlib.util.find_spec("pillow_heif"):
+    FORMATS |= {extension: {"HEIF"} for extension in HEIF}
 
 
 class BadImage(Exception):
@@ -49,6 +55,8 @@ def decode(
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
+        if content[4:8] == b"ftyp":
+            open_heif()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images: the limit here is ours
             image: Image.Image = Image.open(io.BytesIO(content))
@@ -71,6 +79,17 @@ def decode(
     except Exception as error:  # a damaged file raises whatever its decoder meets first
         reason = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "undecodable"
         raise BadImage(reason, f"{type(error).__name__}: {error}".replace("\n", " ")) from error
+
+
+@lru_cache(maxsize=1)
+def open_heif() -> bool:
+    """Have Pillow read HEIF, if the package for it is there."""
+    if not importlib.util.find_spec("pillow_heif"):
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def check_png(content: bytes) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data import filters, shards, sources, transforms
-from pipeline.data.listing import Row
+from pipeline.data import filters, shards, sources, transforms, twins
+from pipeline.data.listing import Row, plain
 from pipeline.data.report import Statistics
 from pipeline.data.shard_result import bucket_number, bucket_shape, finish, finished, sidecar_row
 from pipeline.data.transforms import BadImage
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """One shard to write."""
+    """One shard to write. places: of its rows in the listing. repeats: rows that have the pixels of an earlier image,
+    and that one's key."""
 
     name: str
     split: int
     rows: list[Row]
+    places: Sequence[int] = ()
+    repeats: Mapping[int, str] = field(default_factory=dict)
 
 
 def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: Path) -> dict[str, Any]:
@@ -40,14 +44,19 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
     number = {name: i for i, name in enumerate(classes)}
     read, statistics = sources.reader(data.source), Statistics(data.channels)
     rows: list[tuple[Any, ...]] = []
+    pixels: list[tuple[bytes, str]] = []
     with atomic_path(tar) as temporary, open(temporary, "wb") as file:
         writer = shards.TarWriter(file)
-        for row in plan.rows:
+        for place, row in enumerate(plan.rows):
             try:
-                image, size = _load(read(row.location), row, data)
+                if place in plan.repeats:
+                    raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
+                image, size, seen = _load(read(row.location), row, data)
             except BadImage as error:
                 statistics.bad(row.key, error)
+                pixels.append((twins.NONE, row.key))
                 continue
+            pixels.append((seen, row.key))
             bucket = bucket_number(size, data)
             image = transforms.prepare(image, data, bucket_shape(bucket, data))
             label = number[row.label] if row.label is not None else -1
@@ -55,19 +64,23 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
             statistics.add(image, size, label, plan.split, bucket)
             rows.append(sidecar_row(row.key, member, meta, label, plan.split, bucket, data))
         writer.close()
-    return finish(plan.name, tar.name, tar, rows, statistics, folder, result_file, data)
+    if not plan.repeats:  # else they are there from the first time
+        twins.save(twins.path_of(plan.name, work), pixels)
+    return finish(plan.name, tar.name, tar, rows, statistics, folder, result_file, data, plan.repeats)
 
 
-def _load(content: bytes | np.ndarray[Any, Any], row: Row, data: Data) -> tuple[Any, tuple[int, int]]:
-    """A source's image, filtered, and its first size (width, height)."""
+def _load(content: bytes | np.ndarray[Any, Any], row: Row, data: Data) -> tuple[Any, tuple[int, int], bytes]:
+    """A source's image, filtered, its first size (width, height), and the digest of a file's pixels before that."""
+    seen = twins.NONE  # rows of arrays are told apart by their values already, computed images may be alike
     if isinstance(content, bytes):
         if hashlib.sha256(content).hexdigest() != row.digest:
-            raise UserError(f"{row.location} changed while ingest ran: run it again")
+            raise UserError(f"{plain(str(row.location))} changed while ingest ran: run it again")
         extension = Path(str(row.location)).suffix[1:].lower()
         image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
+        seen = twins.pixel_digest(image)
     else:
         image = transforms.from_array(content, data.channels, data.background)
-    return filters.apply(image, data.filters), image.size
+    return filters.apply(image, data.filters), image.size, seen
 
 
 def _add(writer: shards.TarWriter, row: Row, label: int, png: bytes) -> tuple[shards.Member, shards.Member | None]:

@@ -43,11 +43,12 @@ class Curve:
         """The arguments of `Generator.sample`: classes as held-out images have them, always the same noise."""
         from pipeline.data.split import split_order
         from pipeline.evaluation.scores import asked_classes
+        from pipeline.generate.generator import Label
 
         classes = len(self.ingest.summary["classes"]) if self.config.diffusion.condition.kind == "class" else 0
         labels = split_order(self.ingest.path, "val", self.config, self.config.evaluate.seed)[1][: self.count]
         return {
-            "classes": [int(c) for c in asked_classes(labels, self.count, classes)] if classes else None,
+            "classes": [Label(c) for c in asked_classes(labels, self.count, classes)] if classes else None,
             "n": self.count,
             "seed": self.config.evaluate.seed,
             "steps": self.config.diffusion.fd.steps,

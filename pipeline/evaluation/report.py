@@ -16,7 +16,8 @@ def key_figures(report: dict[str, Any]) -> dict[str, float]:
         found["classifier_accuracy"] = report["extractor"]["facts"]["held_out_accuracy"]
     for space, values in report["neighbours"].items():
         found[f"nearest_{space}_share"] = values["share_below"]
-        found[f"nearest_{space}_ratio"] = values["sample_median"] / values["held_out_median"]
+        if values["held_out_median"]:  # else the report says why there is none (`neighbours_of`)
+            found[f"nearest_{space}_ratio"] = values["sample_median"] / values["held_out_median"]
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

@@ -167,11 +167,12 @@ def draw_samples(
     """The samples, what was asked of the generator (without the list of classes), and the samples as they are shown:
     the same, but for several shapes, of which the samples are stretched to squares."""
     from pipeline.evaluation import shapes
+    from pipeline.generate.generator import Label
     from pipeline.generate.sampling import configured
 
     begun = time.monotonic()
     how = {"batch_size": config.batch_size, **configured(config)}
-    classes = None if asked is None else [int(c) for c in asked]
+    classes = None if asked is None else [Label(c) for c in asked]
     if native is None:
         request = generator.request(classes, config.samples, config.seed, **how)
         samples = shown = generator.sample(**request)
@@ -224,6 +225,10 @@ def neighbours_of(
                 images = side[indices[:PAIRS]] if name == "samples" else side[:0]
                 nearest[name] = _nearer(nearest.get(name), (distances, images))
         found[space] = neighbours.nearness(space, nearest["samples"][0], nearest["held_out"][0], len(train)).json()
+        if not found[space]["held_out_median"]:
+            report.missing[f"nearest_{space}_ratio"] = (
+                f"most held-out images are like a training image by their {space}: their median distance is 0"
+            )
         # [p, 2, H, W, C] -> [2p, H, W, C]: sample, neighbour, sample, neighbour ...
         pairs = np.stack([samples[:PAIRS], nearest["samples"][1]], axis=1)
         report.images[f"neighbours_{space}"] = _grid(pairs.reshape(-1, *samples.shape[1:]), columns=8)

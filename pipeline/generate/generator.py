@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Generator:
 
     def sample(
         self,
-        classes: Sequence[int | str] | None = None,
+        classes: int | str | Sequence[int | str] | None = None,
         n: int | None = None,
         seed: int = 0,
         steps: int | None = None,
@@ -89,7 +90,7 @@ class Generator:
 
     def request(
         self,
-        classes: Sequence[int | str] | None = None,
+        classes: int | str | Sequence[int | str] | None = None,
         n: int | None = None,
         seed: int = 0,
         steps: int | None = None,
@@ -183,23 +184,33 @@ class Generator:
             self._loaded[name] = network.eval().to(self.device)
         return self._loaded[name]
 
-    def _labels(self, classes: Sequence[int | str] | None) -> list[int]:
+    def _labels(self, classes: int | str | Sequence[int | str] | None) -> list[int]:
         names = self.classes
         if classes is None:
-            return list(range(len(names)))
+            return [Label(number) for number in range(len(names))]
+        if isinstance(classes, int | str | Integral):
+            classes = [classes]
         if not names and len(classes) == 0:  # a request of this model that comes back
             return []
         if not names:
             raise UserError("classes: this model has no class condition; leave them out")
-        return [class_number(value, names) for value in classes] or list(range(len(names)))
+        return [Label(class_number(value, names)) for value in classes] or self._labels(None)
+
+
+class Label(int):
+    """The number of a class that was found: a request that comes back is not read as names again."""
 
 
 def class_number(value: int | str, names: Sequence[str]) -> int:
-    """A class by name, or by number. UserError where there is none such."""
-    if isinstance(value, str) and value in names:
-        return list(names).index(value)
-    if str(value).isdecimal() and int(value) < len(names):
+    """A class by name, or by number (from 0) where no class has that name: with classes 1 to 12, 2 and "2" are the
+    class "2". Blanks around a name do no harm. UserError where there is none such."""
+    if isinstance(value, Label) and value < len(names):
         return int(value)
+    for name in (str(value), str(value).strip()):
+        if name in names:
+            return list(names).index(name)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     raise UserError(f"class {value!r} is neither one of the names ({shown}) nor a number from 0 to {len(names) - 1}")
 

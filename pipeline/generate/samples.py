@@ -12,7 +12,7 @@ import torch
 from pipeline.data.pictures import Images, grid
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, sha256_file, write_json
-from pipeline.generate.generator import Generator
+from pipeline.generate.generator import Generator, class_number
 
 
 def write_samples(folder: str | Path, images: Images, info: Mapping[str, Any]) -> Path:
@@ -23,7 +23,8 @@ def write_samples(folder: str | Path, images: Images, info: Mapping[str, Any]) -
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty; give a new folder for the samples")
-    labels, entries = info["request"]["classes"], []
+    names, entries = info["class_names"], []
+    labels = [class_number(value, names) for value in info["request"]["classes"]]
     for i, image in enumerate(images):
         file = folder / f"{i:06d}.png"
         _write_png(file, image)
@@ -45,9 +46,12 @@ def _write_png(path: Path, image: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
 
 def sample_info(of: Generator, request: Mapping[str, Any]) -> dict[str, Any]:
     """What made a set of samples: the model with its weights' checksums, the request, the versions."""
+    names = of.classes
+    unlike = any(class_number(i, names) != i for i in range(len(names)))  # numbers that are names of other classes
+    classes = [names[i] for i in request["classes"]] if unlike else request["classes"]
     return {
         "model": of.about,
-        "request": dict(request),
+        "request": {**request, "classes": classes},
         "class_names": of.classes,
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "device": str(of.device),

@@ -74,7 +74,7 @@ def verdict(figures: Mapping[str, Any]) -> str | None:
     if not {"real", "samples", "reconstructions"} <= figures.keys():
         return None
     real, samples, passed = (figures[key] for key in ("real", "samples", "reconstructions"))
-    if samples["interval"][0] <= real["interval"][1]:
+    if samples["interval"][0] <= real["interval"][1] or samples["value"] <= real["value"]:
         return "samples are not told from real images by this distance at this count"
     gap, own = samples["value"] - real["value"], max(0.0, passed["value"] - real["value"])
     part = min(1.0, own / gap)

@@ -11,6 +11,7 @@ from pipeline.artifacts import Store
 from pipeline.config import Config, dump
 from pipeline.errors import UserError
 from pipeline.planning.fits import check_models
+from pipeline.planning.outlook import outlook
 from pipeline.schema.training import Training
 from pipeline.stages import graph
 
@@ -45,6 +46,7 @@ def forecast(config: Config) -> str:
         lines.append(f"discriminator: {sizes['discriminator']:,} parameters, from step "
                      f"{config.autoencoder.loss.adversarial.start:,} on")  # fmt: skip
     lines.append(f"disk: {disk(config, steps, sizes, channels * side * side)}")
+    lines += [f"ingest: {line}" for line in outlook(config.data, steps[0].artifact)]
     lines += remote_cache(config, trained=steps[1].artifact is not None)
     for step in steps:
         state = f"cached, {step.artifact.path}" if step.artifact else "would run"

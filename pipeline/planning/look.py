@@ -6,6 +6,7 @@ Reads headers of all files (or of a sample of very many) and decodes some of the
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import warnings
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data import arrays, listing, shards, sources, tables, tars, transforms
+from pipeline.data import arrays, index_tars, listing, shards, sources, tables, tars, transforms, twins
+from pipeline.data.folders import hidden, walk
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
 
@@ -35,10 +37,12 @@ HELD_OUT_WORDS = ("val", "valid", "validation", "test", "eval", "dev")
 class Found:
     """What a look has told.
 
-    source: the config's `data.source`. keys: of all images, in order, where they are known without reading. classes:
-    name -> images (of those looked at). groups: column that names who or what is on several images, and each image's
-    value. sizes: (width, height) of the images looked at. gray, transparent, dark: shares of the decoded images (dark:
-    of the transparent ones, drawn in nearly white). problems: reason -> images, of `looked` images.
+    source: the config's `data.source`. keys: of all images, in order, where they are known without reading (of files of
+    one name under several suffixes that name: they stay together). labels: their classes. classes: name -> images (of
+    those looked at). left_out: what lies there and is not taken. groups: column that names who or what is on several
+    images, and each image's value. sizes: (width, height) of the images looked at. gray, transparent, dark: shares of
+    the decoded images (dark: of the transparent ones, drawn in nearly white). problems: reason -> images, of `looked`
+    images.
     """
 
     source: dict[str, Any]
@@ -54,6 +58,8 @@ class Found:
     light: float = 0.0
     looked: int = 0
     problems: Counter[str] = field(default_factory=Counter)
+    labels: list[str | None] = field(default_factory=list)
+    left_out: listing.LeftOut = field(default_factory=listing.LeftOut)
 
 
 def look(text: str) -> Found:
@@ -63,7 +69,7 @@ def look(text: str) -> Found:
     """
     if text == "digits" and not Path(text).exists():
         return _look_at_arrays({"kind": "digits"})
-    if "*" in text or text.endswith(".tar"):
+    if "*" in text or ("{" in text and not Path(text).exists()) or text.endswith(".tar"):
         return _look_at_tars(text)
     path = Path(text).absolute()
     if not path.exists():
@@ -84,7 +90,7 @@ def _look_in_folder(path: Path) -> Found:
     tars = sorted(path.glob("*.tar"))
     if tars:
         return _look_at_tars(str(path / "*.tar"))
-    tables = sorted([*path.glob("*.csv"), *path.glob("*.jsonl")])
+    tables = sorted(table for table in [*path.glob("*.csv"), *path.glob("*.jsonl")] if not hidden(table.name))
     named = [table for table in tables if _image_column(table)]
     if len(named) == 1:
         return _look_at_table(named[0])
@@ -92,7 +98,7 @@ def _look_in_folder(path: Path) -> Found:
         raise UserError(
             f"{path}: {len(named)} tables name images ({', '.join(t.name for t in named)}); give one of them"
         )
-    arrays = sorted([*path.glob("*.npz"), *path.glob("*images*ubyte*")])
+    arrays = sorted(a for a in [*path.glob("*.npz"), *path.glob("*images*ubyte*")] if not hidden(a.name))
     if arrays and not _holds_images(path):
         chosen = next((a for a in arrays if a.name.startswith("train")), arrays[0])
         return _look_at_arrays({"kind": "arrays", "path": str(chosen), **_idx_labels(chosen)})
@@ -100,20 +106,10 @@ def _look_in_folder(path: Path) -> Found:
 
 
 def _holds_images(path: Path) -> bool:
-    return any(p.suffix[1:].lower() in transforms.FORMATS for p in path.rglob("*"))
+    return bool(walk(path).files)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
-
-
-class _NoDigests(listing.Digests):
-    """Lists without reading: a look needs no digests of all bytes."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    def of(self, file: str | Path) -> str:
-        return str(file)
 
 
 def _look_at_files(source: dict[str, Any]) -> Found:
@@ -122,15 +118,16 @@ def _look_at_files(source: dict[str, Any]) -> Found:
     from pipeline.schema.data import Source
 
     adapter: TypeAdapter[Any] = TypeAdapter(Source)
-    listing = sources.listing(adapter.validate_python(source), _NoDigests())
-    rows = listing.rows
-    found = Found(source, len(rows) + len(listing.missing), [row.key for row in rows])
+    listed = sources.listing(adapter.validate_python(source), listing.NoDigests())
+    rows = listed.rows
+    found = Found(source, len(rows) + len(listed.missing), [row.together or row.key for row in rows])
+    found.labels, found.left_out = [row.label for row in rows], listed.left_out
     found.classes = Counter(row.label for row in rows if row.label is not None)
     found.captions = any(row.caption for row in rows)
     headers = spread(rows, HEADERS)
     share = len(headers) / max(1, len(rows))
-    found.problems["missing"] = round(len(listing.missing) * share)
-    found.problems["duplicate key"] = round((len(rows) - len(set(found.keys))) * share)
+    found.problems["missing"] = round(len(listed.missing) * share)
+    found.problems["duplicate key"] = round((len(rows) - len({row.key for row in rows})) * share)
     found.problems["duplicate"] = _duplicates([Path(str(row.location)) for row in headers])
     found.looked = len(headers) + found.problems["missing"]
     good = []
@@ -171,6 +168,8 @@ def _header(file: Any, extension: str) -> tuple[int, int]:
     from PIL import Image, UnidentifiedImageError
 
     try:
+        if extension in transforms.HEIF:
+            transforms.open_heif()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
@@ -188,17 +187,21 @@ def _header(file: Any, extension: str) -> tuple[int, int]:
 
 
 def _pixels(found: Found, contents: Iterator[bytes]) -> int:
-    """Decode images, and note how many are gray and transparent; returns how many cannot be decoded."""
+    """Decode images, and note how many are gray and transparent, and which are one picture in files of other bytes;
+    returns how many cannot be decoded."""
     from PIL import Image
 
+    seen: dict[bytes, set[bytes]] = {}  # pixels -> digests of the files that hold them
     gray = transparent = light = bad = count = 0
     for content in contents:
         try:
-            transforms.decode(content, 3, (255, 255, 255), 50_000_000)
+            whole = transforms.decode(content, 3, (255, 255, 255), 50_000_000)
         except transforms.BadImage:
             bad += 1
             continue
         count += 1
+        files = seen.setdefault(twins.pixel_digest(whole), set())
+        files.add(hashlib.sha256(content).digest())
         with Image.open(io.BytesIO(content)) as image:
             image.thumbnail((64, 64))
             pixels = np.asarray(image.convert("RGBA")).astype(int)  # [h, w, 4]
@@ -209,6 +212,7 @@ def _pixels(found: Found, contents: Iterator[bytes]) -> int:
             light += bool(len(visible)) and float(visible.mean()) > 220
     found.gray, found.transparent = gray / max(1, count), transparent / max(1, count)
     found.light = light / max(1, transparent)
+    found.problems["duplicate"] += sum(len(files) - 1 for files in seen.values())
     return bad
 
 
@@ -294,7 +298,8 @@ def _look_at_arrays(source: dict[str, Any]) -> Found:
     images, labels = arrays.read_arrays(adapter.validate_python(source))
     found = Found(source, len(images), [f"{i:08d}" for i in range(len(images))], looked=len(images))
     if labels is not None:
-        found.classes = Counter(str(label) for label in labels.tolist())
+        found.labels = [str(label) for label in labels.tolist()]
+        found.classes = Counter(map(str, found.labels))
     found.sizes = [(images.shape[2], images.shape[1])]
     rows = [np.asarray(row) for row in images[: HEADERS * 5]]
     found.problems["duplicate"] = len(rows) - len({row.tobytes() for row in rows})
@@ -328,21 +333,24 @@ def _look_at_tars(pattern: str) -> Found:
     contents: list[bytes] = []
     names = _class_names(folder)
     for path in train:
-        samples = list(shards.samples(shards.scan(path)))
+        samples = list(index_tars.samples_of(path, str(path), found.left_out))
         found.count += len(samples)
-        found.keys += [key for key, _ in samples]
+        found.keys += [key for key, _, _ in samples]
         with open(path, "rb") as file:
-            for i, (_, members) in enumerate(samples):
+            for i, (_, members, image) in enumerate(samples):
                 _count_label(found, file, members, names)
                 found.captions |= "txt" in members
                 if i % max(1, len(samples) // per_tar) == 0:
-                    _count_image(found, file, members, contents)
+                    _count_image(found, file, image, contents)
     if len(train) < len(paths):
         found.held_out = sum(len(list(shards.samples(shards.scan(path)))) for path in prefixes[held_out[0]])
     bad = _pixels(found, iter(contents))
     found.problems["undecodable"] += bad
     if not found.sizes:
-        raise UserError(f"{pattern}: no images in the {len(paths)} tars (members of {', '.join(transforms.FORMATS)})")
+        left_out = f"; there are {found.left_out}" if found.left_out else ""
+        raise UserError(
+            f"{pattern}: no images in the {len(paths)} tars (members of {', '.join(transforms.FORMATS)}){left_out}"
+        )
     return found
 
 
@@ -354,20 +362,21 @@ def _class_names(folder: Path) -> list[str] | None:
 
 def _count_label(found: Found, file: Any, members: dict[str, Any], names: list[str] | None) -> None:
     if "cls" not in members:
+        found.labels.append(None)
         return
     file.seek(members["cls"].offset)
     label = file.read(members["cls"].length).decode(errors="replace").strip()
     known = names is not None and label.isdigit() and int(label) < len(names)
-    found.classes[names[int(label)] if known and names else label] += 1
+    found.labels.append(names[int(label)] if known and names else label)
+    found.classes[str(found.labels[-1])] += 1
 
 
-def _count_image(found: Found, file: Any, members: dict[str, Any], contents: list[bytes]) -> None:
+def _count_image(found: Found, file: Any, member: shards.Member | None, contents: list[bytes]) -> None:
     found.looked += 1
-    images = [(n.rpartition(".")[2], m) for n, m in members.items() if n.rpartition(".")[2] in transforms.FORMATS]
-    if not images:
+    if member is None:
         found.problems["no image"] += 1
         return
-    extension, member = images[0]
+    extension = member.name.rpartition(".")[2].lower()
     file.seek(member.offset)
     content = file.read(member.length)
     try:

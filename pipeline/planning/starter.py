@@ -10,15 +10,19 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.data.assign import untrained
 from pipeline.data.held_out import held_out
 from pipeline.errors import UserError
 from pipeline.planning.look import Found
 
 SIDES = (32, 48, 64, 96, 128, 192, 256)  # sizes to choose from: multiples of what autoencoder and patches need
 FEWEST = 16  # images that are worth a config
+BROKEN = ("undecodable", "truncated", "wrongly named", "missing", "duplicate")  # to leave these out loses no picture
+MOST_BROKEN = 0.2  # of the images; where more are broken someone should look
 CPU_AUTOENCODER = {4: "[1, 4, 4]", 8: "[1, 2, 4, 4]"}  # factor -> multipliers at width 16
 GIGABYTE = 1e9
 
@@ -61,15 +65,22 @@ class Plan:
     samples: int
     quick: bool
     gpu: bool
+    told: tuple[str, ...] = ()  # what is left out, or too little to train on
 
 
 def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan:
     """Choose. Raises UserError for too few images."""
     if found.count < FEWEST:
         raise UserError(f"{found.count} images: at least {FEWEST} are needed, and a model worth having needs thousands")
+    copies = round(found.problems["duplicate"] / max(1, found.looked) * found.count)
+    if found.count - copies < FEWEST:
+        raise UserError(
+            f"{found.count} images, but {found.count - copies} different ones: the others are copies of these; at "
+            f"least {FEWEST} are needed, and a model worth having needs thousands"
+        )
     gpu = machine.gpus > 0
     size = choose_size(found, 256 if gpu else 64)
-    split, train, val = choose_split(found)
+    split, train, val, fraction = choose_split(found)
     factor = (2 if size <= 48 else 4 if size <= 96 else 8) if gpu else (4 if size <= 48 else 8)
     wanted = (64 if size <= 96 else 32, 256) if gpu else (64 if size <= 48 else 32, 128 if size <= 48 else 64)
     batch = (fitting(wanted[0], train), fitting(wanted[1], train))
@@ -91,6 +102,7 @@ def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan
         samples=max(64, min(100 if quick else 5000 if gpu else 1000, val)),
         quick=quick,
         gpu=gpu,
+        told=tuple(about_losses(found, fraction)),
     )
 
 
@@ -101,10 +113,10 @@ def choose_size(found: Found, most: int) -> int:
     return max([SIDES[0], *(side for side in SIDES if side <= min(reach, most))])
 
 
-def choose_split(found: Found) -> tuple[str, int, int]:
-    """(the `split` section, training images, held-out images), counted with ingest's own rule."""
+def choose_split(found: Found) -> tuple[str, int, int, float | None]:
+    """(the `split` section, training images, held-out images), counted with ingest's own rule; the share held out."""
     if found.held_out is not None:
-        return "{by: shards}", found.count, found.held_out
+        return "{by: shards}", found.count, found.held_out, None
     wanted = max(min(found.count // 5, 64), min(found.count // 10, 5000))
     column, values = found.groups or (None, found.keys)
     fraction = max(0.02, round(wanted / found.count, 2))
@@ -112,15 +124,42 @@ def choose_split(found: Found) -> tuple[str, int, int]:
         val = sum(held_out(value, fraction) for value in values)
         if val >= max(2, wanted // 2) and len(values) - val >= FEWEST // 2:
             by = f"by: column, column: {_text(column)}" if column else "by: key"
-            return f"{{{by}, val_fraction: {fraction:g}}}", len(values) - val, val
+            return f"{{{by}, val_fraction: {fraction:g}}}", len(values) - val, val, fraction
         fraction = round(fraction + 0.01, 2)
     raise UserError(f"{found.count} images cannot be split into training and held-out ones; give more")
 
 
 def choose_quarantine(found: Found) -> float:
-    """A bound above the share of unusable images that were met; the default where hardly any were."""
-    share = sum(found.problems.values()) / max(1, found.looked)
-    return 0.01 if share <= 0.005 else min(1.0, math.ceil(150 * share + 1) / 100)
+    """A bound above the share of broken images that were met; the default where hardly any were.
+
+    It is not raised where pictures would be lost that someone wants, or where so many are broken that someone should
+    look: then ingest refuses, which `about_losses` says before.
+    """
+    looked = max(1, found.looked)
+    broken = sum(found.problems[reason] for reason in BROKEN) / looked
+    lost = sum(found.problems.values()) / looked - broken
+    return 0.01 if broken <= 0.005 or broken > MOST_BROKEN or lost > 0.005 else math.ceil(150 * broken + 1) / 100
+
+
+def about_losses(found: Found, fraction: float | None) -> list[str]:
+    """What is not taken, what is broken, which classes are never trained on: a line each. fraction: the share held out,
+    None where tars say what is."""
+    lines = [f"Not taken from the source: {found.left_out}."] if found.left_out else []
+    bad, limit = sum(found.problems.values()), choose_quarantine(found)
+    if bad:
+        refused = bad > limit * found.looked
+        end = "ingest will refuse them: mend them, or raise `data.max_quarantine` yourself" if refused else "left out"
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in found.problems.most_common() if count)
+        lines.append(f"Of {found.looked:,} images looked at {bad:,} cannot be used ({reasons}), {end}.")
+    values = found.groups[1] if found.groups else found.keys
+    if fraction is not None and len(values) == len(found.labels):
+        counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        for label, value in zip(found.labels, values, strict=True):
+            if label is not None:
+                counts[held_out(value, fraction)][label] += 1
+        alone = untrained(*counts)
+        lines += [f"{alone}."] if alone else []
+    return [line.replace("\n", " ") for line in lines]
 
 
 def fitting(batch: int, train: int) -> int:
@@ -199,6 +238,7 @@ def _data(found: Found, chosen: Plan) -> list[str]:
         "data:",
         f"  source: {{{source}}}",
         *(f"  # {line}" for line in about_classes(found, chosen)),
+        *(f"  # {line}" for line in chosen.told),
         f"  size: {chosen.size}   # {about_size(found, chosen)}",
         f"  channels: {chosen.channels}   # {found.gray:.0%} of the images looked at are gray",
         *(

@@ -26,6 +26,7 @@ from pipeline.tasks.encoding import encode_shard, load_encoder
 if TYPE_CHECKING:
     from pipeline.cluster.cluster import Cluster
     from pipeline.cluster.inline import Inline
+    from pipeline.data.latents import LatentSpace
     from pipeline.schema.data import Shape
     from pipeline.tracking.tracker import Spool
 
@@ -88,10 +89,7 @@ def run(
     listed = ("split", "bucket", "shard", "count", "bytes", "sha256")
     shards = [{k: e[k] for k in listed if k in e} | {"file": Path(e["path"]).name} for e in entries]
     space = latents.merge(e["sums"] for e in entries if e["split"] == "train")
-    if not bool(np.isfinite(space.mean.numpy()).all() and (space.std.numpy() > 0).all()):
-        raise UserError(
-            f"{autoencoder.path}: the autoencoder gives latents that are not finite or constant; train it again"
-        )
+    space = _scalable(space, autoencoder)
     lost = {key: why for entry in entries for key, why in entry["lost"]}
     if lost:
         atomic_write(writer.work / "lost.txt", "".join(f"{key}\n" for key in lost))
@@ -116,6 +114,27 @@ def run(
         "mean": space.mean.tolist(),
         "std": space.std.tolist(),
     }
+
+
+def _scalable(space: LatentSpace, autoencoder: Artifact) -> LatentSpace:
+    """The space with a deviation of 1 for channels that are constant, which says so. UserError where all are."""
+    import torch
+
+    from pipeline.data.latents import LatentSpace
+
+    mean, std = space.mean.numpy(), space.std.numpy()
+    if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+        raise UserError(f"{autoencoder.path}: the autoencoder gives latents that are not finite; train it again")
+    flat = std == 0
+    if flat.all():
+        raise UserError(
+            f"{autoencoder.path}: the latents of all training images are alike, there is nothing to learn; give images "
+            "that differ, or train the autoencoder again"
+        )
+    if flat.any():
+        channels = ", ".join(map(str, np.flatnonzero(flat)))
+        print(f"encode: {flat.sum()} of {len(flat)} latent channels are constant ({channels}): not scaled", flush=True)
+    return LatentSpace(space.mean, torch.from_numpy(np.where(flat, np.float32(1), std)))
 
 
 def _bucket(entries: list[dict[str, Any]], bucket: int, shape: Shape, factor: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data import sources
+from pipeline.data import sources, twins
+from pipeline.data.assign import assign, untrained
 from pipeline.data.buckets import bucket_recipe
-from pipeline.data.held_out import folds, group_of, split_of
+from pipeline.data.held_out import folds
 from pipeline.data.index import Index, write_index
 from pipeline.data.index_tars import TarPlan, hash_tar, index_tar, tar_groups
-from pipeline.data.report import contact_sheet, highest_label, report, save_png, unusable
+from pipeline.data.listing import LeftOut, plain
+from pipeline.data.report import contact_sheet, highest_label, report, save_png
 from pipeline.data.tars import tar_classes
 from pipeline.data.write_shards import Plan, write_shard
 from pipeline.errors import UserError
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.artifacts import Artifact, Writer
     from pipeline.cluster.cluster import Cluster
     from pipeline.cluster.inline import Inline
-    from pipeline.data.listing import Listing, Row
+    from pipeline.data.listing import Listing
     from pipeline.data.tars import Tar
     from pipeline.tracking.tracker import Spool
 
@@ -61,11 +64,15 @@ def run(
     """
     folder, work, data = Path(writer.path), Path(writer.work), config.data
     work.mkdir(parents=True, exist_ok=True)
-    cache = sources.digests_folder_of(config.run.root)
+    cache, left_out = sources.digests_folder_of(config.run.root), LeftOut()
     if data.source.kind == "webdataset":
         classes, quarantine, results = index_all(data, sources.tar_digests(data.source, cache), folder, work, cluster)
     else:
-        classes, quarantine, results = write_all(data, sources.open_listing(data, cache), folder, work, cluster)
+        listing = sources.open_listing(data, cache)
+        left_out.update(listing.left_out)
+        classes, quarantine, results = write_all(data, listing, folder, work, cluster)
+    for result in results:
+        left_out.update(LeftOut(result["left_out"]))
     quarantine += [entry for result in results for entry in result["quarantine"]]
     atomic_write(folder / "quarantine.jsonl", "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in quarantine))
     _check_quarantine(data, quarantine, sum(r["train"] + r["val"] for r in results), folder)
@@ -80,6 +87,10 @@ def run(
                 "or give more images"
             )
     write_json(folder / "report.json", summary)
+    if left_out:  # beside the report: it is no part of what came out
+        summary["left_out"] = left_out.json()
+    for line in told(summary, folder):
+        print(f"ingest: {line}", flush=True)
     sheet = contact_sheet(Index.open(folder, "train", data.cache), data)
     save_png(folder / "contact_sheet.png", sheet)
     if spool is not None:
@@ -97,6 +108,22 @@ def headline(summary: dict[str, Any]) -> str:
     )
 
 
+def told(summary: dict[str, Any], folder: Path) -> list[str]:
+    """What a user should know of a finished ingest besides its counts, a line each."""
+    lines = []
+    if summary["quarantined"]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["quarantine_reasons"].items())
+        total = summary["quarantined"] + sum(summary["images"].values())
+        lines.append(
+            f"{summary['quarantined']:,} of {total:,} images are in quarantine ({reasons}): "
+            f"{folder / 'quarantine.jsonl'}"
+        )
+    if summary.get("left_out"):
+        lines.append(f"not taken from the source: {LeftOut(summary['left_out'])}")
+    by_class = summary["images_by_class"]
+    return lines + [line for line in [untrained(by_class["train"], by_class["val"])] if line]
+
+
 # ---- split and quarantine --------------------------------------------------------------------------------------------
 
 
@@ -107,7 +134,7 @@ def _check_quarantine(data: Data, quarantine: list[dict[str, str]], good: int, f
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         raise UserError(
             f"{len(quarantine)} of {total} images are unusable ({reasons}; the first: {first['key']}: "
-            f"{first['detail']}), over data.max_quarantine = {data.max_quarantine}: "
+            f"{plain(first['detail'])}), over data.max_quarantine = {data.max_quarantine}: "
             f"see {folder / 'quarantine.jsonl'}, mend them or raise it"
         )
 
@@ -164,42 +191,46 @@ def index_all(
 
         groups = sum(cluster.map(group_task, plans, threads=1), Counter[str]())
         plans = [replace(plan, fold_of=folds(groups, data.split.folds or 0)) for plan in plans]
-    return classes, [], list(cluster.map(task, plans, threads=1))
+    return classes, [], _without_twins(plans, None, task, folder, work, cluster)
+
+
+def _without_twins(
+    plans: Sequence[Any],
+    order: Sequence[Sequence[int]] | None,
+    task: Callable[[Any], dict[str, Any]],
+    folder: Path,
+    work: Path,
+    cluster: Cluster | Inline,
+) -> list[dict[str, Any]]:
+    """The results of all shards. Those with images that repeat an earlier one's pixels are made again without them."""
+    results = list(cluster.map(task, plans, threads=1))
+    repeats = twins.find([twins.path_of(plan.name, work) for plan in plans], order)
+    again = [
+        number
+        for number, (result, found) in enumerate(zip(results, repeats, strict=True))
+        if result["repeats"] != [list(item) for item in sorted(found.items())]
+    ]
+    for number in again:  # the proof goes first: a shard that is half made again is believed by nobody
+        (folder / f"{plans[number].name}.rows.npy").unlink()
+    new = cluster.map(task, [replace(plans[number], repeats=repeats[number]) for number in again], threads=1)
+    for number, result in zip(again, new, strict=True):
+        results[number] = result
+    return results
 
 
 def write_all(
     data: Data, listing: Listing, folder: Path, work: Path, cluster: Cluster | Inline
 ) -> tuple[list[str], list[dict[str, str]], list[dict[str, Any]]]:
-    quarantine = [unusable(name, "missing", "named in the table, no such file") for name in listing.missing]
-    keys: set[str] = set()
-    first: dict[str, str] = {}
-    kept: list[tuple[Row, dict[str, Any]]] = []
-    for row in listing.rows:
-        if row.key in keys:
-            quarantine.append(unusable(row.key, "duplicate key", f"{row.location} has the key of an earlier image"))
-        elif row.digest in first:
-            quarantine.append(unusable(row.key, "duplicate", f"the same bytes as {first[row.digest]}"))
-        else:
-            first[row.digest] = row.key
-            columns = {**row.attributes, "label": row.label, "caption": row.caption}
-            label, caption = getattr(data.source, "label", None), getattr(data.source, "caption", None)
-            columns |= {name: value for name, value in ((label, row.label), (caption, row.caption)) if name}
-            kept.append((row, columns))
-        keys.add(row.key)
-    by_fold = data.split.by == "fold"
-    groups = Counter(group_of(data, row.key, columns) for row, columns in kept) if by_fold else Counter()
-    fold_of = folds(groups, data.split.folds or 0) if by_fold else {}
-    split: tuple[list[Row], list[Row]] = ([], [])
-    for row, columns in kept:
-        split[split_of(data, row.key, columns, fold_of)].append(row)
-    plans = [
-        Plan(f"{name}-{number:05d}", which, rows[start : start + data.shard_size])
-        for which, (name, rows) in enumerate(zip(("train", "val"), split, strict=True))
-        for number, start in enumerate(range(0, len(rows), data.shard_size))
-    ]
+    assigned = assign(data, listing)
+    plans = []
+    for which, (name, rows) in enumerate(zip(("train", "val"), assigned.rows, strict=True)):
+        for number, start in enumerate(range(0, len(rows), data.shard_size)):
+            places, part = zip(*rows[start : start + data.shard_size], strict=True)
+            plans.append(Plan(f"{name}-{number:05d}", which, list(part), places))
     classes = listing.classes  # the task carries these, not the whole listing
 
     def task(plan: Plan) -> dict[str, Any]:
         return write_shard(plan, data, classes, folder, work)
 
-    return classes, quarantine, list(cluster.map(task, plans, threads=1))
+    results = _without_twins(plans, [plan.places for plan in plans], task, folder, work, cluster)
+    return classes, assigned.quarantine, results

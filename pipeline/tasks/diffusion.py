@@ -55,7 +55,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.data.latents import LatentSpace
     from pipeline.data.order import seeded
     from pipeline.data.pictures import grid
-    from pipeline.generate.generator import generator
+    from pipeline.generate.generator import Label, generator
     from pipeline.networks import build_network, load_model
     from pipeline.tasks.trained import to_device
     from pipeline.training.loop import Task
@@ -107,7 +107,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     def preview(engine: Engine) -> dict[str, Any]:
         """Samples of the averaged weights from fixed noise, classes in turn; every rank computes the same."""
-        classes = [i % null for i in range(PREVIEW_IMAGES)] if null and section.condition.kind == "class" else None
+        classes = (
+            [Label(i % null) for i in range(PREVIEW_IMAGES)] if null and section.condition.kind == "class" else None
+        )
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device)
             images = sampler.sample(

@@ -1,13 +1,17 @@
 """The latent space: a round trip, and statistics that are those of the latents drawn."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from models import posterior
 from pipeline.data import latents
 from pipeline.data.latents import LatentSpace
+from pipeline.errors import UserError
+from pipeline.stages import encode
 
 SHAPE = (400, 2, 6, 4, 4)  # [n, v, 2C, h, w]
 
@@ -47,3 +51,18 @@ def test_draw_is_normalise_after_sample() -> None:
     space = LatentSpace(torch.tensor([1.0]), torch.tensor([2.0]))
     m, noise = torch.randn(2, 2, 3, 3), torch.randn(2, 1, 3, 3)
     assert torch.equal(space.draw(m, noise), (posterior.sample(m, noise) - 1) / 2)
+
+
+def test_a_constant_channel_is_not_scaled_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    data = moments()
+    data[:, :, 1], data[:, :, 4] = 0.7, -np.inf  # the second mean, and no spread around it
+    space = latents.merge([latents.sums(part) for part in np.array_split(data, 7)])
+    assert space.std[1] == 0 and (space.std[[0, 2]] > 0).all()
+    artifact = SimpleNamespace(path="autoencoder")
+    scaled = encode._scalable(space, artifact)  # type: ignore[arg-type]
+    assert scaled.std[1] == 1 and torch.equal(scaled.std[[0, 2]], space.std[[0, 2]])
+    assert "encode: 1 of 3 latent channels are constant (1): not scaled" in capsys.readouterr().out
+    with pytest.raises(UserError, match="all training images are alike"):
+        encode._scalable(LatentSpace(space.mean, space.std * 0), artifact)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="not finite"):
+        encode._scalable(LatentSpace(space.mean, space.std * np.nan), artifact)  # type: ignore[arg-type]

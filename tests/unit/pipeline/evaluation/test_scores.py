@@ -96,6 +96,24 @@ def test_reconstructions_are_measured(perfect: scores.Report) -> None:
     assert 0.9 < perfect.values["reconstruction"]["ssim"] < 1
 
 
+def test_of_images_that_are_all_alike_what_is_not_defined_is_left_out() -> None:
+    flat = np.full((120, SIZE, SIZE, 1), 90, np.uint8)
+    labels = np.full(120, -1)
+    config = Evaluate(samples=60, bootstrap=5, extractor={"kind": "classifier", "steps": 10})
+    extractor = extractors.make_extractor(config, flat, labels, flat, labels, 0)
+    report = scores.evaluate(
+        Known(lambda n, _: flat[:n] + 3, classes=()), flat, labels, flat, labels, config, extractor
+    )
+    values = {**report.values, "missing": report.missing}
+    json.dumps(values, allow_nan=False)
+    figures = key_figures(values)
+    assert "nearest_pixels_ratio" not in figures and "nearest_features_ratio" not in figures
+    assert figures["nearest_pixels_share"] == 0 and figures["fd_real"] == 0
+    said = "\n".join(lines(values))
+    assert "nearest_pixels_ratio is not given: most held-out images are like a training image by their pixels" in said
+    assert headline({**values, "key_figures": figures})
+
+
 def test_the_report_is_json_and_its_lines_and_headline_name_the_baseline(perfect: scores.Report) -> None:
     values = json.loads(json.dumps({**perfect.values, "missing": perfect.missing}, allow_nan=False))
     text = "\n".join(lines(values))

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file
 from pipeline.generate import sampling
 from pipeline.generate.folder import load_pretrained, save_pretrained
-from pipeline.generate.generator import Generator, generator
+from pipeline.generate.generator import Generator, class_number, generator
 from pipeline.generate.samples import sample_info, write_samples
 from pipeline.generate.sampling import DEFAULTS, guidance_of
 from pipeline.networks import build_network
@@ -198,6 +198,33 @@ def test_classes_by_name_and_number_and_all_in_turn(model: Generator) -> None:
     assert np.array_equal(by_name, model.sample(classes=["1", "2"], n=4))
     assert np.array_equal(model.sample(n=6), model.sample(classes=[0, 1, 2], n=6))
     assert len(model.sample(classes=[1, 1, 2])) == 3
+
+
+def test_a_class_is_its_name_where_another_one_has_that_number(tmp_path: Path) -> None:
+    names = ["1", "2", "10"]
+    of = small(classes=names)
+    assert [class_number(value, names) for value in (2, "2", np.int64(2), " 2 ", 0, "10")] == [1, 1, 1, 1, 0, 2]
+    with pytest.raises(UserError, match=r"class 3 is neither one of the names \(1, 2, 10\)"):
+        of.sample(classes=[3])
+    two = of.sample(classes=["2"], n=2)
+    assert np.array_equal(of.sample(classes=[2], n=2), two)
+    assert np.array_equal(of.sample(classes=2, n=2), two) and np.array_equal(of.sample(classes="2", n=2), two)
+    assert not np.array_equal(of.sample(classes=["1"], n=2), two)
+    request = of.request(classes=["2", "10"], n=2)
+    assert request["classes"] == [1, 2]
+    images = of.sample(**request)  # what comes back is not read as names once more
+    assert np.array_equal(images, of.sample(classes=["2", "10"], n=2))
+    write_samples(tmp_path / "out", images, sample_info(of, request))
+    info = read_json(tmp_path / "out" / "samples.json")
+    assert [entry["class"] for entry in info["images"]] == [1, 2]
+    assert np.array_equal(of.sample(**info["request"]), images)  # nor is its JSON
+    assert np.array_equal(of.sample(n=3), of.sample(classes=names))
+
+
+def test_one_class_may_be_given_alone_and_blanks_do_no_harm(model: Generator) -> None:
+    assert model.request(classes=2)["classes"] == model.request(classes="two")["classes"] == [2]
+    assert model.request(classes=[" one", " two"])["classes"] == [1, 2]
+    assert class_number(" a", ["a", " a"]) == 1  # a name that has a blank
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "velocity"])

@@ -216,3 +216,114 @@ def test_real_folders(name: str, size: int, classes: int, split: str, tmp_path: 
 def test_a_look_reads_a_listing_without_hashing_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "sha256_file", lambda path: pytest.fail("all bytes were read"))
     look.look(str(photos))
+
+
+def test_what_is_left_out_and_what_is_too_little_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for name in ("many", "one", ".thumbnails"):
+        (folder / name).mkdir(parents=True)
+    fraction = 0.3
+    alone = next(f"{i}" for i in range(99) if held_out(f"one/{i}", fraction))
+    for i in range(40):
+        picture(i, (32, 32)).save(folder / "many" / f"{i}.png")
+    picture(50, (32, 32)).save(folder / "one" / f"{alone}.png")
+    picture(51, (32, 32)).save(folder / ".thumbnails" / "1.png")
+    (folder / "many" / "x.jxl").write_bytes(b"x")
+    found = look.look(str(folder))
+    assert starter.about_losses(found, fraction) == [
+        "Not taken from the source: 1 hidden folders (such as .thumbnails); 1 .jxl files, a format that is not read "
+        "(such as many/x.jxl).",
+        "1 class has no training image, and no model can learn it: 'one' (1 held out); give more images, or take them "
+        "out.",
+    ]
+    chosen = starter.plan(found, CPU, "x")
+    assert chosen.told and chosen.told[0] in starter.write_config(found, chosen, CPU)
+
+
+def test_a_limit_is_raised_for_broken_files_and_never_to_hide_a_loss() -> None:
+    def limit(**problems: int) -> tuple[float, list[str]]:
+        found = made_up(100, 64)
+        found.problems.update({name.replace("_", " "): count for name, count in problems.items()})
+        return starter.choose_quarantine(found), starter.about_losses(found, None)
+
+    assert limit() == (0.01, [])
+    assert limit(undecodable=4, duplicate=4) == (
+        0.13,
+        ["Of 100 images looked at 8 cannot be used (4 undecodable, 4 duplicate), left out."],
+    )
+    for losses in ({"duplicate_key": 48}, {"no_image": 5}, {"oversized": 5, "undecodable": 5}, {"undecodable": 30}):
+        bound, told = limit(**losses)
+        assert (
+            bound == 0.01 and "ingest will refuse them: mend them, or raise `data.max_quarantine` yourself" in told[0]
+        )
+
+
+def test_copies_are_no_images(tmp_path: Path) -> None:
+    for i in range(40):
+        Image.new("RGB", (32, 32), (i % 3, 0, 0)).save(tmp_path / f"{i}.png")
+    with pytest.raises(UserError, match="40 images, but 3 different ones"):
+        starter.plan(look.look(str(tmp_path)), CPU, "x")
+
+
+def test_one_picture_in_two_files_counts_as_a_copy(tmp_path: Path) -> None:
+    for i in range(40):
+        picture(i, (32, 32)).save(tmp_path / f"{i}.png")
+    for i in range(3):
+        picture(i, (32, 32)).save(tmp_path / f"again{i}.webp", lossless=True)
+        picture(i, (32, 32)).save(tmp_path / f"same{i}.png")  # the same bytes: counted once
+    found = look.look(str(tmp_path))
+    assert found.problems["duplicate"] == 6
+    assert written(found, tmp_path).data.max_quarantine == 0.21
+
+
+def test_stems_with_several_suffixes_lose_nothing(tmp_path: Path) -> None:
+    for i in range(40):
+        picture(i, (32, 32)).save(tmp_path / f"{i // 2}.{('png', 'webp')[i % 2]}", lossless=True)
+    found = look.look(str(tmp_path))
+    assert found.count == 40 and not sum(found.problems.values())
+    assert written(found, tmp_path).data.max_quarantine == 0.01
+
+
+def test_tars_by_a_range_and_what_their_names_lose(tmp_path: Path) -> None:
+    for number in range(2):
+        with open(tmp_path / f"s-{number}.tar", "wb") as file:
+            tar = TarWriter(file)
+            for i in range(20):
+                buffer = io.BytesIO()
+                picture(20 * number + i, (32, 32)).save(buffer, "PNG")
+                tar.add(f"{number}{i:02}.0.png", buffer.getvalue())
+                tar.add(f"{number}{i:02}.0.cls", b"1")
+                tar.add(f"._{number}{i:02}.png", b"x")
+            tar.close()
+    found = look.look(f"{tmp_path}/s-{{0..1}}.tar")
+    assert found.count == 40 and not found.classes
+    reasons = found.left_out.json()
+    assert reasons["hidden members"] == [40, "._000.png"] and len(reasons) == 2
+    from pipeline.planning.outlook import outlook
+
+    (line,) = outlook(written(found, tmp_path).data, None)
+    assert line.startswith(
+        "not taken from the tars: 40 hidden members (such as ._000.png); 40 members that end in .cls"
+    )
+
+
+def test_a_dry_run_says_what_ingest_would_leave_out(tmp_path: Path) -> None:
+    from pipeline.planning.outlook import outlook
+    from pipeline.schema.data import Data
+
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "t.csv").write_text("image,label\n" + "".join(f"{i}.png,{'ab'[i == 7]}\n" for i in range(9)))
+    for i in range(8):
+        picture(i).save(tmp_path / f"{i}.png")
+    folder = Data.model_validate({"source": {"kind": "folder", "path": str(tmp_path)}})
+    assert outlook(folder, None) == ["not taken from the source: 1 hidden folders (such as .hidden)"]
+    fraction = next(f / 100 for f in range(1, 99) if held_out("7", f / 100))
+    table = Data.model_validate(
+        {
+            "source": {"kind": "table", "path": str(tmp_path / "t.csv"), "label": "label"},
+            "split": {"val_fraction": fraction},
+        }
+    )
+    missing, alone = outlook(table, None)
+    assert missing == "1 images for quarantine, as far as names tell: 1 missing"
+    assert alone.startswith("1 class has no training image, and no model can learn it: 'b' (1 held out)")

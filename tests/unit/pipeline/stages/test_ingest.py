@@ -265,6 +265,24 @@ def test_a_restart_keeps_finished_shards_and_ends_with_the_same_bytes(tmp_path):
     assert (again / "index.json").read_bytes() == (whole / "index.json").read_bytes()
 
 
+def test_a_class_that_is_held_out_whole_and_the_quarantine_are_said(tmp_path, capsys):
+    folder = tmp_path / "in"
+    for name in ("many", "one"):
+        (folder / name).mkdir(parents=True)
+    for i in range(20):
+        noise(i).save(folder / "many" / f"{i}.png")
+    number = next(i for i in range(99) if held_out.held_out(f"one/{i}", 0.3))
+    noise(99).save(folder / "one" / f"{number}.png")
+    (folder / "many" / "3.png").write_bytes(b"broken")
+    source = {"kind": "folder", "path": str(folder)}
+    _, out = run(tmp_path, source=source, size=8, split={"val_fraction": 0.3}, max_quarantine=0.1)
+    assert capsys.readouterr().out.splitlines() == [
+        f"ingest: 1 of 21 images are in quarantine (1 undecodable): {out / 'quarantine.jsonl'}",
+        "ingest: 1 class has no training image, and no model can learn it: 'one' (1 held out); give more images, or "
+        "take them out",
+    ]
+
+
 def test_digits_need_nothing(tmp_path):
     summary, folder = run(tmp_path, source={"kind": "digits"}, size=8, channels=1)
     assert sum(summary["images"].values()) == 1797 and summary["classes"] == [str(i) for i in range(10)]
