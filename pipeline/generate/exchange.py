@@ -67,7 +67,7 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
     return [*lines, f"{inputs} and gives the {gives}; the null class is the last one"]
 
 
-def import_diffusers(source: Path, out: Path, null_class: bool = False) -> str:
+def import_diffusers(source: Path, out: Path, null_class: bool = False, variant: str | None = None) -> str:
     """Read a folder that diffusers has saved into one that the pipeline takes; gives the config's lines for it.
 
     An autoencoder becomes a finished artifact, for `autoencoder.from`; a denoiser a folder with the weights of the
@@ -75,7 +75,7 @@ def import_diffusers(source: Path, out: Path, null_class: bool = False) -> str:
     """
     from pipeline.generate import diffusers_read
 
-    out, found = fresh(out), diffusers_read.read(source, null_class)
+    out, found = fresh(out), diffusers_read.read(source, null_class, variant)
     return _autoencoder(found, source, out) if found.family == "autoencoders" else _denoiser(found, out)
 
 
@@ -90,7 +90,8 @@ def _autoencoder(found: Any, source: Path, out: Path) -> str:
         key = artifacts.fingerprint("autoencoder", recipe, {})
         made = Writer("autoencoder", key, out, recipe, {}, lease).finish({"imported": str(source.absolute())})
     size = f"  # images whose sides are multiples of {2 ** (len(found.options['multipliers']) - 1)}"
-    return f"# {made.name}\ndata: {{channels: {found.channels}}}{size}\nautoencoder: {{from: {out}}}"
+    about = "".join(f"# {line}\n" for line in (made.name, *found.notes))
+    return f"{about}data: {{channels: {found.channels}}}{size}\nautoencoder: {{from: {out}}}"
 
 
 def _denoiser(found: Any, out: Path) -> str:
