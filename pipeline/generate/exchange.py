@@ -1,6 +1,7 @@
 """Whole models to and from folders of other programs: what is written where, and what the pipeline takes back.
 
-Names and layouts of the other side are in `diffusers_format.py`.
+Names and layouts of the other side are in `diffusers_read.py` and `diffusers_write.py`, what makes a pipeline of them
+in `diffusers_pipeline.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Lease, Writer
 from pipeline.errors import UserError
-from pipeline.files import read_json, sha256_file, write_json
+from pipeline.files import atomic_path, read_json, sha256_file, write_json
 from pipeline.generate import diffusers_write
 
 
@@ -24,13 +25,12 @@ def fresh(folder: Path) -> Path:
 
 
 def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
-    """Write a model's parts as diffusers' folders under `out`; gives a line for each.
+    """Write a model as diffusers' folders under `out`; gives a line for each.
 
-    model: an autoencoder's artifact (out/vae), or whatever `ldm sample` takes (also out/transformer or out/unet, with
-    latents.json and ldm.json beside: what diffusers' classes do not hold). UserError before anything is written if an
-    option has no place there.
+    model: an autoencoder's artifact (out/vae), or whatever `ldm sample` takes: also out/transformer or out/unet, and
+    as far as diffusers can sample from it out/scheduler, out/model_index.json and a script. ldm.json holds what
+    diffusers' classes do not. UserError before anything is written if an option has no place there.
     """
-    from models.diffusion.process import EDM
     from pipeline.generate.folder import load_pretrained
 
     out, source = fresh(out), Path(model)
@@ -42,29 +42,60 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
         diffusers_write.write(out / "vae", *diffusers_write.describe(alone, size=side))
         return [f"AutoencoderKL in {out / 'vae'}"]
     generator = load_pretrained(model, device="cpu", root=root)
-    latent, autoencoder = generator.options["latent"], generator.autoencoder
+    latent, space = generator.options["latent"], generator.space
     part = "unet" if type(generator.network.backbone).__module__.endswith(".unet") else "transformer"
-    space = {"mean": generator.space.mean.tolist(), "std": generator.space.std.tolist()}
-    image = latent["size"] * autoencoder.factor
+    image = latent["size"] * generator.autoencoder.factor
     described = {  # all before anything is written: either may be refused
         part: diffusers_write.describe(generator.network, size=latent["size"]),
-        "vae": diffusers_write.describe(autoencoder, size=image, latents=space),
+        "vae": diffusers_write.normalised(
+            *diffusers_write.describe(generator.autoencoder, size=image), space.mean, space.std
+        ),
     }
     for name, (config, weights) in described.items():
         diffusers_write.write(out / name, config, weights)
     lines = [f"{config['_class_name']} in {out / name}" for name, (config, _) in described.items()]
     if "buckets" in latent:
         lines.append(f"of the model's {len(latent['buckets'])} shapes the square only, {image} pixels a side")
-    generator.space.save(out / "latents.json")
     kept = ("path", "prediction", "condition", "classes", "latent")
-    write_json(out / "ldm.json", {key: generator.options[key] for key in kept} | {"about": generator.about})
-    path = generator.options["path"]["kind"]
-    inputs = "timesteps are 1000 t; the denoiser takes latents normalised by latents.json"
-    if path == "edm":  # its input scale and clock (models/diffusion/process.py) are no part of the network
+    statistics = {"mean": space.mean.tolist(), "std": space.std.tolist()}  # for whoever wants the raw latents
+    options = {key: generator.options[key] for key in kept}
+    write_json(out / "ldm.json", options | {"normalised": statistics, "about": generator.about})
+    return [*lines, *_sampling(part, generator, out), _inputs(generator.options)]
+
+
+def _sampling(part: str, generator: Any, out: Path) -> list[str]:
+    """Write what diffusers needs to sample from a model, as far as it can; gives a line for each."""
+    from pipeline.generate import diffusers_pipeline
+
+    options, defaults = generator.options, generator.defaults
+    scheduler = diffusers_pipeline.scheduler(options, diffusers_pipeline.shift_of(options, defaults))
+    if scheduler is None:
+        return [f"no scheduler of diffusers knows {options['prediction']} on {options['path']['kind']}: no script"]
+    write_json(out / "scheduler" / "scheduler_config.json", scheduler)
+    with atomic_path(out / diffusers_pipeline.SCRIPT) as temporary:
+        Path(temporary).write_text(diffusers_pipeline.script(part, options, defaults))
+    lines, scale = [], diffusers_pipeline.guidance_of(options, defaults)
+    index = diffusers_pipeline.index(part, options)
+    if index is not None:  # last: with it the folder is one that DiffusionPipeline loads
+        write_json(out / "model_index.json", index)
+        labels = "[0, 1]" if diffusers_pipeline.class_names(options) else "[0] * 2"
+        call = f"(class_labels={labels}, guidance_scale={scale:g}, num_inference_steps={defaults['steps']})"
+        lines = [f'DiTPipeline: DiffusionPipeline.from_pretrained("{out}"){call}.images']
+    if defaults["guidance"] not in (1, scale) or defaults["guidance_interval"] or defaults["guidance_rescale"]:
+        lines.append("guidance of the model's own kind is not known to diffusers: plain there")
+    return [*lines, f"samples by diffusers alone: python {out / diffusers_pipeline.SCRIPT}"]
+
+
+def _inputs(options: dict[str, Any]) -> str:
+    """What the network there takes and gives, in a line."""
+    from models.diffusion.process import EDM
+
+    inputs, path = "timesteps are 1000 t; the denoiser takes normalised latents, as the vae has them", options["path"]
+    if path["kind"] == "edm":  # its input scale and clock (models/diffusion/process.py) are no part of the network
         times = f"1000 log(sigma / {EDM.SIGMA_MIN}) / log({EDM.SIGMA_MAX:g} / {EDM.SIGMA_MIN})"
-        inputs = f"timesteps are {times}; the denoiser takes noised latents (latents.json) over sqrt(1 + sigma^2)"
-    gives = f"{generator.options['prediction']} of the path {path} (ldm.json)"
-    return [*lines, f"{inputs} and gives the {gives}; the null class is the last one"]
+        inputs = f"timesteps are {times}; the denoiser takes noised latents of the vae over sqrt(1 + sigma^2)"
+    gives = f"{options['prediction']} of the path {path['kind']} (ldm.json)"
+    return f"{inputs} and gives the {gives}; the null class is the last one"
 
 
 def import_diffusers(source: Path, out: Path, null_class: bool = False, variant: str | None = None) -> str:
