@@ -81,8 +81,9 @@ def _sampling(part: str, generator: Any, out: Path) -> list[str]:
         labels = "[0, 1]" if diffusers_pipeline.class_names(options) else "[0] * 2"
         call = f"(class_labels={labels}, guidance_scale={scale:g}, num_inference_steps={defaults['steps']})"
         lines = [f'DiTPipeline: DiffusionPipeline.from_pretrained("{out}"){call}.images']
-    if defaults["guidance"] not in (1, scale) or defaults["guidance_interval"] or defaults["guidance_rescale"]:
-        lines.append("guidance of the model's own kind is not known to diffusers: plain there")
+    other = scale == 1 or defaults["guidance_interval"] or defaults["guidance_rescale"]
+    if defaults["guidance"] != 1 and other:
+        lines.append(f"the model's own guidance has no place there: plain, with a scale of {scale:g}")
     return [*lines, f"samples by diffusers alone: python {out / diffusers_pipeline.SCRIPT}"]
 
 

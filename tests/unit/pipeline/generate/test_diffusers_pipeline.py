@@ -200,6 +200,15 @@ def test_a_model_that_is_not_guided_or_that_diffusers_cannot_sample(tmp_path: Pa
     assert diffusers_pipeline.index("transformer", many) is None  # class 1,000 would be its null class
 
 
+def test_guidance_that_diffusers_does_not_know_is_said(tmp_path: Path) -> None:
+    line = "the model's own guidance has no place there: plain, with a scale of"
+    auto = Model(tmp_path / "auto", "edm", "v", DIT, guidance=2.0, guidance_kind="autoguidance")
+    assert f"{line} 1" in auto.said and "v[16:]" not in (auto.out / "sample_with_diffusers.py").read_text()
+    within = Model(tmp_path / "within", "edm", "v", DIT, guidance=2.0, guidance_interval=[0.2, 5.0])
+    assert f"{line} 2" in within.said and "v[16:] + 2 *" in (within.out / "sample_with_diffusers.py").read_text()
+    assert line not in Model(tmp_path / "plain", "edm", "v", DIT, guidance=2.0).said
+
+
 def test_shifted_times_are_shifted_once(tmp_path: Path) -> None:
     model = Model(tmp_path, "rectified_flow", "velocity", DIT, grid="shifted", shift=3.0)
     assert "FlowMatchEulerDiscreteScheduler(shift=3.0)" in (model.out / "sample_with_diffusers.py").read_text()
