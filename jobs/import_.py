@@ -13,14 +13,15 @@ from jobs.cli import main
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
 @click.option("--null-class", is_flag=True, help="The last class of this UNet is the null class of guidance.")
-def command(source: Path, out: Path, null_class: bool) -> None:
+@click.option("--variant", help="Of the weights, such as fp16; default: those without one, or the only one.")
+def command(source: Path, out: Path, null_class: bool, variant: str | None) -> None:
     """Read SOURCE (AutoencoderKL, DiTTransformer2DModel or UNet2DModel) and print the config's lines that use it.
 
     An option that has no place here is refused by name.
     """
     from pipeline.generate.exchange import import_diffusers
 
-    print(import_diffusers(source, out, null_class))
+    print(import_diffusers(source, out, null_class, variant))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 WEIGHTS = "diffusion_pytorch_model"
 Weights = dict[str, Any]  # name -> tensor
@@ -16,3 +13,5 @@ DIT_BLOCK = {  # of ours (`blocks.N.`): of theirs (`transformer_blocks.N.`)
     "modulation": "norm1.linear",
 }
 TIME = {"up": "linear_1", "down": "linear_2"}  # of ours, in a TimeEmbedding: of theirs, in a TimestepEmbedding
+# The null class of every DiT in diffusers' DiTPipeline, which knows no other number of classes.
+NULL_CLASS = 1000

@@ -1,8 +1,7 @@
-"""Reads and writes the folders of diffusers' `AutoencoderKL`, `DiTTransformer2DModel` and `UNet2DModel`.
+"""Reads the folders of diffusers' `AutoencoderKL`, `DiTTransformer2DModel` and `UNet2DModel`.
 
-Such a folder holds config.json and safetensors; diffusers itself is not needed. What computes alike bears other names
-there: the tables are here. An option that one side has and the other has not is refused by name: a model is written or
-read whole, or not at all. Where the files lie is said by `jobs/export.py` and `jobs/import_.py`.
+Such a folder holds config.json and safetensors (`diffusers_files.py`); diffusers itself is not needed. An option that
+one side has and the other has not is refused by name: a model is read whole, or not at all.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.generate.diffusers_names import DIT_BLOCK, TIME, WEIGHTS, Weights
+from pipeline.generate import diffusers_files
+from pipeline.generate.diffusers_names import DIT_BLOCK, NULL_CLASS, TIME, Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,17 +57,11 @@ class Imported:
     notes: tuple[str, ...] = ()
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------------
-
-
-def read(folder: str | Path, null_class: bool = False) -> Imported:
+def read(folder: str | Path, null_class: bool = False, variant: str | None = None) -> Imported:
     """The model in a folder that diffusers has saved. UserError names what has no place here, or is missing.
 
     null_class: a UNet's last class is the null class of guidance; else one that adds nothing is put behind the others.
-    (A DiT has its null class in its layout.)
+    (A DiT has its null class in its layout.) variant: of the weights, see `diffusers_files.load`.
     """
     folder = Path(folder)
     try:
@@ -87,12 +81,13 @@ def read(folder: str | Path, null_class: bool = False) -> Imported:
     }
     if name not in readers:
         raise UserError(f"{folder}: a {name}; expected one of {', '.join(readers)}")
+    weights, notes = diffusers_files.load(folder, variant)
     try:
-        found = readers[name](_Keys(config, folder), _load(folder))
+        found = readers[name](_Keys(config, folder), _modern(weights))
     except KeyError as error:
         raise UserError(f"{folder}: {error.args[0]} is missing; the folder is not whole") from None
     _check(found, folder)
-    return found
+    return dataclasses.replace(found, notes=(*notes, *found.notes))
 
 
 class _Keys:
@@ -125,28 +120,10 @@ class _Keys:
         raise UserError(f"{self.folder}: `{key}: {self.values.get(key)}` of this {self.name} has no place here ({why})")
 
 
-def _load(folder: Path) -> Weights:
-    """All tensors of a folder, in float32, from one safetensors file or from several with an index."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    index = folder / f"{WEIGHTS}.safetensors.index.json"
-    files = [folder / f"{WEIGHTS}.safetensors"]
-    if index.exists():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-    elif not files[0].exists():
-        files = sorted(folder.glob(f"{WEIGHTS}*.safetensors"))[:1]  # such as a variant in half precision
-    if not files:
-        raise UserError(
-            f"{folder}: {WEIGHTS}.safetensors is missing (files that are pickles are not read); save it again with "
-            "safe_serialization=True"
-        )
-    try:
-        found = {name: value.float() for file in files for name, value in load_file(str(file)).items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder}: not a whole safetensors file ({error}); fetch it again") from None
+def _modern(weights: Weights) -> Weights:
+    """The same weights with today's names of attention."""
     old = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
-    return {old.sub(lambda m: f"{m[1]}.{OLD_ATTENTION[m[2]]}.", name): value for name, value in found.items()}
+    return {old.sub(lambda m: f"{m[1]}.{OLD_ATTENTION[m[2]]}.", name): value for name, value in weights.items()}
 
 
 def _widths(keys: _Keys, default: list[int]) -> tuple[int, tuple[int, ...]]:
@@ -288,11 +265,16 @@ def _read_dit(keys: _Keys, weights: Weights) -> Imported:
             for name, other in TIME.items() if own or i == 0 else ():
                 ours[f"{time}{name}.{part}"] = weights[f"{embedders[i]}timestep_embedder.{other}.{part}"]
     tables = [weights[f"{e}class_embedder.embedding_table.weight"] for e in (embedders if own else embedders[:1])]
-    table, unconditional = torch.cat(tables, dim=1), classes == 1 and not any(table.any() for table in tables)
-    if not unconditional:
-        ours["conditioner.table.weight"] = table
-    found = None if unconditional else classes
-    return Imported("backbones", _options("dit", config), channels, _size(keys), ours, found)
+    table, notes = torch.cat(tables, dim=1), []  # [classes + 1, D]
+    if not table.any() and classes in (1, NULL_CLASS):  # as an export of an unconditional model
+        return Imported("backbones", _options("dit", config), channels, _size(keys), ours)
+    said = (table[:-1] != table[-1]).any(dim=1).nonzero()  # classes that differ from the null class
+    if classes == NULL_CLASS and len(said) and int(said[-1]) + 1 < classes:  # as an export of fewer classes
+        classes = int(said[-1]) + 1
+        table = torch.cat([table[:classes], table[-1:]])
+        notes.append(f"classes {classes} to {NULL_CLASS - 1} are the null class there, and were left out")
+    ours["conditioner.table.weight"] = table
+    return Imported("backbones", _options("dit", config), channels, _size(keys), ours, classes, tuple(notes))
 
 
 def _options(kind: str, config: Any) -> dict[str, Any]:

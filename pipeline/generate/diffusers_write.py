@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, write_json
-from pipeline.generate.diffusers_names import DIT_BLOCK, TIME, WEIGHTS, Weights
+from pipeline.generate.diffusers_names import DIT_BLOCK, NULL_CLASS, TIME, WEIGHTS, Weights
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def describe(model: nn.Module, **more: Any) -> tuple[dict[str, Any], Weights]:
@@ -61,7 +61,34 @@ def _write_autoencoder(
     return described, model.state_dict()
 
 
+def normalised(
+    described: dict[str, Any], weights: Weights, mean: Tensor, std: Tensor
+) -> tuple[dict[str, Any], Weights]:
+    """What `describe` gave of an autoencoder, for normalised latents: (z - mean) / std goes into its 1x1 convolutions.
+
+    mean, std: [C]. DiTPipeline knows one scale for all channels and no mean; so it needs none.
+    """
+    import torch
+
+    weights, channels = dict(weights), len(mean)
+    if not described["use_quant_conv"]:  # convolutions that change nothing
+        for name, n in (("quant_conv", 2 * channels), ("post_quant_conv", channels)):
+            weights |= {f"{name}.weight": torch.eye(n)[:, :, None, None], f"{name}.bias": torch.zeros(n)}
+    mean, std = mean.double().cpu(), std.double().cpu()
+    weight, bias = (weights[f"quant_conv.{part}"].double().cpu() for part in ("weight", "bias"))
+    scale = torch.cat([1 / std, torch.ones_like(std)])  # of the mean; the log-variance is shifted
+    weights["quant_conv.weight"] = scale[:, None, None, None] * weight
+    weights["quant_conv.bias"] = scale * bias - torch.cat([mean / std, 2 * std.log()])
+    weight, bias = (weights[f"post_quant_conv.{part}"].double().cpu() for part in ("weight", "bias"))
+    weights["post_quant_conv.weight"] = weight * std[:, None, None]  # [out, in, 1, 1], in = C
+    weights["post_quant_conv.bias"] = bias + (weight[:, :, 0, 0] @ mean)
+    statistics = {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+    return {**described, **statistics, "use_quant_conv": True, "use_post_quant_conv": True}, weights
+
+
 def _write_dit(config: Any, network: Any, size: int) -> tuple[dict[str, Any], Weights]:
+    import torch
+
     needed = {"qk_norm": False, "rope": False, "rms_norm": False, "long_skips": False, "frequency_shift": 1,
               "mlp_ratio": 4.0}  # fmt: skip
     _refuse(config, needed, "DiTTransformer2DModel", "the presets diffusers-*/2 have none of them")
@@ -69,6 +96,9 @@ def _write_dit(config: Any, network: Any, size: int) -> tuple[dict[str, Any], We
     table, classes = _table(network)
     if table is None:  # unconditional: one class that says nothing
         table, classes = state["backbone.embed.bias"].new_zeros(2, backbone.condition_width), 1
+    if classes < NULL_CLASS:  # where DiTPipeline looks for the null class: filled up with it
+        table = torch.cat([table[:-1], table[-1:].expand(NULL_CLASS + 1 - classes, -1)])
+        classes = NULL_CLASS
     tables = table.split(config.width, dim=1)  # one a block, where each has its own
     channels, width = backbone.channels, config.width
     out: Weights = {

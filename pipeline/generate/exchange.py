@@ -1,6 +1,7 @@
 """Whole models to and from folders of other programs: what is written where, and what the pipeline takes back.
 
-Names and layouts of the other side are in `diffusers_format.py`.
+Names and layouts of the other side are in `diffusers_read.py` and `diffusers_write.py`, what makes a pipeline of them
+in `diffusers_pipeline.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Lease, Writer
 from pipeline.errors import UserError
-from pipeline.files import read_json, sha256_file, write_json
+from pipeline.files import atomic_path, read_json, sha256_file, write_json
 from pipeline.generate import diffusers_write
 
 
@@ -24,13 +25,12 @@ def fresh(folder: Path) -> Path:
 
 
 def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
-    """Write a model's parts as diffusers' folders under `out`; gives a line for each.
+    """Write a model as diffusers' folders under `out`; gives a line for each.
 
-    model: an autoencoder's artifact (out/vae), or whatever `ldm sample` takes (also out/transformer or out/unet, with
-    latents.json and ldm.json beside: what diffusers' classes do not hold). UserError before anything is written if an
-    option has no place there.
+    model: an autoencoder's artifact (out/vae), or whatever `ldm sample` takes: also out/transformer or out/unet, and
+    as far as diffusers can sample from it out/scheduler, out/model_index.json and a script. ldm.json holds what
+    diffusers' classes do not. UserError before anything is written if an option has no place there.
     """
-    from models.diffusion.process import EDM
     from pipeline.generate.folder import load_pretrained
 
     out, source = fresh(out), Path(model)
@@ -42,32 +42,64 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
         diffusers_write.write(out / "vae", *diffusers_write.describe(alone, size=side))
         return [f"AutoencoderKL in {out / 'vae'}"]
     generator = load_pretrained(model, device="cpu", root=root)
-    latent, autoencoder = generator.options["latent"], generator.autoencoder
+    latent, space = generator.options["latent"], generator.space
     part = "unet" if type(generator.network.backbone).__module__.endswith(".unet") else "transformer"
-    space = {"mean": generator.space.mean.tolist(), "std": generator.space.std.tolist()}
-    image = latent["size"] * autoencoder.factor
+    image = latent["size"] * generator.autoencoder.factor
     described = {  # all before anything is written: either may be refused
         part: diffusers_write.describe(generator.network, size=latent["size"]),
-        "vae": diffusers_write.describe(autoencoder, size=image, latents=space),
+        "vae": diffusers_write.normalised(
+            *diffusers_write.describe(generator.autoencoder, size=image), space.mean, space.std
+        ),
     }
     for name, (config, weights) in described.items():
         diffusers_write.write(out / name, config, weights)
     lines = [f"{config['_class_name']} in {out / name}" for name, (config, _) in described.items()]
     if "buckets" in latent:
         lines.append(f"of the model's {len(latent['buckets'])} shapes the square only, {image} pixels a side")
-    generator.space.save(out / "latents.json")
     kept = ("path", "prediction", "condition", "classes", "latent")
-    write_json(out / "ldm.json", {key: generator.options[key] for key in kept} | {"about": generator.about})
-    path = generator.options["path"]["kind"]
-    inputs = "timesteps are 1000 t; the denoiser takes latents normalised by latents.json"
-    if path == "edm":  # its input scale and clock (models/diffusion/process.py) are no part of the network
+    statistics = {"mean": space.mean.tolist(), "std": space.std.tolist()}  # for whoever wants the raw latents
+    options = {key: generator.options[key] for key in kept}
+    write_json(out / "ldm.json", options | {"normalised": statistics, "about": generator.about})
+    return [*lines, *_sampling(part, generator, out), _inputs(generator.options)]
+
+
+def _sampling(part: str, generator: Any, out: Path) -> list[str]:
+    """Write what diffusers needs to sample from a model, as far as it can; gives a line for each."""
+    from pipeline.generate import diffusers_pipeline
+
+    options, defaults = generator.options, generator.defaults
+    scheduler = diffusers_pipeline.scheduler(options, diffusers_pipeline.shift_of(options, defaults))
+    if scheduler is None:
+        return [f"no scheduler of diffusers knows {options['prediction']} on {options['path']['kind']}: no script"]
+    write_json(out / "scheduler" / "scheduler_config.json", scheduler)
+    with atomic_path(out / diffusers_pipeline.SCRIPT) as temporary:
+        Path(temporary).write_text(diffusers_pipeline.script(part, options, defaults))
+    lines, scale = [], diffusers_pipeline.guidance_of(options, defaults)
+    index = diffusers_pipeline.index(part, options)
+    if index is not None:  # last: with it the folder is one that DiffusionPipeline loads
+        write_json(out / "model_index.json", index)
+        labels = "[0, 1]" if diffusers_pipeline.class_names(options) else "[0] * 2"
+        call = f"(class_labels={labels}, guidance_scale={scale:g}, num_inference_steps={defaults['steps']})"
+        lines = [f'DiTPipeline: DiffusionPipeline.from_pretrained("{out}"){call}.images']
+    other = scale == 1 or defaults["guidance_interval"] or defaults["guidance_rescale"]
+    if defaults["guidance"] != 1 and other:
+        lines.append(f"the model's own guidance has no place there: plain, with a scale of {scale:g}")
+    return [*lines, f"samples by diffusers alone: python {out / diffusers_pipeline.SCRIPT}"]
+
+
+def _inputs(options: dict[str, Any]) -> str:
+    """What the network there takes and gives, in a line."""
+    from models.diffusion.process import EDM
+
+    inputs, path = "timesteps are 1000 t; the denoiser takes normalised latents, as the vae has them", options["path"]
+    if path["kind"] == "edm":  # its input scale and clock (models/diffusion/process.py) are no part of the network
         times = f"1000 log(sigma / {EDM.SIGMA_MIN}) / log({EDM.SIGMA_MAX:g} / {EDM.SIGMA_MIN})"
-        inputs = f"timesteps are {times}; the denoiser takes noised latents (latents.json) over sqrt(1 + sigma^2)"
-    gives = f"{generator.options['prediction']} of the path {path} (ldm.json)"
-    return [*lines, f"{inputs} and gives the {gives}; the null class is the last one"]
+        inputs = f"timesteps are {times}; the denoiser takes noised latents of the vae over sqrt(1 + sigma^2)"
+    gives = f"{options['prediction']} of the path {path['kind']} (ldm.json)"
+    return f"{inputs} and gives the {gives}; the null class is the last one"
 
 
-def import_diffusers(source: Path, out: Path, null_class: bool = False) -> str:
+def import_diffusers(source: Path, out: Path, null_class: bool = False, variant: str | None = None) -> str:
     """Read a folder that diffusers has saved into one that the pipeline takes; gives the config's lines for it.
 
     An autoencoder becomes a finished artifact, for `autoencoder.from`; a denoiser a folder with the weights of the
@@ -75,7 +107,7 @@ def import_diffusers(source: Path, out: Path, null_class: bool = False) -> str:
     """
     from pipeline.generate import diffusers_read
 
-    out, found = fresh(out), diffusers_read.read(source, null_class)
+    out, found = fresh(out), diffusers_read.read(source, null_class, variant)
     return _autoencoder(found, source, out) if found.family == "autoencoders" else _denoiser(found, out)
 
 
@@ -90,7 +122,8 @@ def _autoencoder(found: Any, source: Path, out: Path) -> str:
         key = artifacts.fingerprint("autoencoder", recipe, {})
         made = Writer("autoencoder", key, out, recipe, {}, lease).finish({"imported": str(source.absolute())})
     size = f"  # images whose sides are multiples of {2 ** (len(found.options['multipliers']) - 1)}"
-    return f"# {made.name}\ndata: {{channels: {found.channels}}}{size}\nautoencoder: {{from: {out}}}"
+    about = "".join(f"# {line}\n" for line in (made.name, *found.notes))
+    return f"{about}data: {{channels: {found.channels}}}{size}\nautoencoder: {{from: {out}}}"
 
 
 def _denoiser(found: Any, out: Path) -> str:

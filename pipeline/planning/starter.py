@@ -293,10 +293,12 @@ def _micro(chosen: Plan, machine: Machine) -> int:
 
 def _diffusion(found: Found, chosen: Plan, machine: Machine) -> list[str]:
     if chosen.gpu:
-        preset = "dit-s/2" if chosen.train < 20_000 or machine.gpu_bytes < 12 * GIGABYTE else "dit-b/2"
-        backbone, why = f"{{kind: dit, preset: {preset}}}", "dit-s below 20,000 images or 12 GB, else dit-b"
+        preset = "diffusers-s/2" if chosen.train < 20_000 or machine.gpu_bytes < 12 * GIGABYTE else "diffusers-b/2"
+        backbone, why = f"{{kind: dit, preset: {preset}}}", "DiT-S below 20,000 images or 12 GB, else DiT-B"
     else:
-        backbone, why = "{kind: dit, width: 128, depth: 6, heads: 4, patch: 2}", "small enough for a CPU"
+        backbone = "{kind: dit, width: 128, depth: 6, heads: 4, patch: 2, frequency_shift: 1}"
+        why = "small enough for a CPU"
+    why += "; `ldm export` can write it for diffusers"
     condition = "{kind: class, drop: 0.1}" if chosen.classes else "{kind: none}"
     reason = "a tenth is trained without class, for guidance" if chosen.classes else "no classes to condition on"
     return [

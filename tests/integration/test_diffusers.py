@@ -45,7 +45,11 @@ def test_out_to_diffusers_and_back_into_training(small: Any, part: str) -> None:
         torch.testing.assert_close(denoiser(z, 1000 * t, class_labels=labels).sample, predicted, rtol=1e-5, atol=1e-5)
     mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
     latents = (vae.encode(images).latent_dist.mean - mean.view(1, 2, 1, 1)) / std.view(1, 2, 1, 1)
-    torch.testing.assert_close(latents, ours.space.normalise(ours.autoencoder.encode(images).chunk(2, dim=1)[0]))
+    wanted = ours.space.normalise(ours.autoencoder.encode(images).chunk(2, dim=1)[0])
+    torch.testing.assert_close(latents, wanted, rtol=1e-4, atol=1e-4)
+    if part == "transformer":  # one command of diffusers makes images of it
+        pipe = diffusers.DiffusionPipeline.from_pretrained(out)
+        assert pipe([0, 1], guidance_scale=2.0, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 3)
 
     # what diffusers saves comes back, with its weights changed there
     for model, name in ((vae, "vae"), (denoiser, part)):

@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from models import registry
+from models.diffusion.denoiser import build_network
 from pipeline.config import Config, load
 from pipeline.data import listing
 from pipeline.data.held_out import held_out
 from pipeline.data.shards import TarWriter
 from pipeline.data.sources import source_fingerprint
 from pipeline.errors import UserError
+from pipeline.generate import diffusers_write
 from pipeline.planning import look, starter
 from pipeline.planning.fits import check_models
 from pipeline.planning.starter import Machine
@@ -327,3 +331,13 @@ def test_a_dry_run_says_what_ingest_would_leave_out(tmp_path: Path) -> None:
     missing, alone = outlook(table, None)
     assert missing == "1 images for quarantine, as far as names tell: 1 missing"
     assert alone.startswith("1 class has no training image, and no model can learn it: 'b' (1 held out)")
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+def test_the_models_of_a_first_config_can_be_written_for_diffusers(machine: Machine, tmp_path: Path) -> None:
+    config = written(made_up(30_000, 64), tmp_path, machine)
+    with torch.device("meta"):
+        network = build_network(config.diffusion.backbone, "class", 4, 16, 3)
+        autoencoder = registry.build("autoencoders", config.autoencoder.model, channels=3)
+    assert diffusers_write.describe(network, size=16)[0]["_class_name"] == "DiTTransformer2DModel"
+    assert diffusers_write.describe(autoencoder, size=64)[0]["_class_name"] == "AutoencoderKL"
