@@ -11,10 +11,10 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pipeline.data.folders import hidden_path
+from pipeline.data.folders import hidden
 from pipeline.data.listing import LeftOut
 from pipeline.errors import UserError
 
@@ -140,7 +140,7 @@ def samples(members: Iterable[Member], left_out: LeftOut | None = None) -> Itera
 
     def taken() -> Iterator[dict[str, object]]:
         for member in members:
-            if "." in member.name and hidden_path(PurePosixPath(member.name)):
+            if any(map(hidden, member.name.split("/"))):
                 left.add("hidden members", member.name)
             elif META.match(member.name):
                 left.add("members named __NAME__, which WebDataset skips", member.name)

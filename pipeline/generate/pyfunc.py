@@ -20,7 +20,8 @@ class LatentDiffusion(PythonModel):  # type: ignore[misc]
     """`predict({"label": [3, 3, 7]}, params={"seed": 0, "steps": 20})` -> images, uint8 [3, H, W, C].
 
     Labels are class numbers, or names where these are numbers (a model without classes makes an image a row). The image
-    of row i and a seed does not depend on the other rows. Parameters that are left out have the values the model was evaluated with.
+    of row i and a seed does not depend on the other rows. Parameters that are left out have the values the model was
+    evaluated with.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
