@@ -49,7 +49,7 @@ def test_ends_and_monotony(path):
         (VariancePreserving("zero_terminal_snr"), lambda t: 1 / (rescaled_linear(t) ** -2 - 1)),
         (EDM(), lambda t: (80 * t) ** -2),
     ],
-    ids=str,
+    ids=["rectified_flow", "linear", "cosine", "zero_terminal_snr", "edm"],
 )
 def test_snr_is_the_formula(path, snr):
     expected = torch.tensor([math.log(snr(float(t))) for t in T], dtype=torch.float64)
