@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
 from pipeline.schema.data import Data, Filter, Source
-from pipeline.schema.section import SPEED, Positive, Section
+from pipeline.schema.section import SPEED, Place, Positive, Section
 from pipeline.schema.stages import Autoencoder, Diffusion, Evaluate, Latents
 
 S = TypeVar("S", bound=Section)
@@ -28,7 +28,7 @@ class Run(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of the run in MLflow, and of the model."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, order and noise.")
-    root: str = Field("runs", description="Folder for artifacts and MLflow's data base; shared by all nodes.")
+    root: Place = Field("runs", description="Folder for artifacts and MLflow's data base; shared by all nodes.")
 
 
 class ClusterConfig(Section):
@@ -46,7 +46,7 @@ class ClusterConfig(Section):
 
 
 class Tracking(Section):
-    uri: str | None = Field(
+    uri: Place | None = Field(
         None, description="MLflow's address; default: MLFLOW_TRACKING_URI, or SQLite in `run.root`."
     )
     experiment: str = Field("latent-diffusion", description="MLflow experiment.")
