@@ -30,9 +30,7 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
     before = [str(word) for word in (ctx.params.get(str(param.name)) or ())]
     if before and before[-1] == "=":
         return values_of(before[-2], incomplete, "") if len(before) > 1 else []
-    if (
-        before and "=" not in before[-1] and is_key(before[-1])
-    ):  # the word being typed is the `=` itself, which click drops
+    if before and "=" not in before[-1] and is_key(before[-1]):  # typed is the `=`, which click drops
         return values_of(before[-1], "", "")
     key, equals, value = incomplete.partition("=")
     if equals:

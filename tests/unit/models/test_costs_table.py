@@ -9,8 +9,13 @@ import pytest
 from models import costs, registry
 
 TABLE = json.loads(costs.TABLE.read_text())
-CHEAP = [("backbones", "dit", "dit-xxs/8"), ("backbones", "unet", "tiny"), ("autoencoders", "kl", "tiny-f8"),
-         ("autoencoders", "vq", "tiny-f2"), ("autoencoders", "kl", "base-f8"), ("backbones", "dit", "dit-s/4")]  # fmt: skip
+CHEAP = [
+    ("backbones", "dit", "dit-xxs/8"),
+    ("backbones", "unet", "tiny"),
+    ("autoencoders", "kl", "tiny-f8"),
+    ("autoencoders", "vq", "tiny-f2"),
+    ("autoencoders", "kl", "base-f8"),
+]
 
 
 @pytest.mark.parametrize("family", list(costs.SHAPES))
