@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,13 +96,15 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return config_options(function)
 
 
-def read(path: Path, overrides: Sequence[str]) -> Config:
-    """The config, with the options of its models checked as well."""
+def read(path: Path, overrides: Sequence[str], warn: bool = True) -> Config:
+    """The config, with the options of its models checked as well. warn: say what will not be as somebody wants it."""
     from pipeline import config
-    from pipeline.planning import fits
+    from pipeline.planning import doubts, fits
 
     loaded = config.load(path, overrides)
     fits.check_models(loaded)
+    for line in doubts.doubts(loaded) if warn else ():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     return loaded
 
 
@@ -119,7 +122,7 @@ def stage_command(stage: str, text: str) -> click.Command:
         for name in rebuild:
             if name not in names.STAGES:
                 raise UserError(f"--rebuild {name}: expected one of {', '.join(names.STAGES)}")
-        config = read(path, overrides)
+        config = read(path, overrides, warn=not dry_run)
         if dry_run:
             from pipeline.planning.forecast import forecast
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pipeline.config import Config
@@ -55,6 +56,20 @@ def check_models(config: Config) -> tuple[int, int]:
     except ValueError as error:
         raise UserError(f"`{key}`: {error}") from None
     return channels, side
+
+
+def needs_gpu(config: Config) -> list[str]:
+    """What ranks on this machine's CPUs would refuse, in words; nothing where a cluster is joined, which is asked by
+    the run and its dry run (`graph.check_precision`)."""
+    import torch
+
+    joined = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if config.diffusion.training.precision == "fp16" and not joined and not torch.cuda.is_available():
+        return [
+            "`diffusion.training.precision`: fp16 needs a GPU, and this machine has none: it will be refused here; set "
+            "auto or fp32, unless it runs elsewhere"
+        ]
+    return []
 
 
 def _check_shapes(config: Config, backbone: Any, channels: int, factor: int) -> None:
