@@ -99,10 +99,15 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def read(path: Path, overrides: Sequence[str], warn: bool = True) -> Config:
     """The config, with the options of its models checked as well. warn: say what will not be as somebody wants it."""
     from pipeline import config
+    from pipeline.errors import UserError
     from pipeline.planning import doubts, fits
 
     loaded = config.load(path, overrides)
-    fits.check_models(loaded)
+    try:
+        fits.check_models(loaded)
+    except UserError as error:
+        where = config.place(path, overrides, str(error))
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
     for line in doubts.doubts(loaded) if warn else ():
         print(f"warning: {line}", file=sys.stderr, flush=True)
     return loaded

@@ -13,8 +13,8 @@ from jobs.common import Place
 from pipeline.config import Config, load
 from pipeline.errors import UserError
 from pipeline.files import expanded, plain
-from pipeline.planning.explain import _sections
 from pipeline.schema.section import Section
+from pipeline.schema.words import sections_of
 
 TEXT = """
 run: {name: x, root: ~/runs}
@@ -65,7 +65,7 @@ def _paths(section: type[Section], prefix: str = "") -> list[tuple[str, Any]]:
     found = []
     for name, field in section.model_fields.items():
         found.append((f"{prefix}{name}", field))
-        for inner in _sections(field.annotation):
+        for inner in sections_of(field.annotation):
             found += _paths(inner, f"{prefix}{name}.")
     return found
 
