@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -28,7 +29,11 @@ def show(path: Path, overrides: tuple[str, ...]) -> None:
 @config_options
 def validate(path: Path, overrides: tuple[str, ...]) -> None:
     """Say whether the config is valid; exit code 2 and one line if not."""
-    read(path, overrides)
+    from pipeline.planning import fits
+
+    config = read(path, overrides)
+    for line in fits.needs_gpu(config):
+        print(f"warning: {line}", file=sys.stderr)
     print(f"{path}: valid")
 
 

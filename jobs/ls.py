@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
+from jobs.common import PATH
 
 
 @click.command("ls")
-@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Folder of the artifacts.")
+@click.option("--root", default="runs", type=PATH, help="Folder of the artifacts.")
 @click.option("--stage", default=None, help="Artifacts of this stage only.")
 @click.option("--runs", is_flag=True, help="Runs instead of artifacts.")
 def command(root: Path, stage: str | None, runs: bool) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
+from jobs.common import PATH, PLACE
 
-root_option = click.option("--root", default="runs", type=click.Path(path_type=Path), help="`run.root` of the config.")
+root_option = click.option("--root", default="runs", type=PATH, help="`run.root` of the config.")
 uri_option = click.option(
-    "--uri", default=None, help="Tracker's address; default: MLFLOW_TRACKING_URI, or SQLite in the root."
+    "--uri", default=None, type=PLACE, help="Tracker's address; default: MLFLOW_TRACKING_URI, or SQLite in the root."
 )
 
 

@@ -8,14 +8,15 @@ from typing import Any
 import click
 
 from jobs.cli import main
+from jobs.common import PATH, PLACE
 
 SAMPLERS = ["euler", "heun", "ddim", "dpmpp_2m", "ddpm", "euler_ancestral", "dpmpp_sde"]
 GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 
 
 @click.command("sample")
-@click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the images.")
+@click.argument("model", type=PLACE)
+@click.option("--out", required=True, type=PATH, help="Folder for the images.")
 @click.option("-n", "--count", default=16, show_default=True, type=click.IntRange(1), help="Number of images.")
 @click.option("--classes", default=None, help="Classes by name or number, separated by commas, in turn; default: all.")
 @click.option("--sampler", default=None, type=click.Choice(SAMPLERS), help="Default: the model's.")
@@ -38,9 +39,12 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 @click.option("--batch-size", default=None, type=click.IntRange(1), help="Images at once; default: the model's.")
 @click.option("--size", default=None, help="HEIGHTxWIDTH in pixels, of a model with buckets; default: its usual one.")
 @click.option(
-    "--weights", default=None, help="Others of the denoiser: a file, or of an artifact: live, ema-N, length-0.1."
+    "--weights",
+    default=None,
+    type=PLACE,
+    help="Others of the denoiser: a file; of an artifact live, ema-N, length-0.1.",
 )
-@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Where runs and MLflow's data base lie.")
+@click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(
     model: str, out: Path, count: int, classes: str | None, sampler: str | None, steps: int | None,
     guidance: float | None, seed: int, batch_size: int | None, size: str | None, weights: str | None, root: Path,

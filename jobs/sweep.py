@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from jobs.cli import main
+from jobs.common import PATH, complete, config_and_overrides
 
 
 @click.command("sweep")
-@click.argument("words", nargs=-1, metavar="SWEEP.yaml [KEY=VALUE]...")
-@click.option("--config", type=click.Path(path_type=Path), help="SWEEP.yaml, where a script calls all verbs alike.")
+@click.argument("words", nargs=-1, metavar="SWEEP.yaml [KEY=VALUE]...", shell_complete=complete)
+@click.option("--config", type=PATH, help="SWEEP.yaml, where a script calls all verbs alike.")
 @click.option("--element", type=click.IntRange(0), help="Only this element, from 0: what a task of a job array runs.")
 @click.option("--no-prune", is_flag=True, help="Stop nobody early; pruned elements go on to their end.")
 @click.option("--dry-run", is_flag=True, help="List the elements, what they share, what is cached, what it needs.")
@@ -39,9 +40,7 @@ def command(
     from pipeline.sweeps.run import run
     from pipeline.sweeps.study import check, read
 
-    if config is None and not words:
-        raise click.UsageError("Missing the sweep's file, such as jobs/configs/sweeps/digits_learning_rate.yaml")
-    path, overrides = (config, words) if config else (Path(words[0]), words[1:])
+    path, overrides = config_and_overrides(config, words, "sweep")
     study = read(path, overrides)
     if element is not None and element >= study.count:
         raise UserError(f"--element {element}: {path} has {study.count} elements, numbered from 0")

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.artifacts import Store
 from pipeline.config import Config, dump
 from pipeline.errors import UserError
+from pipeline.planning.doubts import doubts
 from pipeline.planning.fits import check_models
 from pipeline.planning.outlook import outlook
 from pipeline.schema.training import Training
@@ -25,9 +26,11 @@ def forecast(config: Config) -> str:
     from pipeline.data.order import lanes
     from pipeline.schema.data import text
 
+    warnings = [f"warning: {line}" for line in doubts(config)]
     with Cluster(config.cluster) as cluster:
         config = graph.resolve(graph.absolute(config), cluster)
-    steps = graph.plan(config, Store(config.run.root))
+        steps = graph.plan(config, Store(config.run.root))
+        graph.check_precision(config, cluster, steps)
     channels, side = check_models(config)
     sizes = parameter_counts(config)
     lines = [
@@ -51,7 +54,7 @@ def forecast(config: Config) -> str:
     for step in steps:
         state = f"cached, {step.artifact.path}" if step.artifact else "would run"
         lines.append(f"{step.stage}: {step.fingerprint} {state}")
-    return "\n".join(lines)
+    return "\n".join(lines + warnings)
 
 
 def arithmetic(config: Config, training: Training, default_lanes: int) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.section import SPEED, Fraction, Positive, Section
+from pipeline.schema.section import SPEED, Fraction, Place, Positive, Section
 
 
 class DigitsSource(Section):
@@ -21,14 +21,14 @@ class FolderSource(Section):
     """A folder of images; the name of the folder that an image lies in is its class."""
 
     kind: Literal["folder"]
-    path: str = Field(description="The folder; subfolders are classes.")
+    path: Place = Field(description="The folder; subfolders are classes.")
 
 
 class TableSource(Section):
     """A .csv or .jsonl file with one row an image."""
 
     kind: Literal["table"]
-    path: str = Field(description="The .csv or .jsonl file; image paths in it are relative to its folder.")
+    path: Place = Field(description="The .csv or .jsonl file; image paths in it are relative to its folder.")
     image: str = Field("image", description="Column of the image path.")
     label: str | None = Field(None, description="Column of the class; none: images have no class.")
     caption: str | None = Field(None, description="Column of the caption, kept beside the image.")
@@ -38,17 +38,17 @@ class ArraysSource(Section):
     """Images in an .npz file (arrays `images`, `labels`) or in IDX files, as MNIST has them."""
 
     kind: Literal["arrays"]
-    path: str = Field(description="The .npz file, or the IDX file of images (.gz allowed).")
-    labels: str | None = Field(None, description="The IDX file of labels; an .npz file holds its own.")
+    path: Place = Field(description="The .npz file, or the IDX file of images (.gz allowed).")
+    labels: Place | None = Field(None, description="The IDX file of labels; an .npz file holds its own.")
 
 
 class WebDatasetSource(Section):
     """WebDataset tars, read where they lie. Members of a sample share a key: KEY.jpg, KEY.cls, KEY.json, KEY.txt."""
 
     kind: Literal["webdataset"]
-    path: str = Field(description="Pattern of the tars (local or fsspec URL), such as data/train-*.tar.")
-    val: str | None = Field(None, description="Pattern of the validation tars, with `data.split.by: shards`.")
-    classes: str | None = Field(
+    path: Place = Field(description="Pattern of the tars (local or fsspec URL), such as data/train-*.tar.")
+    val: Place | None = Field(None, description="Pattern of the validation tars, with `data.split.by: shards`.")
+    classes: Place | None = Field(
         None, description="JSON file with the list of class names; default: classes.json beside."
     )
 
@@ -230,7 +230,9 @@ class Buckets(Section):
 
 
 class Cache(Section):
-    path: str | None = Field(None, description="Node-local folder for remote shards; default: in the temporary folder.")
+    path: Place | None = Field(
+        None, description="Node-local folder of remote shards; default: in the temporary folder."
+    )
     gigabytes: float = Field(20.0, gt=0, description="Bound of that folder, in 10^9 bytes.")
 
 
@@ -254,7 +256,7 @@ class Data(Section):
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="What an image that cannot be read does: ends the run, or another one stands for it."
     )
-    leave_out: str | None = Field(
+    leave_out: Place | None = Field(
         None,
         description="With `on_corrupt: skip`: a file of keys, one a line, whose images count as damaged.",
         json_schema_extra=SPEED,  # by what it names, not where it lies: in the stages' recipes

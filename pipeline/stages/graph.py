@@ -94,7 +94,9 @@ def run(
         raise UserError("--rebuild autoencoder: it is pinned by `autoencoder.from`; leave one of them out")
     with Cluster(config.cluster) as cluster:
         config = resolve(config, cluster)
-        for step in plan(config, store, until):
+        steps = plan(config, store, until)
+        check_precision(config, cluster, steps)
+        for step in steps:
             if step.stage in rebuild and step.artifact:
                 print(f"{step.stage}: set aside as {store.set_aside(step.artifact)}", flush=True)
         return _run(config, store, cluster, until, if_busy)
@@ -148,6 +150,15 @@ def _run_stage(
     with tracked.stage(stage, writer, steps) as spool:
         summary = module(stage).run(config, inputs, writer, cluster, spool)
         return writer.finish({**summary, "run": spool.run})
+
+
+def check_precision(config: Config, cluster: Cluster, steps: Sequence[Step]) -> None:
+    """Refuse fp16 without a GPU, which ranks would refuse: before the autoencoder is trained, not after."""
+    wanted = any(step.stage == "diffusion" and not step.artifact for step in steps)
+    if not wanted or config.diffusion.training.precision != "fp16":
+        return
+    if next(iter(cluster.map(best_precision, [None], gpus=1))) == "fp32":
+        raise UserError("`diffusion.training.precision`: fp16 needs a GPU, and the ranks have none; set auto or fp32")
 
 
 def check_condition(config: Config, data: Artifact) -> None:
