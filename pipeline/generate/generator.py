@@ -65,7 +65,7 @@ class Generator:
 
     def sample(
         self,
-        classes: Sequence[int | str] | None = None,
+        classes: Sequence[int | str] | int | str | None = None,
         n: int | None = None,
         seed: int = 0,
         steps: int | None = None,
@@ -75,7 +75,7 @@ class Generator:
         shape: Sequence[int] | None = None,
         **how: Any,
     ) -> Images:
-        """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (default: all, in turn).
+        """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (a list, or one; default: all).
 
         shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
         of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is
@@ -93,7 +93,7 @@ class Generator:
 
     def request(
         self,
-        classes: Sequence[int | str] | None = None,
+        classes: Sequence[int | str] | int | str | None = None,
         n: int | None = None,
         seed: int = 0,
         steps: int | None = None,
@@ -104,6 +104,8 @@ class Generator:
         **how: Any,
     ) -> dict[str, Any]:
         """The arguments of `sample`, checked, with the defaults put in, as plain JSON values."""
+        if isinstance(classes, (int, np.integer, str)):  # one, without its brackets
+            classes = [classes]
         labels = self._labels(classes)
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch_size": batch_size, **how}
         filled = {**self.defaults, **{key: value for key, value in chosen.items() if value is not None}}

@@ -226,6 +226,9 @@ def test_classes_by_name_and_number_and_all_in_turn(model: Generator) -> None:
     assert np.array_equal(by_name, model.sample(classes=["1", "2"], n=4))
     assert np.array_equal(model.sample(n=6), model.sample(classes=[0, 1, 2], n=6))
     assert len(model.sample(classes=[1, 1, 2])) == 3
+    for one in (2, np.int64(2), "two"):  # one class, without its brackets
+        assert np.array_equal(model.sample(classes=one, n=2), model.sample(classes=[2], n=2))
+    assert model.request(classes="two")["n"] == 1
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "velocity"])
@@ -400,7 +403,7 @@ def test_files_of_samples(tmp_path: Path, channels: int) -> None:
     assert info["images"][1]["sha256"] == sha256_file(out / "000001.png")
     assert info["class_names"] == ["zero", "one", "two"]
     assert np.array_equal(of.sample(**info["request"]), images)  # the JSON is enough to make them again
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="not an empty folder"):
         write_samples(out, images, sample_info(of, request))
 
 
