@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.stages.graph import Done
 
 
-class Place(click.ParamType):
+class Place(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A path, or what may be one: `~` and `$VAR` are put in where the shell has left them (`--out=~/x`)."""
 
     name = "path"

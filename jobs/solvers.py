@@ -35,13 +35,18 @@ def command(
     if not counts or len(counts) != len(steps.split(",")):
         raise UserError(f"--steps {steps}: expected whole numbers above 0 separated by commas, such as 5,10,20")
     config = read(path, overrides)
-    table = measured.measure(config, samplers.split(","), grids.split(","), counts, samples)
+    table = measured.measure(config, _names(samplers), _names(grids), counts, samples)
     given = ["--samplers", samplers, "--grids", grids, "--steps", steps, "--samples", str(table.images)]
     text = measured.markdown(table, shlex.join(["ldm", "solvers", "--config", str(path), *given, *overrides]))
     file = measured.publish(config, table, text)
     if out:
         atomic_write(out, text)
     print(f"{text}\nwritten to {out or file}")
+
+
+def _names(text: str) -> list[str]:
+    """Names separated by commas, with or without blanks."""
+    return [name.strip() for name in text.split(",")]
 
 
 if __name__ == "__main__":
