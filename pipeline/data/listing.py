@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,19 @@ class Listing:
     missing: list[str]
 
 
+_forget: ContextVar[bool] = ContextVar("forget", default=False)
+
+
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Digests that are computed within are not stored: a dry run writes nothing."""
+    token = _forget.set(True)
+    try:
+        yield
+    finally:
+        _forget.reset(token)
+
+
 class Digests:
     """SHA-256 of files, remembered by path, size and mtime, so that a second run reads no image again."""
 
@@ -63,7 +78,7 @@ class Digests:
 
     def save(self) -> None:
         """Keep the digests of the files that were asked for."""
-        if self._path is not None and self._used != self._known:
+        if self._path is not None and not _forget.get() and self._used != self._known:
             write_json(self._path, self._used)
 
 

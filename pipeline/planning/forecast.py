@@ -10,23 +10,24 @@ from typing import Any
 from pipeline.artifacts import Store
 from pipeline.config import Config, dump
 from pipeline.errors import UserError
+from pipeline.planning.disk import CHECKPOINT_BYTES, disk
 from pipeline.planning.doubts import doubts
 from pipeline.planning.fits import check_models
 from pipeline.schema.training import Training
 from pipeline.stages import graph
 
-CHECKPOINT_BYTES = 12  # a parameter: master and two moments in fp32; 4 more an average (checkpoint.py)
 GIGABYTE = 1e9
 
 
 def forecast(config: Config) -> str:
     """The dry run's text. Computes on the meta device; reads the source's listing. Raises UserError as a run would."""
     from pipeline.cluster.cluster import Cluster
+    from pipeline.data import listing
     from pipeline.data.order import lanes
     from pipeline.schema.data import text
 
     warnings = [f"warning: {line}" for line in doubts(config)]
-    with Cluster(config.cluster) as cluster:
+    with listing.forgetting(), Cluster(config.cluster) as cluster:
         config = graph.resolve(graph.absolute(config), cluster)
         steps = graph.plan(config, Store(config.run.root))
         graph.check_precision(config, cluster, steps)
@@ -47,8 +48,9 @@ def forecast(config: Config) -> str:
     if "discriminator" in sizes:
         lines.append(f"discriminator: {sizes['discriminator']:,} parameters, from step "
                      f"{config.autoencoder.loss.adversarial.start:,} on")  # fmt: skip
-    lines.append(f"disk: {disk(config, steps, sizes, channels * side * side)}")
-    lines += remote_cache(config, trained=steps[1].artifact is not None)
+    with listing.forgetting():
+        lines.append(f"disk: {disk(config, steps, sizes, channels * side * side)}")
+        lines += remote_cache(config, trained=steps[1].artifact is not None)
     for step in steps:
         state = f"cached, {step.artifact.path}" if step.artifact else "would run"
         lines.append(f"{step.stage}: {step.fingerprint} {state}")
@@ -94,18 +96,6 @@ def kept_bytes(training: Training, parameters: int) -> int:
     averages = len(training.half_lives) + len(training.average_lengths)
     each = parameters * (CHECKPOINT_BYTES + 4 * averages)
     return each * (training.keep + 1) + parameters * 4 * (1 + averages)  # one more while it is written; live too
-
-
-def disk(config: Config, steps: list[graph.Step], sizes: dict[str, int], elements: int) -> str:
-    """Bytes that checkpoints, weights and latents take, in words. Latents are counted where the data is known."""
-    needs = disk_bytes(config, steps, sizes, elements)
-    text = f"{sum(need['checkpoints'] for need in needs.values()) / GIGABYTE:.2f} GB for checkpoints and weights"
-    stored = sum(need["snapshots"] for need in needs.values())
-    if stored:
-        text += f", {stored / GIGABYTE:.2f} GB for snapshots of averages"
-    if steps[0].artifact:
-        text += f", {needs['encode']['latents'] / GIGABYTE:.2f} GB for latents"
-    return text
 
 
 def disk_bytes(
