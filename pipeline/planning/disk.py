@@ -74,6 +74,16 @@ def checkpoint(training: Training, parameters: int, opponents: int = 0) -> float
     return parameters * (CHECKPOINT_BYTES + 4.0 * averages) + opponents * CHECKPOINT_BYTES
 
 
+def checkpoints_kept(training: Training) -> tuple[int, int]:
+    """Checkpoints that are there at the end, and that were written: one each `save_every` steps, at the last step, and
+    where the learning rate begins to depend on the number of steps; that one stays beside the newest (loop.py)."""
+    from pipeline.training.arithmetic import stable_steps
+
+    stable, last = stable_steps(training), training.steps
+    written = sorted({*range(training.save_every, last, training.save_every), *([stable] if stable else []), last})
+    return len({*written[-training.keep :], *([stable] if stable else [])}), len(written)
+
+
 def disk(config: Config, steps: Sequence[Step], sizes: dict[str, int], elements: int) -> Disk:
     """What is under the root when all stages have ended, whether they have run or not.
 
@@ -89,9 +99,9 @@ def disk(config: Config, steps: Sequence[Step], sizes: dict[str, int], elements:
     for name in trained:
         training: Training = getattr(config, name).training
         each = checkpoint(training, sizes[name], sizes.get("discriminator", 0) if name == "autoencoder" else 0)
-        made = -(-training.steps // training.save_every)
-        checkpoints += each * min(training.keep, made)
-        largest = max(largest, each if made > training.keep else 0.0)
+        kept, written = checkpoints_kept(training)
+        checkpoints += each * kept
+        largest = max(largest, each if written > kept else 0.0)
         averages = len(training.half_lives) + len(training.average_lengths)
         weights += 4.0 * sizes[name] * (1 + averages)  # live, too
         snapshots += 4.0 * sizes[name] * len(training.average_lengths) * count(training)

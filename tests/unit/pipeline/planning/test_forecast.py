@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.data import sources
 from pipeline.data.write_shards import Plan, write_shard
 from pipeline.errors import UserError
-from pipeline.planning.disk import disk, size
+from pipeline.planning.disk import checkpoints_kept, disk, size
 from pipeline.planning.forecast import arithmetic, forecast, remote_cache
 from pipeline.stages.graph import Step
 
@@ -89,6 +89,22 @@ def test_what_is_not_known_is_not_counted_and_a_tracker_elsewhere_is_not_here() 
     made = config()
     away = made.model_copy(update={"tracking": made.tracking.model_copy(update={"uri": "http://x:5000"})})
     assert disk(away, none, sizes, 1).model == 8e6 < disk(made, none, sizes, 1).model
+
+
+@pytest.mark.parametrize(
+    ("keys", "kept", "written"),
+    [
+        ({"steps": 100, "save_every": 10}, 2, 10),
+        ({"steps": 100, "save_every": 10, "keep": 20}, 10, 10),
+        ({"steps": 100, "save_every": 30}, 2, 4),
+        ({"steps": 100, "save_every": 500}, 1, 1),
+        ({"steps": 100, "save_every": 10, "schedule": "wsd"}, 3, 10),  # 80, 90, 100
+        ({"steps": 100, "save_every": 500, "schedule": "wsd"}, 2, 2),  # 80, 100
+        ({"steps": 100, "save_every": 10, "schedule": "cosine", "warmup": 5}, 3, 11),  # 5, 90, 100
+    ],
+)
+def test_checkpoints_that_stay(keys: dict[str, Any], kept: int, written: int) -> None:
+    assert checkpoints_kept(config(training=keys).autoencoder.training) == (kept, written)
 
 
 def test_sizes_in_words() -> None:
