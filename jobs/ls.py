@@ -40,13 +40,13 @@ def command(root: Path, stage: str | None, runs: bool, as_json: bool) -> None:
     if runs:
         shown = [
             {
-                "run": past.name,
-                "key": past.key,
-                "begun": past.started_ms,
-                "state": past.status,
-                "stages": list(past.stages),
+                "run": p.name,
+                "key": p.key,
+                "begun": p.started_ms,
+                "state": p.status,
+                "stages": list(p.stages),
             }
-            for past in history.pipelines(root)
+            for p in history.pipelines(root)
         ]
         print_rows(shown, as_json, last="stages")
         return
