@@ -35,7 +35,8 @@ def forecast(config: Config) -> str:
     sizes = parameter_counts(config)
     lines = [
         dump(config),
-        f"latents: {channels} x {side} x {side} (images: {config.data.channels} x {config.data.size}^2)",
+        f"latents: {channels} x {side} x {side}, of images of {config.data.channels} x {config.data.size} x "
+        f"{config.data.size} (channels x height x width)",
     ]
     if config.data.buckets is not None:
         factor = config.data.size // side
@@ -69,7 +70,7 @@ def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
     if isinstance(world, int):
         ranks = largest_world(lane_count, world)  # as a stage chooses them (stages/trained.py)
         micro, count = micro_batches(training, ranks)
-        text += f"; {ranks} ranks x {count} x {micro} samples"
+        text += f"; {_many(ranks, 'rank', 'ranks')} x {_many(count, 'pass', 'passes')} x {micro} samples"
         if ranks < world:
             size, lanes_of_it = nearest_batch(training.batch_size, world)
             text += (
@@ -77,6 +78,10 @@ def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
                 f"{size} in {lanes_of_it} lanes uses all)"
             )
     return text + f"; ZeRO {training.zero_stage}, {training.precision}"
+
+
+def _many(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def discriminator_parameters(config: Config) -> int:

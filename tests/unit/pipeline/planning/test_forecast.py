@@ -36,11 +36,11 @@ def words(made: Config) -> str:
 
 
 def test_ranks_that_divide_the_lanes_run_and_idle_workers_are_named() -> None:
-    assert "10 steps x 128 = 1,280 samples in 128 lanes; 2 ranks x 1 x 64 samples; ZeRO" in words(config(2))
+    assert "10 steps x 128 = 1,280 samples in 128 lanes; 2 ranks x 1 pass x 64 samples; ZeRO" in words(config(2))
     said = words(config(3))
-    assert "2 ranks x 1 x 64 samples (1 of 3 workers stay idle" in said
+    assert "2 ranks x 1 pass x 64 samples (1 of 3 workers stay idle" in said
     assert "a batch size of 129 in 129 lanes uses all" in said
-    assert "1 ranks x 4 x 32 samples;" in words(config(1, {"micro_batch": 32}))
+    assert "1 rank x 4 passes x 32 samples;" in words(config(1, {"micro_batch": 32}))
     assert "ranks" not in words(config("auto"))
 
 
