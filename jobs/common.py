@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +95,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return config_options(function)
 
 
-def read(path: Path, overrides: Sequence[str], warn: bool = True) -> Config:
+def read(path: Path, overrides: Sequence[str], warn: bool = False) -> Config:
     """The config, with the options of its models checked as well. warn: say what will not be as somebody wants it."""
     from pipeline import config
     from pipeline.errors import UserError
@@ -109,7 +108,7 @@ def read(path: Path, overrides: Sequence[str], warn: bool = True) -> Config:
         where = config.place(path, overrides, str(error))
         raise UserError(f"{where}: {error}" if where else str(error)) from None
     for line in doubts.doubts(loaded) if warn else ():
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+        print(f"warning: {line}", flush=True)  # an error, which may follow, is the one line on stderr
     return loaded
 
 

@@ -25,7 +25,7 @@ def command(path: Path, overrides: tuple[str, ...], file: Path | None, require_t
     from pipeline.preflight.questions import preflight
 
     try:
-        report = preflight(read(path, overrides), require_tracker)
+        report = preflight(read(path, overrides, warn=True), require_tracker)
     except Stopped as stopped:
         raise Notice if stopped.again else KeyboardInterrupt from None
     states = [finding.state for finding in report.findings]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def command(
     many as there is room for, each takes elements that no other has. Overrides are config keys, common to all elements.
     """
     from pipeline.cluster.stopping import Stopped
+    from pipeline.data import listing
     from pipeline.errors import Notice, UserError
     from pipeline.sweeps.plan import plan
     from pipeline.sweeps.report import markdown, points
@@ -41,12 +43,14 @@ def command(
     from pipeline.sweeps.study import check, read
 
     path, overrides = config_and_overrides(config, words, "sweep")
-    study = read(path, overrides)
+    with listing.forgetting() if dry_run else nullcontext():
+        study = read(path, overrides)
     if element is not None and element >= study.count:
         raise UserError(f"--element {element}: {path} has {study.count} elements, numbered from 0")
     numbers = range(study.count) if element is None else [element]
     if dry_run:
-        print(plan(study))
+        with listing.forgetting():
+            print(plan(study))
         return
     if not report:
         check(study, numbers)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -78,6 +80,19 @@ class Listing:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
+_forget: ContextVar[bool] = ContextVar("forget", default=False)
+
+
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Digests that are computed within are not stored: a dry run writes nothing."""
+    token = _forget.set(True)
+    try:
+        yield
+    finally:
+        _forget.reset(token)
+
+
 class Digests:
     """SHA-256 of files, remembered by path, size and mtime, so that a second run reads no image again."""
 
@@ -100,7 +115,7 @@ class Digests:
 
     def save(self) -> None:
         """Keep the digests of the files that were asked for."""
-        if self._path is not None and self._used != self._known:
+        if self._path is not None and not _forget.get() and self._used != self._known:
             write_json(self._path, self._used)
 
 
