@@ -28,7 +28,11 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     from pipeline.planning.look import look
 
     path = Path(source)
-    named = name or (path.parent.name if "*" in source or path.suffix in (".csv", ".jsonl") else path.stem) or "images"
+    named = (
+        name
+        or (path.parent.name if "*" in source or path.suffix in (".csv", ".tsv", ".jsonl") else path.stem)
+        or "images"
+    )
     target = None if output == "-" else Path(output or f"{named}.yaml")
     if target is not None and target.exists():
         raise UserError(f"{target}: is there already; give another name by -o, or move it away")
@@ -48,6 +52,8 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     print(
         f"{found.count:,} images, {len(found.classes)} classes, shown at {chosen.size}x{chosen.size}x{chosen.channels}"
     )
+    for note in found.notes:
+        print(note)
     command = f"ldm run --config {shlex.quote(str(target))}"
     print(f"{target} is written. Read it, then:")
     print(f"  {command} --dry-run   # what would run, and the disk it needs")

@@ -29,17 +29,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TarPlan:
-    """One foreign tar to index; `repeated`: places in it of images that an earlier place holds already."""
+    """One foreign tar to index; `repeated`: places in it of images that an earlier place holds already; `chosen`: those
+    of the samples that are taken, with `data.limit` (others count as if they were not there)."""
 
     name: str
     tar: Tar
     repeated: frozenset[int] = frozenset()
     fold_of: Mapping[str, int] = field(default_factory=dict)  # of each group, with `data.split.by: fold`
+    chosen: frozenset[int] | None = None
 
 
 def _samples(path: Path, plan: TarPlan) -> Iterator[tuple[str, dict[str, shards.Member], shards.Member | None]]:
     """(key, members by extension, the image member) of each sample of a tar."""
-    for key, members in shards.samples(shards.scan(path, plan.tar.location)):
+    for place, (key, members) in enumerate(shards.samples(shards.scan(path, plan.tar.location))):
+        if plan.chosen is not None and place not in plan.chosen:
+            continue
         images = [member for name, member in members.items() if name.rpartition(".")[2] in transforms.FORMATS]
         yield key, members, images[0] if images else None
 
@@ -59,6 +63,16 @@ def hash_tar(plan: TarPlan, data: Data, work: Path) -> np.ndarray[Any, Any]:
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
         np.save(out, digests)
     return digests
+
+
+def tar_strata(plan: TarPlan, data: Data) -> list[tuple[str, str]]:
+    """(key, what it is chosen by: its split where tars decide on it, and its class) of each sample of a tar."""
+    local = _local(plan.tar, data)
+    with open(local, "rb") as file:
+        return [
+            (key, f"{plan.tar.held_out} {_read(file, members['cls']).hex() if 'cls' in members else None}")
+            for key, members, _ in _samples(local, plan)
+        ]
 
 
 def tar_groups(plan: TarPlan, data: Data) -> Counter[str]:

@@ -34,15 +34,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of a source in a fixed order, its class names, and what was named but is not there."""
+    """All images of a source in a fixed order, its class names, and what was named but is not there.
+
+    notes: what was found and mended that a user may want to know, each in a line.
+    """
 
     rows: list[Row]
     classes: list[str]
     missing: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 class Digests:
     """SHA-256 of files, remembered by path, size and mtime, so that a second run reads no image again."""
+
+    reads = True  # whether there are digests at all
 
     def __init__(self, path: Path | None) -> None:
         """`path`: the JSON file that remembers, or None."""
@@ -65,6 +71,18 @@ class Digests:
         """Keep the digests of the files that were asked for."""
         if self._path is not None and self._used != self._known:
             write_json(self._path, self._used)
+
+
+class Unread(Digests):
+    """Lists without reading the images: their digests are empty."""
+
+    reads = False
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def of(self, file: str | Path) -> str:
+        return ""
 
 
 def class_order(labels: Iterable[str]) -> list[str]:

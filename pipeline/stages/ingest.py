@@ -20,7 +20,8 @@ from pipeline.data import sources
 from pipeline.data.buckets import bucket_recipe
 from pipeline.data.held_out import folds, group_of, split_of
 from pipeline.data.index import Index, write_index
-from pipeline.data.index_tars import TarPlan, hash_tar, index_tar, tar_groups
+from pipeline.data.index_tars import TarPlan, hash_tar, index_tar, tar_groups, tar_strata
+from pipeline.data.limit import chosen, limit_recipe
 from pipeline.data.report import contact_sheet, highest_label, report, save_png, unusable
 from pipeline.data.tars import tar_classes
 from pipeline.data.write_shards import Plan, write_shard
@@ -43,12 +44,13 @@ def recipe(config: Config, root: str | Path) -> dict[str, Any]:
     data = result_fields(config.data)
     fields = ("size", "channels", "background", "split", "shard_size", "max_pixels", "max_quarantine")
     kept = {name: data[name] for name in fields}
-    unused = ("val_fraction",) if config.data.split.by == "fold" else ("folds", "fold")
+    by = config.data.split.by
+    unused = {"fold": ("val_fraction",), "source": ("val_fraction", "folds", "fold")}.get(by, ("folds", "fold"))
     kept["split"] = {name: value for name, value in data["split"].items() if name not in unused}
     kept["crop"] = config.data.augment.crop
     if config.data.filters:
         kept["filters"] = data["filters"]
-    kept |= bucket_recipe(config.data)
+    kept |= bucket_recipe(config.data) | limit_recipe(config.data)
     return {"source": sources.source_fingerprint(config.data, sources.digests_folder_of(root)), **kept}
 
 
@@ -62,10 +64,15 @@ def run(
     folder, work, data = Path(writer.path), Path(writer.work), config.data
     work.mkdir(parents=True, exist_ok=True)
     cache = sources.digests_folder_of(config.run.root)
+    notes: list[str] = []
     if data.source.kind == "webdataset":
         classes, quarantine, results = index_all(data, sources.tar_digests(data.source, cache), folder, work, cluster)
     else:
-        classes, quarantine, results = write_all(data, sources.open_listing(data, cache), folder, work, cluster)
+        listing = sources.open_listing(data, cache)
+        notes = listing.notes
+        for note in notes:
+            print(f"ingest: {note}", flush=True)
+        classes, quarantine, results = write_all(data, listing, folder, work, cluster)
     quarantine += [entry for result in results for entry in result["quarantine"]]
     atomic_write(folder / "quarantine.jsonl", "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in quarantine))
     _check_quarantine(data, quarantine, sum(r["train"] + r["val"] for r in results), folder)
@@ -73,6 +80,8 @@ def run(
     write_index(folder, classes, [result["shard"] for result in results], data.shapes if data.buckets else None)
     write_json(folder / "classes.json", classes)
     summary = report(data, classes, quarantine, results)
+    if notes:
+        summary["notes"] = notes
     for split in ("train", "val"):
         if summary["images"][split] == 0:
             raise UserError(
@@ -142,6 +151,9 @@ def index_all(
     classes = tar_classes(data.source)
     plans = [TarPlan(f"shard-{number:05d}", tar) for number, tar in enumerate(tars)]
 
+    if data.limit is not None:
+        plans = limit_tars(data, plans, data.limit, cluster)
+
     def hash_task(plan: TarPlan) -> np.ndarray[Any, Any]:
         return hash_tar(plan, data, work)
 
@@ -154,7 +166,7 @@ def index_all(
     _, first = np.unique(np.concatenate(hashed), return_index=True)
     repeated = np.setdiff1d(np.arange(places[-1]), first)
     plans = [
-        TarPlan(plan.name, plan.tar, frozenset((repeated[(repeated >= start) & (repeated < end)] - start).tolist()))
+        replace(plan, repeated=frozenset((repeated[(repeated >= start) & (repeated < end)] - start).tolist()))
         for plan, start, end in zip(plans, places[:-1], places[1:], strict=True)
     ]
     if data.split.by == "fold":
@@ -165,6 +177,23 @@ def index_all(
         groups = sum(cluster.map(group_task, plans, threads=1), Counter[str]())
         plans = [replace(plan, fold_of=folds(groups, data.split.folds or 0)) for plan in plans]
     return classes, [], list(cluster.map(task, plans, threads=1))
+
+
+def limit_tars(data: Data, plans: list[TarPlan], limit: int, cluster: Cluster | Inline) -> list[TarPlan]:
+    """Plans that take `limit` samples of all tars together."""
+
+    def task(plan: TarPlan) -> list[tuple[str, str]]:
+        return tar_strata(plan, data)
+
+    samples = list(cluster.map(task, plans, threads=1))
+    every = [sample for of_tar in samples for sample in of_tar]
+    taken = np.array(chosen([key for key, _ in every], [stratum for _, stratum in every], limit), np.int64)
+    print(f"ingest: data.limit: {len(taken):,} of {len(every):,} samples are taken", flush=True)
+    ends = np.cumsum([0] + [len(of_tar) for of_tar in samples])
+    return [
+        replace(plan, chosen=frozenset((taken[(taken >= start) & (taken < end)] - start).tolist()))
+        for plan, start, end in zip(plans, ends[:-1], ends[1:], strict=True)
+    ]
 
 
 def write_all(
