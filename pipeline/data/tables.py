@@ -31,6 +31,8 @@ def list_table(source: TableSource, digests: Digests) -> Listing:
         for column in named:
             if column and column not in record:
                 raise UserError(f"{where}: no column {column!r}; there are {', '.join(map(str, record))}")
+            if column in table.repeated:
+                raise UserError(f"{path}: {column!r} is the name of more than one column; rename one")
         attributes = {whole_text(k): values(v, k, where) for k, v in record.items() if k not in named}
         label = labels(values(record[source.label], source.label, where), where) if source.label else None
         caption = text_of(values(record[source.caption], source.caption, where)) if source.caption else None

@@ -40,7 +40,11 @@ class TextTable:
         if delimiter is not None and self.lines:
             raise UserError(f"`data.source.delimiter` is of .csv and .tsv files, but {path} is .jsonl: leave it out")
         self.encoding = _known(encoding) if encoding else find_encoding(path, latin=not self.lines)
-        self._delimiter, self._said = delimiter, (delimiter is not None, encoding is not None)
+        self.repeated: set[str] = set()  # columns that are there more than once
+        self._delimiter, self._said = (
+            "\t" if delimiter == "tab" else delimiter,
+            (delimiter is not None, encoding is not None),
+        )
         self._did: Counter[str] = Counter()
 
     def rows(self) -> Iterator[tuple[int, Record]]:
@@ -75,6 +79,7 @@ class TextTable:
         reader = csv.reader(file, delimiter=self._delimiter or "")
         try:
             header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
+            self.repeated = {name for name, count in Counter(header).items() if name and count > 1}
             for row in reader:
                 if record := self._record(header, row, skipped + reader.line_num):
                     yield skipped + reader.line_num, record

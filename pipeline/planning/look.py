@@ -6,6 +6,7 @@ Reads headers of all files (or of a sample of very many) and decodes some of the
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
@@ -27,6 +28,7 @@ from pipeline.planning import look_arrays, look_tables
 
 HEADERS = 20_000  # files whose header is read, at most, evenly spread
 STRETCHES = 16  # of rows in Parquet files, which are read by the batch
+LEAST_HELD_OUT = 5  # images with which a source's own split is worth keeping
 DECODED = 200  # images that are decoded, evenly spread
 HELD_OUT_WORDS = ("val", "valid", "validation", "test", "eval", "dev")
 
@@ -156,12 +158,12 @@ def _look_at_files(source: dict[str, Any]) -> Found:
 
 def _count_rows(found: Found, listed: listing.Listing) -> None:
     """Keys, classes and what a listing tells; of the training images where the source has a split of its own."""
-    try:
-        listed = own_split(listed)
-        held_out = [bool(split_number(row.attributes, row.key)) for row in listed.rows]
-        found.own = True
-    except UserError:  # it has none
-        held_out = [False] * len(listed.rows)
+    held_out = [False] * len(listed.rows)
+    with contextlib.suppress(UserError):  # it has none
+        own = own_split(listed)
+        marked = [bool(split_number(row.attributes, row.key)) for row in own.rows]
+        if sum(marked) >= LEAST_HELD_OUT:
+            listed, held_out, found.own = own, marked, True
     rows = [row for row, held in zip(listed.rows, held_out, strict=True) if not held]
     if found.own:
         found.count, found.held_out = len(rows), sum(held_out)

@@ -36,7 +36,7 @@ class TableSource(Section):
     label: str | None = Field(None, description="Column of the class; none: images have no class.")
     caption: str | None = Field(None, description="Column of the caption, kept beside the image.")
     delimiter: str | None = Field(
-        None, min_length=1, max_length=1, description="Between the columns of a .csv or .tsv file; default: found."
+        None, description="Between the columns of a .csv or .tsv file, one character or `tab`; default: found."
     )
     encoding: str | None = Field(
         None, min_length=1, description="Of a .csv, .tsv or .jsonl file, such as utf-8 or cp1252; default: found."
@@ -44,6 +44,12 @@ class TableSource(Section):
     empty_label: str | None = Field(
         None, min_length=1, description="Class of images whose label is empty; default: they have none."
     )
+
+    @model_validator(mode="after")
+    def _one_character(self) -> TableSource:
+        if self.delimiter not in (None, "tab") and (len(self.delimiter or "") != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(f"`delimiter` {self.delimiter!r}: expected one character (no quote), or tab")
+        return self
 
 
 class ArraysSource(Section):

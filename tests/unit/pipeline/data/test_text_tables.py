@@ -116,6 +116,16 @@ def test_what_no_encoding_fits_is_refused(folder: Path, content: bytes, message:
         TextTable(folder / "t.csv")
 
 
+def test_a_tab_can_be_written_and_a_column_twice_is_refused(folder: Path) -> None:
+    assert told(listed(spreadsheet(folder / "t.csv", "\t", "utf-8"), delimiter="tab")) == PLAIN
+    with pytest.raises(ValueError, match="delimiter"):
+        listed(folder / "t.csv", delimiter=";;")
+    (folder / "t.csv").write_text("image,label,caption,label,x,x\ni/0.png,a,b,c,d,e\n")
+    with pytest.raises(UserError, match="'label' is the name of more than one column"):
+        listed(folder / "t.csv")
+    assert len(listed(folder / "t.csv", label=None).rows) == 1
+
+
 def test_the_usual_delimiter_wins_where_it_fits() -> None:
     assert find_delimiter("a,b;c\n1,2;3\n", False, ",") == ","
     assert find_delimiter("a;b\n1,5;2\n", False, ",") == ";"
