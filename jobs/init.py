@@ -28,11 +28,8 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     from pipeline.planning.look import look
 
     path = Path(source)
-    named = (
-        name
-        or (path.parent.name if "*" in source or path.suffix in (".csv", ".tsv", ".jsonl") else path.stem)
-        or "images"
-    )
+    beside = "*" in source or "ubyte" in path.name or path.suffix in (".csv", ".tsv", ".jsonl")
+    named = name or (path.parent.name if beside else path.stem) or "images"
     target = None if output == "-" else Path(output or f"{named}.yaml")
     if target is not None and target.exists():
         raise UserError(f"{target}: is there already; give another name by -o, or move it away")
