@@ -30,7 +30,8 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
 
     source = str(plain(source)) if ".." in Path(source).parts and "://" not in source else source
     path = Path(source)
-    named = name or (path.parent.name if "*" in source or path.suffix in (".csv", ".jsonl") else path.stem) or "images"
+    beside = "*" in source or "ubyte" in path.name or path.suffix in (".csv", ".tsv", ".jsonl")
+    named = name or (path.parent.name if beside else path.stem) or "images"
     target = None if output == "-" else Path(output or f"{named}.yaml")
     if target is not None and target.exists():
         raise UserError(f"{target}: is there already; give another name by -o, or move it away")
@@ -50,7 +51,7 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     print(
         f"{found.count:,} images, {len(found.classes)} classes, shown at {chosen.size}x{chosen.size}x{chosen.channels}"
     )
-    for line in chosen.told:
+    for line in [*chosen.told, *found.notes]:
         print(line)
     command = f"ldm run {shlex.quote(str(target))}"
     print(f"{target} is written. Read it, then:")

@@ -72,12 +72,16 @@ class LeftOut:
 @dataclass(frozen=True)
 class Listing:
     """All images of a source in a fixed order, its class names, what was named but is not there, and what lies there
-    but was not taken."""
+    but was not taken.
+
+    notes: what was found and mended that a user may want to know, each in a line.
+    """
 
     rows: list[Row]
     classes: list[str]
     missing: list[str]
     left_out: LeftOut = field(default_factory=LeftOut)
+    notes: list[str] = field(default_factory=list)
 
 
 _forget: ContextVar[bool] = ContextVar("forget", default=False)
@@ -95,6 +99,8 @@ def forgetting() -> Iterator[None]:
 
 class Digests:
     """SHA-256 of files, remembered by path, size and mtime, so that a second run reads no image again."""
+
+    reads = True  # whether there are digests at all
 
     def __init__(self, path: Path | None) -> None:
         """`path`: the JSON file that remembers, or None."""
@@ -119,8 +125,10 @@ class Digests:
             write_json(self._path, self._used)
 
 
-class NoDigests(Digests):
-    """Lists without reading: a first look needs no digests of all bytes."""
+class Unread(Digests):
+    """Lists without reading the images: a file's digest is its name."""
+
+    reads = False
 
     def __init__(self) -> None:
         super().__init__(None)

@@ -11,15 +11,17 @@ import math
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.data.assign import untrained
 from pipeline.data.held_out import held_out
+from pipeline.data.limit import chosen as chosen_places
 from pipeline.errors import UserError
 from pipeline.planning.look import Found
 
 SIDES = (32, 48, 64, 96, 128, 192, 256)  # sizes to choose from: multiples of what autoencoder and patches need
+QUICK = 4000  # images of a quick config, of a million pixels at most; fewer of larger ones
 FEWEST = 16  # images that are worth a config
 BROKEN = ("undecodable", "truncated", "wrongly named", "missing", "duplicate")  # to leave these out loses no picture
 MOST_BROKEN = 0.2  # of the images; where more are broken someone should look
@@ -66,6 +68,7 @@ class Plan:
     quick: bool
     gpu: bool
     told: tuple[str, ...] = ()  # what is left out, or too little to train on
+    limit: int | None = None
 
 
 def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan:
@@ -78,9 +81,11 @@ def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan
             f"{found.count} images, but {found.count - copies} different ones: the others are copies of these; at "
             f"least {FEWEST} are needed, and a model worth having needs thousands"
         )
+    limit = choose_limit(found) if quick else None
+    found = found if limit is None else shortened(found, limit)
     gpu = machine.gpus > 0
     size = choose_size(found, 256 if gpu else 64)
-    split, train, val, fraction = choose_split(found)
+    split, train, val, fraction = choose_split(found, quick)
     factor = (2 if size <= 48 else 4 if size <= 96 else 8) if gpu else (4 if size <= 48 else 8)
     wanted = (64 if size <= 96 else 32, 256) if gpu else (64 if size <= 48 else 32, 128 if size <= 48 else 64)
     batch = (fitting(wanted[0], train), fitting(wanted[1], train))
@@ -103,6 +108,7 @@ def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan
         quick=quick,
         gpu=gpu,
         told=tuple(about_losses(found, fraction)),
+        limit=limit,
     )
 
 
@@ -113,11 +119,33 @@ def choose_size(found: Found, most: int) -> int:
     return max([SIDES[0], *(side for side in SIDES if side <= min(reach, most))])
 
 
-def choose_split(found: Found) -> tuple[str, int, int, float | None]:
+def choose_limit(found: Found) -> int | None:
+    """Images of a quick config: what is read within a minute or so on two cores. None: all."""
+    pixels = sorted(width * height for width, height in found.sizes)
+    limit = max(QUICK // 8, min(QUICK, int(QUICK * 1e6 / pixels[len(pixels) // 2])))
+    return limit if found.count + (found.held_out or 0) > limit else None
+
+
+def shortened(found: Found, limit: int) -> Found:
+    """What is left of the images with `data.limit`, by ingest's own rule."""
+    held = found.held_out or 0
+    share = limit / (found.count + held)
+    if held or len(found.labels) != len(found.keys):
+        places = chosen_places(found.keys, [None] * len(found.keys), max(1, limit - round(share * held)))
+    else:
+        places = chosen_places(found.keys, [(None, label) for label in found.labels], limit)
+    groups = found.groups and (found.groups[0], [found.groups[1][place] for place in places])
+    keys = [found.keys[place] for place in places]
+    labels = [found.labels[place] for place in places] if len(found.labels) == len(found.keys) else []
+    rest = round(share * held) if held else None
+    return replace(found, count=len(keys), keys=keys, labels=labels, groups=groups, held_out=rest)
+
+
+def choose_split(found: Found, quick: bool = False) -> tuple[str, int, int, float | None]:
     """(the `split` section, training images, held-out images), counted with ingest's own rule; the share held out."""
     if found.held_out is not None:
-        return "{by: shards}", found.count, found.held_out, None
-    wanted = max(min(found.count // 5, 64), min(found.count // 10, 5000))
+        return "{by: source}" if found.own else "{by: shards}", found.count, found.held_out, None
+    wanted = max(min(found.count // 5, 64), min(found.count // 10, 256 if quick else 5000))
     column, values = found.groups or (None, found.keys)
     fraction = max(0.02, round(wanted / found.count, 2))
     while fraction < 0.6:
@@ -193,6 +221,8 @@ def _round(value: float) -> int:
 
 def _text(value: Any) -> str:
     """A string as YAML, quoted where it must be."""
+    if isinstance(value, (list, tuple)):
+        return json.dumps(value, ensure_ascii=False)
     text = str(value)
     plain = re.fullmatch(r"[A-Za-z][\w./ -]*", text) and text.lower() not in (
         "true",
@@ -234,11 +264,12 @@ def _run(chosen: Plan) -> list[str]:
 
 def _data(found: Found, chosen: Plan) -> list[str]:
     source = ", ".join(f"{key}: {_text(value)}" for key, value in found.source.items())
+    total = found.count + (found.held_out or 0)
     return [
         "data:",
         f"  source: {{{source}}}",
-        *(f"  # {line}" for line in about_classes(found, chosen)),
-        *(f"  # {line}" for line in chosen.told),
+        *(f"  # {line}".replace("\n", " ") for line in [*found.notes, *about_classes(found, chosen), *chosen.told]),
+        *([f"  limit: {chosen.limit}   # of {total:,} images, for speed; null: all"] if chosen.limit else []),
         f"  size: {chosen.size}   # {about_size(found, chosen)}",
         f"  channels: {chosen.channels}   # {found.gray:.0%} of the images looked at are gray",
         *(
@@ -247,7 +278,7 @@ def _data(found: Found, chosen: Plan) -> list[str]:
             else []
         ),
         f"  split: {chosen.split}   # {about_split(found, chosen)}",
-        f"  shard_size: {max(64, min(2048, power_of_two(found.count // 8)))}   # images a shard",
+        f"  shard_size: {max(64, min(2048, power_of_two((chosen.limit or found.count) // 8)))}   # images a shard",
         *(
             [f"  max_quarantine: {chosen.max_quarantine:g}   # {about_problems(found)}"]
             if chosen.max_quarantine > 0.01
@@ -312,13 +343,12 @@ def _diffusion(found: Found, chosen: Plan, machine: Machine) -> list[str]:
 def _training(chosen: Plan, which: int, rate: str, more: list[str]) -> list[str]:
     """The `training` section of the autoencoder (0) or the diffusion model (1)."""
     steps, batch = chosen.steps[which], chosen.batch[which]
-    every = max(10, _round(steps / 8))
+    every = max(10, _round(steps / (2 if chosen.quick else 8)))  # quick: so that validation costs less than training
     half_life = max(100, _round(steps * batch / 12))
-    passes = max(1.0, steps * batch / max(1, chosen.train))
     return [
         "  training:",
         f"    batch_size: {batch}",
-        f"    steps: {steps}   # {_round(passes):,} passes over the images; more help while validation improves",
+        f"    steps: {steps}   # {about_passes(steps * batch, chosen.train)}; more help while validation improves",
         f"    learning_rate: {rate}",
         f"    warmup: {max(5, min(1000, _round(steps / 20)))}",
         "    schedule: wsd   # constant, falling at the end: a longer run can go on from this one",
@@ -365,7 +395,7 @@ def about_classes(found: Found, chosen: Plan) -> list[str]:
     if not found.classes:
         return ["No classes were found: in a folder they are subfolders, in a table a column."]
     common = found.classes.most_common()
-    shown = ", ".join(f"{name} {count:,}" for name, count in common[:5]) + (", ..." if len(common) > 5 else "")
+    shown = ", ".join(f"{name}: {count:,}" for name, count in common[:5]) + (", ..." if len(common) > 5 else "")
     ((name, count),) = common[-1:]
     lines = [f"{len(common)} classes: {shown}".replace("\n", " ")]
     if chosen.classes and count * 10 < common[0][1]:
@@ -379,10 +409,18 @@ def about_classes(found: Found, chosen: Plan) -> list[str]:
     return lines
 
 
+def about_passes(samples: int, train: int) -> str:
+    if samples < train:
+        return f"{samples:,} of {train:,} images are met once"
+    return f"{_round(samples / train):,} passes over the images" if samples >= 2 * train else "about one pass"
+
+
 def about_split(found: Found, chosen: Plan) -> str:
     counts = f"{chosen.train:,} to train, {chosen.val:,} held out"
     if found.groups:
         return f"{counts}; images of the same {found.groups[0]} stay together"
+    if found.own:
+        return counts + "; as the source says"
     return counts + ("; as the names of the tars say" if found.held_out is not None else "")
 
 

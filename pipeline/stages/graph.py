@@ -199,11 +199,11 @@ def absolute(config: Config) -> Config:
     places.append((values["data"], "leave_out"))
     if config.evaluate.weights.endswith(".safetensors"):
         places.append((values["evaluate"], "weights"))
-    places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels")]
+    places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels", "class_names")]
     places += [(values["autoencoder"]["loss"]["perceptual"], key) for key in ("path", "heads")]
     places += [(values["evaluate"]["extractor"], "path")]
     for section, key in places:
-        if section.get(key) and "://" not in section[key]:
+        if isinstance(section.get(key), str) and section[key] and "://" not in section[key]:
             section[key] = str(Path(section[key]).absolute())
     return Config.model_validate(values)
 
