@@ -133,7 +133,9 @@ def stage_command(stage: str, text: str) -> click.Command:
             print(forecast(config))
             return
         try:
-            table(graph.run(config, stage, rebuild, if_busy), config)
+            done = graph.run(config, stage, rebuild, if_busy)
+            table(done, config)
+            print("\n".join(following([d.artifact.stage for d in done], config, path, overrides)))
         except Stopped as stopped:
             raise Notice if stopped.again else KeyboardInterrupt from None
 
@@ -141,16 +143,40 @@ def stage_command(stage: str, text: str) -> click.Command:
 
 
 def table(done: Sequence[Done], config: Config) -> None:
-    """What was done, one row a stage, with the page of its run (`make ui` serves it)."""
+    """What was done, one row a stage; with the page of its run where a tracker's server has one (`ldm ui` serves those
+    of a file)."""
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.tracking.links import run_url
+    from pipeline.tracking.links import resolve_uri, run_url
     from pipeline.tracking.runs import run_key
 
-    shown = Table("stage", "", "time", "key figure", "artifact", "link", box=None, pad_edge=False)
+    served = resolve_uri(config.run.root, config.tracking.uri).startswith("http")
+    shown = Table(
+        "stage", "", "time", "key figure", "artifact", *(["link"] if served else []), box=None, pad_edge=False
+    )
     for d in done:
-        link = run_url(config.run.root, run_key(d.artifact), config.tracking.uri) or "-"
         state = "cached" if d.cached else "ran"
-        shown.add_row(d.artifact.stage, state, f"{d.seconds:.0f} s", d.headline, d.artifact.fingerprint, link)
+        row = [d.artifact.stage, state, f"{d.seconds:.0f} s", d.headline, d.artifact.fingerprint]
+        if served:
+            row.append(run_url(config.run.root, run_key(d.artifact), config.tracking.uri) or "-")
+        shown.add_row(*row)
     Console(width=None if Console().is_terminal else 260, soft_wrap=True).print(shown)
+
+
+def following(done: Sequence[str], config: Config, path: Path, overrides: Sequence[str]) -> list[str]:
+    """The commands that may come next, after these stages of a config; the last words of a verb."""
+    import importlib.util
+    import shlex
+
+    root = [] if config.run.root == "runs" else ["--root", config.run.root]
+    pages = ["ldm", "ui"] if importlib.util.find_spec("streamlit") else ["ldm", "mlflow", "ui"]  # the extra `ui`
+    commands = []
+    if "register" not in done:
+        commands.append((["ldm", "run", "--config", str(path), *overrides], "the other stages"))
+    if "diffusion" in done:
+        commands.append((["ldm", "sample", config.run.name, "--out", "images", *root], "images of this model"))
+    commands.append(([*pages, *root], "curves and images in a browser"))
+    texts = [shlex.join(words) for words, _ in commands]
+    width = max(map(len, texts))
+    return ["next:", *(f"  {text:{width}}  # {what}" for text, (_, what) in zip(texts, commands, strict=True))]

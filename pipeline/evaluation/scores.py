@@ -121,7 +121,7 @@ def compare(
         "extractor": {key: getattr(extractor, key) for key in ("kind", "digest", "description", "facts")},
         **found,
         "conditions": {**conditions, "real": digest, "guidance": guidance},
-        "verdict": comparable.verdict(found["frechet"]),
+        "verdict": comparable.verdict(found["frechet"], extractor.kind),
     }
 
 

@@ -55,7 +55,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.data.latents import LatentSpace
     from pipeline.data.order import seeded
     from pipeline.data.pictures import grid
-    from pipeline.generate.generator import Label, NotFinite, generator
+    from pipeline.generate.generator import Label, generator
     from pipeline.networks import build_network, load_model
     from pipeline.tasks.trained import to_device
     from pipeline.training.loop import Task
@@ -112,14 +112,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         )
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device)
-            try:
-                images = sampler.sample(
-                    classes, n=PREVIEW_IMAGES, seed=seed, steps=PREVIEW_STEPS, batch_size=PREVIEW_IMAGES
-                )
-            except NotFinite as error:  # early weights may; the guard minds the losses
-                if ranks.first:
-                    print(f"diffusion: no preview: {error}", flush=True)
-                return {}
+            images = sampler.sample(
+                classes, n=PREVIEW_IMAGES, seed=seed, steps=PREVIEW_STEPS, batch_size=PREVIEW_IMAGES
+            )
         return {"samples/ema": grid(images, columns=4)}
 
     if not section.fd.every:
@@ -130,12 +125,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     def measure(engine: Engine) -> dict[str, float]:
         """A point of the curve of Fréchet distances; every rank samples the same, rank 0 looks at it."""
         with engine.weights("ema"):
-            try:
-                images = generator(what, decoder, engine.module, space, ranks.device).sample(**request)
-            except NotFinite as error:
-                if ranks.first:
-                    print(f"diffusion: no point of the curve: {error}", flush=True)
-                return {}
+            images = generator(what, decoder, engine.module, space, ranks.device).sample(**request)
         return curve.point(images) if ranks.first else {}
 
     return network, Task("diffusion", loss, batches, validate, preview, measure, section.fd.every)

@@ -102,12 +102,16 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_on_signals() -> None:
-    """SIGTERM, and SIGHUP of a closed terminal, end as Ctrl-C does: no server is left behind."""
+    """SIGTERM, and SIGHUP of a closed terminal, end as Ctrl-C does: no server is left behind.
+
+    So does SIGINT where a script's `&` had it ignored from the start: Python leaves it so, and nothing would end it.
+    """
 
     def leave(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
         signal.signal(signal.SIGHUP, leave)
 
@@ -122,9 +126,9 @@ def serve(root: str | Path, port: int = 5000, uri: str | None = None) -> None:
         raise UserError(
             f"{root}: nothing has been tracked here yet; expected the folder of a run; type `make demo` first"
         )
+    end_on_signals()
     sync(root, uri)
     prepare(root, uri)
-    end_on_signals()
     with server(root, port, uri) as address:
         print_links(root, uri, address)
         try:
