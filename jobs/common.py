@@ -143,24 +143,21 @@ def stage_command(stage: str, text: str) -> click.Command:
 
 
 def table(done: Sequence[Done], config: Config) -> None:
-    """What was done, one row a stage; with the page of its run where a tracker's server has one (`ldm ui` serves those
-    of a file)."""
+    """What was done, one row a stage, with the page of its run where one is served."""
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.tracking.links import resolve_uri, run_url
+    from pipeline.tracking.links import run_url
     from pipeline.tracking.runs import run_key
 
-    served = resolve_uri(config.run.root, config.tracking.uri).startswith("http")
+    pages = [run_url(config.run.root, run_key(d.artifact), config.tracking.uri) for d in done]
     shown = Table(
-        "stage", "", "time", "key figure", "artifact", *(["link"] if served else []), box=None, pad_edge=False
+        "stage", "", "time", "key figure", "artifact", *(["link"] if any(pages) else []), box=None, pad_edge=False
     )
-    for d in done:
+    for d, page in zip(done, pages, strict=True):
         state = "cached" if d.cached else "ran"
         row = [d.artifact.stage, state, f"{d.seconds:.0f} s", d.headline, d.artifact.fingerprint]
-        if served:
-            row.append(run_url(config.run.root, run_key(d.artifact), config.tracking.uri) or "-")
-        shown.add_row(*row)
+        shown.add_row(*row, *([page or "-"] if any(pages) else []))
     Console(width=None if Console().is_terminal else 260, soft_wrap=True).print(shown)
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError
-from pipeline.schema import mistakes
+from pipeline.schema import mistakes, tracker_names
 from pipeline.schema.data import Data
 from pipeline.schema.section import SPEED, Place, Positive, Section
 from pipeline.schema.stages import Autoencoder, Diffusion, Evaluate, Latents
@@ -56,6 +56,21 @@ class Tracking(Section):
         60,
         description="Seconds at the end to wait for a slow tracker; one that is down is not waited for.",
     )
+
+    @field_validator("model_name")
+    @classmethod
+    def _takes_model(cls, name: str | None) -> str | None:
+        return None if name is None else tracker_names.model_name(name)
+
+    @field_validator("alias")
+    @classmethod
+    def _takes_alias(cls, name: str) -> str:
+        return tracker_names.alias(name)
+
+    @field_validator("experiment")
+    @classmethod
+    def _takes_experiment(cls, name: str) -> str:
+        return tracker_names.experiment(name)
 
 
 class Element(Section):

@@ -16,11 +16,12 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.files import read_json, write_json
-from pipeline.tracking.links import public_uri, resolve_uri, run_path, tracking_folder
+from pipeline.tracking.links import moved, public_uri, resolve_uri, run_path, store_key, tracking_folder
 from pipeline.tracking.mirror import Point, copy_curves, points, thin, thin_last
 from pipeline.tracking.spool import spool_ends, spool_files, spool_stem, surely_dead, whole_lines
 from pipeline.tracking.tracker import left
@@ -48,7 +49,8 @@ class Shipping:
     """The spools of one root on their way to one tracker. `state` is what `<root>/tracking/state.json` says of it:
 
     offsets {spool: bytes sent}, runs {run key: id, experiment, parent, steps, writer, running, last_ms}, mirrors
-    {child>parent: state of thin()}, notes, models {run key: link}, experiments {name: id}, refused, trouble.
+    {child>parent: state of thin()}, notes, models {run key: link}, experiments {name: id}, trouble, and what the
+    tracker refused: refused (a counter), kept [{spool, start, after: bytes, lines, why}], tried again by each process.
     """
 
     def __init__(self, root: Path, uri: str) -> None:
@@ -57,8 +59,13 @@ class Shipping:
         self.whole: dict[str, Any] = read_json(self.path) if self.path.exists() else {"stores": {}}
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             self.whole["stores"].pop(public_uri(uri), None)  # a database that was removed: everything goes again
+        stores, key = self.whole["stores"], store_key(root, uri, self.whole["stores"])
+        if key != public_uri(uri):
+            stores[public_uri(uri)] = stores.pop(key)
         empty = {"offsets": {}, "runs": {}, "mirrors": {}, "notes": {}, "models": {}, "experiments": {}, "refused": 0}
         self.state: dict[str, Any] = self.whole["stores"].setdefault(public_uri(uri), empty)
+        self.state.setdefault("kept", [])
+        self.again: list[dict[str, Any]] = list(self.state["kept"])  # what this process will try once more
         self.seen: set[str] = set()  # run keys whose run this process has seen to exist
         self._store: MlflowStore | None = None
 
@@ -82,13 +89,21 @@ class Shipping:
         stages = spool_ends(spool_files(self.root)[1])  # looked at first: a parent's first line is older than a
         pipelines = spool_ends(spool_files(self.root)[0])  # child's, so no child is seen here without its parent
         todo = {p: e for p, e in (pipelines | stages).items() if self.offset(p) < e}
-        if not todo and not self.unlinked():
+        if not todo and not self.unlinked() and not self.again:
             return True
-        from pipeline.tracking.mlflow_calls import Down
+        from pipeline.tracking.mlflow_calls import Down, Held
 
         trouble, self.state["trouble"] = self.state.get("trouble"), None
         try:
-            done = all([self.ship_file(path, end, deadline) for path, end in todo.items()])
+            self.retry()
+            done = True
+            for path, end in todo.items():
+                try:
+                    done &= self.ship_file(path, end, deadline)
+                except Held as error:
+                    if trouble is None:
+                        say(f"{path}: kept: {error}")
+                    self.state["trouble"], done = str(error), False
             self.render_notes()
         except Restart:
             done = False
@@ -109,16 +124,18 @@ class Shipping:
             group, after = next_group(path, self.offset(path), end)
             if after == self.offset(path):
                 return True  # a last line without its end
-            self.send(group, path)
+            self.send(group, path, self.offset(path), after)
             self.state["offsets"][str(path.relative_to(self.root))] = after
             self.save()
         return self.offset(path) >= end
 
-    def send(self, group: list[Event], path: Path) -> None:
-        """Send lines: many of metrics, or one other. What the tracker refuses is logged and counted, line by line."""
-        from pipeline.tracking.mlflow_calls import Refused
+    def send(self, group: list[Event], path: Path, start: int, after: int) -> None:
+        """Send the lines in bytes [start, after): many of metrics, or one other. What the tracker refuses is logged,
+        counted and kept, line by line; a run that it refuses to begin is Held as a whole."""
+        from pipeline.tracking.mlflow_calls import Held, Refused
 
         mirrors = copy.deepcopy(self.state["mirrors"])
+        group = [self.placed(event) for event in group]
         try:
             if group and group[0]["kind"] == "metrics":
                 self.on_metrics(group)
@@ -128,15 +145,55 @@ class Shipping:
                 getattr(self, f"on_{group[0]['kind']}")(group[0])
         except (Refused, LookupError) as error:
             self.state["mirrors"] = mirrors
+            key = group[0].get("run")
+            if isinstance(error, Refused) and key in self.seen:
+                self.seen.discard(key)
+                self.run_id(key)  # Restart, if it was deleted while this process was sending
+            if isinstance(error, Refused) and group[0]["kind"] == "start":
+                raise Held(str(error)) from error
             if len(group) > 1:
-                for event in group:
-                    self.send([event], path)
+                for event, first, last in spans(path, start, after):
+                    self.send([event], path, first, last)
             else:
                 self.state["refused"] += 1
                 say(f"{path}: refused: {error!r}: {json.dumps(group[0])[:500]}")
+                if isinstance(error, KeyError):
+                    self.keep(path, start, after, f"no run {error} has begun")
+                elif isinstance(error, Refused):
+                    self.keep(path, start, after, str(error))
         except BaseException:
             self.state["mirrors"] = mirrors  # not sent: the next try chooses again
             raise
+
+    def placed(self, event: Event) -> Event:
+        """A line with its file or folder where it lies now, if the root was moved since."""
+        names = [name for name in ("path", "folder") if name in event]
+        return event | {name: str(moved(self.root, event[name])) for name in names}
+
+    def keep(self, path: Path, start: int, after: int, why: str) -> None:
+        """Note a line that was refused; one that follows another of the same reason is noted with it."""
+        kept, name = self.state["kept"], str(path.relative_to(self.root))
+        if kept and (kept[-1]["spool"], kept[-1]["after"], kept[-1]["why"]) == (name, start, why):
+            kept[-1].update(after=after, lines=kept[-1]["lines"] + 1)
+        else:
+            kept.append({"spool": name, "start": start, "after": after, "lines": 1, "why": why})
+
+    def retry(self) -> None:
+        """Once a process: send what was refused before."""
+        while self.again:
+            entry = self.again[0]
+            path = self.root / entry["spool"]
+            if entry in self.state["kept"]:  # else its spool goes again from the beginning
+                self.state["kept"].remove(entry)
+                try:
+                    for event, start, after in spans(path, entry["start"], entry["after"]) if path.exists() else ():
+                        self.send([event], path, start, after)
+                except Restart:  # its spool goes again from the beginning
+                    raise
+                except BaseException:
+                    self.state["kept"].append(entry)
+                    raise
+            self.again.pop(0)
 
     # ---- runs
 
@@ -157,7 +214,9 @@ class Shipping:
             self.seen.discard(key)
             del self.state["runs"][key]
             for path in self.spools_of(key):
-                self.state["offsets"].pop(str(path.relative_to(self.root)), None)
+                name = str(path.relative_to(self.root))
+                self.state["offsets"].pop(name, None)
+                self.state["kept"] = [entry for entry in self.state["kept"] if entry["spool"] != name]
             self.state["mirrors"] = {n: v for n, v in self.state["mirrors"].items() if key not in n.split(">")}
             self.state["notes"].pop(key, None)
 
@@ -250,7 +309,7 @@ class Shipping:
         if not files:
             raise LookupError(f"no spool of {key}: its curves cannot be copied")
         events = (event for path, end in spool_ends(files).items() for _, event in whole_lines(path, 0, end) if event)
-        chosen, state = copy_curves(e for e in events if before_ms is None or e["ts_ms"] < before_ms)
+        chosen, state = copy_curves(self.placed(e) for e in events if before_ms is None or e["ts_ms"] < before_ms)
         self.log(parent, chosen)
         return state
 
@@ -330,6 +389,14 @@ def next_group(path: Path, start: int, end: int) -> tuple[list[Event], int]:
             group.append(event)
         start = after
     return group, start
+
+
+def spans(path: Path, start: int, after: int) -> Iterator[tuple[Event, int, int]]:
+    """The lines of a spool in bytes [start, after), each with its own; torn ones are passed over."""
+    for end, event in whole_lines(path, start, after):
+        if event is not None:
+            yield event, start, end
+        start = end
 
 
 # ---- the process

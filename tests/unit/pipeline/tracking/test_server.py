@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from pipeline.files import write_json
+from pipeline.tracking import links
 from pipeline.tracking.server import end_on_signals
+from pipeline.tracking.spool import process_identity
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -38,3 +42,16 @@ def test_a_closed_terminal_ends_it_but_for_nohup() -> None:
     end_on_signals()
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_link_is_given_only_where_something_serves_it(tmp_path: Path) -> None:
+    uri = links.resolve_uri(tmp_path)
+    run = {"id": "0f", "experiment": "1"}
+    write_json(tmp_path / "tracking" / "state.json", {"stores": {uri: {"runs": {"diffusion/ab": run}}}})
+    assert links.run_url(tmp_path, "diffusion/ab", uri) is None
+    told = {"address": "http://127.0.0.1:5007", "process": process_identity(os.getpid())}
+    write_json(tmp_path / "tracking" / links.SERVING, told)
+    assert str(links.run_url(tmp_path, "diffusion/ab", uri)).startswith("http://127.0.0.1:5007/#/experiments/1/runs/0f")
+    told["process"] = {**process_identity(os.getpid()), "started": 1}  # killed, and its number is another's
+    write_json(tmp_path / "tracking" / links.SERVING, told)
+    assert links.run_url(tmp_path, "diffusion/ab", uri) is None
