@@ -5,6 +5,8 @@ Nothing is trained or written; what a figure stands on (order of samples, source
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Store
@@ -27,6 +29,7 @@ def forecast(config: Config) -> str:
     from pipeline.data.order import lanes
     from pipeline.schema.data import text
 
+    check_root(config.run.root)
     warnings = [f"warning: {line}" for line in doubts(config)]
     with listing.forgetting(), Cluster(config.cluster) as cluster:
         config = graph.resolve(graph.absolute(config), cluster)
@@ -58,6 +61,19 @@ def forecast(config: Config) -> str:
         state = f"cached, {step.artifact.path}" if step.artifact else "would run"
         lines.append(f"{step.stage}: {step.fingerprint} {state}")
     return "\n".join(lines + warnings)
+
+
+def check_root(root: str | Path) -> None:
+    """UserError if the root could not be made or written. Leaves nothing: a folder is made and removed again, since
+    rights alone do not tell (a read-only disk, /proc)."""
+    root = Path(root).absolute()
+    there = next(path for path in (root, *root.parents) if path.exists())
+    try:
+        Path(tempfile.mkdtemp(prefix=".ldm-", dir=there)).rmdir()
+    except OSError as error:
+        raise UserError(
+            f"`run.root`: {root} cannot be written ({there}: {error.strerror}); give another folder"
+        ) from None
 
 
 def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
