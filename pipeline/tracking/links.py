@@ -47,7 +47,7 @@ def tracking_folder(root: str | Path) -> Path:
 
 
 def read_store(root: str | Path, uri: str) -> dict[str, Any]:
-    """What the shipper has noted for `uri` (see `pipeline.tracking.shipper.Shipping`). Empty before its first pass."""
+    """What the shipper has noted for `uri` (see `pipeline.tracking.shipping.Shipping`). Empty before its first pass."""
     path = tracking_folder(root) / "state.json"
     stores: dict[str, dict[str, Any]] = read_json(path)["stores"] if path.exists() else {}
     return stores.get(store_key(root, uri, stores), {})

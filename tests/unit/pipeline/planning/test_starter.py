@@ -22,7 +22,7 @@ from pipeline.data.shards import TarWriter
 from pipeline.data.sources import source_fingerprint
 from pipeline.errors import UserError
 from pipeline.generate import diffusers_write
-from pipeline.planning import look, starter
+from pipeline.planning import look, starter, starter_data
 from pipeline.planning.fits import check_models
 from pipeline.planning.starter import Machine
 
@@ -265,7 +265,7 @@ def test_what_is_left_out_and_what_is_too_little_is_said(tmp_path: Path) -> None
     picture(51, (32, 32)).save(folder / ".thumbnails" / "1.png")
     (folder / "many" / "x.jxl").write_bytes(b"x")
     found = look.look(str(folder))
-    assert starter.about_losses(found, fraction) == [
+    assert starter_data.about_losses(found, fraction) == [
         "Not taken from the source: 1 hidden folders (such as .thumbnails); 1 .jxl files, a format that is not read "
         "(such as many/x.jxl).",
         "1 class has no training image, and no model can learn it: 'one' (1 held out); give more images, or take them "
@@ -279,7 +279,7 @@ def test_a_limit_is_raised_for_broken_files_and_never_to_hide_a_loss() -> None:
     def limit(**problems: int) -> tuple[float, list[str]]:
         found = made_up(100, 64)
         found.problems.update({name.replace("_", " "): count for name, count in problems.items()})
-        return starter.choose_quarantine(found), starter.about_losses(found, None)
+        return starter_data.choose_quarantine(found), starter_data.about_losses(found, None)
 
     assert limit() == (0.01, [])
     assert limit(undecodable=4, duplicate=4) == (
