@@ -10,34 +10,49 @@ from typing import Any
 
 import click
 
-VERBS = {  # verb: (module, what `ldm --help` says)
-    "run": ("train_ldm", "Run all stages; finished ones are skipped."),
-    "ingest": ("ingest", "Images to shards with an index (stage 1)."),
-    "autoencoder": ("autoencoder", "Train the autoencoder (stage 2)."),
-    "encode": ("encode", "Encode every image once (stage 3)."),
-    "diffusion": ("diffusion", "Train the diffusion model on the latents (stage 4)."),
-    "evaluate": ("evaluate", "Measure samples and reconstructions (stage 5)."),
-    "sample": ("sample", "Generate images from a model."),
-    "denoise": ("denoise", "Show filters against noise beside each other."),
-    "average": ("average", "Average weights after training, over any length."),
-    "sweep": ("sweep", "Run a config with many values, and name the best."),
-    "solvers": ("solvers", "Measure samplers, grids and steps on a model."),
-    "ui": ("ui", "Open MLflow's pages and a page that makes images."),
-    "config": ("config", "Show or check a config."),
-    "init": ("init", "Look at images and write a config that runs on them."),
-    "preflight": ("preflight", "Check machines, network, storage and one step before a run."),
-    "explain": ("explain", "What a config key means, its unit, range and default."),
-    "compare": ("compare", "Which of several runs is better, and what differs."),
-    "lineage": ("lineage", "What a model was made of; where an image went."),
-    "ls": ("ls", "Artifacts: sizes, fingerprints, who uses what."),
-    "gc": ("gc", "Find what nothing refers to, and remove it."),
-    "models": ("models", "List models with their parameters and FLOPs."),
-    "export": ("export", "Write a model for diffusers."),
-    "import": ("import_", "Read a model of diffusers."),
-    "verify": ("verify", "Hash the files of all artifacts again."),
-    "mlflow": ("mlflow", "Open the tracker's pages, or send it what it missed."),
-    "completion": ("completion", "Print the script that makes a shell complete verbs and keys."),
+GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
+    "First": {
+        "init": ("init", "Look at images and write a config that runs on them."),
+        "run": ("train_ldm", "Run all stages; finished ones are skipped."),
+        "sample": ("sample", "Generate images from a model."),
+        "ui": ("ui", "Open MLflow's pages and a page that makes images."),
+    },
+    "Up to one stage": {
+        "ingest": ("ingest", "Images to shards with an index (stage 1)."),
+        "autoencoder": ("autoencoder", "Train the autoencoder (stage 2)."),
+        "encode": ("encode", "Encode every image once (stage 3)."),
+        "diffusion": ("diffusion", "Train the diffusion model on the latents (stage 4)."),
+        "evaluate": ("evaluate", "Measure samples and reconstructions (stage 5)."),
+    },
+    "Before a run": {
+        "config": ("config", "Show or check a config."),
+        "explain": ("explain", "What a config key means, its unit, range and default."),
+        "models": ("models", "List models with their parameters and FLOPs."),
+        "denoise": ("denoise", "Show filters against noise beside each other."),
+        "preflight": ("preflight", "Check machines, network, storage and one step."),
+    },
+    "With several runs, and trained models": {
+        "sweep": ("sweep", "Run a config with many values, and name the best."),
+        "compare": ("compare", "Which of several runs is better, and what differs."),
+        "average": ("average", "Average weights after training, over any length."),
+        "solvers": ("solvers", "Measure samplers, grids and steps on a model."),
+        "export": ("export", "Write a model for diffusers."),
+        "import": ("import_", "Read a model of diffusers."),
+    },
+    "What is there": {
+        "ls": ("ls", "Artifacts: sizes, fingerprints, who uses what."),
+        "lineage": ("lineage", "What a model was made of; where an image went."),
+        "verify": ("verify", "Hash the files of all artifacts again."),
+        "gc": ("gc", "Find what nothing refers to, and remove it."),
+        "mlflow": ("mlflow", "Open the tracker's pages, or send it what it missed."),
+        "completion": ("completion", "The script that makes a shell complete all this."),
+    },
 }
+VERBS = {verb: said for verbs in GROUPS.values() for verb, said in verbs.items()}
+EXAMPLES = """Examples:
+  ldm init --source /data/my-images -o my.yaml    a config for these images
+  ldm run my.yaml --dry-run                       what would run, what it needs
+  ldm run my.yaml diffusion.training.steps=5000   any key can be set here"""
 
 
 class Verbs(click.Group):
@@ -49,16 +64,21 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        if "--help" in sys.argv and len(sys.argv) == 2:  # `ldm --help` needs one line of each, not its module
-            return click.Command(cmd_name, help=VERBS[cmd_name][1])
         command: click.Command = importlib.import_module(f"jobs.{VERBS[cmd_name][0]}").command
         return command
+
+    def get_help(self, ctx: click.Context) -> str:
+        """One screen, whatever the terminal, from one line of each verb: its module is not needed."""
+        lines = ["Usage: ldm VERB ...  (ldm VERB --help: what it takes; ldm --version)", self.help or "", EXAMPLES]
+        for heading, verbs in GROUPS.items():
+            lines += [f"{heading}:", *(f"  {verb:<12} {said}" for verb, (_, said) in verbs.items())]
+        return "\n".join(lines)
 
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ldm-pipeline")
 def group() -> None:
-    """Train latent diffusion models: images to shards, autoencoder, latents, diffusion model, scores, registry."""
+    """From images to a latent diffusion model. A command that was stopped goes on."""
 
 
 def main(command: Any = group) -> None:
@@ -81,9 +101,9 @@ def main(command: Any = group) -> None:
     try:
         with disk_trouble():
             command(standalone_mode=False, prog_name="ldm" if command is group else None)
-    except click.exceptions.NoArgsIsHelpError as error:  # a group without a verb: its help
-        error.show()
-        sys.exit(2)
+    except click.exceptions.NoArgsIsHelpError as error:  # a group without a verb: its help, as `--help` prints it
+        print(error.format_message())
+        sys.exit(0)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         more = f"; `{context.command_path} --help` says what there is" if context else ""

@@ -2,30 +2,82 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.stages.graph import Done
 
 
+class Place(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A path, or what may be one: `~` and `$VAR` are put in where the shell has left them (`--out=~/x`)."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from pipeline.files import expanded
+
+        try:
+            return expanded(str(value))
+        except ValueError as error:
+            self.fail(f"{value}: {error}", param, ctx)
+
+
+class PathPlace(Place):
+    """The same as a Path. Shells complete it as a file's name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(super().convert(value, param, ctx))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PLACE, PATH = Place(), PathPlace()
+
+
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    """What may follow on the command line: config keys and their values."""
+    """What may follow on the command line: the config's file, config keys and their values."""
     from jobs.completion import complete_override
 
     return complete_override(ctx, param, incomplete)
 
 
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--config FILE` and overrides `KEY=VALUE`."""
-    function = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=complete)(function)
-    return click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="YAML config.")(
-        function
-    )
+    """The config's file (`FILE` or `--config FILE`) and overrides `KEY=VALUE`; calls with `path` and `overrides`."""
+
+    @functools.wraps(function)
+    def command(path: Path | None, overrides: tuple[str, ...], *rest: Any, **more: Any) -> Any:
+        return function(*config_and_overrides(path, overrides), *rest, **more)
+
+    words = click.argument("overrides", nargs=-1, metavar="CONFIG.yaml [KEY=VALUE]...", shell_complete=complete)
+    option = click.option("--config", "path", type=PATH, help="The YAML config, by an option.")
+    return option(words(command))
+
+
+def config_and_overrides(path: Path | None, words: Sequence[str], what: str = "config") -> tuple[Path, tuple[str, ...]]:
+    """The file and the overrides among `words`: a word without `=`, or the first if it is a file, is the file.
+
+    path: the file if an option has named it; then all words are overrides, and a wrong one is refused as such.
+    """
+    words = tuple(words)
+    if path is not None:
+        return path, words
+    files = [i for i, word in enumerate(words) if "=" not in word or (i == 0 and Path(word).is_file())]
+    context = click.get_current_context(silent=True)
+    if not files:
+        raise click.UsageError(f"Missing the {what}'s file, such as my.yaml", context)
+    if len(files) > 1:
+        first, second = (words[i] for i in files[:2])
+        raise click.UsageError(f"Two files, {first} and {second}: give one {what}, then KEY=VALUE", context)
+    (at,) = files
+    return PATH.convert(words[at], None, context), (*words[:at], *words[at + 1 :])
 
 
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,13 +95,20 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return config_options(function)
 
 
-def read(path: Path, overrides: Sequence[str]) -> Config:
-    """The config, with the options of its models checked as well."""
+def read(path: Path, overrides: Sequence[str], warn: bool = False) -> Config:
+    """The config, with the options of its models checked as well. warn: say what will not be as somebody wants it."""
     from pipeline import config
-    from pipeline.planning import fits
+    from pipeline.errors import UserError
+    from pipeline.planning import doubts, fits
 
     loaded = config.load(path, overrides)
-    fits.check_models(loaded)
+    try:
+        fits.check_models(loaded)
+    except UserError as error:
+        where = config.place(path, overrides, str(error))
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
+    for line in doubts.doubts(loaded) if warn else ():
+        print(f"warning: {line}", flush=True)  # an error, which may follow, is the one line on stderr
     return loaded
 
 
@@ -67,14 +126,16 @@ def stage_command(stage: str, text: str) -> click.Command:
         for name in rebuild:
             if name not in STAGES:
                 raise UserError(f"--rebuild {name}: expected one of {', '.join(STAGES)}")
-        config = read(path, overrides)
+        config = read(path, overrides, warn=not dry_run)
         if dry_run:
             from pipeline.planning.forecast import forecast
 
             print(forecast(config))
             return
         try:
-            table(graph.run(config, stage, rebuild, if_busy), config)
+            done = graph.run(config, stage, rebuild, if_busy)
+            table(done, config)
+            print("\n".join(following([d.artifact.stage for d in done], config, path, overrides)))
         except Stopped as stopped:
             raise Notice if stopped.again else KeyboardInterrupt from None
 
@@ -82,16 +143,37 @@ def stage_command(stage: str, text: str) -> click.Command:
 
 
 def table(done: Sequence[Done], config: Config) -> None:
-    """What was done, one row a stage, with the page of its run (`make ui` serves it)."""
+    """What was done, one row a stage, with the page of its run where one is served."""
     from rich.console import Console
     from rich.table import Table
 
     from pipeline.tracking.links import run_url
     from pipeline.tracking.runs import run_key
 
-    shown = Table("stage", "", "time", "key figure", "artifact", "link", box=None, pad_edge=False)
-    for d in done:
-        link = run_url(config.run.root, run_key(d.artifact), config.tracking.uri) or "-"
+    pages = [run_url(config.run.root, run_key(d.artifact), config.tracking.uri) for d in done]
+    shown = Table(
+        "stage", "", "time", "key figure", "artifact", *(["link"] if any(pages) else []), box=None, pad_edge=False
+    )
+    for d, page in zip(done, pages, strict=True):
         state = "cached" if d.cached else "ran"
-        shown.add_row(d.artifact.stage, state, f"{d.seconds:.0f} s", d.headline, d.artifact.fingerprint, link)
+        row = [d.artifact.stage, state, f"{d.seconds:.0f} s", d.headline, d.artifact.fingerprint]
+        shown.add_row(*row, *([page or "-"] if any(pages) else []))
     Console(width=None if Console().is_terminal else 260, soft_wrap=True).print(shown)
+
+
+def following(done: Sequence[str], config: Config, path: Path, overrides: Sequence[str]) -> list[str]:
+    """The commands that may come next, after these stages of a config; the last words of a verb."""
+    import importlib.util
+    import shlex
+
+    root = [] if config.run.root == "runs" else ["--root", config.run.root]
+    pages = ["ldm", "ui"] if importlib.util.find_spec("streamlit") else ["ldm", "mlflow", "ui"]  # the extra `ui`
+    commands = []
+    if "register" not in done:
+        commands.append((["ldm", "run", "--config", str(path), *overrides], "the other stages"))
+    if "diffusion" in done:
+        commands.append((["ldm", "sample", config.run.name, "--out", "images", *root], "images of this model"))
+    commands.append(([*pages, *root], "curves and images in a browser"))
+    texts = [shlex.join(words) for words, _ in commands]
+    width = max(map(len, texts))
+    return ["next:", *(f"  {text:{width}}  # {what}" for text, (_, what) in zip(texts, commands, strict=True))]

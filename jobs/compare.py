@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
+from jobs.common import PATH
 
 
 @click.command("compare")
 @click.argument("runs", nargs=-1, metavar="RUN RUN...")
-@click.option("--root", default="runs", type=click.Path(path_type=Path), help="`run.root` of the runs.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write one self-contained page with curves and grids.")
+@click.option("--root", default="runs", type=PATH, help="`run.root` of the runs.")
+@click.option("--html", type=PATH, help="Write one self-contained page with curves and grids.")
 @click.option("--all", "every", is_flag=True, help="All metrics, also those that are neither good nor bad.")
 def command(runs: tuple[str, ...], root: Path, html: Path | None, every: bool) -> None:
     """Compare runs: name, key (or its first characters), MLflow id, or ROOT/pipelines/KEY. The verdict comes first."""

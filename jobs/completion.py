@@ -25,14 +25,19 @@ def command(shell: str) -> None:
 
 
 def complete_override(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`KEY=VALUE`: keys section by section, then the values of a choice. Bash hands the parts around `=` over apart."""
+    """The config's file, where none was given yet, and `KEY=VALUE`: keys section by section, then the values of a
+    choice. Bash hands the parts around `=` over apart."""
     before = [str(word) for word in (ctx.params.get(str(param.name)) or ())]
     if before and before[-1] == "=":
         return values_of(before[-2], incomplete, "") if len(before) > 1 else []
-    if before and "=" not in before[-1]:  # the word being typed is the `=` itself, which click drops
+    if before and "=" not in before[-1] and is_key(before[-1]):  # typed is the `=`, which click drops
         return values_of(before[-1], "", "")
     key, equals, value = incomplete.partition("=")
-    return values_of(key, value, f"{key}=") if equals else keys_below(incomplete, "=")
+    if equals:
+        return values_of(key, value, f"{key}=")
+    given = ctx.params.get("path") or ctx.params.get("config") or any(not is_key(word) for word in before)
+    file = [] if given else [CompletionItem(incomplete, type="file")]
+    return file + keys_below(incomplete, "=")
 
 
 def keys_below(begun: str, end: str) -> list[CompletionItem]:
@@ -46,6 +51,13 @@ def keys_below(begun: str, end: str) -> list[CompletionItem]:
             name = key.name + end if dot < 0 else key.name[: dot + 1]
             found.setdefault(name, CompletionItem(name, help=None if dot >= 0 else key.text[:60] or None))
     return list(found.values())
+
+
+def is_key(word: str) -> bool:
+    """Whether a word is a config key, or an override of one."""
+    from pipeline.planning.explain import keys
+
+    return any(key.name == word.partition("=")[0] for key in keys())
 
 
 def values_of(name: str, begun: str, prefix: str) -> list[CompletionItem]:

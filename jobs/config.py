@@ -28,7 +28,11 @@ def show(path: Path, overrides: tuple[str, ...]) -> None:
 @config_options
 def validate(path: Path, overrides: tuple[str, ...]) -> None:
     """Say whether the config is valid; exit code 2 and one line if not."""
-    read(path, overrides)
+    from pipeline.planning import fits
+
+    config = read(path, overrides, warn=True)
+    for line in fits.needs_gpu(config):
+        print(f"warning: {line}")
     print(f"{path}: valid")
 
 

@@ -7,20 +7,18 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
-from jobs.common import read
+from jobs.common import PATH, read
 
 
 @click.command("denoise")
-@click.argument("source", metavar="IMAGE|DIR", type=click.Path(path_type=Path))
-@click.option("--out", default="denoise.png", show_default=True, type=click.Path(path_type=Path), help="The picture.")
+@click.argument("source", metavar="IMAGE|DIR", type=PATH)
+@click.option("--out", default="denoise.png", show_default=True, type=PATH, help="The picture.")
 @click.option("--noise", type=click.FloatRange(0, 255), help="Add noise of so many grey levels; the source is clean.")
-@click.option("--clean", type=click.Path(path_type=Path), help="The clean original, or a folder of the same names.")
+@click.option("--clean", type=PATH, help="The clean original, or a folder of the same names.")
 @click.option(
     "--filter", "texts", multiple=True, metavar="KIND:KEY=VALUE,...", help="A filter, or several joined by +."
 )
-@click.option(
-    "--config", "path", type=click.Path(path_type=Path), help="Also the filters of this config's data.filters."
-)
+@click.option("--config", "path", type=PATH, help="Also the filters of this config's data.filters.")
 @click.option("-n", "--count", default=8, show_default=True, type=click.IntRange(1), help="Images of a folder.")
 @click.option("--channels", type=click.Choice(["1", "3"]), help="1: gray, 3: RGB; default: as the files are.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the added noise.")

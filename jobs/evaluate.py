@@ -8,16 +8,16 @@ from typing import Any
 import click
 
 from jobs.cli import main
-from jobs.common import read, run_options, stage_command
+from jobs.common import PATH, read, run_options, stage_command
 
 stages = stage_command("evaluate", "Measure samples and reconstructions, and run what comes before.")
 
 
 @click.command("evaluate")
 @run_options
-@click.option("--images", type=click.Path(path_type=Path), help="Measure the images of this folder instead.")
+@click.option("--images", type=PATH, help="Measure the images of this folder instead.")
 @click.option("--resize", is_flag=True, help="With --images: bring them to the data set's size first.")
-@click.option("--out", type=click.Path(path_type=Path), help="With --images: write the report to this JSON file.")
+@click.option("--out", type=PATH, help="With --images: write the report to this JSON file.")
 def command(
     path: Path, overrides: tuple[str, ...], images: Path | None, resize: bool, out: Path | None, **rest: Any
 ) -> None:

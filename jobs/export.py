@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
+from jobs.common import PATH, PLACE
 
 
 @click.command("export")
-@click.argument("model")
+@click.argument("model", type=PLACE)
 @click.option("--format", "form", required=True, type=click.Choice(["diffusers"]), help="Whose folders to write.")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
-@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Where runs and MLflow's data base lie.")
+@click.option("-o", "--out", required=True, type=PATH, help="A new folder.")
+@click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(model: str, form: str, out: Path, root: Path) -> None:
     """Write MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS) for diffusers' from_pretrained.
 

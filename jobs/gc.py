@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
+from jobs.common import PATH, PLACE
 
 
 @click.command("gc")
-@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Folder of the artifacts.")
-@click.option("--uri", default=None, help="Tracker; default: MLFLOW_TRACKING_URI, or SQLite in the root.")
+@click.option("--root", default="runs", type=PATH, help="Folder of the artifacts.")
+@click.option("--uri", default=None, type=PLACE, help="Tracker; default: MLFLOW_TRACKING_URI, or SQLite in the root.")
 @click.option("--delete", is_flag=True, help="Remove it; without this nothing is touched.")
 @click.option("--keep", multiple=True, metavar="STAGE/FINGERPRINT", help="Keep this artifact and what it was made of.")
 def command(root: Path, uri: str | None, delete: bool, keep: tuple[str, ...]) -> None:

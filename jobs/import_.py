@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
+from jobs.common import PATH
 
 
 @click.command("import")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.argument("source", type=PATH)
+@click.option("-o", "--out", required=True, type=PATH, help="A new folder.")
 @click.option("--null-class", is_flag=True, help="The last class of this UNet is the null class of guidance.")
 @click.option("--variant", help="Of the weights, such as fp16; default: those without one, or the only one.")
 def command(source: Path, out: Path, null_class: bool, variant: str | None) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
+from jobs.common import PLACE
 
 
 @click.command("init")
-@click.option("--source", required=True, help="Folder, table, arrays, tars ('DIR/*.tar'), or `digits`.")
-@click.option("-o", "--output", default=None, help="File to write; default: NAME.yaml; `-`: print it.")
+@click.option("--source", required=True, type=PLACE, help="Folder, table, arrays, tars ('DIR/*.tar'), or `digits`.")
+@click.option("-o", "--output", default=None, type=PLACE, help="File to write; default: NAME.yaml; `-`: print it.")
 @click.option("--name", default=None, help="Name of the run; default: the folder's or file's name.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="What will train.")
 @click.option("--quick", is_flag=True, help="A config that ends in minutes, to see all stages work.")
@@ -22,13 +23,15 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
 
     from pipeline.config import load
     from pipeline.errors import UserError
-    from pipeline.files import atomic_write
+    from pipeline.files import atomic_write, plain
     from pipeline.planning import starter
     from pipeline.planning.fits import check_models
     from pipeline.planning.look import look
 
+    source = str(plain(source)) if ".." in Path(source).parts and "://" not in source else source
     path = Path(source)
-    named = name or (path.parent.name if "*" in source or path.suffix in (".csv", ".jsonl") else path.stem) or "images"
+    beside = "*" in source or "ubyte" in path.name or path.suffix in (".csv", ".tsv", ".jsonl")
+    named = name or (path.parent.name if beside else path.stem) or "images"
     target = None if output == "-" else Path(output or f"{named}.yaml")
     if target is not None and target.exists():
         raise UserError(f"{target}: is there already; give another name by -o, or move it away")
@@ -48,9 +51,9 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     print(
         f"{found.count:,} images, {len(found.classes)} classes, shown at {chosen.size}x{chosen.size}x{chosen.channels}"
     )
-    for line in chosen.told:
+    for line in [*chosen.told, *found.notes]:
         print(line)
-    command = f"ldm run --config {shlex.quote(str(target))}"
+    command = f"ldm run {shlex.quote(str(target))}"
     print(f"{target} is written. Read it, then:")
     print(f"  {command} --dry-run   # what would run, and the disk it needs")
     print(f"  {command}             # goes on where it was, if it is stopped")

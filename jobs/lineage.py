@@ -7,13 +7,16 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
+from jobs.common import PATH, PLACE
 
 
 @click.command("lineage")
-@click.argument("what", required=False, metavar="RUN|ARTIFACT|MODEL")
+@click.argument("what", required=False, metavar="RUN|ARTIFACT|MODEL", type=PLACE)
 @click.option("--uses", "key", metavar="KEY", help="Instead: which models the image of this key went into.")
-@click.option("--root", default="runs", type=click.Path(path_type=Path), help="`run.root` of the runs.")
-@click.option("--uri", default=None, help="Tracker for models:/; default: MLFLOW_TRACKING_URI, or SQLite in the root.")
+@click.option("--root", default="runs", type=PATH, help="`run.root` of the runs.")
+@click.option(
+    "--uri", default=None, type=PLACE, help="Tracker of models:/; default: MLFLOW_TRACKING_URI, or the root's."
+)
 @click.option("--shards", is_flag=True, help="Name every image shard.")
 def command(what: str | None, key: str | None, root: Path, uri: str | None, shards: bool) -> None:
     """Print the graph from image shards to scores, by content digest, of a run, an artifact or a model."""

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
+from jobs.common import PATH, PLACE
 
-root_option = click.option("--root", default="runs", type=click.Path(path_type=Path), help="`run.root` of the config.")
+root_option = click.option("--root", default="runs", type=PATH, help="`run.root` of the config.")
 uri_option = click.option(
-    "--uri", default=None, help="Tracker's address; default: MLFLOW_TRACKING_URI, or SQLite in the root."
+    "--uri", default=None, type=PLACE, help="Tracker's address; default: MLFLOW_TRACKING_URI, or SQLite in the root."
 )
 
 
@@ -36,13 +37,16 @@ def ui(root: Path, uri: str | None, port: int) -> None:
 def sync(root: Path, uri: str | None) -> None:
     """Send the tracker what it has missed. Sending twice does no harm."""
     from pipeline.errors import UserError
-    from pipeline.tracking.links import tracking_folder
+    from pipeline.tracking.links import resolve_uri, tracking_folder
+    from pipeline.tracking.tracker import refused_message
     from pipeline.tracking.tracker import sync as send
 
     if not tracking_folder(root).exists():
         raise UserError(f"{root}: nothing has been tracked here yet; give the `run.root` of a config by --root")
     counts = send(root, uri)
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    if counts["refused"]:
+        print(refused_message(root, resolve_uri(root, uri)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ def command(channels: int, size: int, image_channels: int, image: int, match: st
     """
     from models import costs, registry
 
-    count = {"backbones": costs.backbone, "autoencoders": costs.autoencoder}
     shapes = {"backbones": (channels, size), "autoencoders": (image_channels, image)}
     for family, shape in shapes.items():
         print(f"\n{family} on {shape[0]} x {shape[1]} x {shape[1]}\n")
@@ -28,7 +27,7 @@ def command(channels: int, size: int, image_channels: int, image: int, match: st
         for kind in registry.kinds(family):
             for preset in [p for p in registry.presets(family, kind) if match in f"{kind} {p}"]:
                 try:
-                    cost = count[family]({"kind": kind, "preset": preset}, *shape)
+                    cost = costs.preset(family, kind, preset, *shape)
                 except ValueError as error:  # such as a patch that does not divide the side
                     print(f"| {kind} | {preset} | - | {error} |")
                     continue

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
-from jobs.common import config_options, read
+from jobs.common import PATH, config_options, read
 
 
 @click.command("preflight")
 @config_options
-@click.option("--json", "file", default=None, type=click.Path(path_type=Path), help="Also write all figures here.")
+@click.option("--json", "file", default=None, type=PATH, help="Also write all figures here.")
 @click.option("--require-tracker", is_flag=True, help="Refuse if the tracker is down; training itself never needs it.")
 def command(path: Path, overrides: tuple[str, ...], file: Path | None, require_tracker: bool) -> None:
     """Check what a run of this config would stumble over, on the machines it would run on, in under two minutes.
@@ -25,7 +25,7 @@ def command(path: Path, overrides: tuple[str, ...], file: Path | None, require_t
     from pipeline.preflight.questions import preflight
 
     try:
-        report = preflight(read(path, overrides), require_tracker)
+        report = preflight(read(path, overrides, warn=True), require_tracker)
     except Stopped as stopped:
         raise Notice if stopped.again else KeyboardInterrupt from None
     states = [finding.state for finding in report.findings]

@@ -8,14 +8,16 @@ from typing import Any
 import click
 
 from jobs.cli import main
+from jobs.common import PATH, PLACE
 
 SAMPLERS = ["euler", "heun", "ddim", "dpmpp_2m", "ddpm", "euler_ancestral", "dpmpp_sde"]
 GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 
 
 @click.command("sample")
-@click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the images.")
+@click.argument("model", type=PLACE)
+@click.option("--out", required=True, type=PATH, help="Folder for the images.")
+@click.option("--add", is_flag=True, help="Add to the images in --out: numbered on from there, none overwritten.")
 @click.option("-n", "--count", default=16, show_default=True, type=click.IntRange(1), help="Number of images.")
 @click.option("--classes", default=None, help="Classes by name or number, separated by commas, in turn; default: all.")
 @click.option("--sampler", default=None, type=click.Choice(SAMPLERS), help="Default: the model's.")
@@ -38,31 +40,32 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 @click.option("--batch-size", default=None, type=click.IntRange(1), help="Images at once; default: the model's.")
 @click.option("--size", default=None, help="HEIGHTxWIDTH in pixels, of a model with buckets; default: its usual one.")
 @click.option(
-    "--weights", default=None, help="Others of the denoiser: a file, or of an artifact: live, ema-N, length-0.1."
+    "--weights",
+    default=None,
+    type=PLACE,
+    help="Others of the denoiser: a file; of an artifact live, ema-N, length-0.1.",
 )
-@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Where runs and MLflow's data base lie.")
+@click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(
-    model: str, out: Path, count: int, classes: str | None, sampler: str | None, steps: int | None,
+    model: str, out: Path, add: bool, count: int, classes: str | None, sampler: str | None, steps: int | None,
     guidance: float | None, seed: int, batch_size: int | None, size: str | None, weights: str | None, root: Path,
     **how: Any,
 ) -> None:  # fmt: skip
     """Generate images from MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS): PNG files, a grid,
     and a JSON file of what made them."""
-    from pipeline.errors import UserError
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: not an empty folder; give a new folder for the samples")
     from pipeline.data.buckets import parsed
     from pipeline.generate.folder import load_pretrained
-    from pipeline.generate.samples import sample_info, write_samples
+    from pipeline.generate.samples import earlier, sample_info, write_samples
 
+    before = earlier(out, add)  # before the model is loaded
     shape = parsed(size) if size else None
     generator = load_pretrained(model, root=root, weights=weights)
-    request = generator.request(
-        classes.split(",") if classes else None, count, seed, steps, sampler, guidance, batch_size, shape=shape, **how
-    )
-    write_samples(out, generator.sample(**request), sample_info(generator, request))
-    print(f"{count} images in {out}, the grid in {out / 'grid.png'}")
+    names = [name if name in generator.classes else name.strip() for name in classes.split(",")] if classes else None
+    request = generator.request(names, count, seed, steps, sampler, guidance, batch_size, shape=shape, **how)
+    before.check(out, generator, request.get("shape") or generator.shapes[0])
+    write_samples(out, generator.images(request, before.next), sample_info(generator, request), before)
+    more = f" ({before.next:06d}.png and on)" if before.next else ""
+    print(f"{count} images in {out}{more}, the grid in {out / 'grid.png'}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
-from jobs.common import config_options, read
+from jobs.common import PATH, config_options, read
 from jobs.sample import GRIDS, SAMPLERS
 
 
@@ -18,7 +18,7 @@ from jobs.sample import GRIDS, SAMPLERS
 @click.option("--grids", default=",".join(GRIDS[1:]), show_default=True, help="Grids of times, separated by commas.")
 @click.option("--steps", default="5,10,20", show_default=True, help="Numbers of steps, separated by commas.")
 @click.option("--samples", default=None, type=click.IntRange(50), help="Images a set; default: `evaluate.samples`.")
-@click.option("--out", default=None, type=click.Path(path_type=Path), help="Also write the table here (markdown).")
+@click.option("--out", default=None, type=PATH, help="Also write the table here (markdown).")
 def command(
     path: Path, overrides: tuple[str, ...], samplers: str, grids: str, steps: str, samples: int | None, out: Path | None
 ) -> None:
@@ -35,13 +35,18 @@ def command(
     if not counts or len(counts) != len(steps.split(",")):
         raise UserError(f"--steps {steps}: expected whole numbers above 0 separated by commas, such as 5,10,20")
     config = read(path, overrides)
-    table = measured.measure(config, samplers.split(","), grids.split(","), counts, samples)
+    table = measured.measure(config, _names(samplers), _names(grids), counts, samples)
     given = ["--samplers", samplers, "--grids", grids, "--steps", steps, "--samples", str(table.images)]
     text = measured.markdown(table, shlex.join(["ldm", "solvers", "--config", str(path), *given, *overrides]))
     file = measured.publish(config, table, text)
     if out:
         atomic_write(out, text)
     print(f"{text}\nwritten to {out or file}")
+
+
+def _names(text: str) -> list[str]:
+    """Names separated by commas, with or without blanks."""
+    return [name.strip() for name in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
 from jobs.cli import main
+from jobs.common import PATH, complete, config_and_overrides
 
 
 @click.command("sweep")
-@click.argument("words", nargs=-1, metavar="SWEEP.yaml [KEY=VALUE]...")
-@click.option("--config", type=click.Path(path_type=Path), help="SWEEP.yaml, where a script calls all verbs alike.")
+@click.argument("words", nargs=-1, metavar="SWEEP.yaml [KEY=VALUE]...", shell_complete=complete)
+@click.option("--config", type=PATH, help="SWEEP.yaml, where a script calls all verbs alike.")
 @click.option("--element", type=click.IntRange(0), help="Only this element, from 0: what a task of a job array runs.")
 @click.option("--no-prune", is_flag=True, help="Stop nobody early; pruned elements go on to their end.")
 @click.option("--dry-run", is_flag=True, help="List the elements, what they share, what is cached, what it needs.")
@@ -33,21 +35,22 @@ def command(
     many as there is room for, each takes elements that no other has. Overrides are config keys, common to all elements.
     """
     from pipeline.cluster.stopping import Stopped
+    from pipeline.data import listing
     from pipeline.errors import Notice, UserError
     from pipeline.sweeps.plan import plan
     from pipeline.sweeps.report import markdown, points
     from pipeline.sweeps.run import run
     from pipeline.sweeps.study import check, read
 
-    if config is None and not words:
-        raise click.UsageError("Missing the sweep's file, such as jobs/configs/sweeps/digits_learning_rate.yaml")
-    path, overrides = (config, words) if config else (Path(words[0]), words[1:])
-    study = read(path, overrides)
+    path, overrides = config_and_overrides(config, words, "sweep")
+    with listing.forgetting() if dry_run else nullcontext():
+        study = read(path, overrides)
     if element is not None and element >= study.count:
         raise UserError(f"--element {element}: {path} has {study.count} elements, numbered from 0")
     numbers = range(study.count) if element is None else [element]
     if dry_run:
-        print(plan(study))
+        with listing.forgetting():
+            print(plan(study))
         return
     if not report:
         check(study, numbers)

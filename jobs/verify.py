@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
+from jobs.common import PATH
 
 
 @click.command("verify")
-@click.option("--root", default="runs", type=click.Path(path_type=Path), help="Folder of the artifacts.")
+@click.option("--root", default="runs", type=PATH, help="Folder of the artifacts.")
 def command(root: Path) -> None:
     """Hash every file of every artifact again; exit code 2 if one differs."""
     from pipeline.artifacts import Artifact

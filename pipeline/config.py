@@ -6,18 +6,18 @@ these late, because that needs torch.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError
-from pipeline.schema.data import Data, Filter, Source
-from pipeline.schema.section import SPEED, Positive, Section
+from pipeline.schema import mistakes, tracker_names
+from pipeline.schema.data import Data
+from pipeline.schema.section import SPEED, Place, Positive, Section
 from pipeline.schema.stages import Autoencoder, Diffusion, Evaluate, Latents
 
 S = TypeVar("S", bound=Section)
@@ -28,7 +28,7 @@ class Run(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of the run in MLflow, and of the model."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, order and noise.")
-    root: str = Field("runs", description="Folder for artifacts and MLflow's data base; shared by all nodes.")
+    root: Place = Field("runs", description="Folder for artifacts and MLflow's data base; shared by all nodes.")
 
 
 class ClusterConfig(Section):
@@ -46,7 +46,7 @@ class ClusterConfig(Section):
 
 
 class Tracking(Section):
-    uri: str | None = Field(
+    uri: Place | None = Field(
         None, description="MLflow's address; default: MLFLOW_TRACKING_URI, or SQLite in `run.root`."
     )
     experiment: str = Field("latent-diffusion", description="MLflow experiment.")
@@ -56,6 +56,21 @@ class Tracking(Section):
         60,
         description="Seconds at the end to wait for a slow tracker; one that is down is not waited for.",
     )
+
+    @field_validator("model_name")
+    @classmethod
+    def _takes_model(cls, name: str | None) -> str | None:
+        return None if name is None else tracker_names.model_name(name)
+
+    @field_validator("alias")
+    @classmethod
+    def _takes_alias(cls, name: str) -> str:
+        return tracker_names.alias(name)
+
+    @field_validator("experiment")
+    @classmethod
+    def _takes_experiment(cls, name: str) -> str:
+        return tracker_names.experiment(name)
 
 
 class Element(Section):
@@ -171,6 +186,28 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 def load_as(top: type[S], path: str | Path, overrides: Iterable[str] = ()) -> S:
     """`load`, for a YAML file whose keys are those of the section `top`."""
     path = Path(path)
+    values, lines = _read(path, overrides, top)
+    try:
+        return top.model_validate(values)
+    except ValidationError as error:
+        raise UserError(mistakes.explain(error, path, lines, top)) from None
+
+
+def place(path: str | Path, overrides: Iterable[str], said: str) -> str:
+    """Where the key that a message begins with (`` `diffusion.backbone`: width: ... ``) stands: FILE:LINE or the
+    override; empty if it names none. For what is found out after `load`."""
+    found = re.match(r"`([a-z_][\w.]*)`(?:: (\w+))?", said)
+    if not found or found[1].split(".")[0] not in Config.model_fields:
+        return ""
+    lines = _read(Path(path), overrides, Config)[1]
+    keys = (*found[1].split("."), *([found[2]] if found[2] else []))
+    return mistakes.place(path, lines, keys if keys in lines else tuple(found[1].split(".")))
+
+
+def _read(
+    path: Path, overrides: Iterable[str], top: type[Section]
+) -> tuple[dict[str, Any], dict[tuple[str | int, ...], str]]:
+    """The values of a file with overrides in place, not validated, and where each key is."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -195,10 +232,7 @@ def load_as(top: type[S], path: str | Path, overrides: Iterable[str] = ()) -> S:
         lines = {known: where for known, where in lines.items() if known[: len(keys)] != keys}
         for n in range(1, len(keys) + 1):  # sections that only the override names are real keys as well
             lines.setdefault(keys[:n], f"override `{text}`")
-    try:
-        return top.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(error, path, lines, top)) from None
+    return values, lines
 
 
 class _DoubleKey(Exception):
@@ -247,58 +281,6 @@ def override_value(text: str) -> tuple[str, Any]:
     for key in keys:
         values = values[key]
     return ".".join(keys), values
-
-
-def _explain(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], str], top: type[Section]) -> str:
-    """The first mistake in one line, with where it is; says how many more there are."""
-    first, *more = error.errors(include_url=False)
-    where: tuple[Any, ...] = ()
-    for key in first["loc"]:  # pydantic puts the tag of a union between the keys: keys that exist in the file are real
-        if (*where, key) in lines or key == first["loc"][-1]:
-            where = (*where, key)
-    line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), "1")
-    place = line if line.startswith("override") else f"{path}:{line}"
-    key = ".".join(str(k) for k in where) or "the config"
-    if first["type"] == "extra_forbidden":
-        valid = _fields_at(where[:-1], top)
-        near = difflib.get_close_matches(str(where[-1]), valid, n=1, cutoff=0.5)
-        say = f"unknown key `{key}`; " + (
-            f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(valid)}"
-        )
-    elif first["type"] == "missing":
-        say = f"`{key}` is missing; add it"
-    elif first["type"].startswith("union_tag"):
-        given = repr(first["input"].get("kind")) if first["type"] == "union_tag_invalid" else "missing"
-        say = f"`{key}.kind` is {given}; expected one of {', '.join(_kinds(where))}"
-    else:
-        given = first["input"]
-        shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
-        say = f"`{key}`: {first['msg'].removeprefix('Value error, ')}{shown}"
-    return f"{place}: {say}" + (f" (and {len(more)} more)" if more else "")
-
-
-def _kinds(keys: tuple[Any, ...]) -> list[str]:
-    union = Filter if "filters" in keys else Source
-    return [get_args(s.model_fields["kind"].annotation)[0] for s in get_args(get_args(union)[0])]
-
-
-def _fields_at(keys: tuple[Any, ...], top: type[Section]) -> list[str]:
-    """Valid keys of the section at `keys` under `top`."""
-    sections: list[type[Section]] = [top]
-    for key in (key for key in keys if not isinstance(key, int)):  # a place in a list
-        found: list[type[Section]] = []
-        for section in sections:
-            for name, field in section.model_fields.items():
-                if key in (name, field.alias):
-                    found += _sections(field.annotation)
-        sections = found or sections  # a key of a mapping (dict[str, Section]) is no field
-    return sorted({field.alias or name for section in sections for name, field in section.model_fields.items()})
-
-
-def _sections(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [s for a in get_args(annotation) for s in _sections(a)] if get_origin(annotation) else []
 
 
 def dump(config: Config) -> str:

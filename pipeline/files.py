@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,39 @@ def disk_trouble() -> Iterator[None]:
             f"{place}: {error.strerror}; make room or give rights there (or move `run.root`), then run again: "
             "it goes on where it stopped"
         ) from error
+
+
+def expanded(path: str) -> str:
+    """A path as a shell would read it: `~`, `~user`, `$VAR` and `${VAR}` put in; of an address only variables.
+
+    ValueError for a variable that is not set and a user who is not known, unless a file has that very name.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise ValueError(f"the variable {name} is not set; set it, or write the path out")
+        return os.environ[name]
+
+    try:
+        text = re.sub(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", value, path)
+        home = os.path.expanduser(text) if text.startswith("~") else text  # noqa: PTH111 - the text stays as it is
+        if home.startswith("~"):
+            user = home.split("/")[0]
+            raise ValueError(f"there is no home of {user}; write the path out (a name may begin as ./{user})")
+    except ValueError:
+        if not os.path.lexists(path):
+            raise
+        return path
+    return home
+
+
+def plain(path: str | Path) -> Path:
+    """The absolute path without `..`, whichever folder it is read from later. Links are followed only where a `..`
+    comes after them: what lies above is above their target."""
+    parts = Path(path).absolute().parts
+    upto = max((i + 1 for i, part in enumerate(parts) if part == ".."), default=0)
+    return Path(*parts[:upto]).resolve().joinpath(*parts[upto:]) if upto else Path(*parts)
 
 
 @contextmanager

@@ -11,11 +11,11 @@ import os
 import secrets
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster.folders import short_folder
 from pipeline.cluster.inline import Inline
 from pipeline.cluster.joining import join, mind_job_stop
 from pipeline.cluster.reach import reach
@@ -71,7 +71,7 @@ class Cluster:
             # Ray's ports listen on every interface whatever they are told: nobody without this token gets in
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            self._temporary = tempfile.mkdtemp(prefix="ldm-ray-")  # short: socket paths end at 107 characters
+            self._temporary = short_folder()
         import ray
 
         handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread() else {}
@@ -81,6 +81,7 @@ class Cluster:
             mind_job_stop()
         else:
             ray.init(
+                address="local",
                 num_cpus=cpus(),
                 include_dashboard=True,  # without it Ray Train's state actor floods the log (Ray 2.60)
                 dashboard_host="127.0.0.1",
@@ -93,7 +94,8 @@ class Cluster:
         self.started = True
 
     def _address(self) -> str | None:
-        return self.config.address or os.environ.get("RAY_ADDRESS")
+        address = self.config.address or os.environ.get("RAY_ADDRESS")
+        return None if address == "local" else address  # Ray's word for one of its own
 
     # ---- tasks and actors over items ---------------------------------------------------------------------------------
 

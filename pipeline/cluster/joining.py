@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from typing import Any
 
+from pipeline.cluster.reach import reach
 from pipeline.errors import UserError, brief
 
 JOB_STOP_WAIT, RAY_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S", 3  # seconds between notice and kill: Ray's default
 LEAST_STOP_WAIT = 60  # seconds: the ranks' next look at the stop, a checkpoint, the tracker's last lines
+ANSWER = 10.0  # seconds that the head of a cluster has for an answer: it takes milliseconds
 
 
 def ray_program() -> None:
@@ -65,20 +66,27 @@ def mind_job_stop() -> None:
 
 def join(address: str, options: dict[str, Any]) -> None:
     """Join a running cluster. One that slurm/train_ldm.sh is just raising (LDM_RAY_NODES: NAME=ADDRESS, spaces between)
-    gets LDM_JOIN_DEADLINE seconds to be there with all its nodes; then a UserError names those that are not."""
+    gets LDM_JOIN_DEADLINE seconds to be there with all its nodes; then a UserError names those that are not.
+
+    Any other is there now, or a UserError says in one line what is wrong with it.
+    """
     import ray
 
     pairs = [pair.split("=") for pair in os.environ.get("LDM_RAY_NODES", "").split()]
     missing = {where: name for name, where in pairs}
     if not missing:
-        ray.init(address=address, **options)
+        where = find(address)
+        try:
+            ray.init(address=where, **options)
+        except (OSError, RuntimeError, ValueError, ImportError, ray.exceptions.RayError) as error:
+            raise UserError(f"cannot join the Ray cluster at {address}: {brief(error)}") from error
         return
     limit, begun, trouble = _join_limit(), time.monotonic(), ""
     while missing:
         try:
             if not ray.is_initialized():
-                host, port = address.rsplit(":", 1)
-                socket.create_connection((host, int(port)), 5).close()  # ray.init would wait for long, and for nothing
+                if silence := unanswered(address):  # ray.init would wait for long, and for nothing
+                    raise OSError(silence)
                 ray.init(address=address, **options)
             alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
             missing = {where: name for where, name in missing.items() if where not in alive}
@@ -94,3 +102,59 @@ def join(address: str, options: dict[str, Any]) -> None:
     has = ray.cluster_resources()
     names = ", ".join(name for name, _ in pairs)
     print(f"cluster: {names} joined ({has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs)", flush=True)
+
+
+def find(address: str) -> str:
+    """The address that a cluster really answers at, from what `cluster.address` or RAY_ADDRESS says.
+
+    Raises UserError in about `ANSWER` seconds where there is none: Ray itself tries for a quarter of an hour, and ends
+    in a traceback.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address == "auto":  # Ray has it that way
+        address = os.environ.get("RAY_ADDRESS") or address
+    said = f"{'RAY_ADDRESS' if address == os.environ.get('RAY_ADDRESS') else '`cluster.address`'}: {address}"
+    expected = "expected HOST:PORT of a running cluster (PORT is mostly 6379), or nothing, to start a local one"
+    if address.startswith(("http://", "https://")):
+        raise UserError(f"{said} is a dashboard's address, as `ray job submit` takes it; {expected}")
+    client = address.startswith("ray://")  # of a Ray client's server: all that is asked is whether anybody is there
+    if "://" in address and not client:
+        return address
+    try:
+        where = address.removeprefix("ray://") if client else canonicalize_bootstrap_address(address)
+        host, port = (where or "").rsplit(":", 1)
+        failed = "".join(reach([("it", host.strip("[]"), int(port))])) if client else unanswered(f"{host}:{port}")
+    except ConnectionError:  # `auto`
+        raise UserError(f"{said}, but no cluster runs on this machine; {expected}") from None
+    except (ValueError, OSError, OverflowError):
+        raise UserError(f"{said} is no address; {expected}") from None
+    if failed:
+        raise UserError(f"{said}: no Ray cluster is there ({failed}); {expected}")
+    return address if client else f"{host}:{port}"
+
+
+def unanswered(address: str, timeout: float = ANSWER) -> str:
+    """Why no head of a Ray cluster answers at HOST:PORT, in a few words; empty where one does."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    host, port = address.rsplit(":", 1)
+    if failed := reach([("it", host.strip("[]"), int(port))]):
+        return failed[0]
+    channel = init_grpc_channel(address, options=[("grpc.enable_http_proxy", 0)])
+    try:
+        gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).CheckAlive(
+            gcs_service_pb2.CheckAliveRequest(), timeout=timeout
+        )
+    except grpc.RpcError as error:
+        code = error.code()
+        if code is grpc.StatusCode.UNAUTHENTICATED:
+            return "it wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's"
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"something listens there, and does not answer within {timeout:.0f} s"
+        return f"something listens there that is no head of a Ray cluster: {code.name}"
+    finally:
+        channel.close()
+    return ""

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.data.own_split import split_number
 from pipeline.data.report import TRAIN, VAL
 from pipeline.errors import UserError
 from pipeline.schema.data import Data
@@ -49,6 +50,8 @@ def group_of(data: Data, key: str, known: dict[str, Any]) -> str:
 
 def split_of(data: Data, key: str, known: dict[str, Any], fold_of: Mapping[str, int]) -> int:
     """fold_of: the fold of each group, with `by: fold`."""
+    if data.split.by == "source":
+        return split_number(known, key)
     if data.split.by == "fold":
         return VAL if fold_of[group_of(data, key, known)] == data.split.fold else TRAIN
     if data.split.by == "column":

@@ -36,7 +36,8 @@ class TarPlan:
     """One foreign tar to index.
 
     repeated: places in it of images that an earlier place holds already. repeats: places of images with the pixels of
-    an earlier one, and that one's key.
+    an earlier one, and that one's key. chosen: places of the samples that are taken, with `data.limit`; the others
+    count as if they were not there, and places are of those that are taken.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TarPlan:
     repeated: frozenset[int] = frozenset()
     fold_of: Mapping[str, int] = field(default_factory=dict)  # of each group, with `data.split.by: fold`
     repeats: Mapping[int, str] = field(default_factory=dict)
+    chosen: frozenset[int] | None = None
 
 
 def samples_of(
@@ -75,6 +77,15 @@ def samples_of(
         yield plain(key), members, images[0] if images else None
 
 
+def taken(
+    plan: TarPlan, local: Path, left_out: LeftOut | None = None
+) -> Iterator[tuple[str, dict[str, shards.Member], shards.Member | None]]:
+    """The samples of a plan's tar that `data.limit` leaves."""
+    for place, sample in enumerate(samples_of(local, plan.tar.location, left_out)):
+        if plan.chosen is None or place in plan.chosen:
+            yield sample
+
+
 def hash_tar(plan: TarPlan, data: Data, work: Path) -> np.ndarray[Any, Any]:
     """16 bytes of SHA-256 of each sample's image, as V16 [n]; kept in work/, so that a restart reads no tar again."""
     path = work / f"{plan.name}.bytes.npy"
@@ -83,7 +94,7 @@ def hash_tar(plan: TarPlan, data: Data, work: Path) -> np.ndarray[Any, Any]:
     local = _local(plan.tar, data)
     with open(local, "rb") as file:
         found = []
-        for key, _, image in samples_of(local, plan.tar.location):
+        for key, _, image in taken(plan, local):
             content = _read(file, image) if image else f"{plan.name}/{key}".encode()
             found.append(hashlib.sha256(content).digest()[:16])
     digests = np.frombuffer(b"".join(found), "S16")
@@ -92,12 +103,22 @@ def hash_tar(plan: TarPlan, data: Data, work: Path) -> np.ndarray[Any, Any]:
     return digests
 
 
+def tar_strata(plan: TarPlan, data: Data) -> list[tuple[str, str]]:
+    """(key, what it is chosen by: its split where tars decide on it, and its class) of each sample of a tar."""
+    local = _local(plan.tar, data)
+    with open(local, "rb") as file:
+        return [
+            (key, f"{plan.tar.held_out} {_read(file, members['cls']).hex() if 'cls' in members else None}")
+            for key, members, _ in taken(plan, local)
+        ]
+
+
 def tar_groups(plan: TarPlan, data: Data) -> Counter[str]:
     """Images of each group (value of `data.split.column`) in a tar, without those that an earlier place holds."""
     local = _local(plan.tar, data)
     found: Counter[str] = Counter()
     with open(local, "rb") as file:
-        for place, (key, members, image) in enumerate(samples_of(local, plan.tar.location)):
+        for place, (key, members, image) in enumerate(taken(plan, local)):
             if image and place not in plan.repeated:
                 shown = f"{plan.tar.location}: {key}"
                 found[group_of(data, key, _attributes(file, members.get("json"), shown))] += 1
@@ -126,7 +147,7 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
     pixels: list[tuple[bytes, str]] = []
     left_out = LeftOut()
     with open(local, "rb") as file:
-        for place, (key, members, member) in enumerate(samples_of(local, plan.tar.location, left_out)):
+        for place, (key, members, member) in enumerate(taken(plan, local, left_out)):
             shown = plain(f"{plan.tar.location}: {key}")
             try:
                 if member is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -70,16 +72,35 @@ class LeftOut:
 @dataclass(frozen=True)
 class Listing:
     """All images of a source in a fixed order, its class names, what was named but is not there, and what lies there
-    but was not taken."""
+    but was not taken.
+
+    notes: what was found and mended that a user may want to know, each in a line.
+    """
 
     rows: list[Row]
     classes: list[str]
     missing: list[str]
     left_out: LeftOut = field(default_factory=LeftOut)
+    notes: list[str] = field(default_factory=list)
+
+
+_forget: ContextVar[bool] = ContextVar("forget", default=False)
+
+
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Digests that are computed within are not stored: a dry run writes nothing."""
+    token = _forget.set(True)
+    try:
+        yield
+    finally:
+        _forget.reset(token)
 
 
 class Digests:
     """SHA-256 of files, remembered by path, size and mtime, so that a second run reads no image again."""
+
+    reads = True  # whether there are digests at all
 
     def __init__(self, path: Path | None) -> None:
         """`path`: the JSON file that remembers, or None."""
@@ -100,12 +121,14 @@ class Digests:
 
     def save(self) -> None:
         """Keep the digests of the files that were asked for."""
-        if self._path is not None and self._used != self._known:
+        if self._path is not None and not _forget.get() and self._used != self._known:
             write_json(self._path, self._used)
 
 
-class NoDigests(Digests):
-    """Lists without reading: a first look needs no digests of all bytes."""
+class Unread(Digests):
+    """Lists without reading the images: a file's digest is its name."""
+
+    reads = False
 
     def __init__(self) -> None:
         super().__init__(None)

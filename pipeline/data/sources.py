@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data import synthetic
+from pipeline.data import arrays, parquet, synthetic
 from pipeline.data.arrays import list_arrays, read_arrays
 from pipeline.data.folders import walk
-from pipeline.data.listing import FORMAT, Array, Digests, Listing, Row, class_order, existing, keys_of, plain
+from pipeline.data.limit import limited
+from pipeline.data.listing import FORMAT, Array, Digests, Listing, Row, Unread, class_order, existing, keys_of, plain
+from pipeline.data.own_split import own_split
+from pipeline.data.parquet_files import reader as parquet_reader
 from pipeline.data.tables import list_table
 from pipeline.data.tars import Tar, tar_classes, tar_listing
 from pipeline.errors import UserError
@@ -38,11 +42,13 @@ def source_fingerprint(data: Data, digests_folder: str | Path | None = None) -> 
         tars = [[tar.identity, tar.held_out] for tar in tar_listing(source, digests)]
         content: Any = [tars, tar_classes(source)]
     elif source.kind == "arrays":
-        content = [digests.of(existing(path)) for path in (source.path, source.labels) if path]
+        content = arrays.identity(source, digests)
+    elif source.kind == "table" and parquet.is_parquet(source.path):
+        content = parquet.identity(source, digests)
     elif source.kind in synthetic.KINDS:
         content = [synthetic.VERSION, source.model_dump(mode="json")]
     else:
-        found = listing(source, digests)
+        found = _listed(data, digests)
         rows = [[row.key, row.digest, row.label, row.caption, row.attributes] for row in found.rows]
         content = [rows, found.classes, found.missing]
     digests.save()
@@ -52,8 +58,23 @@ def source_fingerprint(data: Data, digests_folder: str | Path | None = None) -> 
 def open_listing(data: Data, digests_folder: str | Path | None = None) -> Listing:
     """The listing of a source that is no WebDataset, with file digests remembered in `digests_folder`."""
     digests = _digests(data.source, digests_folder)
-    found = listing(data.source, digests)
+    found = _listed(data, digests)
     digests.save()
+    return found
+
+
+def _listed(data: Data, digests: Digests) -> Listing:
+    """The listing of a source in its own split if that decides, and no more of it than `data.limit`, which alone are
+    read."""
+    if data.limit is None:
+        found = listing(data.source, digests)
+        return own_split(found) if data.split.by == "source" else found
+    found = listing(data.source, Unread())
+    found = limited(own_split(found) if data.split.by == "source" else found, data.limit)
+    if data.source.kind == "table" and parquet.is_parquet(data.source.path):
+        return replace(found, rows=parquet.with_digests(data.source, found.rows, digests))
+    if data.source.kind in ("folder", "table"):
+        return replace(found, rows=[replace(row, digest=digests.of(str(row.location))) for row in found.rows])
     return found
 
 
@@ -90,6 +111,8 @@ def reader(source: Any) -> Callable[[str | int], bytes | Array]:
     if source.kind in synthetic.KINDS:
         made = synthetic.reader(source)
         return lambda location: made(int(location))
+    if source.kind == "table" and parquet.is_parquet(source.path):
+        return parquet_reader(source.image)
     return lambda location: Path(str(location)).read_bytes()
 
 

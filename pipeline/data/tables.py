@@ -1,14 +1,16 @@
-"""Tables as sources: .csv and .jsonl with paths of images, labels, captions and other columns."""
+"""Tables as sources: rows of text or of Parquet with paths of images, labels, captions and other columns."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pipeline.data import parquet
+from pipeline.data.labels import Labels
 from pipeline.data.listing import Digests, Listing, Row, class_order, existing
+from pipeline.data.named_files import Paths
+from pipeline.data.text_tables import TextTable
+from pipeline.data.values import Values, text_of, whole_text
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,53 +18,29 @@ if TYPE_CHECKING:
 
 
 def list_table(source: TableSource, digests: Digests) -> Listing:
+    """The rows of a table whose images are there. Raises UserError, naming file and line, for what is no table."""
+    if parquet.is_parquet(source.path):
+        return parquet.list_parquet(source, digests)
     path = existing(source.path)
+    table = TextTable(path, source.delimiter, source.encoding)
+    labels, paths, values = Labels(source.label or "", source.empty_label), Paths(path.parent), Values()
+    named = (source.image, source.label, source.caption)
     rows, missing = [], []
-    for number, record in _records(path):
-        for column in (source.image, source.label, source.caption):
+    for number, record in table.rows():
+        where = f"{path}:{number}"
+        for column in named:
             if column and column not in record:
-                raise UserError(f"{path}:{number}: no column {column!r}; there are {', '.join(map(str, record))}")
-        name = str(record[source.image])
-        attributes = {k: v for k, v in record.items() if k not in (source.image, source.label, source.caption)}
-        label = _text(record[source.label]) if source.label else None
-        caption = _text(record[source.caption]) if source.caption else None
-        file = path.parent / name
-        if file.is_file():
+                raise UserError(f"{where}: no column {column!r}; there are {', '.join(map(str, record))}")
+            if column in table.repeated:
+                raise UserError(f"{path}: {column!r} is the name of more than one column; rename one")
+        attributes = {whole_text(k): values(v, k, where) for k, v in record.items() if k not in named}
+        label = labels(values(record[source.label], source.label, where), where) if source.label else None
+        caption = text_of(values(record[source.caption], source.caption, where)) if source.caption else None
+        name, file = paths.find(str(record[source.image]))
+        if file is not None:
             key = Path(name).with_suffix("").as_posix()
             rows.append(Row(key, str(file.absolute()), digests.of(file), label, caption, attributes))
         else:
-            missing.append(name)
-    return Listing(rows, class_order(row.label for row in rows if row.label), missing)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None or value == "" else str(value)
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and columns of each row of a .csv or .jsonl file."""
-    if path.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"data.source: {path} is neither .csv nor .jsonl: convert or rename it")
-    try:
-        yield from _parsed(path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a table in UTF-8 ({error}): convert it") from error
-
-
-def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        if path.suffix == ".csv":
-            for record in (table := csv.DictReader(file)):
-                if None in record or None in record.values():
-                    columns = len(table.fieldnames or [])
-                    raise UserError(f"{path}:{table.line_num}: a row of more or fewer than {columns} columns")
-                yield table.line_num, record
-            return
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error}): one object a line is expected") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{path}:{number}: expected an object, got {type(record).__name__}")
-            yield number, record
+            missing.append(whole_text(name))
+    notes = [*table.notes(), *paths.notes(), *values.notes(), *labels.notes()]
+    return Listing(rows, class_order(row.label for row in rows if row.label), missing, notes=notes)

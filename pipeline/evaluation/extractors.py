@@ -106,18 +106,33 @@ def keep(made: Extractor, path: Path) -> Extractor:
     return made
 
 
+def why_no_classifier(labels: Array, held_out_labels: Array, classes: int) -> str | None:
+    """Why no classifier can be trained on images of these classes (-1: none), in words; None where it can.
+
+    labels: of the images that would train it, without those that are compared. classes: that have names.
+    """
+    met = len(np.unique(labels[labels >= 0]))
+    if not met and not (held_out_labels >= 0).any():
+        return "the images have no classes"
+    if met < 2 and classes < 2:
+        return "all images are of one class"
+    if met < 2:
+        return f"of {classes} classes {'only 1' if met else 'none'} is among the {len(labels):,} images that train it"
+    return None if (held_out_labels >= 0).any() else "no held-out image has a class"
+
+
 def make_extractor(
     config: Evaluate, train: Images, labels: Array, held_out: Images, held_out_labels: Array, classes: int
 ) -> Extractor:
-    """The extractor that the config asks for. Without two classes no classifier can be trained: random convolutions."""
+    """The extractor that the config asks for. Where no classifier can be trained: random convolutions."""
     from pipeline.evaluation.metrics import features
 
     chosen = config.extractor
     if chosen.path:
         return features.of_file(chosen)
     known, known_held_out = labels >= 0, held_out_labels >= 0
-    if len(np.unique(labels[known])) < 2 or not known_held_out.any():
-        return features.random_network(train, "the images have fewer than two classes")
+    if reason := why_no_classifier(labels, held_out_labels, classes):
+        return features.random_network(train, reason)
     return features.train_classifier(
         train[known],
         labels[known],

@@ -121,7 +121,7 @@ def compare(
         "extractor": {key: getattr(extractor, key) for key in ("kind", "digest", "description", "facts")},
         **found,
         "conditions": {**conditions, "real": digest, "guidance": guidance},
-        "verdict": comparable.verdict(found["frechet"]),
+        "verdict": comparable.verdict(found["frechet"], extractor.kind),
     }
 
 
@@ -138,7 +138,12 @@ def classify(
 
     extractor = report.extractor
     if extractor.logits is None:
-        report.missing["class_accuracy"] = f"the extractor {extractor.kind} knows no classes; use kind classifier"
+        reason = extractor.facts.get("reason")
+        report.missing["class_accuracy"] = (
+            f"no classifier could be trained, since {reason}"
+            if reason
+            else f"the extractor {extractor.kind} knows no classes; use kind classifier"
+        )
         return
     given, held_out_given = extractor.classify(images["samples"]), extractor.classify(images["held_out"])
     right = given == asked

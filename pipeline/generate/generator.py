@@ -29,6 +29,10 @@ from pipeline.schema.data import Shape, text
 DEFAULTS: dict[str, Any] = {**sampling.DEFAULTS, "batch_size": 32}
 
 
+class NotFinite(UserError):
+    """Images of NaN or infinity, which as bytes would be black or white."""
+
+
 @dataclass(frozen=True)
 class Generator:
     """A model that is ready to sample.
@@ -72,14 +76,14 @@ class Generator:
         shape: Sequence[int] | None = None,
         **how: Any,
     ) -> Images:
-        """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (default: all, in turn).
+        """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (a list, or one; default: all).
 
         shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
         of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is
         filled up to `batch_size`, so that `n` and the other classes change no bit. Another batch size is another shape
         of the same computation: equal up to rounding. `how`: grid, shift, guidance_kind, guidance_weak,
         guidance_interval, guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model
-        does not know.
+        does not know, and NotFinite where they, or the weights, lead to no image.
         """
         request = self.request(classes, n, seed, steps, sampler, guidance, batch_size, shape, **how)
         return self.images(request)
@@ -101,6 +105,8 @@ class Generator:
         **how: Any,
     ) -> dict[str, Any]:
         """The arguments of `sample`, checked, with the defaults put in, as plain JSON values."""
+        if isinstance(classes, (int, np.integer, str)):  # one, without its brackets
+            classes = [classes]
         labels = self._labels(classes)
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch_size": batch_size, **how}
         filled = {**self.defaults, **{key: value for key, value in chosen.items() if value is not None}}
@@ -141,15 +147,21 @@ class Generator:
         return torch.cat(parts)
 
     def decode(self, latents: Tensor, batch_size: int = 32) -> Images:
-        """Images uint8 [n, H, W, C] of normalised latents [n, C, h, w]."""
+        """Images uint8 [n, H, W, C] of normalised latents [n, C, h, w]. Raises NotFinite."""
         parts = []
         for start in range(0, len(latents), batch_size):
-            part = latents[start : start + batch_size].to(self.device)
-            with torch.no_grad():
-                x = self.autoencoder.decode(self.space.restore(part)).float()  # [b, C, H, W] in about [-1, 1]
-            pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
-            parts.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+            images, sound = self._decoded(latents[start : start + batch_size])
+            _mind(sound, start, "the latents or the autoencoder's weights are bad")
+            parts.append(images)
         return np.concatenate(parts)
+
+    def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
+        """Images uint8 [n, H, W, C] of latents [n, C, h, w], and of which of them all values are finite: bool [n]."""
+        with torch.no_grad():
+            x = self.autoencoder.decode(self.space.restore(latents.to(self.device))).float()  # in about [-1, 1]
+        sound = latents.flatten(1).isfinite().all(1).cpu() & x.flatten(1).isfinite().all(1).cpu()
+        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()  # [b, C, H, W]
+        return pixels.permute(0, 2, 3, 1).cpu().numpy(), sound
 
     def _batches(self, request: dict[str, Any], first: int) -> Iterator[Images]:
         labels, size, factor = request["classes"], request["batch_size"], self.autoencoder.factor
@@ -167,7 +179,12 @@ class Generator:
                 self.device,
                 (height // factor, width // factor),
             )
-            yield self.decode(z, size)
+            images, sound = self._decoded(z)
+            guided = (
+                f"guidance is {request['guidance']:g}: give less" if request["guidance"] > 1 else "the weights are bad"
+            )
+            _mind(sound[: request["n"] - start], start, f"{guided}, or more steps ({request['steps']} were taken)")
+            yield images
 
     def _weak_file(self, name: str) -> Path:
         if name not in self.averages:
@@ -199,6 +216,13 @@ class Generator:
 
 class Label(int):
     """The number of a class that was found: a request that comes back is not read as names again."""
+
+
+def _mind(sound: Tensor, start: int, why: str) -> None:
+    """NotFinite where `sound` (bool [n], of the images from number `start` on) is not all true."""
+    if bad := int((~sound).sum()):
+        which = f"{bad} of {len(sound)} images from number {start} on"
+        raise NotFinite(f"{which} are not finite (they hold NaN or infinity); {why}")
 
 
 def class_number(value: int | str, names: Sequence[str]) -> int:

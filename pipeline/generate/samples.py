@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +13,92 @@ import torch
 
 from pipeline.data.pictures import Images, grid
 from pipeline.errors import UserError
-from pipeline.files import atomic_write, sha256_file, write_json
+from pipeline.files import atomic_write, read_json, sha256_file, write_json
 from pipeline.generate.generator import Generator, class_number
 
+INFO, GRID = "samples.json", "grid.png"
 
-def write_samples(folder: str | Path, images: Images, info: Mapping[str, Any]) -> Path:
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a folder holds already. info: its samples.json, empty where it has none; next: the first free number."""
+
+    info: dict[str, Any] = field(default_factory=dict)
+    next: int = 0
+
+    def check(self, folder: Path, of: Generator, shape: tuple[int, int]) -> None:
+        """UserError where images [height, width] of this model cannot lie beside those: before any is made."""
+        if not self.info:
+            return
+        if self.info["class_names"] != of.classes:
+            raise UserError(f"--out {folder}: holds samples of a model with other classes; give a new folder")
+        if self.info["images"]:
+            height, width = _read(folder / self.info["images"][0]["file"]).shape[:2]
+            if (height, width) != shape:
+                raise UserError(
+                    f"--out {folder}: holds samples of {height}x{width} pixels, and these are to be "
+                    f"{shape[0]}x{shape[1]}, which make no grid; give a new folder"
+                )
+
+
+def earlier(folder: Path, add: bool) -> Earlier:
+    """What is in the folder that samples are to go to. UserError where it may not be added to: two sets would mix.
+
+    Images that samples.json lists and that are gone are said, and left out from now on.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return Earlier()
+    if not folder.is_dir() or not add:
+        more = "" if not folder.is_dir() else ", or --add, which numbers on and overwrites nothing"
+        raise UserError(f"--out {folder}: not an empty folder; give a new folder for the samples{more}")
+    if not (folder / INFO).is_file():
+        if (folder / GRID).exists():
+            raise UserError(f"--out {folder}: its {GRID} is none of `ldm sample` (no {INFO}); give a new folder")
+        return Earlier(next=_next(folder))
+    try:
+        info = read_json(folder / INFO)
+        entries = [entry for entry in info["images"] if (folder / entry["file"]).is_file()]
+        lost, info["class_names"] = len(info["images"]) - len(entries), info["class_names"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / INFO}: is not what `ldm sample` writes; give a new folder") from None
+    if lost:
+        print(f"{folder}: {lost} images that {INFO} lists are gone; it lists them no more", flush=True)
+    return Earlier(
+        {**info, "images": entries}, max(_next(folder), 1 + max((e["index"] for e in info["images"]), default=-1))
+    )
+
+
+def _next(folder: Path) -> int:
+    """One more than the highest number that a file is named by, whoever made it."""
+    return 1 + max((int(p.stem) for p in folder.iterdir() if re.fullmatch(r"\d{6,}", p.stem)), default=-1)
+
+
+def write_samples(folder: str | Path, images: Images, info: Mapping[str, Any], before: Earlier | None = None) -> Path:
     """Write 000000.png ..., grid.png, and last samples.json (info, and each file's class and checksum).
 
-    `info` is `sample_info(...)`. A folder that holds samples already is a UserError: two sets would mix.
+    `info` is `sample_info(...)`. before: what `earlier` found in the folder. The numbers go on from it (images are
+    those of their numbers, `Generator.images(first=)`), the grid shows all, samples.json keeps an entry for each and
+    the `info` of every set that was added under "added", with its first number.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: not empty; give a new folder for the samples")
-    names, entries = info["class_names"], []
+    before = before or earlier(folder, add=False)
+    names, entries, first = info["class_names"], [], before.next
     labels = [class_number(value, names) for value in info["request"]["classes"]]
+    old = [_read(folder / entry["file"]) for entry in before.info.get("images", [])]
+    if any(image.shape != images[0].shape for image in old):
+        raise UserError(f"--out {folder}: holds samples of another shape; give a new folder")
     for i, image in enumerate(images):
-        file = folder / f"{i:06d}.png"
+        file = folder / f"{first + i:06d}.png"
         _write_png(file, image)
         chosen = labels[i % len(labels)] if labels else None
-        entries.append({"file": file.name, "index": i, "class": chosen, "sha256": sha256_file(file)})
-    _write_png(folder / "grid.png", grid(images))
-    write_json(folder / "samples.json", {**info, "images": entries})
+        entries.append({"file": file.name, "index": first + i, "class": chosen, "sha256": sha256_file(file)})
+    _write_png(folder / GRID, grid(np.stack([*old, *images])))
+    if before.info:
+        added = [*before.info.get("added", []), {**info, "first": first}]
+        written = {**before.info, "added": added, "images": [*before.info["images"], *entries]}
+    else:
+        written = {**info, **({"first": first} if first else {}), "images": entries}
+    write_json(folder / INFO, written)
     return folder
 
 
@@ -42,6 +109,18 @@ def _write_png(path: Path, image: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     from pipeline.data.transforms import to_png
 
     atomic_write(path, to_png(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)))
+
+
+def _read(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 [H, W, 1] or [H, W, 3] of a file that `_write_png` wrote. UserError where it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image)
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it, or give a new folder for the samples") from None
+    return values[..., None] if values.ndim == 2 else values
 
 
 def sample_info(of: Generator, request: Mapping[str, Any]) -> dict[str, Any]:

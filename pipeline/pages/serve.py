@@ -24,11 +24,11 @@ from pipeline.tracking.server import (
     free_port,
     prepare,
     print_links,
+    send_left,
     server,
     stop,
     wait_until_up,
 )
-from pipeline.tracking.tracker import sync
 
 OPTIONS = {  # Streamlit's: the loopback only, no telemetry, no questions, nothing that is watched or sent elsewhere
     "server.address": "127.0.0.1",
@@ -96,7 +96,7 @@ def serve(
             if uri.startswith("http"):
                 address = public_uri(uri)
             elif tracked:
-                sync(root, uri)
+                send_left(root, uri)
                 prepare(root, uri)
                 address = stack.enter_context(server(root, port or free_port(5000), uri))
             page_address = stack.enter_context(sampling_page(root, page or free_port(8501), model, address))

@@ -20,6 +20,8 @@ KEYS = {  # condition: how a difference reads
     "guidance": "guidance {} and {}",
 }
 
+UNTAUGHT = ("random",)  # kinds of extractors that were never trained
+
 
 def conditions(report: Mapping[str, Any]) -> dict[str, Any]:
     """What the figures of an evaluation rest on, from its report.json (or a stage's summary that holds them).
@@ -64,15 +66,17 @@ def text(found: Mapping[str, Any]) -> str:
     return f"{found['images']} images a set of {size}, extractor {_short(found['extractor'])}{guidance}"
 
 
-def verdict(figures: Mapping[str, Any]) -> str | None:
+def verdict(figures: Mapping[str, Any], kind: str) -> str | None:
     """Is it the autoencoder or the denoiser? In a few words, from report["frechet"]; None without its three figures.
 
     What the samples are further from real images than other real images are is the whole gap; the same of the
     reconstructions is the autoencoder's part, that no denoiser can be better than. The Fréchet distance is no sum, so
-    the part is a guide.
+    the part is a guide. kind: of the extractor; by features that nothing was learned for there is no saying.
     """
     if not {"real", "samples", "reconstructions"} <= figures.keys():
         return None
+    if kind in UNTAUGHT:
+        return "no verdict on autoencoder and denoiser: the features are untrained, and know nothing of the images"
     real, samples, passed = (figures[key] for key in ("real", "samples", "reconstructions"))
     if samples["interval"][0] <= real["interval"][1] or samples["value"] <= real["value"]:
         return "samples are not told from real images by this distance at this count"

@@ -118,7 +118,10 @@ def _place(stage: str) -> int:
 
 def find(root: str | Path, text: str) -> Past:
     """The pipeline that a person means: its name, its key or the first characters of it, the id of its MLflow run, or
-    its folder `ROOT/pipelines/KEY`. Raises UserError where there is none, or more than one."""
+    its folder `ROOT/pipelines/KEY`. Of several runs of a name the one that finished is meant, which is said.
+
+    Raises UserError where there is none, or more than one.
+    """
     if Path(text).is_dir() and Path(text).parent.name == "pipelines":
         there = read(Path(text).absolute())
         if there:
@@ -127,7 +130,12 @@ def find(root: str | Path, text: str) -> Past:
     ids = {past.key for past in known if text in run_ids(root, past.run_key)}
     starts = {past.key for past in known if len(text) >= SHORTEST_KEY and past.key.startswith(text)}
     named = {past.key for past in known if past.name == text}
+    finished = {past.key for past in known if past.key in named and past.status == "FINISHED"}
     for keys in (ids, starts, named):
+        if keys is named and len(named) > 1 == len(finished):
+            others = ", ".join(f"{past.key} {past.status}" for past in known if past.key in named - finished)
+            print(f"{text}: taken is {min(finished)}, which finished; of the same name: {others}", flush=True)
+            keys = finished
         if len(keys) == 1:
             return next(past for past in known if past.key in keys)
         if keys:

@@ -20,6 +20,7 @@ from pipeline.files import read_json
 from pipeline.past import history
 from pipeline.past.compare import better
 from pipeline.schema.sweep import Sweep
+from pipeline.tracking.links import moved
 
 STAGE = {"autoencoder": "autoencoder", "diffusion": "diffusion", "eval": "evaluate"}  # of a metric's prefix
 
@@ -51,7 +52,9 @@ class Folder:
         place = self.place(number)
         stage = STAGE[metric.partition("/")[0]]
         points: dict[int, float] = {}
-        for event in history.events(sorted((Path(place["folders"][stage]) / "work" / "spool").glob("*.jsonl"))):
+        for event in history.events(
+            sorted((moved(self.path.parents[1], place["folders"][stage]) / "work" / "spool").glob("*.jsonl"))
+        ):
             if event["kind"] == "metrics" and isinstance(event["values"].get(metric), float):
                 points[event["step"] * place["batch"].get(stage, 1)] = event["values"][metric]
         return sorted(points.items())

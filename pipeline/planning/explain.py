@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import ast
 import difflib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
-from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -23,6 +21,8 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import SOURCE
 from pipeline.schema.section import SPEED, Section
+from pipeline.schema.synonyms import meant
+from pipeline.schema.words import as_yaml, kind_of, sections_of
 
 FAMILIES = {"autoencoder.model": "autoencoders", "diffusion.backbone": "backbones"}  # key -> folder of models/
 PLACES = ("run.name", "run.root")  # no part of any recipe
@@ -66,6 +66,7 @@ def explain(name: str | None = None) -> str:
     Raises UserError with the nearest keys for what is none of these.
     """
     known = keys()
+    name = name.strip("`") if name else name
     if not name:
         return "\n".join(f"{section}: {text}" for section, text in sections().items())
     exact = [key for key in known if key.name == name]
@@ -82,6 +83,9 @@ def explain(name: str | None = None) -> str:
     if len(ending) == 1:
         return ending[0].paragraph()
     speaking = [key for key in known if re.search(rf"\b{re.escape(name)}", f"{key.name} {key.text}", re.IGNORECASE)]
+    targets = {} if ending else {key.name: key for key in known if key.name in meant(name, [k.name for k in known])}
+    if targets:  # what other programs call it
+        return "\n".join(key.line() for key in targets.values())
     if ending or (speaking and "." not in name):
         return "\n".join(key.line() for key in ending or speaking)
     names = sorted({key.name.rsplit(".", depth)[0] for key in known for depth in range(key.name.count(".") + 1)})
@@ -111,7 +115,7 @@ def _of_section(section: type[Section], prefix: str, of: str, speed: bool) -> It
     for name, field in section.model_fields.items():
         path = f"{prefix}{field.alias or name}"
         fast = speed or field.json_schema_extra == SPEED
-        inner = _sections(field.annotation)
+        inner = sections_of(field.annotation)
         if inner and field.default is not PydanticUndefined and not isinstance(field.default, Section):
             listed = isinstance(field.default, tuple)  # a list of sections, or a section that may be left out
             kind = "list of mappings with the keys below" if listed else "mapping with the keys below, or null"
@@ -130,58 +134,8 @@ def _of_section(section: type[Section], prefix: str, of: str, speed: bool) -> It
                 yield from _of_models(path, FAMILIES[path])
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [s for a in get_args(annotation) for s in _sections(a)] if get_origin(annotation) else []
-
-
-# ---- types in words --------------------------------------------------------------------------------------------------
-
-WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
-BOUNDS = (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"), ("exclusiveMaximum", "below"))
-
-
-def kind_of(field: FieldInfo) -> str:
-    """A field's type and range in words: "whole number, at least 1", "one of l1, l2"."""
-    annotation: Any = field.annotation
-    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
-    schema = adapter.json_schema()
-    for bound in field.metadata:  # of Field(gt=...): not part of the annotation
-        for name, key in (("ge", "minimum"), ("gt", "exclusiveMinimum"), ("le", "maximum"), ("lt", "exclusiveMaximum")):
-            if getattr(bound, name, None) is not None:
-                places = [s for s in schema.get("anyOf", [schema]) if s.get("type") in ("integer", "number")]
-                for place in places or [schema]:
-                    place[key] = getattr(bound, name)
-    return _words(schema)
-
-
-def _words(schema: dict[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_words(part) for part in schema["anyOf"]))
-    if "const" in schema:
-        return _yaml(schema["const"])
-    if "enum" in schema:
-        return "one of " + ", ".join(_yaml(value) for value in schema["enum"])
-    if schema.get("type") == "array":
-        parts = schema.get("prefixItems")
-        if parts:
-            return f"list of {len(parts)}: {', '.join(_words(part) for part in parts)}"
-        return f"list of: {_words(schema.get('items', {}))}"
-    if schema.get("type") == "object":
-        return "mapping"
-    bounds = [f"{words} {_yaml(schema[key])}" for key, words in BOUNDS if key in schema]
-    return ", ".join([WORDS.get(str(schema.get("type")), "any value"), *bounds])
-
-
-def _yaml(value: Any) -> str:
-    if hasattr(value, "model_dump"):
-        value = value.model_dump()
-    return value if isinstance(value, str) and value else json.dumps(value)
-
-
 def _default(field: FieldInfo) -> str | None:
-    return None if field.default is PydanticUndefined else _yaml(field.default)
+    return None if field.default is PydanticUndefined else as_yaml(field.default)
 
 
 def _values(field: FieldInfo) -> tuple[str, ...]:
@@ -189,7 +143,7 @@ def _values(field: FieldInfo) -> tuple[str, ...]:
     if field.annotation is bool:
         return ("true", "false")
     options = [a for a in (field.annotation, *get_args(field.annotation)) if get_origin(a) is Literal]
-    return tuple(_yaml(value) for option in options for value in get_args(option))
+    return tuple(as_yaml(value) for option in options for value in get_args(option))
 
 
 # ---- options of models -----------------------------------------------------------------------------------------------
@@ -248,5 +202,5 @@ def presets(path: str) -> str:
     family, lines = FAMILIES[path], []
     for kind in registry.kinds(family):
         for name, values in registry.presets(family, kind).items():
-            lines.append(f"  {kind} {name}: " + ", ".join(f"{key} {_yaml(value)}" for key, value in values.items()))
+            lines.append(f"  {kind} {name}: " + ", ".join(f"{key} {as_yaml(value)}" for key, value in values.items()))
     return "\n".join(lines)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.schema.synonyms import KINDS, squeezed
 
 
 def check_models(config: Config) -> tuple[int, int]:
@@ -53,8 +57,31 @@ def check_models(config: Config) -> tuple[int, int]:
         if data.buckets is not None:
             _check_shapes(config, backbone, channels, autoencoder.factor)
     except ValueError as error:
-        raise UserError(f"`{key}`: {error}") from None
+        given = options if key == "autoencoder.model" else config.diffusion.backbone
+        raise UserError(f"`{key}`: {_kind_meant(str(error), given)}") from None
     return channels, side
+
+
+def _kind_meant(said: str, options: Mapping[str, Any]) -> str:
+    """The message with our name for a model of others, where letters would have guessed another (`vae` is `kl`)."""
+    kind = KINDS.get(squeezed(str(options.get("kind"))))
+    if not kind or not said.startswith("kind:"):
+        return said
+    return re.sub(r"; (did you mean '\w+'\? )?valid:", f"; did you mean '{kind}'? valid:", said, count=1)
+
+
+def needs_gpu(config: Config) -> list[str]:
+    """What ranks on this machine's CPUs would refuse, in words; nothing where a cluster is joined, which is asked by
+    the run and its dry run (`graph.check_precision`)."""
+    import torch
+
+    joined = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if config.diffusion.training.precision == "fp16" and not joined and not torch.cuda.is_available():
+        return [
+            "`diffusion.training.precision`: fp16 needs a GPU, and this machine has none: it will be refused here; set "
+            "auto or fp32, unless it runs elsewhere"
+        ]
+    return []
 
 
 def _check_shapes(config: Config, backbone: Any, channels: int, factor: int) -> None:

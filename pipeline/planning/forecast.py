@@ -5,34 +5,42 @@ Nothing is trained or written; what a figure stands on (order of samples, source
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Store
 from pipeline.config import Config, dump
 from pipeline.errors import UserError
+from pipeline.planning.disk import CHECKPOINT_BYTES, disk
+from pipeline.planning.doubts import doubts
 from pipeline.planning.fits import check_models
 from pipeline.planning.outlook import outlook
 from pipeline.schema.training import Training
 from pipeline.stages import graph
 
-CHECKPOINT_BYTES = 12  # a parameter: master and two moments in fp32; 4 more an average (checkpoint.py)
 GIGABYTE = 1e9
 
 
 def forecast(config: Config) -> str:
     """The dry run's text. Computes on the meta device; reads the source's listing. Raises UserError as a run would."""
     from pipeline.cluster.cluster import Cluster
+    from pipeline.data import listing
     from pipeline.data.order import lanes
     from pipeline.schema.data import text
 
-    with Cluster(config.cluster) as cluster:
+    check_root(config.run.root)
+    warnings = [f"warning: {line}" for line in doubts(config)]
+    with listing.forgetting(), Cluster(config.cluster) as cluster:
         config = graph.resolve(graph.absolute(config), cluster)
-    steps = graph.plan(config, Store(config.run.root))
+        steps = graph.plan(config, Store(config.run.root))
+        graph.check_precision(config, cluster, steps)
     channels, side = check_models(config)
     sizes = parameter_counts(config)
     lines = [
         dump(config),
-        f"latents: {channels} x {side} x {side} (images: {config.data.channels} x {config.data.size}^2)",
+        f"latents: {channels} x {side} x {side}, of images of {config.data.channels} x {config.data.size} x "
+        f"{config.data.size} (channels x height x width)",
     ]
     if config.data.buckets is not None:
         factor = config.data.size // side
@@ -45,13 +53,27 @@ def forecast(config: Config) -> str:
     if "discriminator" in sizes:
         lines.append(f"discriminator: {sizes['discriminator']:,} parameters, from step "
                      f"{config.autoencoder.loss.adversarial.start:,} on")  # fmt: skip
-    lines.append(f"disk: {disk(config, steps, sizes, channels * side * side)}")
-    lines += [f"ingest: {line}" for line in outlook(config.data, steps[0].artifact)]
-    lines += remote_cache(config, trained=steps[1].artifact is not None)
+    with listing.forgetting():
+        lines.append(f"disk: {disk(config, steps, sizes, channels * side * side)}")
+        lines += [f"ingest: {line}" for line in outlook(config.data, steps[0].artifact)]
+        lines += remote_cache(config, trained=steps[1].artifact is not None)
     for step in steps:
         state = f"cached, {step.artifact.path}" if step.artifact else "would run"
         lines.append(f"{step.stage}: {step.fingerprint} {state}")
-    return "\n".join(lines)
+    return "\n".join(lines + warnings)
+
+
+def check_root(root: str | Path) -> None:
+    """UserError if the root could not be made or written. Leaves nothing: a folder is made and removed again, since
+    rights alone do not tell (a read-only disk, /proc)."""
+    root = Path(root).absolute()
+    there = next(path for path in (root, *root.parents) if path.exists())
+    try:
+        Path(tempfile.mkdtemp(prefix=".ldm-", dir=there)).rmdir()
+    except OSError as error:
+        raise UserError(
+            f"`run.root`: {root} cannot be written ({there}: {error.strerror}); give another folder"
+        ) from None
 
 
 def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
@@ -66,7 +88,7 @@ def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
     if isinstance(world, int):
         ranks = largest_world(lane_count, world)  # as a stage chooses them (stages/trained.py)
         micro, count = micro_batches(training, ranks)
-        text += f"; {ranks} ranks x {count} x {micro} samples"
+        text += f"; {_many(ranks, 'rank', 'ranks')} x {_many(count, 'pass', 'passes')} x {micro} samples"
         if ranks < world:
             size, lanes_of_it = nearest_batch(training.batch_size, world)
             text += (
@@ -74,6 +96,10 @@ def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
                 f"{size} in {lanes_of_it} lanes uses all)"
             )
     return text + f"; ZeRO {training.zero_stage}, {training.precision}"
+
+
+def _many(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def discriminator_parameters(config: Config) -> int:
@@ -93,18 +119,6 @@ def kept_bytes(training: Training, parameters: int) -> int:
     averages = len(training.half_lives) + len(training.average_lengths)
     each = parameters * (CHECKPOINT_BYTES + 4 * averages)
     return each * (training.keep + 1) + parameters * 4 * (1 + averages)  # one more while it is written; live too
-
-
-def disk(config: Config, steps: list[graph.Step], sizes: dict[str, int], elements: int) -> str:
-    """Bytes that checkpoints, weights and latents take, in words. Latents are counted where the data is known."""
-    needs = disk_bytes(config, steps, sizes, elements)
-    text = f"{sum(need['checkpoints'] for need in needs.values()) / GIGABYTE:.2f} GB for checkpoints and weights"
-    stored = sum(need["snapshots"] for need in needs.values())
-    if stored:
-        text += f", {stored / GIGABYTE:.2f} GB for snapshots of averages"
-    if steps[0].artifact:
-        text += f", {needs['encode']['latents'] / GIGABYTE:.2f} GB for latents"
-    return text
 
 
 def disk_bytes(

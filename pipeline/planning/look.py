@@ -6,6 +6,7 @@ Reads headers of all files (or of a sample of very many) and decodes some of the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import re
@@ -18,18 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data import arrays, index_tars, listing, shards, sources, tables, tars, transforms, twins
+from pipeline.data import arrays, index_tars, listing, parquet, shards, sources, tars, transforms, twins
 from pipeline.data.folders import hidden, walk
+from pipeline.data.own_split import own_split, split_number
+from pipeline.data.parquet_files import PLACE
+from pipeline.data.text_tables import SUFFIXES
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
+from pipeline.planning import look_arrays, look_tables
 
 HEADERS = 20_000  # files whose header is read, at most, evenly spread
+STRETCHES = 16  # of rows in Parquet files, which are read by the batch
+LEAST_HELD_OUT = 5  # images with which a source's own split is worth keeping
 DECODED = 200  # images that are decoded, evenly spread
-IMAGE_WORDS = ("image", "file", "path", "filename", "file_name", "img")
-LABEL_WORDS = ("label", "class", "category", "expression", "target", "species", "type", "kind", "genre", "style")
-CAPTION_WORDS = ("caption", "text", "prompt", "description", "title", "alt", "name")
-GROUP_WORDS = ("person", "subject", "patient", "identity", "individual", "user", "author", "artist", "video", "scene",
-               "session", "sequence", "series", "group")  # fmt: skip
 HELD_OUT_WORDS = ("val", "valid", "validation", "test", "eval", "dev")
 
 
@@ -42,7 +44,8 @@ class Found:
     those looked at). left_out: what lies there and is not taken. groups: column that names who or what is on several
     images, and each image's value. sizes: (width, height) of the images looked at. gray, transparent, dark: shares of
     the decoded images (dark: of the transparent ones, drawn in nearly white). problems: reason -> images, of `looked`
-    images.
+    images. own: the source has a split of its own; `count` and `keys` are then of the training images. notes: what the
+    listing tells.
     """
 
     source: dict[str, Any]
@@ -51,24 +54,29 @@ class Found:
     classes: Counter[str] = field(default_factory=Counter)
     groups: tuple[str, list[str]] | None = None
     captions: bool = False
-    held_out: int | None = None  # images in validation tars
+    held_out: int | None = None  # images in validation tars, or for validation by the source's own split
+    labels: list[str | None] = field(default_factory=list)
+    own: bool = False
+    notes: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     gray: float = 0.0
     transparent: float = 0.0
     light: float = 0.0
     looked: int = 0
     problems: Counter[str] = field(default_factory=Counter)
-    labels: list[str | None] = field(default_factory=list)
     left_out: listing.LeftOut = field(default_factory=listing.LeftOut)
 
 
 def look(text: str) -> Found:
-    """Look at a folder of images, tars or tables, a .csv, .jsonl, .npz or IDX file, tars (a pattern), or `digits`.
+    """Look at a folder of images, tars or tables, a .csv, .tsv, .jsonl, .parquet, .npz or IDX file, tars or Parquet
+    files (a pattern), or `digits`.
 
     Raises UserError where there is nothing that the pipeline could read.
     """
     if text == "digits" and not Path(text).exists():
         return _look_at_arrays({"kind": "digits"})
+    if parquet.is_parquet(text) and not Path(text).is_dir():
+        return _look_at_table(*look_tables.parquet_source(text))
     if "*" in text or ("{" in text and not Path(text).exists()) or text.endswith(".tar"):
         return _look_at_tars(text)
     path = Path(text).absolute()
@@ -76,12 +84,13 @@ def look(text: str) -> Found:
         raise UserError(f"--source {text}: does not exist (looked from {Path.cwd()}); give a folder or a file")
     if path.is_dir():
         return _look_in_folder(path)
-    if path.suffix in (".csv", ".jsonl"):
-        return _look_at_table(path)
+    if path.suffix.lower() in SUFFIXES:
+        return _look_at_table(*look_tables.table_source(path))
     if path.suffix == ".npz" or path.name.removesuffix(".gz").endswith(("-ubyte", ".idx", "idx3")):
-        return _look_at_arrays({"kind": "arrays", "path": str(path), **_idx_labels(path)})
+        return _look_at_arrays(_arrays_source(path))
     raise UserError(
-        f"--source {text}: expected a folder, .csv, .jsonl, .npz, an IDX file, or a pattern of .tar files in quotes"
+        f"--source {text}: expected a folder, .csv, .tsv, .jsonl, .parquet, .npz, an IDX file, or a pattern of "
+        ".tar or .parquet files in quotes"
     )
 
 
@@ -90,10 +99,10 @@ def _look_in_folder(path: Path) -> Found:
     tars = sorted(path.glob("*.tar"))
     if tars:
         return _look_at_tars(str(path / "*.tar"))
-    tables = sorted(table for table in [*path.glob("*.csv"), *path.glob("*.jsonl")] if not hidden(table.name))
-    named = [table for table in tables if _image_column(table)]
+    tables = sorted(t for suffix in SUFFIXES for t in path.glob(f"*{suffix}") if not hidden(t.name))
+    named = [table for table in tables if look_tables.image_column(table)]
     if len(named) == 1:
-        return _look_at_table(named[0])
+        return _look_at_table(*look_tables.table_source(named[0]))
     if len(named) > 1:
         raise UserError(
             f"{path}: {len(named)} tables name images ({', '.join(t.name for t in named)}); give one of them"
@@ -101,7 +110,9 @@ def _look_in_folder(path: Path) -> Found:
     arrays = sorted(a for a in [*path.glob("*.npz"), *path.glob("*images*ubyte*")] if not hidden(a.name))
     if arrays and not _holds_images(path):
         chosen = next((a for a in arrays if a.name.startswith("train")), arrays[0])
-        return _look_at_arrays({"kind": "arrays", "path": str(chosen), **_idx_labels(chosen)})
+        return _look_at_arrays(_arrays_source(chosen))
+    if not _holds_images(path) and any(p.suffix.lower() in parquet.SUFFIXES for p in path.rglob("*")):
+        return _look_at_table(*look_tables.parquet_source(str(path)))
     return _look_at_files({"kind": "folder", "path": str(path)})
 
 
@@ -112,39 +123,78 @@ def _holds_images(path: Path) -> bool:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _look_at_files(source: dict[str, Any]) -> Found:
+def _validated(source: dict[str, Any]) -> Any:
     from pydantic import TypeAdapter
 
     from pipeline.schema.data import Source
 
     adapter: TypeAdapter[Any] = TypeAdapter(Source)
-    listed = sources.listing(adapter.validate_python(source), listing.NoDigests())
+    return adapter.validate_python(source)
+
+
+def _look_at_files(source: dict[str, Any]) -> Found:
+    chosen = _validated(source)
+    listed = sources.listing(chosen, listing.Unread())
     rows = listed.rows
-    found = Found(source, len(rows) + len(listed.missing), [row.together or row.key for row in rows])
-    found.labels, found.left_out = [row.label for row in rows], listed.left_out
-    found.classes = Counter(row.label for row in rows if row.label is not None)
+    found = Found(source, len(rows) + len(listed.missing))
+    _count_rows(found, listed)
+    found.left_out = listed.left_out
     found.captions = any(row.caption for row in rows)
-    headers = spread(rows, HEADERS)
+    headers = _some(rows)
     share = len(headers) / max(1, len(rows))
     found.problems["missing"] = round(len(listed.missing) * share)
     found.problems["duplicate key"] = round((len(rows) - len({row.key for row in rows})) * share)
-    found.problems["duplicate"] = _duplicates([Path(str(row.location)) for row in headers])
+    found.problems["duplicate"] = _duplicates([Path(str(r.location)) for r in headers if not _inside(r)])
     found.looked = len(headers) + found.problems["missing"]
-    good = []
+    good, read = [], sources.reader(chosen)
     for row in headers:
-        path = Path(str(row.location))
         try:
-            with open(path, "rb") as file:
-                found.sizes.append(_header(file, path.suffix[1:].lower()))
-            good.append(path)
+            found.sizes.append(_size(row, read))
+            good.append(row)
         except transforms.BadImage as error:
             found.problems[error.reason] += 1
-    chosen = spread(good, DECODED)
-    bad = _pixels(found, (path.read_bytes() for path in chosen))
-    found.problems["undecodable"] += round(bad * len(good) / max(1, len(chosen)))
+    decoded = spread(good, DECODED)
+    bad = _pixels(found, (bytes(read(row.location)) for row in decoded))
+    found.problems["undecodable"] += round(bad * len(good) / max(1, len(decoded)))
     if not found.sizes:
         raise UserError(f"{source.get('path')}: none of {len(rows)} files is an image that can be read")
     return found
+
+
+def _count_rows(found: Found, listed: listing.Listing) -> None:
+    """Keys, classes and what a listing tells; of the training images where the source has a split of its own."""
+    held_out = [False] * len(listed.rows)
+    with contextlib.suppress(UserError):  # it has none
+        own = own_split(listed)
+        marked = [bool(split_number(row.attributes, row.key)) for row in own.rows]
+        if sum(marked) >= LEAST_HELD_OUT:
+            listed, held_out, found.own = own, marked, True
+    rows = [row for row, held in zip(listed.rows, held_out, strict=True) if not held]
+    if found.own:
+        found.count, found.held_out = len(rows), sum(held_out)
+    found.keys, found.labels = [row.together or row.key for row in rows], [row.label for row in rows]
+    found.notes = listed.notes
+    found.classes = Counter(row.label for row in rows if row.label is not None)
+
+
+def _inside(row: listing.Row) -> bool:
+    return PLACE.fullmatch(str(row.location)) is not None
+
+
+def _some(rows: Sequence[listing.Row]) -> list[listing.Row]:
+    """Rows to look at: evenly spread; those inside of Parquet files in stretches, since they are read by the batch."""
+    if not any(_inside(row) for row in spread(rows, DECODED)):
+        return spread(rows, HEADERS)
+    length = 2 * DECODED // STRETCHES
+    starts = spread(range(0, len(rows), length), STRETCHES)
+    return [row for start in starts for row in rows[start : start + length]]
+
+
+def _size(row: listing.Row, read: Callable[[str | int], Any]) -> tuple[int, int]:
+    if _inside(row):
+        return _header(io.BytesIO(read(row.location)), "")
+    with open(str(row.location), "rb") as file:
+        return _header(file, Path(str(row.location)).suffix[1:].lower())
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
@@ -216,71 +266,14 @@ def _pixels(found: Found, contents: Iterator[bytes]) -> int:
     return bad
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
+# ---- tables, arrays and tars -----------------------------------------------------------------------------------------
 
 
-def _image_column(table: Path, rows: int = 50) -> str | None:
-    """The column whose values are files beside the table (most of the first rows)."""
-    try:
-        records = [record for record, _ in zip((r for _, r in tables._records(table)), range(rows), strict=False)]
-    except UserError:
-        return None
-    if not records:
-        return None
-    hits = {c: sum(bool(r.get(c)) and (table.parent / str(r[c])).is_file() for r in records) for c in records[0]}
-    best = max(hits, key=lambda c: (hits[c], c in IMAGE_WORDS), default=None)
-    return best if best is not None and hits[best] * 2 > len(records) else None
-
-
-def _look_at_table(table: Path) -> Found:
-    image = _image_column(table)
-    if image is None:
-        raise UserError(f"{table}: no column names image files that lie beside it; paths are relative to its folder")
-    records = [record for _, record in tables._records(table)]
-    values = {c: [str(r.get(c) or "") for r in records] for c in records[0] if c != image}
-    label = _pick(values, LABEL_WORDS, is_label)
-    group = _pick({c: v for c, v in values.items() if c != label}, GROUP_WORDS, is_group)
-    caption = _pick({c: v for c, v in values.items() if c not in (label, group)}, CAPTION_WORDS, is_caption)
-    named = {"image": image, "label": label, "caption": caption}
-    found = _look_at_files({"kind": "table", "path": str(table), **{k: v for k, v in named.items() if v}})
-    if group:
-        there = [
-            value for value, r in zip(values[group], records, strict=True) if (table.parent / str(r[image])).is_file()
-        ]
-        found.groups = (group, there)
+def _look_at_table(source: dict[str, Any], groups: tuple[str, list[str]] | None) -> Found:
+    found = _look_at_files(source)
+    if groups and not found.own and len(groups[1]) == len(found.keys):
+        found.groups = groups
     return found
-
-
-def _pick(values: dict[str, list[str]], words: Sequence[str], fits: Callable[[list[str]], bool]) -> str | None:
-    """The column that fits and has the best name; for want of one of these names, none that merely fits."""
-    fitting = [c for c in values if fits(values[c]) and _rank(c, words) < len(words)]
-    return min(fitting, key=lambda c: _rank(c, words), default=None)
-
-
-def _rank(column: str, words: Sequence[str]) -> int:
-    parts = {column.lower(), *re.split(r"[^a-z]+", column.lower())}
-    return next((place for place, word in enumerate(words) if word in parts), len(words))
-
-
-def is_label(values: list[str]) -> bool:
-    """Few distinct values, each on several rows."""
-    distinct = len({v for v in values if v})
-    return 2 <= distinct <= max(2, min(1000, len(values) // 5))
-
-
-def is_group(values: list[str]) -> bool:
-    """Values that come back, but too many to be classes."""
-    distinct = len({v for v in values if v})
-    return 10 <= distinct < 0.95 * len(values)
-
-
-def is_caption(values: list[str]) -> bool:
-    """Mostly different texts, of letters."""
-    filled = [v for v in values if v]
-    return len(set(filled)) > 0.3 * len(values) and sum(any(ch.isalpha() for ch in v) for v in filled) > len(filled) / 2
-
-
-# ---- arrays and tars -------------------------------------------------------------------------------------------------
 
 
 def _idx_labels(path: Path) -> dict[str, str]:
@@ -289,22 +282,21 @@ def _idx_labels(path: Path) -> dict[str, str]:
     return {"labels": str(other)} if other != path and other.is_file() else {}
 
 
+def _arrays_source(path: Path) -> dict[str, Any]:
+    more = look_arrays.keys_of(path) if path.suffix == ".npz" else _idx_labels(path)
+    return {"kind": "arrays", "path": str(path), **more}
+
+
 def _look_at_arrays(source: dict[str, Any]) -> Found:
-    from pydantic import TypeAdapter
-
-    from pipeline.schema.data import Source
-
-    adapter: TypeAdapter[Any] = TypeAdapter(Source)
-    images, labels = arrays.read_arrays(adapter.validate_python(source))
-    found = Found(source, len(images), [f"{i:08d}" for i in range(len(images))], looked=len(images))
-    if labels is not None:
-        found.labels = [str(label) for label in labels.tolist()]
-        found.classes = Counter(map(str, found.labels))
+    chosen = _validated(source)
+    images, _ = arrays.read_arrays(chosen)
+    listed = arrays.list_arrays(chosen)
+    found = Found(source, len(images), looked=len(images))
+    _count_rows(found, listed)
     found.sizes = [(images.shape[2], images.shape[1])]
-    rows = [np.asarray(row) for row in images[: HEADERS * 5]]
-    found.problems["duplicate"] = len(rows) - len({row.tobytes() for row in rows})
+    found.problems["duplicate"] = len(images) - len({row.digest for row in listed.rows})
     colour = images.ndim == 4 and images.shape[3] > 1
-    sample = np.stack(spread(rows, DECODED))[..., :3].astype(int) if colour else None
+    sample = np.stack(spread(list(images), DECODED))[..., :3].astype(int) if colour else None
     found.gray = 1.0 if sample is None else float(((sample.max(-1) - sample.min(-1)).max((1, 2)) <= 8).mean())
     return found
 

@@ -12,7 +12,7 @@ from pipeline.artifacts import Artifact
 from pipeline.data import sources, tars
 from pipeline.data.assign import assign, untrained
 from pipeline.data.index_tars import samples_of
-from pipeline.data.listing import LeftOut, NoDigests
+from pipeline.data.listing import LeftOut, Unread
 from pipeline.planning.look import spread
 from pipeline.schema.data import Data
 from pipeline.stages.ingest import told
@@ -28,7 +28,7 @@ def outlook(data: Data, finished: Artifact | None) -> list[str]:
         return _of_tars([path for path in tars.expand(data.source.path) if not tars.is_remote(path)])
     if data.source.kind not in ("folder", "table"):
         return []
-    listing = sources.listing(data.source, NoDigests())
+    listing = sources.listing(data.source, Unread())
     assigned = assign(data, listing)
     lines = [f"not taken from the source: {listing.left_out}"] if listing.left_out else []
     if assigned.quarantine:

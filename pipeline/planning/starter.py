@@ -6,23 +6,23 @@ configs in `jobs/configs/`, scaled by the images' area and bounded by how many i
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
-from pipeline.data.assign import untrained
-from pipeline.data.held_out import held_out
 from pipeline.errors import UserError
 from pipeline.planning.look import Found
+from pipeline.planning.starter_data import (
+    FEWEST,
+    about_losses,
+    choose_limit,
+    choose_quarantine,
+    choose_split,
+    shortened,
+    yaml_text,
+)
 
 SIDES = (32, 48, 64, 96, 128, 192, 256)  # sizes to choose from: multiples of what autoencoder and patches need
-FEWEST = 16  # images that are worth a config
-BROKEN = ("undecodable", "truncated", "wrongly named", "missing", "duplicate")  # to leave these out loses no picture
-MOST_BROKEN = 0.2  # of the images; where more are broken someone should look
 CPU_AUTOENCODER = {4: "[1, 4, 4]", 8: "[1, 2, 4, 4]"}  # factor -> multipliers at width 16
 GIGABYTE = 1e9
 
@@ -66,6 +66,7 @@ class Plan:
     quick: bool
     gpu: bool
     told: tuple[str, ...] = ()  # what is left out, or too little to train on
+    limit: int | None = None
 
 
 def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan:
@@ -78,9 +79,11 @@ def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan
             f"{found.count} images, but {found.count - copies} different ones: the others are copies of these; at "
             f"least {FEWEST} are needed, and a model worth having needs thousands"
         )
+    limit = choose_limit(found) if quick else None
+    found = found if limit is None else shortened(found, limit)
     gpu = machine.gpus > 0
     size = choose_size(found, 256 if gpu else 64)
-    split, train, val, fraction = choose_split(found)
+    split, train, val, fraction = choose_split(found, quick)
     factor = (2 if size <= 48 else 4 if size <= 96 else 8) if gpu else (4 if size <= 48 else 8)
     wanted = (64 if size <= 96 else 32, 256) if gpu else (64 if size <= 48 else 32, 128 if size <= 48 else 64)
     batch = (fitting(wanted[0], train), fitting(wanted[1], train))
@@ -103,6 +106,7 @@ def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan
         quick=quick,
         gpu=gpu,
         told=tuple(about_losses(found, fraction)),
+        limit=limit,
     )
 
 
@@ -111,55 +115,6 @@ def choose_size(found: Found, most: int) -> int:
     shorter = sorted(min(size) for size in found.sizes)
     reach = shorter[len(shorter) // 5] * 1.1
     return max([SIDES[0], *(side for side in SIDES if side <= min(reach, most))])
-
-
-def choose_split(found: Found) -> tuple[str, int, int, float | None]:
-    """(the `split` section, training images, held-out images), counted with ingest's own rule; the share held out."""
-    if found.held_out is not None:
-        return "{by: shards}", found.count, found.held_out, None
-    wanted = max(min(found.count // 5, 64), min(found.count // 10, 5000))
-    column, values = found.groups or (None, found.keys)
-    fraction = max(0.02, round(wanted / found.count, 2))
-    while fraction < 0.6:
-        val = sum(held_out(value, fraction) for value in values)
-        if val >= max(2, wanted // 2) and len(values) - val >= FEWEST // 2:
-            by = f"by: column, column: {_text(column)}" if column else "by: key"
-            return f"{{{by}, val_fraction: {fraction:g}}}", len(values) - val, val, fraction
-        fraction = round(fraction + 0.01, 2)
-    raise UserError(f"{found.count} images cannot be split into training and held-out ones; give more")
-
-
-def choose_quarantine(found: Found) -> float:
-    """A bound above the share of broken images that were met; the default where hardly any were.
-
-    It is not raised where pictures would be lost that someone wants, or where so many are broken that someone should
-    look: then ingest refuses, which `about_losses` says before.
-    """
-    looked = max(1, found.looked)
-    broken = sum(found.problems[reason] for reason in BROKEN) / looked
-    lost = sum(found.problems.values()) / looked - broken
-    return 0.01 if broken <= 0.005 or broken > MOST_BROKEN or lost > 0.005 else math.ceil(150 * broken + 1) / 100
-
-
-def about_losses(found: Found, fraction: float | None) -> list[str]:
-    """What is not taken, what is broken, which classes are never trained on: a line each. fraction: the share held out,
-    None where tars say what is."""
-    lines = [f"Not taken from the source: {found.left_out}."] if found.left_out else []
-    bad, limit = sum(found.problems.values()), choose_quarantine(found)
-    if bad:
-        refused = bad > limit * found.looked
-        end = "ingest will refuse them: mend them, or raise `data.max_quarantine` yourself" if refused else "left out"
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in found.problems.most_common() if count)
-        lines.append(f"Of {found.looked:,} images looked at {bad:,} cannot be used ({reasons}), {end}.")
-    values = found.groups[1] if found.groups else found.keys
-    if fraction is not None and len(values) == len(found.labels):
-        counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-        for label, value in zip(found.labels, values, strict=True):
-            if label is not None:
-                counts[held_out(value, fraction)][label] += 1
-        alone = untrained(*counts)
-        lines += [f"{alone}."] if alone else []
-    return [line.replace("\n", " ") for line in lines]
 
 
 def fitting(batch: int, train: int) -> int:
@@ -191,20 +146,6 @@ def _round(value: float) -> int:
     return int(float(f"{value:.2g}"))
 
 
-def _text(value: Any) -> str:
-    """A string as YAML, quoted where it must be."""
-    text = str(value)
-    plain = re.fullmatch(r"[A-Za-z][\w./ -]*", text) and text.lower() not in (
-        "true",
-        "false",
-        "null",
-        "yes",
-        "no",
-        "on",
-    )
-    return text if plain and text == text.strip() else json.dumps(text, ensure_ascii=False)
-
-
 # ---- the text --------------------------------------------------------------------------------------------------------
 
 
@@ -227,18 +168,19 @@ def write_config(found: Found, chosen: Plan, machine: Machine) -> str:
 def _run(chosen: Plan) -> list[str]:
     return [
         "run:",
-        f"  name: {_text(chosen.name)}   # the run and the model in MLflow",
+        f"  name: {yaml_text(chosen.name)}   # the run and the model in MLflow",
         "  root: runs   # artifacts and MLflow's data base; on a cluster a folder that all nodes share",
     ]
 
 
 def _data(found: Found, chosen: Plan) -> list[str]:
-    source = ", ".join(f"{key}: {_text(value)}" for key, value in found.source.items())
+    source = ", ".join(f"{key}: {yaml_text(value)}" for key, value in found.source.items())
+    total = found.count + (found.held_out or 0)
     return [
         "data:",
         f"  source: {{{source}}}",
-        *(f"  # {line}" for line in about_classes(found, chosen)),
-        *(f"  # {line}" for line in chosen.told),
+        *(f"  # {line}".replace("\n", " ") for line in [*found.notes, *about_classes(found, chosen), *chosen.told]),
+        *([f"  limit: {chosen.limit}   # of {total:,} images, for speed; null: all"] if chosen.limit else []),
         f"  size: {chosen.size}   # {about_size(found, chosen)}",
         f"  channels: {chosen.channels}   # {found.gray:.0%} of the images looked at are gray",
         *(
@@ -247,7 +189,7 @@ def _data(found: Found, chosen: Plan) -> list[str]:
             else []
         ),
         f"  split: {chosen.split}   # {about_split(found, chosen)}",
-        f"  shard_size: {max(64, min(2048, power_of_two(found.count // 8)))}   # images a shard",
+        f"  shard_size: {max(64, min(2048, power_of_two((chosen.limit or found.count) // 8)))}   # images a shard",
         *(
             [f"  max_quarantine: {chosen.max_quarantine:g}   # {about_problems(found)}"]
             if chosen.max_quarantine > 0.01
@@ -312,13 +254,12 @@ def _diffusion(found: Found, chosen: Plan, machine: Machine) -> list[str]:
 def _training(chosen: Plan, which: int, rate: str, more: list[str]) -> list[str]:
     """The `training` section of the autoencoder (0) or the diffusion model (1)."""
     steps, batch = chosen.steps[which], chosen.batch[which]
-    every = max(10, _round(steps / 8))
+    every = max(10, _round(steps / (2 if chosen.quick else 8)))  # quick: so that validation costs less than training
     half_life = max(100, _round(steps * batch / 12))
-    passes = max(1.0, steps * batch / max(1, chosen.train))
     return [
         "  training:",
         f"    batch_size: {batch}",
-        f"    steps: {steps}   # {_round(passes):,} passes over the images; more help while validation improves",
+        f"    steps: {steps}   # {about_passes(steps * batch, chosen.train)}; more help while validation improves",
         f"    learning_rate: {rate}",
         f"    warmup: {max(5, min(1000, _round(steps / 20)))}",
         "    schedule: wsd   # constant, falling at the end: a longer run can go on from this one",
@@ -365,7 +306,7 @@ def about_classes(found: Found, chosen: Plan) -> list[str]:
     if not found.classes:
         return ["No classes were found: in a folder they are subfolders, in a table a column."]
     common = found.classes.most_common()
-    shown = ", ".join(f"{name} {count:,}" for name, count in common[:5]) + (", ..." if len(common) > 5 else "")
+    shown = ", ".join(f"{name}: {count:,}" for name, count in common[:5]) + (", ..." if len(common) > 5 else "")
     ((name, count),) = common[-1:]
     lines = [f"{len(common)} classes: {shown}".replace("\n", " ")]
     if chosen.classes and count * 10 < common[0][1]:
@@ -379,10 +320,18 @@ def about_classes(found: Found, chosen: Plan) -> list[str]:
     return lines
 
 
+def about_passes(samples: int, train: int) -> str:
+    if samples < train:
+        return f"{samples:,} of {train:,} images are met once"
+    return f"{_round(samples / train):,} passes over the images" if samples >= 2 * train else "about one pass"
+
+
 def about_split(found: Found, chosen: Plan) -> str:
     counts = f"{chosen.train:,} to train, {chosen.val:,} held out"
     if found.groups:
         return f"{counts}; images of the same {found.groups[0]} stay together"
+    if found.own:
+        return counts + "; as the source says"
     return counts + ("; as the names of the tars say" if found.held_out is not None else "")
 
 

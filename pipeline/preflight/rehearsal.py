@@ -131,7 +131,7 @@ def synthetic_images(config: Config, store: Store) -> Artifact:
 
     side = min(1024, max(8, config.data.size))
     source = ShapesSource(kind="shapes", count=2 * _images(config), sizes=((side, side),))
-    changed = {"source": source, "split": Split(val_fraction=0.3), "filters": (), "max_quarantine": 1.0}
+    changed = {"source": source, "split": Split(val_fraction=0.3), "filters": (), "max_quarantine": 1.0, "limit": None}
     data = config.data.model_copy(update=changed)
     of_shapes = config.model_copy(update={"data": data, "run": config.run.model_copy(update={"root": str(store.root)})})
     with store.write("ingest", "rehearsal", {}, {}) as writer:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.section import SPEED, Fraction, Positive, Section
+from pipeline.schema.section import SPEED, Fraction, Place, Positive, Section
 
 
 class DigitsSource(Section):
@@ -21,34 +21,71 @@ class FolderSource(Section):
     """A folder of images; the name of the folder that an image lies in is its class."""
 
     kind: Literal["folder"]
-    path: str = Field(description="The folder; subfolders are classes.")
+    path: Place = Field(description="The folder; subfolders are classes.")
 
 
 class TableSource(Section):
-    """A .csv or .jsonl file with one row an image."""
+    """A .csv, .tsv or .jsonl file with one row an image, or Parquet files with images or their paths in a column."""
 
     kind: Literal["table"]
-    path: str = Field(description="The .csv or .jsonl file; image paths in it are relative to its folder.")
-    image: str = Field("image", description="Column of the image path.")
+    path: Place = Field(
+        description="The .csv, .tsv, .jsonl or .parquet file, or a folder or pattern of .parquet files; image paths in "
+        "it are relative to its folder."
+    )
+    image: str = Field("image", description="Column of the image path; of Parquet: of paths, or of the images' bytes.")
     label: str | None = Field(None, description="Column of the class; none: images have no class.")
     caption: str | None = Field(None, description="Column of the caption, kept beside the image.")
+    delimiter: str | None = Field(
+        None, description="Between the columns of a .csv or .tsv file, one character or `tab`; default: found."
+    )
+    encoding: str | None = Field(
+        None, min_length=1, description="Of a .csv, .tsv or .jsonl file, such as utf-8 or cp1252; default: found."
+    )
+    empty_label: str | None = Field(
+        None, min_length=1, description="Class of images whose label is empty; default: they have none."
+    )
+
+    @model_validator(mode="after")
+    def _one_character(self) -> TableSource:
+        if self.delimiter not in (None, "tab") and (len(self.delimiter or "") != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(f"`delimiter` {self.delimiter!r}: expected one character (no quote), or tab")
+        return self
 
 
 class ArraysSource(Section):
-    """Images in an .npz file (arrays `images`, `labels`) or in IDX files, as MNIST has them."""
+    """Images in an .npz file (arrays `images`, `labels`, or as MedMNIST and Keras name them), or in IDX files, as MNIST
+    has them."""
 
     kind: Literal["arrays"]
-    path: str = Field(description="The .npz file, or the IDX file of images (.gz allowed).")
-    labels: str | None = Field(None, description="The IDX file of labels; an .npz file holds its own.")
+    path: Place = Field(description="The .npz file, or the IDX file of images (.gz allowed).")
+    labels: Place | None = Field(None, description="The IDX file of labels; an .npz file holds its own.")
+    images_key: str | None = Field(
+        None, min_length=1, description="Name of the array of images in an .npz file; default: found."
+    )
+    labels_key: str | None = Field(
+        None, min_length=1, description="Name of the array of labels in an .npz file; default: found."
+    )
+    class_names: tuple[str, ...] | Place | None = Field(
+        None, description="Names of the classes 0, 1, ...: a list, or a file with one (JSON, or a name a line)."
+    )
+    range: tuple[float, float] | None = Field(
+        None, description="Values that mean black and white, such as [0, 1] or [-1, 1]; needed for float images."
+    )
+
+    @model_validator(mode="after")
+    def _range_rises(self) -> ArraysSource:
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"`range` {list(self.range)}: expected the lowest value, then the highest")
+        return self
 
 
 class WebDatasetSource(Section):
     """WebDataset tars, read where they lie. Members of a sample share a key: KEY.jpg, KEY.cls, KEY.json, KEY.txt."""
 
     kind: Literal["webdataset"]
-    path: str = Field(description="Pattern of the tars (local or fsspec URL), such as data/train-*.tar.")
-    val: str | None = Field(None, description="Pattern of the validation tars, with `data.split.by: shards`.")
-    classes: str | None = Field(
+    path: Place = Field(description="Pattern of the tars (local or fsspec URL), such as data/train-*.tar.")
+    val: Place | None = Field(None, description="Pattern of the validation tars, with `data.split.by: shards`.")
+    classes: Place | None = Field(
         None, description="JSON file with the list of class names; default: classes.json beside."
     )
 
@@ -137,10 +174,10 @@ Filter = Annotated[GaussianFilter | MedianFilter | WaveletFilter, Field(discrimi
 
 
 class Split(Section):
-    by: Literal["key", "column", "shards", "fold"] = Field(
+    by: Literal["key", "column", "shards", "fold", "source"] = Field(
         "key",
-        description="What decides on the split: hash of the sample's key, hash of a column's value, the tars, or one "
-        "fold of the column's values.",
+        description="What decides on the split: hash of the sample's key, hash of a column's value, the tars, one "
+        "fold of the column's values, or the source's own split (Parquet files and arrays that are named train, val).",
     )
     column: str | None = Field(None, description="With `by: column` or `fold`: rows with the same value stay together.")
     val_fraction: float = Field(
@@ -230,7 +267,9 @@ class Buckets(Section):
 
 
 class Cache(Section):
-    path: str | None = Field(None, description="Node-local folder for remote shards; default: in the temporary folder.")
+    path: Place | None = Field(
+        None, description="Node-local folder of remote shards; default: in the temporary folder."
+    )
     gigabytes: float = Field(20.0, gt=0, description="Bound of that folder, in 10^9 bytes.")
 
 
@@ -243,6 +282,9 @@ class Data(Section):
         (), description="Filters against noise, one after the other, on each image before it is resized and stored."
     )
     split: Split = Split()
+    limit: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Images that are read, at most, in the classes' shares, chosen by key; null: all."
+    )
     shard_size: Positive = Field(2048, description="Images a shard, where shards are written.")
     max_pixels: Positive = Field(50_000_000, description="Larger images are refused before they are decoded.")
     max_quarantine: Fraction = Field(0.01, description="Share of unusable images above which ingest fails.")
@@ -254,7 +296,7 @@ class Data(Section):
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="What an image that cannot be read does: ends the run, or another one stands for it."
     )
-    leave_out: str | None = Field(
+    leave_out: Place | None = Field(
         None,
         description="With `on_corrupt: skip`: a file of keys, one a line, whose images count as damaged.",
         json_schema_extra=SPEED,  # by what it names, not where it lies: in the stages' recipes
@@ -293,6 +335,8 @@ class Data(Section):
             raise ValueError(
                 "`split.by: shards` needs a webdataset source with `val`, and `val` needs `split.by: shards`"
             )
+        if self.split.by == "source" and self.source.kind not in ("table", "arrays"):
+            raise ValueError("`split.by: source` is for tables and arrays, which can have a split of their own")
         if self.filters and self.source.kind == "webdataset":
             raise ValueError(
                 "`filters` change images as they are stored, but tars are read where they lie; leave them out, or "

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pipeline.files import expanded
 
 SPEED: dict[str, Any] = {"changes_result": False}
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Place = Annotated[str, AfterValidator(expanded)]  # a path or pattern: `~` and `$VAR` are put in
 
 
 class Section(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.section import SPEED, Fraction, Positive, Section
+from pipeline.schema.section import SPEED, Fraction, Place, Positive, Section
 from pipeline.schema.training import Training
 
 
@@ -24,12 +24,12 @@ class Perceptual(Section):
     )
     weight: float = Field(1.0, gt=0, description="Weight of the distance in the loss.")
     network: Literal["vgg", "alex"] = Field("vgg", description="With `lpips`: VGG16 or AlexNet.")
-    path: str | None = Field(
+    path: Place | None = Field(
         None,
         description="With `lpips`: the network's ImageNet weights in torchvision's naming (.pth, .safetensors). With "
         "`classifier`: an evaluation's extractor.safetensors, instead of training one.",
     )
-    heads: str | None = Field(
+    heads: Place | None = Field(
         None, description="With `lpips`: its linear heads (.pth, .safetensors); default: those that torchmetrics ships."
     )
     steps: Positive = Field(500, description="With `classifier`: training steps.")
@@ -78,7 +78,7 @@ class AutoencoderLoss(Section):
 
 
 class Autoencoder(Section):
-    from_: str | None = Field(
+    from_: Place | None = Field(
         None, alias="from", description="A finished autoencoder's folder, instead of training one."
     )
     model: dict[str, Any] = Field({"kind": "kl"}, description="`kind`, `preset`, and options of models/autoencoders/.")
@@ -211,7 +211,7 @@ class Extractor(Section):
         "classifier",
         description="Features of the Fréchet distance: a classifier trained on the real data, a file, Inception.",
     )
-    path: str | None = Field(None, description="Weights, with `torchscript` and `inception`.")
+    path: Place | None = Field(None, description="Weights, with `torchscript` and `inception`.")
     digest: str | None = Field(
         None,
         pattern=r"^[0-9a-fA-F]{8,64}$",
@@ -231,7 +231,7 @@ class Extractor(Section):
 
 
 class Evaluate(Section):
-    weights: str = Field(
+    weights: Place = Field(
         "ema",
         min_length=1,
         description="Weights that are measured and registered: ema, live, ema-<half-life>, length-<any relative "

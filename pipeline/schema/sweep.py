@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.section import Positive, Section
+from pipeline.schema.section import Place, Positive, Section
 
 
 class Domain(Section):
@@ -97,7 +97,7 @@ class Sweep(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}$", description="Name of the sweep, and of its runs: NAME.NUMBER."
     )
-    config: str = Field(description="The base config; a relative path begins at this file's folder.")
+    config: Place = Field(description="The base config; a relative path begins at this file's folder.")
     overrides: dict[str, Any] = Field({}, description="Config keys (dotted) with values for all elements.")
     keys: dict[str, Domain] = Field(min_length=1, description="Config keys (dotted) that vary, with their values.")
     search: Search = Search()

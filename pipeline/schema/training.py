@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.section import SPEED, Fraction, Positive, Section
+from pipeline.schema.section import SPEED, Fraction, Place, Positive, Section
 
 
 class Training(Section):
@@ -67,7 +67,7 @@ class Training(Section):
     skip: tuple[tuple[int, int], ...] = Field(
         (), description="Stretches [from, to) of positions, in samples, to leave out."
     )
-    init_from: str | None = Field(
+    init_from: Place | None = Field(
         None, description="Weights to begin with: an artifact's folder or a .safetensors file."
     )
 

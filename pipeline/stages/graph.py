@@ -94,7 +94,9 @@ def run(
         raise UserError("--rebuild autoencoder: it is pinned by `autoencoder.from`; leave one of them out")
     with Cluster(config.cluster) as cluster:
         config = resolve(config, cluster)
-        for step in plan(config, store, until):
+        steps = plan(config, store, until)
+        check_precision(config, cluster, steps)
+        for step in steps:
             if step.stage in rebuild and step.artifact:
                 print(f"{step.stage}: set aside as {store.set_aside(step.artifact)}", flush=True)
         return _run(config, store, cluster, until, if_busy)
@@ -150,6 +152,15 @@ def _run_stage(
         return writer.finish({**summary, "run": spool.run})
 
 
+def check_precision(config: Config, cluster: Cluster, steps: Sequence[Step]) -> None:
+    """Refuse fp16 without a GPU, which ranks would refuse: before the autoencoder is trained, not after."""
+    wanted = any(step.stage == "diffusion" and not step.artifact for step in steps)
+    if not wanted or config.diffusion.training.precision != "fp16":
+        return
+    if next(iter(cluster.map(best_precision, [None], gpus=1))) == "fp32":
+        raise UserError("`diffusion.training.precision`: fp16 needs a GPU, and the ranks have none; set auto or fp32")
+
+
 def check_condition(config: Config, data: Artifact) -> None:
     """Refuse a class condition on images without classes: before the autoencoder is trained, not after."""
     if config.diffusion.condition.kind == "class" and not data.summary["classes"]:
@@ -188,11 +199,11 @@ def absolute(config: Config) -> Config:
     places.append((values["data"], "leave_out"))
     if config.evaluate.weights.endswith(".safetensors"):
         places.append((values["evaluate"], "weights"))
-    places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels")]
+    places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels", "class_names")]
     places += [(values["autoencoder"]["loss"]["perceptual"], key) for key in ("path", "heads")]
     places += [(values["evaluate"]["extractor"], "path")]
     for section, key in places:
-        if section.get(key) and "://" not in section[key]:
+        if isinstance(section.get(key), str) and section[key] and "://" not in section[key]:
             section[key] = str(Path(section[key]).absolute())
     return Config.model_validate(values)
 

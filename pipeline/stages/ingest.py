@@ -22,7 +22,8 @@ from pipeline.data.assign import assign, untrained
 from pipeline.data.buckets import bucket_recipe
 from pipeline.data.held_out import folds
 from pipeline.data.index import Index, write_index
-from pipeline.data.index_tars import TarPlan, hash_tar, index_tar, tar_groups
+from pipeline.data.index_tars import TarPlan, hash_tar, index_tar, tar_groups, tar_strata
+from pipeline.data.limit import chosen, limit_recipe
 from pipeline.data.listing import LeftOut, plain
 from pipeline.data.report import contact_sheet, highest_label, report, save_png
 from pipeline.data.tars import tar_classes
@@ -46,12 +47,13 @@ def recipe(config: Config, root: str | Path) -> dict[str, Any]:
     data = result_fields(config.data)
     fields = ("size", "channels", "background", "split", "shard_size", "max_pixels", "max_quarantine")
     kept = {name: data[name] for name in fields}
-    unused = ("val_fraction",) if config.data.split.by == "fold" else ("folds", "fold")
+    by = config.data.split.by
+    unused = {"fold": ("val_fraction",), "source": ("val_fraction", "folds", "fold")}.get(by, ("folds", "fold"))
     kept["split"] = {name: value for name, value in data["split"].items() if name not in unused}
     kept["crop"] = config.data.augment.crop
     if config.data.filters:
         kept["filters"] = data["filters"]
-    kept |= bucket_recipe(config.data)
+    kept |= bucket_recipe(config.data) | limit_recipe(config.data)
     return {"source": sources.source_fingerprint(config.data, sources.digests_folder_of(root)), **kept}
 
 
@@ -65,11 +67,15 @@ def run(
     folder, work, data = Path(writer.path), Path(writer.work), config.data
     work.mkdir(parents=True, exist_ok=True)
     cache, left_out = sources.digests_folder_of(config.run.root), LeftOut()
+    notes: list[str] = []
     if data.source.kind == "webdataset":
         classes, quarantine, results = index_all(data, sources.tar_digests(data.source, cache), folder, work, cluster)
     else:
         listing = sources.open_listing(data, cache)
         left_out.update(listing.left_out)
+        notes = listing.notes
+        for note in notes:
+            print(f"ingest: {note}", flush=True)
         classes, quarantine, results = write_all(data, listing, folder, work, cluster)
     for result in results:
         left_out.update(LeftOut(result["left_out"]))
@@ -80,6 +86,8 @@ def run(
     write_index(folder, classes, [result["shard"] for result in results], data.shapes if data.buckets else None)
     write_json(folder / "classes.json", classes)
     summary = report(data, classes, quarantine, results)
+    if notes:
+        summary["notes"] = notes
     for split in ("train", "val"):
         if summary["images"][split] == 0:
             raise UserError(
@@ -169,6 +177,9 @@ def index_all(
     classes = tar_classes(data.source)
     plans = [TarPlan(f"shard-{number:05d}", tar) for number, tar in enumerate(tars)]
 
+    if data.limit is not None:
+        plans = limit_tars(data, plans, data.limit, cluster)
+
     def hash_task(plan: TarPlan) -> np.ndarray[Any, Any]:
         return hash_tar(plan, data, work)
 
@@ -181,7 +192,7 @@ def index_all(
     _, first = np.unique(np.concatenate(hashed), return_index=True)
     repeated = np.setdiff1d(np.arange(places[-1]), first)
     plans = [
-        TarPlan(plan.name, plan.tar, frozenset((repeated[(repeated >= start) & (repeated < end)] - start).tolist()))
+        replace(plan, repeated=frozenset((repeated[(repeated >= start) & (repeated < end)] - start).tolist()))
         for plan, start, end in zip(plans, places[:-1], places[1:], strict=True)
     ]
     if data.split.by == "fold":
@@ -216,6 +227,23 @@ def _without_twins(
     for number, result in zip(again, new, strict=True):
         results[number] = result
     return results
+
+
+def limit_tars(data: Data, plans: list[TarPlan], limit: int, cluster: Cluster | Inline) -> list[TarPlan]:
+    """Plans that take `limit` samples of all tars together."""
+
+    def task(plan: TarPlan) -> list[tuple[str, str]]:
+        return tar_strata(plan, data)
+
+    samples = list(cluster.map(task, plans, threads=1))
+    every = [sample for of_tar in samples for sample in of_tar]
+    taken = np.array(chosen([key for key, _ in every], [stratum for _, stratum in every], limit), np.int64)
+    print(f"ingest: data.limit: {len(taken):,} of {len(every):,} samples are taken", flush=True)
+    ends = np.cumsum([0] + [len(of_tar) for of_tar in samples])
+    return [
+        replace(plan, chosen=frozenset((taken[(taken >= start) & (taken < end)] - start).tolist()))
+        for plan, start, end in zip(plans, ends[:-1], ends[1:], strict=True)
+    ]
 
 
 def write_all(

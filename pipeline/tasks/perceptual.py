@@ -143,9 +143,9 @@ def train_classifier(arguments: dict[str, Any]) -> str:
     train, labels = load_split(data.path, "train", config, config.run.seed)
     held_out, held_out_labels = load_split(data.path, "val", config, config.run.seed)
     known, known_held_out = labels >= 0, held_out_labels >= 0
-    if len(set(labels[known].tolist())) < 2 or not known_held_out.any():
-        raise UserError(f"`{KEY}.kind`: classifier needs images of at least two classes; use kind random")
     index = Index.open(data.path, "train", config.data.cache)
+    if reason := extractors.why_no_classifier(labels, held_out_labels, len(index.classes)):
+        raise UserError(f"`{KEY}.kind`: no classifier can be trained, since {reason}; use kind random")
     extractor = features.train_classifier(
         train[known], labels[known], held_out[known_held_out], held_out_labels[known_held_out],
         classes=max(len(index.classes), int(labels.max()) + 1), steps=config.autoencoder.loss.perceptual.steps,

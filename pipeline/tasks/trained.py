@@ -161,13 +161,20 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
         return dict(validated)
 
     say = sayer(mail / "said" / f"{ranks.rank}.txt")
+    say_first: Callable[[str], None] = say if ranks.first else lambda _: None
 
     def batches(position: int) -> Iterator[dict[str, Any]]:
         return naming_lost(task.batches(position), work / "lost" / f"{ranks.rank}.txt", say)
 
     summary = loop.train(
         engine,
-        replace(task, validate=validate, batches=batches),
+        replace(
+            task,
+            validate=validate,
+            batches=batches,
+            preview=task.preview and where_finite(task.preview, "preview", say_first),
+            measure=task.measure and where_finite(task.measure, "measurement", say_first),
+        ),
         training,
         ranks,
         work / "checkpoints",
@@ -300,6 +307,24 @@ def naming_lost(batches: Iterator[dict[str, Any]], path: Path, say: Callable[[st
             known.add(key)
             shards.add(shard)
         yield batch
+
+
+def where_finite(
+    make: Callable[[Engine], dict[str, Any]], what: str, say: Callable[[str], None]
+) -> Callable[[Engine], dict[str, Any]]:
+    """The same, but for weights whose samples are not finite: then nothing, and it is said. The guard minds the losses:
+    a run ends by them, not by what it shows."""
+
+    def made(engine: Engine) -> dict[str, Any]:
+        from pipeline.generate.generator import NotFinite
+
+        try:
+            return make(engine)
+        except NotFinite as error:
+            say(f"no {what}: {error}")
+            return {}
+
+    return made
 
 
 class Said:

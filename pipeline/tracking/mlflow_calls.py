@@ -19,6 +19,10 @@ class Down(Exception):
     """The tracker cannot take anything now: keep everything, try again later."""
 
 
+class Held(Down):
+    """The tracker cannot take what is of one run now (its experiment was deleted): keep that, and send the rest."""
+
+
 class Refused(Exception):
     """The tracker will never take this."""
 

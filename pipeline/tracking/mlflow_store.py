@@ -38,9 +38,11 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema  # noqa:
 
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.files import SOURCE, digest, sha256_file  # noqa: E402
+from pipeline.schema.tracker_names import logged_name  # noqa: E402
 from pipeline.tracking.links import VIEW, chart_link, table_link  # noqa: E402
 from pipeline.tracking.mirror import Point  # noqa: E402
-from pipeline.tracking.mlflow_calls import Down, Refused, default_tracker, reaching  # noqa: E402
+from pipeline.tracking.mlflow_calls import Down, Held, Refused, default_tracker, reaching  # noqa: E402
+from pipeline.tracking.relocate import relocate  # noqa: E402
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -111,18 +113,24 @@ class MlflowStore:
         self.uri, self.root = uri, root
         with reaching():
             create_database(uri, root)
+            relocate(uri, root)
             mlflow.set_tracking_uri(uri)
             mlflow.set_registry_uri(uri)
             self.client = mlflow.MlflowClient(uri, uri)
             self.client.search_experiments(max_results=1)
 
     def experiment(self, name: str) -> str:
-        """The experiment's id; made if need be, with its artifacts beside the runs if the tracker is a SQLite file."""
+        """The experiment's id; made if need be, with its artifacts beside the runs if the tracker is a SQLite file.
+
+        Held if it was deleted: MLflow keeps its name, and takes no run.
+        """
         with reaching():
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 place = (self.root / "mlartifacts").as_uri() if self.uri.startswith("sqlite") else None
                 found = self.client.get_experiment(self.client.create_experiment(name, artifact_location=place))
+            if found.lifecycle_stage == "deleted":
+                raise Held(f"the experiment {name!r} (id {found.experiment_id}) was deleted there: restore it")
             wanted = experiment_tags(str(found.experiment_id))
             for key, value in unedited(dict(found.tags), wanted).items():
                 self.client.set_experiment_tag(found.experiment_id, key, value)
@@ -249,7 +257,7 @@ class MlflowStore:
                 version = known[0]
             else:
                 mlflow.set_experiment(experiment_id=experiment)
-                model = log_model(run, folder, name)
+                model = log_model(run, folder, logged_name(name))
                 version = str(mlflow.register_model(f"models:/{model}", name, tags=tags).version)
             self.client.update_model_version(name, version, text)
             self.client.set_registered_model_alias(name, alias, version)
@@ -327,7 +335,7 @@ def log_model(run: str, folder: Path, name: str) -> str:
     return str(model.model_id)
 
 
-def download_model(uri: str, tracking_uri: str) -> Path:
+def download_model(uri: str, tracking_uri: str, root: str | Path) -> Path:
     """The folder with config.json and weights of `models:/NAME@ALIAS` or `models:/NAME/VERSION`. UserError if absent.
 
     With a SQLite tracker it is the folder in the artifacts itself; else a copy in a temporary folder.
@@ -336,6 +344,7 @@ def download_model(uri: str, tracking_uri: str) -> Path:
         raise UserError(f"{uri}: no tracker at {tracking_uri}; expected a finished run, or MLFLOW_TRACKING_URI")
     mlflow.set_registry_uri(tracking_uri)
     try:
+        relocate(tracking_uri, Path(root).absolute())
         with reaching(), default_tracker(tracking_uri):
             path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri))
             inside = Model.load(str(path)).flavors["python_function"]["artifacts"]["model"]["path"]

@@ -87,6 +87,8 @@ class PipelineRun:
         left = self.shipper.drain()
         if left:
             print(tracker.left_message(self.root, self.shipper.uri, left), flush=True)
+        if tracker.refused(self.root, self.shipper.uri):
+            print(tracker.refused_message(self.root, self.shipper.uri), flush=True)
 
     def _config_file(self) -> Path:
         """The config with all defaults, kept with the run: `ldm run --config` reads it back."""

@@ -10,12 +10,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from pipeline.errors import UserError
-from pipeline.tracking.links import chart_link, public_uri, read_store, resolve_uri, table_link, tracking_folder
+from pipeline.files import write_json
+from pipeline.tracking.links import (
+    SERVING,
+    chart_link,
+    public_uri,
+    read_store,
+    resolve_uri,
+    table_link,
+    tracking_folder,
+)
+from pipeline.tracking.spool import process_identity
 from pipeline.tracking.tracker import sync
 
 QUIET = {
@@ -46,8 +56,11 @@ def server(root: str | Path, port: int = 5000, uri: str | None = None) -> Iterat
         )
     try:
         wait_until_up(process, port, folder / "server.log", "the MLflow server", "/health")
-        yield f"http://127.0.0.1:{port}"
+        address = f"http://127.0.0.1:{port}"
+        write_json(folder / SERVING, {"address": address, "process": process_identity(process.pid)})
+        yield address
     finally:
+        (folder / SERVING).unlink(missing_ok=True)
         stop(process)
 
 
@@ -102,11 +115,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_on_signals() -> None:
-    """SIGTERM, and SIGHUP of a closed terminal, end as Ctrl-C does: no server is left behind."""
+    """SIGTERM, and SIGHUP of a closed terminal, end as Ctrl-C does: no server is left behind.
+
+    So does SIGINT where a script's `&` had it ignored from the start: Python leaves it so, and nothing would end it.
+    """
 
     def leave(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGTERM, leave)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
         signal.signal(signal.SIGHUP, leave)
@@ -122,24 +139,35 @@ def serve(root: str | Path, port: int = 5000, uri: str | None = None) -> None:
         raise UserError(
             f"{root}: nothing has been tracked here yet; expected the folder of a run; type `make demo` first"
         )
-    sync(root, uri)
-    prepare(root, uri)
     end_on_signals()
-    with server(root, port, uri) as address:
-        print_links(root, uri, address)
-        try:
+    try:
+        send_left(root, uri)
+        prepare(root, uri)
+        with server(root, port, uri) as address:
+            print_links(root, uri, address)
             signal.pause()
-        except KeyboardInterrupt:
-            print("stopped")
+    except KeyboardInterrupt:
+        print("stopped")
+
+
+def send_left(root: str | Path, uri: str) -> None:
+    """Send the tracker what it has missed. What it does not take is said, and the pages are served all the same: it is
+    there that an experiment is restored."""
+    try:
+        sync(root, uri)
+    except UserError as error:
+        print(error, flush=True)
 
 
 def prepare(root: str | Path, uri: str) -> None:
     """Bring the pages of experiments up to date that an older version made: the links need what they point to."""
+    from pipeline.tracking.mlflow_calls import Held
     from pipeline.tracking.mlflow_store import MlflowStore
 
     store = MlflowStore(uri, Path(root).absolute())
     for name in read_store(root, uri).get("experiments", {}):
-        store.experiment(name)
+        with suppress(Held):  # one that was deleted has no pages
+            store.experiment(name)
 
 
 def print_links(root: str | Path, uri: str, address: str) -> None:

@@ -191,6 +191,21 @@ def left_message(root: str | Path, uri: str, lines: int) -> str:
     return f"tracker {where}: {lines} lines not sent yet ({why}); nothing is lost, `ldm mlflow sync` sends them"
 
 
+def refused(root: str | Path, uri: str) -> int:
+    """How many lines the tracker has refused, and are kept to be tried again."""
+    return sum(entry["lines"] for entry in read_store(root, uri).get("kept", []))
+
+
+def refused_message(root: str | Path, uri: str) -> str:
+    """The one line that tells what the tracker refuses, and why."""
+    why = list(dict.fromkeys(entry["why"] for entry in read_store(root, uri).get("kept", [])))
+    more = f" (and {len(why) - 1} other reasons: tracking/shipper.log)" if len(why) > 1 else ""
+    return (
+        f"tracker {public_uri(uri)}: refused {refused(root, uri)} lines: {why[0]}{more}; they are kept, "
+        "`ldm mlflow sync` tries again"
+    )
+
+
 @dataclass(frozen=True)
 class Shipper:
     """A running shipper. It ends by itself when this process is gone or has closed its standard input."""
@@ -249,12 +264,14 @@ def start(root: str | Path, uri: str | None = None, deadline_s: float = 60.0) ->
 def sync(root: str | Path, uri: str | None = None, deadline_s: float = 600.0) -> dict[str, int]:
     """Send everything that is left, repair runs whose writer was killed, and count: {"sent", "left", "refused"}.
 
+    What was refused before is tried again; `refused` is what the tracker does not take now either, and is kept.
+
     UserError if the tracker cannot be reached, with the reason and how many lines stay behind.
     """
     root, uri = Path(root).absolute(), resolve_uri(root, uri)
     folder = tracking_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
-    before, refused = left(root, uri), read_store(root, uri).get("refused", 0)
+    before = left(root, uri) + refused(root, uri)
     with open(folder / "shipper.log", "ab") as output:
         done = subprocess.run(
             _shipper_command(root, deadline_s),
@@ -270,7 +287,7 @@ def sync(root: str | Path, uri: str | None = None, deadline_s: float = 600.0) ->
     after = left(root, uri)
     if after:
         raise UserError(left_message(root, uri, after) + f"; details in {folder / 'shipper.log'}")
-    return {"sent": before, "left": after, "refused": read_store(root, uri).get("refused", 0) - refused}
+    return {"sent": before - refused(root, uri), "left": after, "refused": refused(root, uri)}
 
 
 def fetch_model(uri: str, root: str | Path = "runs", tracking_uri: str | None = None) -> Path:
@@ -280,4 +297,4 @@ def fetch_model(uri: str, root: str | Path = "runs", tracking_uri: str | None = 
     """
     from pipeline.tracking.mlflow_store import download_model
 
-    return download_model(uri, resolve_uri(root, tracking_uri))
+    return download_model(uri, resolve_uri(root, tracking_uri), root)

@@ -1,6 +1,6 @@
 """A training step behind one call: precision, ZeRO 0 to 3, accumulation, clipping, finiteness, averages of the weights.
 
-The only import of deepspeed. DeepSpeed shards and reduces; the gradient's norm, clipping, the loss scale, the learning
+DeepSpeed (`initialise.py`) shards and reduces; the gradient's norm, clipping, the loss scale, the learning
 rate and the decision to skip a step are ours, made once, on the reduced gradient, the same at every ZeRO stage: one
 packed all-reduce and one transfer to the host a step. Which samples come next is data/order.py's business, what to do
 about a bad step guard.py's, and where weights lie partition.py's.
@@ -8,10 +8,7 @@ about a bad step guard.py's, and where weights lie partition.py's.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +22,7 @@ from models import ema
 from pipeline.errors import UserError
 from pipeline.schema.names import average_name, length_name
 from pipeline.training.arithmetic import largest_micro_batch, learning_rate, micro_batches, resolve_precision
+from pipeline.training.initialise import initialise
 from pipeline.training.partition import Partition
 from pipeline.training.ranks import Ranks
 
@@ -35,7 +33,6 @@ Batch = dict[str, Any]
 LossFn = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
 
 FIRST_LOSS_SCALE, GOOD_STEPS_TO_DOUBLE = 2.0**16, 2000  # of fp16, as torch.amp.GradScaler has them
-BUCKET = 50_000_000  # elements that DeepSpeed reduces or gathers at once
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Engine:
         if self._random and ranks.first:
             warnings.warn("the network has dropout: results depend on the number of ranks", stacklevel=2)
         self._adam = _adamw(model, training)
-        self._deepspeed = _initialise(model, self._adam, training, ranks, self.precision, self.micro_batch)
+        self._deepspeed = initialise(model, self._adam, training, ranks, self.precision, self.micro_batch)
         self.partition = Partition(
             self._deepspeed.module, self._deepspeed.optimizer, training.zero_stage, ranks.rank, ranks.world
         )
@@ -347,63 +344,3 @@ def _adamw(model: nn.Module, training: Training) -> _AdamW:
         eps=training.eps,
         fused=True,  # on a CPU too: a third of the time of its plain one
     )
-
-
-def _deepspeed() -> Any:
-    """The library, without what takes each rank five seconds to import and nobody here uses (0.19.8): mlflow, which has
-    its autotuner imported if it is installed, and torch's compiler, which its Muon calls as it is defined."""
-    hidden = "mlflow" not in sys.modules
-    if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # an import of it fails, and DeepSpeed goes on without
-    try:
-        import deepspeed
-        from deepspeed.runtime import compiler
-    finally:
-        if hidden:
-            del sys.modules["mlflow"]
-    compiled, compiler.compile = compiler.compile, lambda: lambda function: function
-    try:
-        import deepspeed.runtime.zero.muon.muon_optimizer
-    finally:
-        compiler.compile = compiled
-    return deepspeed
-
-
-def _initialise(
-    model: nn.Module, adam: _AdamW, training: Training, ranks: Ranks, precision: str, micro_batch: int
-) -> Any:
-    """deepspeed.initialize, quiet, with everything off that the engine does itself."""
-    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
-    if ranks.device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logger = logging.getLogger("DeepSpeed")
-    logger.setLevel(logging.ERROR)  # its import and start say what a user can do nothing about
-    deepspeed = _deepspeed()
-    logger.setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a minute of compiling for what training never uses
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    numel = sum(p.numel() for p in model.parameters())
-    zero: dict[str, Any] = {"stage": training.zero_stage, "reduce_bucket_size": max(1, min(BUCKET, numel))}
-    if training.zero_stage in (1, 2):
-        zero |= {"compute_grad_norm": False, "allgather_bucket_size": BUCKET}
-    config: dict[str, Any] = {
-        "train_batch_size": training.batch_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,  # a torch AdamW under another name
-        "gradient_clipping": 0.0,  # the default is not: it would clip at ZeRO 0
-        "steps_per_print": 10**9,
-        "timers": {"throughput": {"enabled": False}},  # it would synchronise the device in every step
-    }
-    if precision != "fp32":
-        config["torch_autocast"] = {"enabled": True, "dtype": {"bf16": "bfloat16", "fp16": "float16"}[precision]}
-    engine, wrapper, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=config)
-    logger.setLevel(logging.WARNING)
-    if torch.device(engine.device) != ranks.device and ranks.device.type == "cuda":
-        raise RuntimeError(f"DeepSpeed took {engine.device}, this rank's device is {ranks.device}")
-    engine.torch_autocast_z0_gradscaler = None  # the loss scale of fp16 is ours
-    if hasattr(wrapper, "torch_autocast_gradscaler"):
-        wrapper.torch_autocast_gradscaler = None
-    if training.zero_stage == 0 and ranks.world == 1:
-        engine.enable_backward_allreduce = False  # it would copy the whole gradient twice
-    return engine

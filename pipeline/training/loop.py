@@ -222,6 +222,9 @@ def _begin(
     position, loss = (0, None) if found is None else (int(found["position"]), found.get("loss"))
     if here is None:
         saver.save(position, {"guard": guard.state(), "loss": loss})
+    elif position and engine.ranks.first:  # of another run's checkpoint the driver has told
+        batch, steps = engine.training.batch_size, engine.training.steps
+        say(f"goes on from step {position // batch} of {steps}, its last whole checkpoint")
     return position, None if found is None else position, loss
 
 

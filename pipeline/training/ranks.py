@@ -35,9 +35,16 @@ class Ranks:
             dist.barrier()
 
     def all_reduce(self, values: torch.Tensor, op: str = "sum") -> torch.Tensor:
-        """Combine `values` [any shape] over all ranks, in place; `op` is "sum", "max" or "min"."""
+        """Combine `values` [any shape] over all ranks, in place; `op` is "sum", "max" or "min".
+
+        Of a view with gaps, as x[:, ::2] is, gloo would combine what lies in the gaps, without an error (torch 2.13,
+        findings/gloo_strided.sh), and of transposed ones what each rank holds at the same place: a copy goes round.
+        """
         if self.world > 1:
-            dist.all_reduce(values, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op])
+            whole = values.contiguous()  # itself, where it is
+            dist.all_reduce(whole, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op])
+            if whole is not values:
+                values.copy_(whole)
         return values
 
     def stack(self, values: torch.Tensor) -> torch.Tensor:

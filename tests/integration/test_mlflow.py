@@ -113,9 +113,7 @@ def test_a_pipeline_in_the_tracker(root: Path) -> None:
     assert parent.data.params == {"run.seed": "0", "data.size": "8"}
     assert child.inputs.dataset_inputs[0].dataset.digest == "a" * 36
     assert f"/runs/{child.info.run_id}?" in parent.data.tags["mlflow.note.content"]
-    assert str(links.run_url(root, "diffusion/ab12")).endswith(
-        f"/runs/{child.info.run_id}?workflowType=machine_learning"
-    )
+    assert links.run_url(root, "diffusion/ab12") is None  # nothing serves it
 
     full = history(root, "diffusion/ab12", "diffusion/train_loss")
     assert full == [(step, 1 / (1 + step)) for step in range(2000)]
@@ -188,9 +186,51 @@ def test_a_refused_line_is_counted_and_does_not_hold_up_the_rest(root: Path) -> 
     stage.metrics({"not a ? name": 1.0}, 0)
     stage.file(root / "is-not-there.txt")
     stage.metrics({"diffusion/train_loss": 0.5}, 1)
-    assert tracker.sync(root) == {"sent": 6, "left": 0, "refused": 2}
+    assert tracker.sync(root) == {"sent": 4, "left": 0, "refused": 2}
     assert len(history(root, "diffusion/ab12", "diffusion/train_loss")) == 2
     assert "not a ? name" in (root / "tracking" / "shipper.log").read_text()
+    uri = links.resolve_uri(root)
+    assert "refused 2 lines" in tracker.refused_message(root, uri) and "kept" in tracker.refused_message(root, uri)
+    (root / "is-not-there.txt").write_text("now it is")
+    assert tracker.sync(root) == {"sent": 1, "left": 0, "refused": 1}
+    assert tracker.sync(root) == {"sent": 0, "left": 0, "refused": 1}  # kept, and still told
+    run = runs(root)["diffusion/ab12"].info.run_id
+    assert "is-not-there.txt" in [file.path for file in client(root).list_artifacts(run)]
+
+
+def test_what_is_of_a_deleted_experiment_is_kept_and_sent_when_it_is_restored(root: Path) -> None:
+    first = spool(root, "pipeline", "one")
+    first.start("one", experiment="mine")
+    tracker.sync(root)
+    identifier = links.read_store(root, links.resolve_uri(root))["experiments"]["mine"]
+    client(root).delete_experiment(identifier)
+    second, other = spool(root, "diffusion"), spool(root, "encode")
+    second.start("4 diffusion", experiment="mine")
+    train(second, 0, 3)
+    other.start("3 encode", experiment="another")
+    with pytest.raises(UserError, match=r"the experiment 'mine' .* was deleted there: restore it"):
+        tracker.sync(root)
+    assert set(runs(root)) == {"encode/ab12"}  # the rest went
+    client(root).restore_experiment(identifier)
+    assert tracker.sync(root)["left"] == 0
+    assert [step for step, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == [0, 1, 2]
+
+
+def test_a_root_that_was_moved_goes_on_where_it_lies(root: Path, tmp_path: Path) -> None:
+    before = tmp_path.parent / f"{tmp_path.name} before"
+    root.rename(before)
+    (before / "mlflow.db").unlink()
+    stage = spool(before, "diffusion")
+    stage.start("4 diffusion")
+    stage.image("samples/ema", np.zeros((8, 8, 3), np.uint8), 1)
+    tracker.sync(before)
+    stage.image("samples/ema", np.zeros((8, 8, 3), np.uint8), 2)  # its line names the folder that will be gone
+    before.rename(root)
+    assert tracker.left(root, links.resolve_uri(root)) == 1
+    assert tracker.sync(root) == {"sent": 1, "left": 0, "refused": 0}
+    run = runs(root)["diffusion/ab12"].info
+    assert run.artifact_uri.startswith((root / "mlartifacts").as_uri()) and not before.exists()
+    assert len(client(root).list_artifacts(run.run_id, "images")) == 4
 
 
 def test_a_cached_stage_gives_its_curves_to_the_new_parent(root: Path) -> None:

@@ -384,9 +384,9 @@ if __name__ == "__main__":
 
     import pipeline.config
     import pipeline.training.loop  # noqa: F401
-    from pipeline.training.engine import _deepspeed
+    from pipeline.training.initialise import import_deepspeed
 
-    _deepspeed()
+    import_deepspeed()
 
     for each in json.loads(Path(sys.argv[1]).read_text()):
         fork(each)

@@ -23,7 +23,7 @@ def ended(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
     ("words", "text"),
     [
         (["nonsense"], "No such command 'nonsense'; `ldm --help`"),
-        (["run"], "Missing option '--config'; `ldm run --help`"),
+        (["run"], "Missing the config's file, such as my.yaml; `ldm run --help`"),
         (["completion"], "Choose from: bash, zsh, fish; `ldm completion --help`"),
         (["mlflow", "ui", "--port", "99999"], "99999 is not in the range"),
         (["mlflow", "sync", "--root", "no-such-root"], "no-such-root: nothing has been tracked here yet"),
@@ -51,7 +51,7 @@ def test_the_printed_command_can_be_pasted(capsys, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["ldm", "init", "--source", "digits", "-o", "my config.yaml"])
     main()
-    assert "ldm run --config 'my config.yaml' --dry-run" in capsys.readouterr().out
+    assert "ldm run 'my config.yaml' --dry-run" in capsys.readouterr().out
 
 
 def test_verify_names_every_damaged_artifact(capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

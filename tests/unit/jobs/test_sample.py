@@ -31,7 +31,11 @@ def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkey
     asked: list[Any] = []
 
     def load(*_: object, **__: object) -> Any:
-        return SimpleNamespace(request=lambda *values, **_: asked.append(values[-1]) or {}, sample=lambda: [])
+        def request(*values: Any, **_: object) -> dict[str, Any]:
+            asked.append(values[-1])
+            return {}
+
+        return SimpleNamespace(request=request, images=lambda *_: [], shapes=[(8, 8)], classes=[])
 
     monkeypatch.setattr(folder, "load_pretrained", load)
     monkeypatch.setattr(samples, "sample_info", lambda *_: {})
@@ -39,3 +43,22 @@ def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkey
     sample("model", "--out", str(tmp_path / "new"))
     sample("model", "--out", str(tmp_path / "new"), "--batch-size", "7")
     assert asked == [None, 7]
+
+
+def test_blanks_around_the_names_of_classes_are_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(*_: object, **__: object) -> Any:
+        return SimpleNamespace(
+            request=lambda classes, *_, **__: asked.append(classes) or {},
+            images=lambda *_: [],
+            shapes=[(8, 8)],
+            classes=["c0", "c1", " odd"],
+        )
+
+    monkeypatch.setattr(folder, "load_pretrained", load)
+    monkeypatch.setattr(samples, "sample_info", lambda *_: {})
+    monkeypatch.setattr(samples, "write_samples", lambda *_: None)
+    sample("model", "--out", str(tmp_path / "new"), "--classes", "c0, c1 , odd")
+    sample("model", "--out", str(tmp_path / "new"))
+    assert asked == [["c0", "c1", " odd"], None]

@@ -191,3 +191,29 @@ def test_a_superseded_holder_stops(tmp_path: Path) -> None:
             writer.finish({})
     assert json.loads((writer.work / "lease" / "000002.json").read_text()) == {"host": "other"}
     assert [p.name for p in writer.path.iterdir()] == ["work"]
+
+
+def test_a_root_is_tried_without_a_trace(tmp_path: Path) -> None:
+    from pipeline.planning.forecast import check_root
+
+    check_root(tmp_path / "new" / "runs")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for root in ("/proc/x", tmp_path / "file" / "runs"):
+        with pytest.raises(UserError, match=r"^`run.root`: .* cannot be written"):
+            check_root(root)
+
+
+def test_a_dry_run_remembers_no_digests(tmp_path: Path) -> None:
+    from pipeline.data.listing import Digests, forgetting
+
+    (tmp_path / "a").write_text("a")
+    for dry in (True, False):
+        digests = Digests(tmp_path / "cache" / "digests.json")
+        digests.of(tmp_path / "a")
+        if dry:
+            with forgetting():
+                digests.save()
+        else:
+            digests.save()
+        assert (tmp_path / "cache").exists() != dry

@@ -77,7 +77,7 @@ def test_csv_and_jsonl_say_the_same(tmp_path):
         ("t.csv", "picture\nx.png\n", "t.csv:2: no column 'image'; there are picture"),
         ("t.csv", "image,a\nx.png\n", "t.csv:2: a row of more or fewer than 2 columns"),
         ("t.jsonl", "{oh}\n", "t.jsonl:1: not JSON"),
-        ("t.txt", "", "neither .csv nor .jsonl"),
+        ("t.txt", "", "neither .csv, .tsv, .jsonl nor .parquet"),
         ("t.csv", "image\n", "holds no images"),
         ("t.csv", "image\nno.png\n", "1 files named are missing, such as no.png"),
     ],

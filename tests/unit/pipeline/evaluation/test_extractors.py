@@ -13,8 +13,9 @@ from pipeline.cluster.inline import Inline
 from pipeline.config import Config
 from pipeline.data import split
 from pipeline.errors import UserError
-from pipeline.evaluation import extractors
+from pipeline.evaluation import extractors, scores
 from pipeline.evaluation.metrics import features
+from pipeline.schema.stages import Evaluate
 from pipeline.stages import ingest
 
 
@@ -103,3 +104,31 @@ def test_as_many_are_compared_as_there_are(digits: Any) -> None:
     assert extractors.compared(config(root), data) == 60
     held_out = len(split.split_order(data.path, "val", config(root), 0)[0])
     assert extractors.compared(config(root, evaluate={"samples": 9999}), data) == held_out
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "classes", "reason"),
+    [
+        ([0, 1], [1], 2, None),
+        ([0, 0, -1], [1], 2, "of 2 classes only 1 is among the 3 images that train it"),  # the other's one is held out
+        ([-1, -1], [0], 2, "of 2 classes none is among the 2 images that train it"),
+        ([0, 0], [0], 1, "all images are of one class"),
+        ([-1], [-1], 0, "the images have no classes"),
+        ([0, 1], [-1], 2, "no held-out image has a class"),
+    ],
+)
+def test_why_no_classifier_is_trained_is_said(
+    train: list[int], held_out: list[int], classes: int, reason: str | None
+) -> None:
+    assert extractors.why_no_classifier(np.array(train), np.array(held_out), classes) == reason
+
+
+def test_the_report_says_why_there_is_no_classifier() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
+    options = Evaluate.model_validate({"samples": 4})
+    made = extractors.make_extractor(options, images, np.zeros(12, int), images[:3], np.array([0, 0, 1]), 2)
+    report = scores.Report({}, {}, {}, made)
+    scores.classify(np.zeros(4, int), ["a", "b"], {}, {}, np.zeros(3, int), report)
+    assert report.missing["class_accuracy"] == (
+        "no classifier could be trained, since of 2 classes only 1 is among the 12 images that train it"
+    )

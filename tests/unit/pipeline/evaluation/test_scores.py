@@ -163,6 +163,7 @@ def test_mirrored_copies_are_found_where_training_mirrored() -> None:
 def test_images_without_classes_fall_back_and_say_so() -> None:
     report = run(lambda n, _: stripes(n, 5)[0], labelled=False, classes=())
     assert report.values["extractor"]["kind"] == "random"
+    assert report.values["verdict"].startswith("no verdict")
     assert "untrained" in report.values["extractor"]["description"]
     assert "no class condition" in report.missing["class_accuracy"]
     assert "classes" not in report.values

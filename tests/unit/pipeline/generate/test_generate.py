@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file
 from pipeline.generate import sampling
 from pipeline.generate.folder import load_pretrained, save_pretrained
-from pipeline.generate.generator import Generator, class_number, generator
+from pipeline.generate.generator import Generator, NotFinite, class_number, generator
 from pipeline.generate.samples import sample_info, write_samples
 from pipeline.generate.sampling import DEFAULTS, guidance_of
 from pipeline.networks import build_network
@@ -127,6 +127,34 @@ def test_guidance_of_one_is_none_and_more_changes_the_image(model: Generator) ->
     assert not np.array_equal(plain, two)
 
 
+def test_images_that_are_not_finite_are_no_images(model: Generator) -> None:
+    """As bytes they would be black."""
+    with pytest.raises(NotFinite, match=r"^4 of 4 images from number 0 on are .* guidance is 1e\+30: give less"):
+        model.sample(n=9, guidance=1e30)
+    for value in (math.nan, math.inf, -math.inf):
+        latents = torch.zeros(6, 4, 4, 4)
+        latents[5, 1, 2, 3] = value
+        with pytest.raises(NotFinite, match=r"^1 of 2 images from number 4 on are not finite"):
+            model.decode(latents, batch_size=4)
+    broken = small()
+    with torch.no_grad():
+        next(iter(broken.autoencoder.decoder.parameters())).fill_(math.nan)
+    with pytest.raises(NotFinite, match=r"^1 of 1 images .* \(3 were taken\)"):
+        broken.sample(n=1)
+
+
+def test_rows_that_fill_the_last_batch_do_not_count(model: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def latents(*values: object) -> torch.Tensor:
+        found = torch.zeros(4, 4, 4, 4)
+        found[2:] = math.nan
+        return found
+
+    monkeypatch.setattr(sampling, "latents", latents)
+    assert model.sample(n=2).shape == (2, 8, 8, 3)
+    with pytest.raises(NotFinite, match=r"^1 of 3 images "):
+        model.sample(n=3)
+
+
 def test_grids_and_stochastic_samplers_change_the_image(model: Generator) -> None:
     request = {"classes": [1], "n": 1, "sampler": "ddim"}
     images = [
@@ -198,6 +226,9 @@ def test_classes_by_name_and_number_and_all_in_turn(model: Generator) -> None:
     assert np.array_equal(by_name, model.sample(classes=["1", "2"], n=4))
     assert np.array_equal(model.sample(n=6), model.sample(classes=[0, 1, 2], n=6))
     assert len(model.sample(classes=[1, 1, 2])) == 3
+    for one in (2, np.int64(2), "two"):  # one class, without its brackets
+        assert np.array_equal(model.sample(classes=one, n=2), model.sample(classes=[2], n=2))
+    assert model.request(classes="two")["n"] == 1
 
 
 def test_a_class_is_its_name_where_another_one_has_that_number(tmp_path: Path) -> None:
@@ -233,8 +264,8 @@ def test_all_paths_and_predictions_give_finite_latents(prediction: str, kind: st
     for schedule in ("linear", "cosine", "zero_terminal_snr") if kind == "variance_preserving" else ("cosine",):
         of = small(path={"kind": kind, "schedule": schedule}, prediction=prediction)
         seen: list[torch.Tensor] = []
-        decode = of.decode
-        object.__setattr__(of, "decode", lambda x, size, seen=seen, decode=decode: (seen.append(x), decode(x, size))[1])
+        decode = of._decoded
+        object.__setattr__(of, "_decoded", lambda x, seen=seen, decode=decode: (seen.append(x), decode(x))[1])
         of.sample(n=2)
         assert torch.isfinite(seen[0]).all()
 
@@ -399,7 +430,7 @@ def test_files_of_samples(tmp_path: Path, channels: int) -> None:
     assert info["images"][1]["sha256"] == sha256_file(out / "000001.png")
     assert info["class_names"] == ["zero", "one", "two"]
     assert np.array_equal(of.sample(**info["request"]), images)  # the JSON is enough to make them again
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="not an empty folder"):
         write_samples(out, images, sample_info(of, request))
 
 

@@ -62,10 +62,13 @@ def figures(real: float, samples: float, reconstructions: float, spread: float =
     ],
 )
 def test_the_verdict(found: dict[str, Any], words: str) -> None:
-    assert words in str(comparable.verdict(found))
+    for kind in ("classifier", "inception", "torchscript"):
+        assert words in str(comparable.verdict(found, kind))
+    told = str(comparable.verdict(found, "random"))
+    assert told.startswith("no verdict") and "untrained" in told and "%" not in told
 
 
 def test_no_verdict_without_all_three() -> None:
     found = figures(1, 9, 2)
     del found["reconstructions"]
-    assert comparable.verdict(found) is None and comparable.verdict({}) is None
+    assert comparable.verdict(found, "random") is None and comparable.verdict({}, "classifier") is None

@@ -189,6 +189,14 @@ def test_a_run_is_found_by_what_a_person_has_at_hand(made: Made) -> None:
         history.find(made.root, "other")
 
 
+def test_of_several_attempts_the_one_that_finished_is_meant(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    for key in (ONE, "3" * 16):
+        with pytest.raises(KeyboardInterrupt), PipelineRun(config(made.root, 1e-2), made.root, key, False):
+            raise KeyboardInterrupt
+    assert history.find(made.root, "digits").key == TWO
+    assert f"{TWO}, which finished" in capsys.readouterr().out
+
+
 # ---- compare
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.config import Config
+from pipeline.data import sources
+from pipeline.data.write_shards import Plan, write_shard
 from pipeline.errors import UserError
-from pipeline.planning.forecast import arithmetic, disk, remote_cache
+from pipeline.planning.disk import checkpoints_kept, disk, size
+from pipeline.planning.forecast import arithmetic, forecast, remote_cache
 from pipeline.stages.graph import Step
 
 
@@ -31,23 +36,97 @@ def words(made: Config) -> str:
 
 
 def test_ranks_that_divide_the_lanes_run_and_idle_workers_are_named() -> None:
-    assert "10 steps x 128 = 1,280 samples in 128 lanes; 2 ranks x 1 x 64 samples; ZeRO" in words(config(2))
+    assert "10 steps x 128 = 1,280 samples in 128 lanes; 2 ranks x 1 pass x 64 samples; ZeRO" in words(config(2))
     said = words(config(3))
-    assert "2 ranks x 1 x 64 samples (1 of 3 workers stay idle" in said
+    assert "2 ranks x 1 pass x 64 samples (1 of 3 workers stay idle" in said
     assert "a batch size of 129 in 129 lanes uses all" in said
-    assert "1 ranks x 4 x 32 samples;" in words(config(1, {"micro_batch": 32}))
+    assert "1 rank x 4 passes x 32 samples;" in words(config(1, {"micro_batch": 32}))
     assert "ranks" not in words(config("auto"))
 
 
-def test_the_disk_for_snapshots_is_said() -> None:
+def test_the_disk_for_snapshots_is_counted() -> None:
     none, sizes = [Step("ingest", "", {}, None)], {"autoencoder": 10**9, "diffusion": 0}
     keys = {"steps": 1000, "half_lives": [5, 6]}
-    # 3 checkpoints of 12 + 4 * 2 bytes a parameter, live and two averages
-    assert disk(config(training=keys), none, sizes, 1) == "72.00 GB for checkpoints and weights"
+    made = disk(config(training=keys), none, sizes, 1)
+    # 2 checkpoints of 12 + 4 * 2 bytes a parameter; live and two averages; the model twice
+    assert (made.checkpoints, made.weights, made.snapshots, made.more) == (40e9, 12e9, 0, 0)
+    assert made.model == pytest.approx(8e9, rel=0.01)
     keys |= {"average_lengths": [0.05, 0.1], "snapshot_every": 4000}  # 32 in 128,000 samples, each of 2 lengths
-    assert disk(config(training=keys), none, sizes, 1) == (
-        "104.00 GB for checkpoints and weights, 256.00 GB for snapshots of averages"
-    )
+    made = disk(config(training=keys), none, sizes, 1)
+    assert (made.checkpoints, made.weights, made.snapshots) == (56e9, 20e9, 256e9)
+    assert "256 GB snapshots of averages" in str(made)
+    assert disk(config(training={**keys, "save_every": 100}), none, sizes, 1).more == 28e9
+    assert disk(config(training={**keys, "save_every": 1000}), none, sizes, 1).checkpoints == 28e9
+
+
+def test_images_are_counted_by_storing_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against all of them stored: photographs (noise) and drawings (plain) take unlike room."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, image in (
+        ("noise", rng.integers(0, 256, (64, 64, 3), np.uint8)),
+        ("plain", np.zeros((64, 64, 3), np.uint8)),
+    ):
+        (tmp_path / name).mkdir()
+        for i in range(50):
+            image[0, 0] = i
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
+        made = config(source={"kind": "folder", "path": str(tmp_path / name)}, size=32)
+        rows = sources.open_listing(made.data).rows
+        work = tmp_path / "work"
+        work.mkdir(exist_ok=True)
+        write_shard(Plan(name, 0, rows), made.data, [], tmp_path, work)
+        stored = sum(file.stat().st_size for file in tmp_path.glob(f"{name}.*"))
+        told = disk(made, [Step("ingest", "", {}, None)], {"autoencoder": 0, "diffusion": 0}, 10)
+        assert told.images == pytest.approx(stored, rel=0.2)
+        assert told.latents == 50 * 10 * 4
+
+
+def test_what_is_not_known_is_not_counted_and_a_tracker_elsewhere_is_not_here() -> None:
+    none, sizes = [Step("ingest", "", {}, None)], {"autoencoder": 10**6, "diffusion": 10**6}
+    tars = disk(config(source={"kind": "webdataset", "path": "x/*.tar"}), none, sizes, 1)
+    assert (tars.images, tars.latents) == (None, None) and "images and latents are not counted" in str(tars)
+    made = config()
+    away = made.model_copy(update={"tracking": made.tracking.model_copy(update={"uri": "http://x:5000"})})
+    assert disk(away, none, sizes, 1).model == 8e6 < disk(made, none, sizes, 1).model
+
+
+@pytest.mark.parametrize(
+    ("keys", "kept", "written"),
+    [
+        ({"steps": 100, "save_every": 10}, 2, 10),
+        ({"steps": 100, "save_every": 10, "keep": 20}, 10, 10),
+        ({"steps": 100, "save_every": 30}, 2, 4),
+        ({"steps": 100, "save_every": 500}, 1, 1),
+        ({"steps": 100, "save_every": 10, "schedule": "wsd"}, 3, 10),  # 80, 90, 100
+        ({"steps": 100, "save_every": 500, "schedule": "wsd"}, 2, 2),  # 80, 100
+        ({"steps": 100, "save_every": 10, "schedule": "cosine", "warmup": 5}, 3, 11),  # 5, 90, 100
+    ],
+)
+def test_checkpoints_that_stay(keys: dict[str, Any], kept: int, written: int) -> None:
+    assert checkpoints_kept(config(training=keys).autoencoder.training) == (kept, written)
+
+
+def test_sizes_in_words() -> None:
+    assert [size(n) for n in (0, 123_456, 1_234_567, 999_600_000, 2.5e12)] == [
+        "0 MB", "0.123 MB", "1.23 MB", "1 GB", "2.5 TB",
+    ]  # fmt: skip
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the digests of files, which a run remembers."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(images / f"{i}.png")
+    made = config(source={"kind": "folder", "path": str(images)})
+    made = made.model_copy(update={"run": made.run.model_copy(update={"root": str(tmp_path / "root")})})
+    monkeypatch.setattr("pipeline.stages.graph.resolve", lambda config, cluster: config)
+    before = sorted(tmp_path.rglob("*"))
+    assert "disk: about" in forecast(made)
+    assert sorted(tmp_path.rglob("*")) == before
+    sources.source_fingerprint(made.data, sources.digests_folder_of(made.run.root))
+    assert list((tmp_path / "root" / "cache").iterdir())
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from pipeline.data.shards import TarWriter
 from pipeline.data.sources import source_fingerprint
 from pipeline.errors import UserError
 from pipeline.generate import diffusers_write
-from pipeline.planning import look, starter
+from pipeline.planning import look, starter, starter_data
 from pipeline.planning.fits import check_models
 from pipeline.planning.starter import Machine
 
@@ -193,7 +195,36 @@ def test_too_few_images_are_refused() -> None:
 def test_quick_is_quick(tmp_path: Path) -> None:
     config = written(made_up(3000, 64), tmp_path, quick=True)
     assert config.autoencoder.training.steps + config.diffusion.training.steps <= 100
-    assert config.evaluate.samples <= 100
+    assert config.evaluate.samples <= 100 and config.data.limit is None
+
+
+@pytest.mark.parametrize(("side", "limit"), [(64, 4000), (1000, 4000), (2000, 1000), (9000, 500)])
+def test_quick_takes_a_part_of_many_images_and_says_so(side: int, limit: int, tmp_path: Path) -> None:
+    found = made_up(60_000, side)
+    chosen = starter.plan(found, CPU, "x", quick=True)
+    assert chosen.limit == limit == chosen.train + chosen.val
+    text = starter.write_config(found, chosen, CPU)
+    assert f"limit: {limit}   # of 60,000 images" in text
+    for which, training in enumerate(("autoencoder", "diffusion")):  # validation sees fewer images than training
+        config = written(found, tmp_path, quick=True)
+        section = getattr(config, training).training
+        assert section.steps / section.validate_every * chosen.val < section.steps * chosen.batch[which]
+    assert starter.plan(found, CPU, "x").limit is None
+
+
+@pytest.mark.parametrize(
+    ("samples", "train", "said"),
+    [(2560, 55_184, "2,560 of 55,184 images are met once"), (60_000, 55_184, "about one pass"),
+     (400_000, 1000, "400 passes over the images")],
+)  # fmt: skip
+def test_steps_are_told_in_shares_of_the_images(samples: int, train: int, said: str) -> None:
+    assert starter.about_passes(samples, train) == said
+
+
+def test_counts_of_classes_that_are_numbers_can_be_read() -> None:
+    found = made_up(100, 32)
+    found.classes = Counter({"9": 6000, "0": 6000})
+    assert starter.about_classes(found, starter.plan(found, CPU, "x"))[0] == "2 classes: 9: 6,000, 0: 6,000"
 
 
 @pytest.mark.parametrize(
@@ -234,7 +265,7 @@ def test_what_is_left_out_and_what_is_too_little_is_said(tmp_path: Path) -> None
     picture(51, (32, 32)).save(folder / ".thumbnails" / "1.png")
     (folder / "many" / "x.jxl").write_bytes(b"x")
     found = look.look(str(folder))
-    assert starter.about_losses(found, fraction) == [
+    assert starter_data.about_losses(found, fraction) == [
         "Not taken from the source: 1 hidden folders (such as .thumbnails); 1 .jxl files, a format that is not read "
         "(such as many/x.jxl).",
         "1 class has no training image, and no model can learn it: 'one' (1 held out); give more images, or take them "
@@ -248,7 +279,7 @@ def test_a_limit_is_raised_for_broken_files_and_never_to_hide_a_loss() -> None:
     def limit(**problems: int) -> tuple[float, list[str]]:
         found = made_up(100, 64)
         found.problems.update({name.replace("_", " "): count for name, count in problems.items()})
-        return starter.choose_quarantine(found), starter.about_losses(found, None)
+        return starter_data.choose_quarantine(found), starter_data.about_losses(found, None)
 
     assert limit() == (0.01, [])
     assert limit(undecodable=4, duplicate=4) == (
@@ -341,3 +372,42 @@ def test_the_models_of_a_first_config_can_be_written_for_diffusers(machine: Mach
         autoencoder = registry.build("autoencoders", config.autoencoder.model, channels=3)
     assert diffusers_write.describe(network, size=16)[0]["_class_name"] == "DiTTransformer2DModel"
     assert diffusers_write.describe(autoencoder, size=64)[0]["_class_name"] == "AutoencoderKL"
+
+
+def test_tables_of_spreadsheets_and_parquet_are_known(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"file": f"{i}.png", "kind": f"{i % 2}.0", "split": "test" if i % 10 == 0 else "train"} for i in range(60)]
+    path = table(tmp_path / "t", rows)
+    path.write_bytes(path.read_text().replace(",", ";").encode("utf-16"))
+    found = look.look(str(tmp_path / "t"))
+    assert found.classes == {"0": 24, "1": 30} and len(found.notes) == 2
+    config = written(found, tmp_path)
+    assert config.data.split.by == "source" and found.held_out == 6
+
+    images = [{"bytes": (tmp_path / "t" / row["file"]).read_bytes(), "path": None} for row in rows]
+    features = {"img": {"_type": "Image"}, "y": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+    columns = pa.table({"y": [i % 2 for i in range(60)], "img": images})
+    columns = columns.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    (tmp_path / "p" / "data").mkdir(parents=True)
+    pq.write_table(columns, tmp_path / "p" / "data" / "train-00000-of-00001.parquet")
+    for where in ("p", "p/data/train-00000-of-00001.parquet", "p/data/train-*.parquet"):
+        found = look.look(str(tmp_path / where))
+        assert found.classes == {"cat": 30, "dog": 30} and found.sizes[0] == (40, 50)
+        config = written(found, tmp_path)
+        assert (config.data.source.image, config.data.source.label) == ("img", "y")  # type: ignore[union-attr]
+
+
+def test_arrays_by_other_names_and_of_floats_are_known(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 28, 28), np.uint8)
+    labels = np.arange(80) % 4
+    np.savez(tmp_path / "a.npz", pictures=pixels / 255, kinds=labels)
+    source = written(look.look(str(tmp_path / "a.npz")), tmp_path).data.source
+    assert (source.images_key, source.labels_key, source.range) == ("pictures", "kinds", (0, 1))  # type: ignore[union-attr]
+    np.savez(tmp_path / "m.npz", train_images=pixels[:60], train_labels=labels[:60, None], val_images=pixels[60:],
+             val_labels=labels[60:, None])  # fmt: skip
+    found = look.look(str(tmp_path / "m.npz"))
+    config = written(found, tmp_path)
+    assert (found.count, found.held_out, config.data.split.by) == (60, 20, "source")
+    assert "as the source says" in (tmp_path / "c.yaml").read_text()

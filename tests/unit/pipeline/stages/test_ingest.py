@@ -316,3 +316,55 @@ print((psutil.Process().memory_info().rss - before) / 2**20)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 100
+
+
+def test_a_limit_takes_shares_of_tars_and_leaves_no_trace_where_there_is_none(tmp_path):
+    for number in range(2):
+        samples = [(f"{i:03d}.{e}", png(100 * number + i) if e == "png" else str(int(i < 5)).encode())
+                   for i in range(25) for e in ("cls", "png")]  # fmt: skip
+        (tmp_path / "in").mkdir(exist_ok=True)
+        make_tar(tmp_path / "in" / f"{number}.tar", samples)
+    source = {"kind": "webdataset", "path": str(tmp_path / "in" / "*.tar")}
+    common = {"source": source, "size": 8, "split": {"val_fraction": 0.3}}
+    whole, _ = run(tmp_path, "whole", **common)
+    summary, folder = run(tmp_path, "some", limit=10, **common)
+    assert sum(whole["images"].values()) == 50 and sum(summary["images"].values()) == 10
+    by_class = summary["images_by_class"]
+    assert sum(by_class[split].get("1", 0) for split in ("train", "val")) == 2 and summary["quarantined"] == 0
+    again, other = run(tmp_path, "again", limit=10, **common)
+    assert content(folder) == content(other) and again["digest"] == summary["digest"]
+    index = Index.open(folder, "train")
+    assert [index.read(i)[:4] for i in range(len(index))] == [b"\x89PNG"] * len(index)
+    config = SimpleNamespace(data=Data(**common))
+    assert "limit" not in ingest.recipe(config, tmp_path / "root")
+    config.data = Data(**common, limit=10)
+    assert ingest.recipe(config, tmp_path / "root")["limit"] == 10
+
+
+def test_a_limited_table_is_the_same_each_time_and_what_a_listing_tells_is_kept(tmp_path, capsys):
+    source = table(tmp_path / "in")
+    lines = (tmp_path / "in" / "t.csv").read_text()
+    (tmp_path / "in" / "t.csv").write_text(lines.replace(",cat,", ", cat ,").replace(",dog,", ",,"))
+    summary, _ = run(tmp_path, source=source, size=8, limit=30)
+    assert sum(summary["images"].values()) == 30 and summary["classes"] == ["cat"]
+    assert sum(summary["images_by_class"][split].get("(none)", 0) for split in ("train", "val")) == 10
+    assert len(summary["notes"]) == 3
+    assert all(f"ingest: {note}" in capsys.readouterr().out for note in summary["notes"][:1])
+    summary, _ = run(tmp_path, "named", source={**source, "empty_label": "dog"}, size=8)
+    assert summary["classes"] == ["cat", "dog"] and "are of class 'dog'" in " ".join(summary["notes"])
+
+
+def test_the_sources_own_split_decides(tmp_path):
+    source = table(tmp_path / "in")
+    lines = (tmp_path / "in" / "t.csv").read_text().splitlines()
+    marks = ["split", *(("train", "train", "val", "TEST")[i % 4] for i in range(len(lines) - 1))]
+    (tmp_path / "in" / "t.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, marks, strict=True)))
+    summary, folder = run(tmp_path, source=source, size=8, split={"by": "source"})
+    assert summary["images"] == {"train": 30, "val": 15} and summary["notes"] == ["15 images for tests are left out"]
+    val = Index.open(folder, "val")
+    assert {val.meta(i)["split"] for i in range(len(val))} == {"val"}
+    (tmp_path / "in" / "t.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="has no split of its own"):
+        run(tmp_path, "other", source=source, size=8, split={"by": "source"})
+    with pytest.raises(ValueError, match="for tables and arrays"):
+        Data(source={"kind": "digits"}, split={"by": "source"})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.tasks.trained import Said, naming_lost, sayer
+from pipeline.generate.generator import NotFinite
+from pipeline.tasks.trained import Said, naming_lost, sayer, where_finite
 
 
 def test_each_line_of_a_rank_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,3 +38,15 @@ def test_lost_samples_are_named_once_and_told_once_a_shard(tmp_path: Path) -> No
         assert got == [0, 1, 2]
     assert (tmp_path / "lost" / "0.txt").read_text() == "a\nb\n"
     assert len(told) == 2 and told[0].startswith("shard 1, member a: bad; another sample stands for it")
+
+
+def test_weights_whose_samples_are_not_finite_show_nothing_and_it_is_said() -> None:
+    told: list[str] = []
+    engine: Any = None
+
+    def bad(_: object) -> dict[str, Any]:
+        raise NotFinite("4 of 4 images are not finite")
+
+    assert where_finite(bad, "preview", told.append)(engine) == {}
+    assert told == ["no preview: 4 of 4 images are not finite"]
+    assert where_finite(lambda _: {"fd": 1.0}, "measurement", told.append)(engine) == {"fd": 1.0} and len(told) == 1

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.tracking import links, tracker
 from pipeline.tracking.mirror import LIMIT, copy_curves, thin, thin_last
-from pipeline.tracking.shipper import Shipping, next_group
+from pipeline.tracking.shipping import Shipping, next_group
 from pipeline.tracking.spool import process_identity, spool_ends, surely_dead, whole_lines
 from pipeline.tracking.tracker import Spool
 

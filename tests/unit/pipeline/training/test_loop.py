@@ -112,6 +112,8 @@ def test_a_stop_request_saves_and_the_same_call_goes_on(tmp_path: Path) -> None:
     assert (first.finished, first.step) == (False, 7)
     second, after = run(tmp_path / "run")
     assert (second.finished, second.resumed_from) == (True, 28)
+    assert not any("goes on" in line for line in before.lines)
+    assert after.lines[0] == "goes on from step 7 of 12, its last whole checkpoint"
     assert before.losses | after.losses == whole.losses
     assert not before.losses.keys() & after.losses.keys()
     third, nothing = run(tmp_path / "run")
@@ -176,7 +178,7 @@ def test_a_stop_on_a_bad_step_saves_and_the_resumed_run_is_as_the_unstopped_one(
     assert (second.resumed_from, second.position, second.bad_steps) == (28, 36, 4)
     third, after = run(tmp_path / "run", token=3, **bad)
     assert third.resumed_from == 36 and third.skipped == ((20, 40),)
-    assert "back to the checkpoint at 16" in after.lines[0] and after.lines[0] == whole.lines[3]
+    assert "back to the checkpoint at 16" in after.lines[1] and after.lines[1] == whole.lines[3]
     assert before.losses | middle.losses | after.losses == whole.losses
     assert (third.loss, third.bad_steps) == (unstopped.loss, 5)
     assert [saved.position for saved in listing(tmp_path / "run")] == [48]
