@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from pipeline.pages import compare_page
 from pipeline.past import compare
@@ -31,33 +29,23 @@ def side(root: Path, key: str, loss: float) -> Side:
     return Side(past, past.name)
 
 
-def test_which_run_is_better_is_seen_at_once(tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if not chromium:
-        pytest.skip("no chromium on PATH")
+def test_which_run_is_better_is_seen_at_once(tmp_path: Path, page: Any) -> None:
     compared = [side(tmp_path, "1", 1.5), side(tmp_path, "2", 0.5)]
     compare_page.write(tmp_path / "page.html", compared, compare.verdict(compared))
     wrong: list[str] = []
-    with sync_api.sync_playwright() as play:
-        browser: Any = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 700})
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else wrong.append(asked.url))
-        page.goto((tmp_path / "page.html").as_uri())
-        verdict = page.locator(".verdict")
-        assert verdict.inner_text().startswith(
-            "rate 2 is better: validation loss of the diffusion model 0.5 against 1.5"
-        )
-        assert verdict.bounding_box()["y"] < 150
-        assert page.locator("figure.chart path").count() == 2
-        lines = page.locator("figure.chart path")
-        assert [lines.nth(i).get_attribute("stroke") for i in range(2)] == list(compare_page.COLOURS[:2])
-        page.locator("figure.chart svg").first.hover()
-        assert "at step" in page.locator(".tip").first.inner_text()
-        shown = page.locator(".grid img.on")
-        assert [shown.nth(i).get_attribute("data-step") for i in range(2)] == ["100", "100"]
-        page.locator(".pictures input").fill("0")
-        assert [shown.nth(i).get_attribute("data-step") for i in range(2)] == ["50", "50"]
-        browser.close()
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else wrong.append(asked.url))
+    page.goto((tmp_path / "page.html").as_uri())
+    verdict = page.locator(".verdict")
+    assert verdict.inner_text().startswith("rate 2 is better: validation loss of the diffusion model 0.5 against 1.5")
+    assert verdict.bounding_box()["y"] < 150
+    assert page.locator("figure.chart path").count() == 2
+    lines = page.locator("figure.chart path")
+    assert [lines.nth(i).get_attribute("stroke") for i in range(2)] == list(compare_page.COLOURS[:2])
+    page.locator("figure.chart svg").first.hover()
+    assert "at step" in page.locator(".tip").first.inner_text()
+    shown = page.locator(".grid img.on")
+    assert [shown.nth(i).get_attribute("data-step") for i in range(2)] == ["100", "100"]
+    page.locator(".pictures input").fill("0")
+    assert [shown.nth(i).get_attribute("data-step") for i in range(2)] == ["50", "50"]
     assert not wrong
