@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_terminal_is_not_overrun_and_fingerprints_are_whole(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setenv("COLUMNS", str(columns))
     out = Terminal()
     monkeypatch.setattr("sys.stdout", out)
     print_rows(ROWS, False, "what")
