@@ -3,3 +3,7 @@
 Rooms import rooms below them only (pyproject.toml, import-linter; docs/architecture.md draws it). On the ground floor
 lie `schema/`, `config.py`, `artifacts.py`, `files.py`, `errors.py` and `networks.py`: what a run is, what lies on disk.
 """
+
+from pipeline import deferred_compiler
+
+deferred_compiler.defer()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 IN_FLIGHT = 2  # tasks submitted ahead of each slot, so that none waits for the driver
 FEW = 2  # tasks that are done here before a local Ray would have started
 START_FAILURES = 2  # times that Ray Train may fail to place the ranks; without a limit it tries for ever
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # a process of Ray Train's that looks whether nodes are drained
 HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"  # Ray Train's seconds until a silent rank is given up: 600
 
 QUIET = {
@@ -71,6 +72,7 @@ class Cluster:
             # Ray's ports listen on every interface whatever they are told: nobody without this token gets in
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            os.environ.setdefault(WATCHER, "0")  # this machine has no notice of its end but a signal, which is ours
             self._temporary = short_folder()
         import ray
 
@@ -83,8 +85,7 @@ class Cluster:
             ray.init(
                 address="local",
                 num_cpus=cpus(),
-                include_dashboard=True,  # without it Ray Train's state actor floods the log (Ray 2.60)
-                dashboard_host="127.0.0.1",
+                include_dashboard=False,
                 object_store_memory=200 * 2**20,  # results are small: shards and latents travel by the file system
                 _temp_dir=self._temporary,
                 **common,
@@ -228,7 +229,7 @@ class Cluster:
         while True:
             ranks = world()
             threads = self.threads(ranks)
-            trainer = _trainer()(
+            trainer = _trainer(ends_with_us=self._temporary is not None or "LDM_RAY_NODES" in os.environ)(
                 function,
                 train_loop_config={**arguments, "threads": threads},
                 torch_config=TorchConfig(timeout_s=self.config.collective_timeout),
@@ -273,17 +274,21 @@ class Cluster:
             attempt += 1
 
 
-def _trainer() -> Any:
-    """Ray Train's trainer; in a cluster that ends with this run, without the actor that would clean up after a lost
-    controller. It asks the dashboard, of which a Slurm job starts none (Ray 2.60)."""
+def _trainer(ends_with_us: bool) -> Any:
+    """Ray Train's trainer without processes that have nothing to do here, each of which takes seconds of each stage to
+    start (Ray 2.60): that for Ray Data's data sets; and, in a cluster that ends with this run, the one that cleans up
+    after a lost controller, which asks the dashboard, of which there is none."""
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    idle = (DatasetsCallback, PlacementGroupCleanerCallback) if ends_with_us else (DatasetsCallback,)
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
-            return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
 
-    return Trainer if "LDM_RAY_NODES" in os.environ else TorchTrainer
+    return Trainer
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:

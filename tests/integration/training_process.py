@@ -380,7 +380,6 @@ def fork(scenario: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    import torch._dynamo  # what is slow to import, once, before the forks
 
     import pipeline.config
     import pipeline.training.loop  # noqa: F401

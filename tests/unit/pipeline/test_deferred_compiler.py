@@ -1,0 +1,65 @@
+"""torch's compiler is not imported by what only marks functions for it, and is there as ever for who asks for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+BEFORE = """
+import sys
+import pipeline
+import torch
+from models.registry import outline
+
+network = torch.nn.Linear(4, 4)
+optimizer = torch.optim.AdamW(network.parameters())
+optimizer.zero_grad()
+network(torch.ones(2, 4)).sum().backward()
+optimizer.step()
+outline("backbones", {"kind": "dit", "width": 16, "depth": 1, "heads": 2, "patch": 2}, channels=2, size=4)
+assert type(sys.modules["torch._dynamo"]).__name__ == "_Compiler" and "torch._inductor" not in sys.modules
+"""
+AFTER = {
+    "compile": """
+        optimizer.register_step_pre_hook(lambda *_: None)
+
+        @torch.compile(backend="eager")
+        def step(x):
+            y = network(x).sum()
+            optimizer.zero_grad()  # called before, and not to be traced
+            return y + 1
+
+        assert step(torch.ones(2, 4)).shape == ()
+        from torch._dynamo.utils import counters
+        assert counters["graph_break"] and counters["stats"]["unique_graphs"] >= 1, counters
+    """,
+    "import": """
+        import torch._dynamo
+        torch._dynamo.config.suppress_errors = True
+        from torch._dynamo import config
+        assert config.suppress_errors
+    """,
+    "submodule": """
+        import torch._dynamo.config as config
+        assert config is sys.modules["torch._dynamo"].config and torch._dynamo.config is config
+    """,
+    "mark": """
+        @torch.compiler.disable
+        def plain(x): return x + 1
+        @torch._dynamo.disable(recursive=False)
+        def other(x): return x + 1
+        assert plain(1) == 2 == other(1)
+    """,
+}
+
+
+@pytest.mark.parametrize("what", AFTER)
+def test_not_imported_by_an_optimizer_and_there_for_who_asks(what: str) -> None:
+    code = BEFORE + textwrap.dedent(AFTER[what])
+    if what != "mark":
+        code += 'assert type(sys.modules["torch._dynamo"]).__name__ == "module"\n'
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
