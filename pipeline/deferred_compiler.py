@@ -2,8 +2,9 @@
 
 torch 2.13 marks functions that its compiler must not trace, those of each optimizer and of the meta device among them,
 and imports the compiler to do so when such a function is first called: two seconds of every command and of every rank,
-for what nobody there uses. As long as the compiler is not imported nothing is traced, and such a function can be called
-as it is. In sys.modules lies a module that does just that; for whatever else it is asked, it makes room for the real one.
+for what nobody there uses. As long as the compiler is not imported nothing is traced, and such a function can be
+called as it is. In sys.modules lies a module that does just that; whatever else it is asked, it makes room for the
+real one.
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ class Engine:
         """The whole fp32 state dict on the CPU of rank 0, bit-equal to masters or average (named as in `weights`);
         empty on the other ranks.
 
-        Made from the pieces that the ranks own, one parameter at a time: what DeepSpeed gathers for a forward pass at
+        Made from the pieces that the ranks own, some parameters at a time: what DeepSpeed gathers for a forward pass at
         ZeRO 3 is in the precision of autocast.
         """
         module, partition = self._deepspeed.module, self.partition
@@ -283,11 +283,18 @@ class Engine:
         for name, parameter in module.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
         out: dict[str, torch.Tensor] = {}
-        for first, *others in names.values():
-            whole = self.ranks.all_reduce(partition.bits(first, flats))  # each element from one rank, else zero: exact
+        for pack in partition.packs([first for first, *_ in names.values()]):
+            bits = torch.cat([partition.bits(name, flats) for name in pack])
+            whole = self.ranks.all_reduce(bits).view(torch.float32)  # each element from one rank, else zero: exact
+            pieces = whole.split([math.prod(partition.shapes[name]) for name in pack])
             if self.ranks.first:
-                value = whole.view(torch.float32).view(partition.shapes[first]).cpu()
-                out |= {name: value.clone() for name in (first, *others)}
+                out |= {
+                    n: piece.view(partition.shapes[n]).to("cpu", copy=True)
+                    for n, piece in zip(pack, pieces, strict=True)
+                }
+        if self.ranks.first:
+            for first, *others in names.values():
+                out |= {name: out[first].clone() for name in others}
         if self.ranks.first:
             out |= {name: buffer.detach().cpu().clone() for name, buffer in persistent_buffers(module).items()}
         return out

@@ -53,7 +53,9 @@ def initialise(
     logger.setLevel(logging.ERROR)  # its import and start say what a user can do nothing about
     deepspeed = import_deepspeed()
     logger.setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a minute of compiling for what training never uses
+    # A table of what could be compiled here, of which only this is ever asked: a minute of compiling for what training
+    # never uses. Asked for, the table is made, by compilers that each rank starts for half a second.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     numel = sum(p.numel() for p in model.parameters())
     zero: dict[str, Any] = {"stage": training.zero_stage, "reduce_bucket_size": max(1, min(BUCKET, numel))}

@@ -1,7 +1,7 @@
 """Where DeepSpeed 0.19.8 keeps what a rank owns: fp32 weights, AdamW's moments, the reduced gradient, at ZeRO 0 to 3.
 
 All reading of DeepSpeed's private tensors is here; nothing is imported from it. Weights are fp32 (lower precision is
-torch.autocast's business), so masters and forward weights have one dtype. `ecosystem` traps that shaped this file:
+torch.autocast's business), so masters and forward weights have one dtype. Traps that shaped this file:
 places are found by address (`_hp_mapping` is wrong under round-robin gradients); AdamW's state is made lazily; forward
 weights and ZeRO 3's persistent parameters must be refreshed after masters are set.
 """
@@ -9,13 +9,14 @@ weights and ZeRO 3's persistent parameters must be refreshed after masters are s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+PACK = 1 << 22  # elements that go round at once: 16 MiB
 
 
 class Piece(NamedTuple):
@@ -116,6 +117,19 @@ class Partition:
             return [p.grad for p in self.flats[: self.trainable] if p.grad is not None]
         groups = self.optimizer.averaged_gradients
         return [gradient.detach() for i in sorted(groups) for gradient in groups[i]]
+
+    def packs(self, names: Iterable[str]) -> Iterator[list[str]]:
+        """The names in their order, cut so that each part has PACK elements or is one parameter."""
+        pack: list[str] = []
+        size = 0
+        for name in names:
+            numel = math.prod(self.shapes[name])
+            if pack and size + numel > PACK:
+                yield pack
+                pack, size = [], 0
+            pack, size = [*pack, name], size + numel
+        if pack:
+            yield pack
 
     def bits(self, name: str, flats: Sequence[torch.Tensor]) -> torch.Tensor:
         """The elements of the parameter `name` that this rank owns, as int32 [numel] (fp32's bits), 0 elsewhere.

@@ -97,7 +97,7 @@ def test_mistakes_are_one_line(small: Any) -> None:
     for arguments, said in (
         ([str(autoencoder), "--length", "0.1"], "holds no snapshots; train with `average_lengths: [0.05, 0.1]`"),
         ([str(autoencoder)], "give --length"),
-        ([str(autoencoder), "--scan"], "give the run's config by --config"),
+        ([str(autoencoder), "--scan"], "give the run's config as well"),
         ([str(autoencoder), "--scan", "--config", str(small.config)], "makes no samples"),
         ([str(small.manifests("encode")[0].parent), "--length", "0.1"], "an artifact of encode"),
         (["no-such", "--length", "0.1", "--root", str(small.root)], "no run of that name"),
