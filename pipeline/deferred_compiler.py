@@ -10,10 +10,12 @@ real one.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 NAME = "torch._dynamo"
@@ -24,7 +26,7 @@ class _Deferred(types.ModuleType):
     """A module that is imported when anything is asked of it that it has not itself."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":  # asked of each module, by inspect for one
+        if name.startswith("__"):  # asked of each module, by inspect for one
             raise AttributeError(name)
         return getattr(self.real(), name)
 
@@ -47,6 +49,7 @@ class _Rules(_Deferred):
 class _Compiler(_Deferred):
     """torch._dynamo. What is here is called where nothing is compiled."""
 
+    __path__: list[str] = []  # noqa: RUF012 (a package; what is in it, _Parts finds)
     trace_rules = _Rules(f"{NAME}.trace_rules")
 
     def disable(self, fn: Any = None, recursive: bool = True, **options: Any) -> Any:
@@ -70,10 +73,38 @@ class _Compiler(_Deferred):
             self.real().graph_break(*args, **kwargs)
 
 
+class _Parts(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a part of the compiler that is asked for before the whole: imports the whole, and gives the part of it.
+
+    Python would import the part once more, which then knows nothing of the compiler that is at work.
+    """
+
+    def __init__(self) -> None:
+        self.specs: dict[str, Any] = {}
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
+        if not (name.startswith(f"{NAME}.") and _deferred()):
+            return None
+        whole = sys.modules[NAME].real()
+        if part := sys.modules.get(name):
+            self.specs[name] = part.__spec__
+            vars(part)["__spec__"] = None  # with one, Python takes it instead of this, and loads by it
+            return importlib.machinery.ModuleSpec(name, self)
+        return importlib.machinery.PathFinder.find_spec(name, whole.__path__, target)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        vars(module)["__spec__"] = self.specs.pop(module.__name__)  # a part that is settings takes no attribute
+
+
 def _deferred() -> bool:
     return isinstance(sys.modules.get(NAME), _Deferred)
 
 
 def defer() -> None:
     """Put off the import of torch's compiler, unless it is there already."""
-    sys.modules.setdefault(NAME, _Compiler(NAME))
+    if NAME not in sys.modules:
+        sys.modules[NAME] = _Compiler(NAME)
+        sys.meta_path.insert(0, _Parts())

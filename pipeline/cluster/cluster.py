@@ -88,6 +88,7 @@ class Cluster:
                 include_dashboard=False,
                 object_store_memory=200 * 2**20,  # results are small: shards and latents travel by the file system
                 _temp_dir=self._temporary,
+                runtime_env=self._of_this_machine(),  # of the job: workers that wait for work have it already
                 **common,
             )
         for number, handler in handlers.items():
@@ -144,13 +145,12 @@ class Cluster:
             raise
 
     def _environment(self, threads: int) -> dict[str, Any]:
-        path = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
-        variables = {**QUIET, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-        if not _gpus():
-            variables["DS_ACCELERATOR"] = "cpu"
-        if self._temporary:
-            variables["GLOO_SOCKET_IFNAME"] = "lo"
-        return {"env_vars": variables}
+        """The environment of a task, an actor or a rank; in a cluster of our own that of the job, which all have."""
+        return {} if self._temporary else {"env_vars": _variables(threads)}
+
+    def _of_this_machine(self) -> dict[str, Any]:
+        threads = 1 if self.config.threads == "auto" else self.config.threads  # a rank sets its own (torch)
+        return {"env_vars": {**_variables(threads), "GLOO_SOCKET_IFNAME": "lo"}}
 
     def nodes(self) -> list[Node]:
         """The machines of the cluster, each with an actor on it (`nodes.py`)."""
@@ -289,6 +289,11 @@ def _trainer(ends_with_us: bool) -> Any:
             return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
 
     return Trainer
+
+
+def _variables(threads: int) -> dict[str, str]:
+    path = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**QUIET, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:

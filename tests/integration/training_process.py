@@ -380,7 +380,6 @@ def fork(scenario: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-
     import pipeline.config
     import pipeline.training.loop  # noqa: F401
     from pipeline.training.initialise import import_deepspeed

@@ -46,6 +46,19 @@ AFTER = {
         import torch._dynamo.config as config
         assert config is sys.modules["torch._dynamo"].config and torch._dynamo.config is config
     """,
+    "part": """
+        from torch._dynamo.utils import counters
+        import torch._dynamo.utils
+        assert counters is torch._dynamo.utils.counters and torch._dynamo.utils.__spec__.origin
+
+        class Network(torch.nn.Module):
+            def forward(self, x): return x + 1
+
+        network = Network()
+        network.compile(backend="eager")
+        network(torch.ones(2))
+        assert counters["stats"]["unique_graphs"] == 1, counters
+    """,
     "mark": """
         @torch.compiler.disable
         def plain(x): return x + 1
