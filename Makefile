@@ -28,9 +28,12 @@ $(VENV)/.installed: $(VENV)/.runs
 demo: $(VENV)/.runs
 	$(BIN)/ldm run --config $(DEMO)
 
-# a file's tests by one process of two: what they share is made once
+# A file's tests by one process of two, of one thread each: what they share is made once. The long files come first, so
+# that both processes end together.
+SLOW_FIRST = tests/integration tests/browser tests
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=pipeline --cov=models --cov-report=term --durations=25 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov=pipeline --cov=models \
+	  --cov-report=term --durations=25 $(SLOW_FIRST)
 
 # a Slurm cluster of network namespaces on this machine; root only. Without the daemons the tests skip and say so.
 # `make test-cluster ONLY="time_limit or scancel"`: these tests alone, and no report
