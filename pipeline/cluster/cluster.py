@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.folders import short_folder
 from pipeline.cluster.inline import Inline
-from pipeline.cluster.joining import join, mind_job_stop
+from pipeline.cluster.joining import join, mind_job_stop, start_no_api_server
 from pipeline.cluster.reach import reach
 from pipeline.cluster.stopping import Stopped, in_main_thread, in_thread
 from pipeline.config import ClusterConfig
@@ -82,6 +82,7 @@ class Cluster:
             join(address, common)
             mind_job_stop()
         else:
+            start_no_api_server()
             ray.init(
                 address="local",
                 num_cpus=cpus(),

@@ -14,6 +14,14 @@ LEAST_STOP_WAIT = 60  # seconds: the ranks' next look at the stop, a checkpoint,
 ANSWER = 10.0  # seconds that the head of a cluster has for an answer: it takes milliseconds
 
 
+def start_no_api_server() -> None:
+    """Let a head that this process starts go without the server of dashboard and jobs, which takes seconds (Ray 2.60
+    starts one, and waits for it, without a dashboard too)."""
+    from ray._private import node
+
+    node.Node.start_api_server = lambda *_, **__: None
+
+
 def ray_program() -> None:
     """The program `ray`, for `ray start` in an allocation that ends with the run.
 
@@ -23,7 +31,7 @@ def ray_program() -> None:
     """
     import psutil
     import ray.scripts.scripts as scripts
-    from ray._private import node, services
+    from ray._private import services
 
     found = services.get_node
 
@@ -38,7 +46,7 @@ def ray_program() -> None:
                     raise
 
     services.get_node = patient
-    node.Node.start_api_server = lambda *_, **__: None
+    start_no_api_server()
     scripts.get_ray_client_dependency_error = lambda: "not used"
     scripts.main()
 

@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.cluster.joining import ray_program
 from pipeline.cluster.reach import reach
 from pipeline.errors import UserError
 
@@ -152,7 +153,7 @@ def ray_start(environment: Mapping[str, str], own: str) -> list[str]:
     """The command that starts this node's part of the Ray cluster, with what the allocation has on this node."""
     base, head = int(environment["LDM_BASE_PORT"]), environment["RAY_ADDRESS"]
     cpus = environment.get("SLURM_CPUS_ON_NODE") or environment.get("SLURM_CPUS_PER_TASK", "1")
-    start = "from pipeline.cluster.cluster import ray_program; ray_program()"
+    start = f"from {ray_program.__module__} import ray_program; ray_program()"
     command = [sys.executable, "-c", start, "start", "--block", "--disable-usage-stats"]
     if own == head.rpartition(":")[0]:
         command += ["--head", f"--port={base}", "--include-dashboard=false", "--no-monitor"]
