@@ -36,7 +36,7 @@ demo: $(VENV)/.runs
 # that both processes end together.
 SLOW_FIRST = tests/integration tests/browser tests
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov=pipeline --cov=models \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=pipeline --cov=models \
 	  --cov-report=term --durations=25 $(SLOW_FIRST)
 
 # a Slurm cluster of network namespaces on this machine; root only. Without the daemons the tests skip and say so.

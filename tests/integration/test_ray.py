@@ -238,7 +238,7 @@ def ray_node(log: Path, environment: dict[str, str], cpus: int, *where: str) -> 
         if process.poll() is None:
             members = family(process)
             process.terminate()
-            _, alive = psutil.wait_procs(members, 20)
+            _, alive = psutil.wait_procs(members, 3)  # an actor that outlives its driver does not end by itself
             for member in alive:
                 member.kill()
             psutil.wait_procs(alive, 20)
