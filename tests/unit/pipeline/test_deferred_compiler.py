@@ -36,12 +36,6 @@ AFTER = {
         from torch._dynamo.utils import counters
         assert counters["graph_break"] and counters["stats"]["unique_graphs"] >= 1, counters
     """,
-    "import": """
-        import torch._dynamo
-        torch._dynamo.config.suppress_errors = True
-        from torch._dynamo import config
-        assert config.suppress_errors
-    """,
     "submodule": """
         import torch._dynamo.config as config
         assert config is sys.modules["torch._dynamo"].config and torch._dynamo.config is config
@@ -65,14 +59,17 @@ AFTER = {
         @torch._dynamo.disable(recursive=False)
         def other(x): return x + 1
         assert plain(1) == 2 == other(1)
+        import torch._dynamo
+        torch._dynamo.config.suppress_errors = True
+        from torch._dynamo import config
+        assert config.suppress_errors
     """,
 }
 
 
 @pytest.mark.parametrize("what", AFTER)
 def test_not_imported_by_an_optimizer_and_there_for_who_asks(what: str) -> None:
-    code = BEFORE + textwrap.dedent(AFTER[what])
-    if what != "mark":
-        code += 'assert type(sys.modules["torch._dynamo"]).__name__ == "module"\n'
+    real = 'assert type(sys.modules["torch._dynamo"]).__name__ == "module"\n'
+    code = BEFORE + textwrap.dedent(AFTER[what]) + real
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
