@@ -78,6 +78,10 @@ class Cluster:
 
         handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread() else {}
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        if self._ours:
+            threads = 1 if self.config.threads == "auto" else self.config.threads  # a rank sets its own (torch)
+            variables = _variables(threads) | ({} if address else {"GLOO_SOCKET_IFNAME": "lo"})
+            common["runtime_env"] = {"env_vars": variables}  # of the job: workers that wait for work have it already
         if address:
             join(address, common)
             mind_job_stop()
@@ -89,7 +93,6 @@ class Cluster:
                 include_dashboard=False,
                 object_store_memory=200 * 2**20,  # results are small: shards and latents travel by the file system
                 _temp_dir=self._temporary,
-                runtime_env=self._of_this_machine(),  # of the job: workers that wait for work have it already
                 **common,
             )
         for number, handler in handlers.items():
@@ -147,11 +150,12 @@ class Cluster:
 
     def _environment(self, threads: int) -> dict[str, Any]:
         """The environment of a task, an actor or a rank; in a cluster of our own that of the job, which all have."""
-        return {} if self._temporary else {"env_vars": _variables(threads)}
+        return {} if self._ours else {"env_vars": _variables(threads)}
 
-    def _of_this_machine(self) -> dict[str, Any]:
-        threads = 1 if self.config.threads == "auto" else self.config.threads  # a rank sets its own (torch)
-        return {"env_vars": {**_variables(threads), "GLOO_SOCKET_IFNAME": "lo"}}
+    @property
+    def _ours(self) -> bool:
+        """Whether the cluster ends with this run: started by it, or by the Slurm job that is this run."""
+        return self._temporary is not None or "LDM_RAY_NODES" in os.environ
 
     def nodes(self) -> list[Node]:
         """The machines of the cluster, each with an actor on it (`nodes.py`)."""
@@ -230,7 +234,7 @@ class Cluster:
         while True:
             ranks = world()
             threads = self.threads(ranks)
-            trainer = _trainer(ends_with_us=self._temporary is not None or "LDM_RAY_NODES" in os.environ)(
+            trainer = _trainer(ends_with_us=self._ours)(
                 function,
                 train_loop_config={**arguments, "threads": threads},
                 torch_config=TorchConfig(timeout_s=self.config.collective_timeout),
