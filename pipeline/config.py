@@ -44,6 +44,11 @@ class ClusterConfig(Section):
     )
     max_failures: int = Field(2, ge=0, description="Restarts of a stage's workers after one of them died or hung.")
 
+    @property
+    def least_threads(self) -> int:
+        """CPU threads of a task; of a rank, as long as it is not known how many there will be."""
+        return 1 if self.threads == "auto" else self.threads
+
 
 class Tracking(Section):
     uri: Place | None = Field(

@@ -79,8 +79,7 @@ class Cluster:
         handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread() else {}
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         if self._ours:
-            threads = 1 if self.config.threads == "auto" else self.config.threads  # a rank sets its own (torch)
-            variables = _variables(threads) | ({} if address else {"GLOO_SOCKET_IFNAME": "lo"})
+            variables = _variables(self.config.least_threads) | ({} if address else {"GLOO_SOCKET_IFNAME": "lo"})
             common["runtime_env"] = {"env_vars": variables}  # of the job: workers that wait for work have it already
         if address:
             join(address, common)
@@ -183,7 +182,7 @@ class Cluster:
     def workers(self) -> int:
         """Ranks: what the config asks for, as far as there is room; auto: all GPUs, or CPUs over `threads`."""
         self.start()
-        threads = 1 if self.config.threads == "auto" else self.config.threads
+        threads = self.config.least_threads
         room = self._room(threads, 1 if _gpus() else 0)
         if self.config.workers == "auto":
             return room

@@ -39,7 +39,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
 
     check_inputs(inputs["encode"], {"autoencoder": inputs["autoencoder"], "ingest": inputs["ingest"]})
     if config.diffusion.fd.every:
-        threads = config.cluster.threads if config.cluster.threads != "auto" else 1
+        threads = config.cluster.least_threads
         about = {"config": config.model_dump(mode="json", by_alias=True), "ingest": str(inputs["ingest"].path)}
         described = next(iter(cluster.map(prepare, [{**about, "threads": threads}], threads=threads, gpus=1)))
         spool.tags({"ldm.fd_curve": described})

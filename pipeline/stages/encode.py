@@ -70,7 +70,7 @@ def run(
                     )
     missing = [job for job in jobs if not is_whole(Path(job["path"]))]
     begun, images = time.monotonic(), 0
-    threads = config.cluster.threads if config.cluster.threads != "auto" else 1
+    threads = config.cluster.least_threads
     setup = partial(
         load_encoder,
         str(data.path),

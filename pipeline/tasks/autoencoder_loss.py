@@ -54,7 +54,7 @@ def with_perceptual(
     if options.kind == "classifier" and options.path is None:
         path = writer.path / "perceptual.safetensors"  # one file for all ranks and restarts
         if not path.exists():
-            threads = config.cluster.threads if config.cluster.threads != "auto" else 1
+            threads = config.cluster.least_threads
             values = config.model_dump(mode="json", by_alias=True)
             job = {"config": values, "data": str(data.path), "path": str(path), "threads": threads}
             said = next(iter(cluster.map(perceptual.train_classifier, [job], threads=threads, gpus=1)))

@@ -127,7 +127,8 @@ class Partition:
             if pack and size + numel > PACK:
                 yield pack
                 pack, size = [], 0
-            pack, size = [*pack, name], size + numel
+            pack.append(name)
+            size += numel
         if pack:
             yield pack
 
