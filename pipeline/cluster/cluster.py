@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.folders import short_folder
 from pipeline.cluster.inline import Inline
-from pipeline.cluster.joining import join, mind_job_stop, start_no_api_server
+from pipeline.cluster.joining import join, mind_job_stop, start_few_servers
 from pipeline.cluster.reach import reach
 from pipeline.cluster.stopping import Stopped, in_main_thread, in_thread
 from pipeline.config import ClusterConfig
@@ -85,7 +85,7 @@ class Cluster:
             join(address, common)
             mind_job_stop()
         else:
-            start_no_api_server()
+            start_few_servers()
             ray.init(
                 address="local",
                 num_cpus=cpus(),
@@ -225,6 +225,8 @@ class Cluster:
         from ray.train.torch import TorchConfig
         from ray.train.v2.api.exceptions import TrainingFailedError
 
+        from pipeline.cluster.trainer import OwnTrainer, Trainer
+
         # a rank that does not answer at all (stopped, swapped out) is given up as early as one that others wait for
         os.environ[HEALTH_CHECK] = str(self.config.collective_timeout)
         stop = mail / "stop"
@@ -233,7 +235,7 @@ class Cluster:
         while True:
             ranks = world()
             threads = self.threads(ranks)
-            trainer = _trainer(ends_with_us=self._ours)(
+            trainer = (OwnTrainer if self._ours else Trainer)(
                 function,
                 train_loop_config={**arguments, "threads": threads},
                 torch_config=TorchConfig(timeout_s=self.config.collective_timeout),
@@ -276,23 +278,6 @@ class Cluster:
                 flush=True,
             )
             attempt += 1
-
-
-def _trainer(ends_with_us: bool) -> Any:
-    """Ray Train's trainer without processes that have nothing to do here, each of which takes seconds of each stage to
-    start (Ray 2.60): that for Ray Data's data sets; and, in a cluster that ends with this run, the one that cleans up
-    after a lost controller, which asks the dashboard, of which there is none."""
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-
-    idle = (DatasetsCallback, PlacementGroupCleanerCallback) if ends_with_us else (DatasetsCallback,)
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
-
-    return Trainer
 
 
 def _variables(threads: int) -> dict[str, str]:

@@ -14,19 +14,22 @@ LEAST_STOP_WAIT = 60  # seconds: the ranks' next look at the stop, a checkpoint,
 ANSWER = 10.0  # seconds that the head of a cluster has for an answer: it takes milliseconds
 
 
-def start_no_api_server() -> None:
-    """Let a head that this process starts go without the server of dashboard and jobs, which takes seconds (Ray 2.60
-    starts one, and waits for it, without a dashboard too)."""
-    from ray._private import node
+def start_few_servers() -> None:
+    """Let a head that this process starts go without servers that nobody uses in a cluster which ends with the run.
 
-    node.Node.start_api_server = lambda *_, **__: None
+    Each takes a second or more of a processor, and of the dashboard's Ray waits for the start (2.60 starts that one
+    without a dashboard too): dashboard and jobs; the autoscaler; what sends the workers' output to the driver.
+    """
+    from ray._private.node import Node
+
+    Node.start_api_server = Node.start_monitor = Node.start_log_monitor = lambda *_, **__: None
 
 
 def ray_program() -> None:
     """The program `ray`, for `ray start` in an allocation that ends with the run.
 
-    Without two servers that nobody uses there, but that it would start and wait for whatever its options say (Ray
-    2.60): the Ray client's, and the one of dashboard and jobs. A node has `_join_limit` seconds to start, where Ray has
+    Without `start_few_servers`' and the Ray client's, which it would start and wait for whatever its options say (Ray
+    2.60). A node has `_join_limit` seconds to start, where Ray has
     30: a hundred nodes that read Python from one file system are slower.
     """
     import psutil
@@ -46,7 +49,7 @@ def ray_program() -> None:
                     raise
 
     services.get_node = patient
-    start_no_api_server()
+    start_few_servers()
     scripts.get_ray_client_dependency_error = lambda: "not used"
     scripts.main()
 
