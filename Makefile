@@ -36,8 +36,8 @@ demo: $(VENV)/.runs
 # that both processes end together.
 SLOW_FIRST = tests/integration tests/browser tests
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=pipeline --cov=models \
-	  --cov-report=term --durations=25 $(SLOW_FIRST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --source pipeline,models -m pytest -n 2 --dist loadfile \
+	  --no-loadscope-reorder --durations=25 $(SLOW_FIRST)
 
 # a Slurm cluster of network namespaces on this machine; root only. Without the daemons the tests skip and say so.
 # `make test-cluster ONLY="time_limit or scancel"`: these tests alone, and no report
@@ -63,4 +63,4 @@ bench: install
 	$(BIN)/python tests/benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
