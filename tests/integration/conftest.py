@@ -133,3 +133,16 @@ def small(tmp_path: Path, ldm: Callable[..., Said]) -> Small:
         made.draw(f"images/{'ab'[i % 2]}/{i}.png", i)
     made.config.write_text(CONFIG.format(root=made.root, images=tmp_path / "images"))
     return made
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """MLflow's empty SQLite file, made once: each root that is not about its making gets a copy (it takes seconds)."""
+    from pipeline.tracking.links import resolve_uri
+    from pipeline.tracking.mlflow_store import create_database
+
+    root = tmp_path_factory.mktemp("empty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        create_database(resolve_uri(root), root)
+    return (root / "mlflow.db").read_bytes()

@@ -29,20 +29,9 @@ def no_tracker_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite store, made once: each test copies it (making one takes seconds)."""
-    root = tmp_path_factory.mktemp("empty")
-    tracker.sync(root)
-    from pipeline.tracking.mlflow_store import create_database
-
-    create_database(links.resolve_uri(root), root)
-    return root / "mlflow.db"
-
-
 @pytest.fixture
-def root(tmp_path: Path, database: Path) -> Path:
-    (tmp_path / "mlflow.db").write_bytes(database.read_bytes())
+def root(tmp_path: Path, database: bytes) -> Path:
+    (tmp_path / "mlflow.db").write_bytes(database)
     return tmp_path
 
 
@@ -337,13 +326,13 @@ def test_two_shippers_of_one_root_do_not_disturb_each_other(root: Path) -> None:
     assert len(history(root, "diffusion/ab12", "diffusion/train_loss")) == 3000
 
 
-def test_a_database_that_was_removed_is_filled_again(root: Path, database: Path) -> None:
+def test_a_database_that_was_removed_is_filled_again(root: Path, database: bytes) -> None:
     pipeline, stage = spool(root, "pipeline"), spool(root, "diffusion")
     pipeline.start("digits")
     stage.start("4 diffusion", "pipeline/ab12")
     train(stage, 0, 5)
     tracker.sync(root)
-    (root / "mlflow.db").write_bytes(database.read_bytes())  # another, empty
+    (root / "mlflow.db").write_bytes(database)  # another, empty
     pipeline.start("digits")
     tracker.sync(root)
     assert len(history(root, "pipeline/ab12", "diffusion/train_loss")) == 5

@@ -119,9 +119,24 @@ def undisturbed(config: Path) -> Path:
     return root
 
 
-def test_killed_and_started_again_gives_the_same_losses(config: Path, undisturbed: Path) -> None:
+@pytest.fixture
+def new_root(config: Path, database: bytes) -> Callable[[str], Path]:
+    """`new_root(name)`: a root with nothing but MLflow's empty database."""
+
+    def make(name: str) -> Path:
+        root = config.parent / name
+        root.mkdir()
+        (root / "mlflow.db").write_bytes(database)
+        return root
+
+    return make
+
+
+def test_killed_and_started_again_gives_the_same_losses(
+    config: Path, undisturbed: Path, new_root: Callable[[str], Path]
+) -> None:
     """SIGKILL of the whole process tree, once in each trained stage; the same command goes on, bit for bit."""
-    root = config.parent / "killed"
+    root = new_root("killed")
     for stage, at in (("autoencoder", 6), ("diffusion", 9)):
         process = start("diffusion", config, root)
         wait_for(lambda stage=stage, at=at: max(curve(root, stage), default=0) >= at, process, config)  # type: ignore[misc]
@@ -136,9 +151,9 @@ def test_killed_and_started_again_gives_the_same_losses(config: Path, undisturbe
         assert curve(root, stage, "val_loss") == curve(undisturbed, stage, "val_loss")
 
 
-def test_stop_saves_and_leaves_no_process(config: Path) -> None:
+def test_stop_saves_and_leaves_no_process(config: Path, new_root: Callable[[str], Path]) -> None:
     """Ctrl-C: exit code 130, a checkpoint of that moment, nothing left running."""
-    root = config.parent / "stopped"
+    root = new_root("stopped")
     process = start(
         "autoencoder", config, root, "autoencoder.training.steps=100000", "autoencoder.training.save_every=100000"
     )
@@ -153,9 +168,11 @@ def test_stop_saves_and_leaves_no_process(config: Path) -> None:
     assert len(saved) == 2  # the one at the start, and the one of the stop
 
 
-def test_one_worker_encodes_the_same_bytes(config: Path, undisturbed: Path) -> None:
+def test_one_worker_encodes_the_same_bytes(
+    config: Path, undisturbed: Path, new_root: Callable[[str], Path]
+) -> None:
     """The latents of 1 and of 2 workers are the same files. A notice while Ray is waited for is told as one."""
-    root = config.parent / "one-worker"
+    root = new_root("one-worker")
     pinned = next(undisturbed.glob("artifacts/autoencoder/*/manifest.json")).parent
     words = (f"autoencoder.from={pinned}", "cluster.workers=1")
     process = start("encode", config, root, *words)
