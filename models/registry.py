@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 def kinds(family: str) -> list[str]:
@@ -93,8 +94,19 @@ def build(family: str, options: Mapping[str, Any], **context: Any) -> nn.Module:
 
 def outline(family: str, options: Mapping[str, Any], **context: Any) -> nn.Module:
     """The model without numbers: names and shapes only, on the meta device. Errors are those of `build`."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoNumbers():
         return build(family, options, **context)
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Fills no tensor: torch draws normal numbers on the meta device by a decomposition that imports sympy, half a
+    second of each command."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return kwargs.get("tensor", args[0] if args else None)
+        return function(*args, **kwargs)
 
 
 def checkpoint_activations(model: nn.Module, kind: str) -> None:

@@ -18,19 +18,24 @@ def start_few_servers() -> None:
     """Let a head that this process starts go without servers that nobody uses in a cluster which ends with the run.
 
     Each takes a second or more of a processor, and of the dashboard's Ray waits for the start (2.60 starts that one
-    without a dashboard too): dashboard and jobs; the autoscaler; what sends the workers' output to the driver.
+    without a dashboard too): dashboard and jobs; the autoscaler; what sends the workers' output to the driver. Of each
+    node's agent the least is left. Workers start when there is work: those for each CPU that Ray starts with the first
+    driver have not its environment, and end unused.
     """
+    from ray._private import utils
     from ray._private.node import Node
 
     Node.start_api_server = Node.start_monitor = Node.start_log_monitor = lambda *_, **__: None
+    utils.get_dashboard_dependency_error = lambda: "not used"
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 
 def ray_program() -> None:
     """The program `ray`, for `ray start` in an allocation that ends with the run.
 
-    Without `start_few_servers`' and the Ray client's, which it would start and wait for whatever its options say (Ray
-    2.60). A node has `_join_limit` seconds to start, where Ray has
-    30: a hundred nodes that read Python from one file system are slower.
+    Without what `start_few_servers` says, and the Ray client's server, which it would start and wait for whatever its
+    options say (Ray 2.60). A node has `_join_limit` seconds to start, where Ray has 30: a hundred nodes that read
+    Python from one file system are slower.
     """
     import psutil
     import ray.scripts.scripts as scripts
