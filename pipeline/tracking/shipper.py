@@ -14,14 +14,11 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from pipeline.tracking.links import resolve_uri, tracking_folder
 from pipeline.tracking.shipping import Shipping
 from pipeline.tracking.tracker import left
-
-if TYPE_CHECKING:
-    pass
 
 POLL_S = 1.5
 RETRY_S = 5.0  # between tries while the tracker is down

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.conftest import CONFIG, NoShipper, OneProcess
+from tests.integration.conftest import CONFIG, NoShipper, OneProcess, database  # noqa: F401 (a fixture)
 
 TIMEOUT_MS = 180_000  # a page comes within 2 s on a quiet machine
 NO_ASSISTANT = """
@@ -81,10 +81,12 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pipelines(tmp_path_factory: pytest.TempPathFactory, database: bytes) -> Path:  # noqa: F811
     """The root of two small pipelines, run in this process and sent to SQLite."""
     chromium()
     folder = tmp_path_factory.mktemp("pipelines")
+    (folder / "root").mkdir()
+    (folder / "root" / "mlflow.db").write_bytes(database)
     generator = np.random.default_rng(0)
     for i in range(160):
         path = folder / "images" / ("dark", "light")[i % 2] / f"{i}.png"

@@ -108,13 +108,15 @@ def test_another_world_size_or_stage(resumed: Path, name: str) -> None:
 # ---- the whole pipeline ----------------------------------------------------------------------------------------------
 
 
-def test_the_pipeline_through_ray(tmp_path: Path, ldm: Any) -> None:
+def test_the_pipeline_through_ray(tmp_path: Path, ldm: Any, database: bytes) -> None:
     """Two workers; the losses are those of one rank in this process. All shapes are in what each stage leaves."""
     config = tmp_path / "shapes.yaml"
     config.write_text(CONFIG)
     said = ldm("diffusion", "--config", str(config), *IMAGES, f"run.root={tmp_path / 'one'}", "cluster.workers=1")
     assert said.code == 0, said.err
     root = tmp_path / "two"
+    root.mkdir()
+    (root / "mlflow.db").write_bytes(database)
     finish(start("train_ldm", config, root, *IMAGES), config)
     for stage in ("autoencoder", "diffusion"):
         for key in ("train_loss", "val_loss"):

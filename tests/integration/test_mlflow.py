@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,23 @@ def runs(root: Path, uri: str | None = None) -> dict[str, Any]:
 def history(root: Path, key: str, metric: str, uri: str | None = None) -> list[tuple[int, float]]:
     run = runs(root, uri)[key].info.run_id
     return [(m.step, m.value) for m in client(root, uri).get_metric_history(run, metric)]
+
+
+def sync(root: Path) -> dict[str, int]:
+    """`tracker.sync` with its shipper in this process, which has imported MLflow: it is not about processes."""
+    from pipeline.tracking import shipper
+
+    def here(command: list[str], stdout: Any, env: dict[str, str], **_: Any) -> Any:
+        given = dict(zip(command[3::2], command[4::2], strict=True))
+        with redirect_stdout(io.TextIOWrapper(stdout, write_through=True)) as said:
+            shipper.run(Path(given["--root"]), env["MLFLOW_TRACKING_URI"], None, float(given["--drain-seconds"]))
+            said.detach()
+        return subprocess.CompletedProcess(command, 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", links.resolve_uri(root))  # MLflow sets it, for all that comes after
+        patch.setattr("pipeline.tracking.tracker.subprocess.run", here)
+        return tracker.sync(root)
 
 
 def train(run: Spool, start: int, stop: int, every: int = 1) -> None:
@@ -126,7 +145,7 @@ def test_sending_everything_again_changes_nothing(root: Path) -> None:
     stage.metrics({"diffusion/odd": float("inf")}, 0)
     stage.end()
     pipeline.end()
-    tracker.sync(root)
+    sync(root)
 
     def everything() -> Any:
         keys = ("pipeline/ab12", "diffusion/ab12")
@@ -137,7 +156,7 @@ def test_sending_everything_again_changes_nothing(root: Path) -> None:
     before = everything()
     assert np.isnan(history(root, "diffusion/ab12", "diffusion/odd")[0][1])
     (root / "tracking" / "state.json").unlink()
-    tracker.sync(root)
+    sync(root)
     assert everything() == before
 
 
@@ -145,12 +164,12 @@ def test_a_resumed_stage_goes_on_in_its_run_without_double_steps(root: Path) -> 
     stage = spool(root, "diffusion", token=1)
     stage.start("4 diffusion")
     train(stage, 0, 60)
-    tracker.sync(root)
+    sync(root)
     stage = spool(root, "diffusion", token=2)  # from the checkpoint at step 40
     stage.start("4 diffusion")
     train(stage, 40, 100)
     stage.end()
-    tracker.sync(root)
+    sync(root)
     assert [step for step, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == list(range(100))
     assert runs(root)["diffusion/ab12"].info.status == "FINISHED"
 
@@ -161,10 +180,10 @@ def test_a_torn_line_is_passed_over(root: Path) -> None:
     train(stage, 0, 10)
     (path,) = (root / "artifacts/diffusion/ab12/work/spool").glob("*.jsonl")
     os.truncate(path, path.stat().st_size - 7)
-    assert tracker.sync(root)["left"] == 0
+    assert sync(root)["left"] == 0
     assert len(history(root, "diffusion/ab12", "diffusion/train_loss")) == 9
     train(spool(root, "diffusion"), 9, 12)
-    tracker.sync(root)
+    sync(root)
     assert [step for step, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == list(range(12))
 
 
@@ -175,14 +194,14 @@ def test_a_refused_line_is_counted_and_does_not_hold_up_the_rest(root: Path) -> 
     stage.metrics({"not a ? name": 1.0}, 0)
     stage.file(root / "is-not-there.txt")
     stage.metrics({"diffusion/train_loss": 0.5}, 1)
-    assert tracker.sync(root) == {"sent": 4, "left": 0, "refused": 2}
+    assert sync(root) == {"sent": 4, "left": 0, "refused": 2}
     assert len(history(root, "diffusion/ab12", "diffusion/train_loss")) == 2
     assert "not a ? name" in (root / "tracking" / "shipper.log").read_text()
     uri = links.resolve_uri(root)
     assert "refused 2 lines" in tracker.refused_message(root, uri) and "kept" in tracker.refused_message(root, uri)
     (root / "is-not-there.txt").write_text("now it is")
-    assert tracker.sync(root) == {"sent": 1, "left": 0, "refused": 1}
-    assert tracker.sync(root) == {"sent": 0, "left": 0, "refused": 1}  # kept, and still told
+    assert sync(root) == {"sent": 1, "left": 0, "refused": 1}
+    assert sync(root) == {"sent": 0, "left": 0, "refused": 1}  # kept, and still told
     run = runs(root)["diffusion/ab12"].info.run_id
     assert "is-not-there.txt" in [file.path for file in client(root).list_artifacts(run)]
 
@@ -190,7 +209,7 @@ def test_a_refused_line_is_counted_and_does_not_hold_up_the_rest(root: Path) -> 
 def test_what_is_of_a_deleted_experiment_is_kept_and_sent_when_it_is_restored(root: Path) -> None:
     first = spool(root, "pipeline", "one")
     first.start("one", experiment="mine")
-    tracker.sync(root)
+    sync(root)
     identifier = links.read_store(root, links.resolve_uri(root))["experiments"]["mine"]
     client(root).delete_experiment(identifier)
     second, other = spool(root, "diffusion"), spool(root, "encode")
@@ -198,10 +217,10 @@ def test_what_is_of_a_deleted_experiment_is_kept_and_sent_when_it_is_restored(ro
     train(second, 0, 3)
     other.start("3 encode", experiment="another")
     with pytest.raises(UserError, match=r"the experiment 'mine' .* was deleted there: restore it"):
-        tracker.sync(root)
+        sync(root)
     assert set(runs(root)) == {"encode/ab12"}  # the rest went
     client(root).restore_experiment(identifier)
-    assert tracker.sync(root)["left"] == 0
+    assert sync(root)["left"] == 0
     assert [step for step, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == [0, 1, 2]
 
 
@@ -232,7 +251,7 @@ def test_a_cached_stage_gives_its_curves_to_the_new_parent(root: Path) -> None:
     second.start("two")
     second.adopt("diffusion/ab12", root / "artifacts/diffusion/ab12/work/spool")
     second.end()
-    tracker.sync(root)
+    sync(root)
     curve = history(root, "pipeline/two", "diffusion/train_loss")
     assert curve == history(root, "pipeline/one", "diffusion/train_loss")
     assert 400 < len(curve) <= 500
@@ -244,9 +263,9 @@ def test_elements_are_shown_under_their_sweep_and_leave_it_no_curves(root: Path)
         element.start(name, group="sweep/k")
         element.metrics({"time/ingest": 1.0}, 0)
         if name == "early":
-            tracker.sync(root)
+            sync(root)
             Spool(root / "pipelines" / "sweep-k" / "spool", "sweep/k", 1).start("learning rates")
-    tracker.sync(root)
+    sync(root)
     found = runs(root)
     parents = {found[f"pipeline/{name}"].data.tags["mlflow.parentRunId"] for name in ("early", "late")}
     assert parents == {found["sweep/k"].info.run_id}
@@ -259,7 +278,7 @@ def test_a_stage_that_another_pipeline_goes_on_with_moves_to_it_with_its_whole_c
         stage = spool(root, "diffusion", token=token)
         stage.start("4 diffusion", f"pipeline/{name}", steps=399)
         train(stage, 200 * (token - 1), 200 * token)
-        tracker.sync(root)
+        sync(root)
     assert [step for step, _ in history(root, "pipeline/two", "diffusion/train_loss")] == list(range(400))
     found = runs(root)
     assert found["diffusion/ab12"].data.tags["mlflow.parentRunId"] == found["pipeline/two"].info.run_id

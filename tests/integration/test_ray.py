@@ -168,9 +168,7 @@ def test_stop_saves_and_leaves_no_process(config: Path, new_root: Callable[[str]
     assert len(saved) == 2  # the one at the start, and the one of the stop
 
 
-def test_one_worker_encodes_the_same_bytes(
-    config: Path, undisturbed: Path, new_root: Callable[[str], Path]
-) -> None:
+def test_one_worker_encodes_the_same_bytes(config: Path, undisturbed: Path, new_root: Callable[[str], Path]) -> None:
     """The latents of 1 and of 2 workers are the same files. A notice while Ray is waited for is told as one."""
     root = new_root("one-worker")
     pinned = next(undisturbed.glob("artifacts/autoencoder/*/manifest.json")).parent
@@ -285,7 +283,9 @@ def test_preflight_of_a_running_cluster(config: Path, head: Head) -> None:
     print(f"preflight: {report['seconds']:.0f} s")
 
 
-def test_a_job_that_is_stopped_and_submitted_again(config: Path, undisturbed: Path, head: Head) -> None:
+def test_a_job_that_is_stopped_and_submitted_again(
+    config: Path, undisturbed: Path, head: Head, new_root: Callable[[str], Path]
+) -> None:
     """`ray job submit`, `ray job stop` in the first stage, submit again: the artifacts and losses of a plain run,
     in one MLflow run a stage."""
     from mlflow import MlflowClient
@@ -302,6 +302,7 @@ def test_a_job_that_is_stopped_and_submitted_again(config: Path, undisturbed: Pa
 
     stranger = submit("stranger", token=False)
     assert stranger.returncode != 0 and not root.exists()
+    assert new_root("job") == root
 
     asked = submit("first", *slower)
     assert asked.returncode == 0, asked.stdout + asked.stderr

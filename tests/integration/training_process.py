@@ -381,10 +381,14 @@ def fork(scenario: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     import pipeline.config
+    import pipeline.data.loader
     import pipeline.training.loop  # noqa: F401
     from pipeline.training.initialise import import_deepspeed
 
     import_deepspeed()
+    import deepspeed.module_inject.auto_ep_layer  # noqa: F401 (each engine imports it, and each rank is asked by Ray)
+    import numpy.random  # noqa: F401
+    import ray.train.torch  # noqa: F401
 
     for each in json.loads(Path(sys.argv[1]).read_text()):
         fork(each)
