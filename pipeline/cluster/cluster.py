@@ -1,7 +1,7 @@
 """Work on machines: a Ray cluster (local, or the one we are in), tasks and actors over items, training by Ray Train.
 
-The only file beside `nodes.py` that imports ray. The cluster starts when the first stage needs it, so that a run whose
-stages are all cached starts none. What a rank does is in `loop.py`; which ranks talk to each other how, in `ranks.py`.
+The cluster starts when the first stage needs it, so that a run whose stages are all cached starts none. How Ray Train
+minds the ranks is in `trainer.py`; what a rank does in `loop.py`; which ranks talk to each other how, in `ranks.py`.
 """
 
 from __future__ import annotations
