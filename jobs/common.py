@@ -170,7 +170,7 @@ def following(done: Sequence[str], config: Config, path: Path, overrides: Sequen
     pages = ["ldm", "ui"] if importlib.util.find_spec("streamlit") else ["ldm", "mlflow", "ui"]  # the extra `ui`
     commands = []
     if "register" not in done:
-        commands.append((["ldm", "run", "--config", str(path), *overrides], "the other stages"))
+        commands.append((["ldm", "run", str(path), *overrides], "the other stages"))
     if "diffusion" in done:
         commands.append((["ldm", "sample", config.run.name, "--out", "images", *root], "images of this model"))
     commands.append(([*pages, *root], "curves and images in a browser"))

@@ -148,7 +148,7 @@ def figure(point: Point) -> str:
 def command(study: Study, point: Point) -> str:
     """What runs a point's config to a registered model."""
     own = [as_override(*pair) for pair in point.values.items()]
-    return shlex.join(["ldm", "run", "--config", str(study.config_path), *study.overrides, *own])
+    return shlex.join(["ldm", "run", str(study.config_path), *study.overrides, *own])
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def test_the_last_words_are_the_next_commands(monkeypatch: pytest.MonkeyPatch) -
     said = following(["ingest", "autoencoder"], config, Path("a b.yaml"), ["run.name=mine"])
     assert [line.split("  # ")[0].strip() for line in said] == [
         "next:",
-        "ldm run --config 'a b.yaml' run.name=mine",
+        "ldm run 'a b.yaml' run.name=mine",
         "ldm ui --root 'my runs'",
     ]
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)

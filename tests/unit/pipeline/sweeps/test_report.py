@@ -99,7 +99,7 @@ def test_one_run_each_says_that_there_is_no_interval(tmp_path: Path) -> None:
     )
     assert "pruned: 9 at 80 samples, worse than the median 2 of 2 others" in text
     assert "failed: the gradient \\| is not finite" in text
-    assert f"ldm run --config {tmp_path / 'base.yaml'} {LR}=0.0001" in text
+    assert f"ldm run {tmp_path / 'base.yaml'} {LR}=0.0001" in text
     assert "[0]({{run:pipeline/p0}})" in report.markdown(read, found, link=True)
 
 
