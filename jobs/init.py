@@ -48,9 +48,9 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
         return
     atomic_write(target, text)
     check_models(load(target))
-    print(
-        f"{found.count:,} images, {len(found.classes)} classes, shown at {chosen.size}x{chosen.size}x{chosen.channels}"
-    )
+    classes = f"{len(found.classes) or 'no'} class{'es' * (len(found.classes) != 1)}"
+    shape = f"{chosen.size}x{chosen.size}x{chosen.channels}"
+    print(f"{found.count:,} images, {classes}, shown at {shape}")
     for line in [*chosen.told, *found.notes]:
         print(line)
     command = f"ldm run {shlex.quote(str(target))}"

@@ -65,7 +65,7 @@ def command(
     before.check(out, generator, request.get("shape") or generator.shapes[0])
     write_samples(out, generator.images(request, before.next), sample_info(generator, request), before)
     more = f" ({before.next:06d}.png and on)" if before.next else ""
-    print(f"{count} images in {out}{more}, the grid in {out / 'grid.png'}")
+    print(f"{count} image{'s' * (count != 1)} in {out}{more}, the grid in {out / 'grid.png'}")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,6 @@ class Cluster:
             # Ray's ports listen on every interface whatever they are told: nobody without this token gets in
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            os.environ.setdefault(WATCHER, "0")  # this machine has no notice of its end but a signal, which is ours
             self._temporary = short_folder()
         import ray
 
@@ -229,6 +228,8 @@ class Cluster:
 
         # a rank that does not answer at all (stopped, swapped out) is given up as early as one that others wait for
         os.environ[HEALTH_CHECK] = str(self.config.collective_timeout)
+        if self._temporary:  # this machine has no notice of its end but a signal, which is ours
+            os.environ.setdefault(WATCHER, "0")
         stop = mail / "stop"
         stop.unlink(missing_ok=True)
         attempt = 0
