@@ -159,7 +159,7 @@ cleanup
 if [ -z "$ended" ] && { [ "$code" = 75 ] || { [ -n "$notice" ] && [ "$code" = 138 ]; }; }; then # 138: it died of USR1, early
   say "queueing again"
   trap - TERM # which Slurm sends now: at its default it ends this script at once, not after KillWait
-  scontrol requeue "$me" && { sleep 600 & wait $!; }
-  say "cannot be queued again: the same sbatch goes on where it was"
+  if scontrol requeue "$me"; then sleep 600 & wait $!
+  else say "cannot be queued again: the same sbatch goes on where it was"; fi
 fi
 exit "$code"
