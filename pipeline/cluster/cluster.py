@@ -65,7 +65,7 @@ class Cluster:
         """Join the cluster at `cluster.address` or RAY_ADDRESS, or start a local one with token authentication."""
         if self.started:
             return
-        for key, value in {**QUIET, "RAY_BACKEND_LOG_LEVEL": "fatal"}.items():  # the latter for this process
+        for key, value in QUIET.items():
             os.environ.setdefault(key, value)
         address = self._address()
         if not address:
