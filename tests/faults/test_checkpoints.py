@@ -30,10 +30,10 @@ def test_killed_while_writing(fault: Callable[..., Fault], row: Row) -> None:
     run = fault("diffusion.training.save_every=1", f"cluster.max_failures={KILLS}")
     run.start()
     landed, moments = Counter[str](), []
-    at, took = 0.0, []
+    gone, took = set[int](), []
     for kill in range(KILLS):
-        run.wait(lambda at=at: len(ranks_since(run, at)) == 2)  # type: ignore[misc]
-        victim = chance.choice(ranks_since(run, at))
+        run.wait(lambda gone=gone: len(ranks_but(run, gone)) == 2)  # type: ignore[misc]
+        victim = chance.choice(ranks_but(run, gone))
         while len(took) < 3:
             folder = appears(run)
             since = time.monotonic()
@@ -41,6 +41,7 @@ def test_killed_while_writing(fault: Callable[..., Fault], row: Row) -> None:
             took.append(time.monotonic() - since)
         folder = appears(run)
         time.sleep(chance.uniform(0, median(took)))
+        gone = gone | {rank.pid for rank in run.workers()}
         victim.kill()
         at = time.time()
         landed[stage_of(folder)] += 1
@@ -71,9 +72,9 @@ def names(run: Fault) -> set[Path]:
     return {path for folder in run.root.glob("artifacts/diffusion/*/work/checkpoints") for path in folder.iterdir()}
 
 
-def ranks_since(run: Fault, moment: float) -> list[psutil.Process]:
-    """The ranks that were started after a moment."""
-    return [process for process in run.workers() if process.create_time() > moment]
+def ranks_but(run: Fault, gone: set[int]) -> list[psutil.Process]:
+    """The ranks of this attempt. A process may be older than it: Ray gives ranks one that waits for work, if it has."""
+    return [process for process in run.workers() if process.pid not in gone]
 
 
 def stage_of(folder: Path) -> str:
