@@ -11,10 +11,12 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster import fork_server
 from pipeline.cluster.folders import short_folder
 from pipeline.cluster.inline import Inline
 from pipeline.cluster.joining import join, mind_job_stop, start_few_servers
@@ -49,6 +51,7 @@ class Cluster:
         self.config = config
         self.started = False
         self._temporary: str | None = None
+        self._forks: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Cluster:
         return self
@@ -58,6 +61,9 @@ class Cluster:
             import ray
 
             ray.shutdown()
+        if self._forks and self._forks.stdin:
+            self._forks.stdin.close()
+            self._forks.wait()
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)  # Ray's own logs and sockets; nothing of ours
 
@@ -73,6 +79,7 @@ class Cluster:
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             self._temporary = short_folder()
+            self._forks = fork_server.start(self._temporary, os.environ)
         import ray
 
         handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread() else {}

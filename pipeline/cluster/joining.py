@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
+from pipeline.cluster import fork_server
 from pipeline.cluster.reach import reach
 from pipeline.errors import UserError, brief
 
@@ -22,9 +24,11 @@ def start_few_servers() -> None:
     node's agent the least is left. Workers start when there is work: those for each CPU that Ray starts with the first
     driver have not its environment, and end unused.
     """
-    from ray._private import utils
+    from ray._private import ray_constants, utils
     from ray._private.node import Node
 
+    if fork_server.ADDRESS in os.environ:
+        ray_constants.SETUP_WORKER_FILENAME = str(Path(fork_server.__file__).resolve())
     Node.start_api_server = Node.start_monitor = Node.start_log_monitor = lambda *_, **__: None
     utils.get_dashboard_dependency_error = lambda: "not used"
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")

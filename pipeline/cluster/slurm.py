@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.cluster import fork_server
 from pipeline.cluster.joining import ray_program
 from pipeline.cluster.reach import reach
 from pipeline.errors import UserError
@@ -224,6 +225,7 @@ def _keep(command: list[str], variables: dict[str, str], signals: set[signal.Sig
     """
     begun, limit = time.monotonic(), float(variables["RAY_worker_register_timeout_seconds"])
     while True:
+        fork_server.start(str(folder), variables)  # ends with all that came of this process
         ray = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL)
         while ray.poll() is None:
             if not _go_on(signals, folder, variables["RAY_ADDRESS"]):

@@ -1,0 +1,132 @@
+"""The server that Ray's workers are forked from: asked as Ray asks, for workers that are not Ray's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cluster import fork_server
+
+WORKER = """\
+import json, os, random, signal, sys, threading
+import numpy
+json.dump({
+    "arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd(), "path": sys.path,
+    "imported": [name for name in ("torch", "deepspeed", "pandas", "mlflow", "ray", "sympy") if name in sys.modules],
+    "threads": len(os.listdir("/proc/self/task")), "leader": os.getpid() == os.getpgrp(), "parent": os.getppid(),
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), "default": signal.getsignal(signal.SIGCHLD) == 0,
+    "main": __name__, "drawn": [random.random(), numpy.random.rand()],
+    "torch": sys.modules["torch"].get_num_threads() if "threadpoolctl" in sys.modules else None,  # once all is there
+}, sys.stdout)
+sys.exit(3)
+"""
+RAYS_OWN = "import sys; print(['Ray', *sys.argv[1:]])"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
+    """A server that has imported all, and the environment that leads to it."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("Linux only")
+    with tempfile.TemporaryDirectory(prefix="ldm-") as folder:
+        environment = dict(os.environ)
+        process = fork_server.start(folder, environment)
+        if process is None:
+            pytest.skip("beside a GPU there is none")
+        while not Path(folder, "fork").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        yield process, environment
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+@pytest.fixture
+def ask(tmp_path: Path, server: Any) -> Callable[..., str]:
+    """`ask(*arguments, **environment)`: what a worker prints that Ray starts so."""
+    (tmp_path / "default_worker.py").write_text(WORKER)
+    (tmp_path / "setup_worker.py").write_text(RAYS_OWN)
+
+    def run(*arguments: str, **environment: str) -> str:
+        command = [sys.executable, fork_server.__file__, str(tmp_path / "default_worker.py"), *arguments]
+        asked = subprocess.run(command, env=server[1] | environment, cwd=tmp_path, stdout=subprocess.PIPE, timeout=60)
+        assert asked.returncode == 0  # the end of its output is that of the worker, which holds it open
+        return asked.stdout.decode()
+
+    return run
+
+
+def context(**parts: Any) -> str:
+    return f"--serialized-runtime-env-context={json.dumps({'command_prefix': [], 'env_vars': {}, **parts})}"
+
+
+def test_a_worker_is_as_if_python_had_been_started_for_it(tmp_path: Path, server: Any, ask: Callable[..., str]) -> None:
+    """All is imported but ray and what nobody needs; environment, folder, signals, threads are its own."""
+    variables = context(env_vars={"OMP_NUM_THREADS": "2", "OWN": "it's", "PYTHONPATH": str(tmp_path / "first")})
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    found: dict[str, Any] = {"torch": None}
+    try:
+        while not found["torch"]:
+            found = json.loads(ask("--a=1", variables, "--language=PYTHON", "--b", OUTER="o", OWN="other"))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    assert found["imported"] == ["torch", "deepspeed", "pandas"]
+    assert found["torch"] == 2
+    assert found["arguments"] == ["--a=1", "--b"] and found["main"] == "__main__"
+    assert {key: found["environment"].get(key) for key in ("OWN", "OUTER")} == {"OWN": "it's", "OUTER": "o"}
+    assert "JE_ARROW_MALLOC_CONF" not in found["environment"]  # the server's own
+    assert found["folder"] == str(tmp_path) and found["path"][:2] == [str(tmp_path), str(tmp_path / "first")]
+    assert not any(path.endswith("cluster") for path in found["path"])
+    assert found["parent"] == server[0].pid and found["leader"]
+    assert found["blocked"] == [signal.SIGTERM] and found["default"]
+    again = json.loads(ask(OMP_NUM_THREADS="1"))
+    assert again["threads"] == again["torch"] == 1
+    assert not set(found["drawn"]) & set(again["drawn"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--language=JAVA",), (context(py_executable="uv run"),), (context(command_prefix=["cd x"]),)],
+    ids=["language", "executable", "prefix"],
+)
+def test_what_it_does_not_do_is_left_to_ray(ask: Callable[..., str], arguments: tuple[str, ...]) -> None:
+    said = ask("--a", *arguments)
+    assert said.startswith("['Ray'") and all(repr(word)[1:-1] in said for word in ("--a", *arguments))
+
+
+def test_without_a_server_workers_are_started_by_ray(tmp_path: Path, ask: Callable[..., str]) -> None:
+    assert ask("--a", **{fork_server.ADDRESS: str(tmp_path / "nowhere")}).startswith("['Ray'")
+
+
+def test_none_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fork_server, "GPUS", ("null",))
+    environment: dict[str, str] = {}
+    assert fork_server.start(str(tmp_path), environment) is None and environment == {}
+
+
+def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
+    """Killed, so that nothing is closed in order."""
+    start = f"import sys; sys.path.insert(0, {str(Path(fork_server.__file__).parents[2])!r})\n"
+    start += "import os; from pipeline.cluster import fork_server\n"
+    start += "print(fork_server.start(sys.argv[1], os.environ).pid, flush=True); sys.stdin.read()"
+    with tempfile.TemporaryDirectory(prefix="ldm-") as folder:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = subprocess.Popen([sys.executable, "-c", start, folder], **pipes)
+        assert process.stdout
+        pid = int(process.stdout.readline() or pytest.skip("beside a GPU there is none"))
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
