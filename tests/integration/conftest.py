@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -146,3 +149,27 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         create_database(resolve_uri(root), root)
     return (root / "mlflow.db").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """`train(scenarios)`: runs of the training loop, killed and resumed, by ranks that are forks of one process
+    (`training_process.py`), which imports everything once."""
+    here, folder = Path(__file__).parent, tmp_path_factory.mktemp("train")
+    # memory that nobody wrote to holds 3.4e38, so that who reads it is seen
+    environment = {**os.environ, "PYTHONPATH": str(here.parents[1]), "MALLOC_PERTURB_": "128"}
+    command = [sys.executable, str(here / "training_process.py")]
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdin and server.stdout
+
+    def run(scenarios: list[dict[str, Any]]) -> None:
+        assert server.stdin and server.stdout
+        (folder / "scenarios.json").write_text(json.dumps(scenarios))
+        print(folder / "scenarios.json", folder / "output", file=server.stdin, flush=True)
+        while (answer := server.stdout.readline().strip()) not in ("0", "1"):  # what an import says
+            assert server.poll() is None
+        assert answer == "0", (folder / "output").read_text()[-6000:]
+
+    yield run
+    server.stdin.close()
+    server.wait(30)

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +48,11 @@ tracking: {deadline: 1}
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resumed(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of both trained stages in buckets: whole, killed and resumed on two ranks, then on one; at ZeRO 2 and 3."""
     root = tmp_path_factory.mktemp("resumed")
     seed = int(os.environ.get("RESUME_SEED", random.randrange(10**6)))
+    print(f"RESUME_SEED={seed}")
     chance = random.Random(seed)
     runs: list[dict[str, Any]] = []
 
@@ -73,11 +72,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         add(subject, "alone", "alone", world=1, seed=1, copy=str(root / f"{subject}-cut"))
         add(subject, "resumed", "cut", seed=1)
     add("diffusion", "zero3", "zero3", stage=3, accumulation=2)
-    (root / "scenarios.json").write_text(json.dumps(runs))
-    command = [sys.executable, str(HERE / "training_process.py"), str(root / "scenarios.json")]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=560)
-    assert done.returncode == 0, f"RESUME_SEED={seed}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    train(runs)
     return root
 
 

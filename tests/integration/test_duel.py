@@ -6,22 +6,20 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
 STEPS, BATCH = 12, 8
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All runs, made by one process that forks the ranks."""
+def root(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs."""
     folder = tmp_path_factory.mktemp("duel")
     seed = int(os.environ.get("RESUME_SEED", random.randrange(10**6)))
+    print(f"RESUME_SEED={seed}")
     chance, runs = random.Random(seed), [{"kind": "prepare", "out": str(folder / "prepare"), "world": 1}]
 
     def add(subject: str, name: str, stage: int, world: int = 2, accumulation: int = 1, **more: Any) -> None:
@@ -43,11 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add("adversarial", "cut", 2, accumulation=2)
     add("adversarial", "stage3", 3)
     add("vq", "cut", 0, accumulation=2)
-    (folder / "runs.json").write_text(json.dumps([{"root": str(folder)} | each for each in runs]))
-    command = [sys.executable, str(HERE / "training_process.py"), str(folder / "runs.json")]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=560)
-    assert done.returncode == 0, f"RESUME_SEED={seed}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    train([{"root": str(folder)} | each for each in runs])
     return folder
 
 

@@ -1,19 +1,16 @@
 """Stop and go on: the loop in plain processes, killed by SIGKILL at a random step, resumed at the same or another world
-size and ZeRO stage; bad steps and the roll-back. All runs are made once, by one process that forks the ranks."""
+size and ZeRO stage; bad steps and the roll-back. All runs are made once."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
 STEPS, BATCH = 14, 8
 STAGES, ACCUMULATIONS = (0, 2, 3), (1, 2)
 STRETCH = [5 * BATCH, 25 * BATCH]  # 20 bad steps
@@ -74,29 +71,24 @@ def scenarios(root: Path, seed: int, subject: str) -> Runs:
     return runs, kills
 
 
-def make(root: Path, subject: str) -> tuple[Path, dict[str, int]]:
+def make(train: Any, root: Path, subject: str) -> tuple[Path, dict[str, int]]:
     """All runs of a subject; where they left their files, and where they were killed."""
     seed = int(os.environ.get("RESUME_SEED", random.randrange(10**6)))
     print(f"RESUME_SEED={seed}")
     runs, kills = scenarios(root, seed, subject)
-    (root / "scenarios.json").write_text(json.dumps(runs))
-    command = [sys.executable, str(HERE / "training_process.py"), str(root / "scenarios.json")]
-    # memory that nobody wrote to holds 3.4e38, so that who reads it is seen
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "MALLOC_PERTURB_": "128"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=560)
-    assert done.returncode == 0, f"RESUME_SEED={seed}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    train(runs)
     return root, kills
 
 
 @pytest.fixture(scope="module", params=["network", "autoencoder", "diffusion"])
-def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+def results(request: Any, train: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     """Runs of a network that has all kinds of parameters, and of both trained stages on real artifacts."""
-    return make(tmp_path_factory.mktemp("resume"), request.param)
+    return make(train, tmp_path_factory.mktemp("resume"), request.param)
 
 
 @pytest.fixture(scope="module")
-def bad(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    return make(tmp_path_factory.mktemp("bad"), "bad")
+def bad(train: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    return make(train, tmp_path_factory.mktemp("bad"), "bad")
 
 
 def steps(root: Path, name: str) -> dict[int, dict[str, Any]]:

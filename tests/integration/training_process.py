@@ -1,6 +1,8 @@
-"""Runs the training loop in plain processes, for tests: python training_process.py SCENARIOS.json
+"""Runs the training loop in plain processes, for tests: python training_process.py, and a line of stdin each:
+SCENARIOS.json OUTPUT, answered by an exit code.
 
-SCENARIOS.json holds a list of runs, done one after the other, each by `world` forked processes. A run trains a small
+SCENARIOS.json holds a list of runs, done one after the other, each by `world` forked processes, which find everything
+imported; what they print goes to the file OUTPUT. A run trains a small
 network on batches that are a pure function of position, or (`subject`) one of the pipeline's own trained stages.
 Rank 0 appends each step to `<out>.steps.jsonl` (floats in hex) and writes `<out>.json` at the end. A run may kill
 itself with SIGKILL at a step, or get an inf in one rank's gradient.
@@ -8,6 +10,7 @@ itself with SIGKILL at a step, or get an inf in one rank's gradient.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -16,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -361,8 +365,6 @@ def fork(scenario: dict[str, Any]) -> None:
                              "average": run_average}  # fmt: skip
                     kinds[scenario.get("kind", "train")](scenario, rank, f"{folder}/store")
                 except BaseException:
-                    import traceback
-
                     traceback.print_exc()
                     os._exit(1)
                 os._exit(0)
@@ -379,16 +381,40 @@ def fork(scenario: dict[str, Any]) -> None:
             raise SystemExit(f"{scenario['out']}: exit codes {codes}")
 
 
+def all_of(scenarios: str, output: str) -> int:
+    """Run all scenarios of a file in a process of their own; its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for number in (1, 2):
+                os.dup2(file, number)
+            for each in json.loads(Path(scenarios).read_text()):
+                fork(each)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 if __name__ == "__main__":
-    import pipeline.config
-    import pipeline.data.loader
-    import pipeline.training.loop  # noqa: F401
+    import conftest  # noqa: F401
+    import deepspeed.module_inject.auto_ep_layer  # noqa: F401 (each engine imports it, and each rank is asked by Ray)
+    import numpy.random  # noqa: F401
+    import PIL.Image
+    import ray.train.torch  # noqa: F401
+
+    import pipeline.stages.ingest
+    import pipeline.tasks.autoencoder
+    import pipeline.tasks.diffusion  # noqa: F401
     from pipeline.training.initialise import import_deepspeed
 
     import_deepspeed()
-    import deepspeed.module_inject.auto_ep_layer  # noqa: F401 (each engine imports it, and each rank is asked by Ray)
-    import numpy.random  # noqa: F401
-    import ray.train.torch  # noqa: F401
-
-    for each in json.loads(Path(sys.argv[1]).read_text()):
-        fork(each)
+    PIL.Image.init()
+    gc.freeze()  # DeepSpeed collects what there is as often as it makes an engine
+    for line in sys.stdin:
+        print(all_of(*line.split()), flush=True)
