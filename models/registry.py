@@ -95,17 +95,20 @@ def build(family: str, options: Mapping[str, Any], **context: Any) -> nn.Module:
 def outline(family: str, options: Mapping[str, Any], **context: Any) -> nn.Module:
     """The model without numbers: names and shapes only, on the meta device. Errors are those of `build`."""
     with torch.device("meta"), _NoNumbers():
-        return build(family, options, **context)
+        model = build(family, options, **context)
+    return model.to("meta")
 
 
 class _NoNumbers(TorchFunctionMode):
-    """Fills no tensor: torch draws normal numbers on the meta device by a decomposition that imports sympy, half a
-    second of each command."""
+    """Fills no tensor; tables of positions, which are small, are made on the CPU: on the meta device torch draws and
+    reckons by decompositions that import sympy, half a second of each command."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(function, "__module__", None) == nn.init.__name__:
             return kwargs.get("tensor", args[0] if args else None)
+        if function is torch.arange:
+            return torch.arange(*args, **{**kwargs, "device": "cpu"})
         return function(*args, **kwargs)
 
 

@@ -108,6 +108,7 @@ def serve(address: str) -> None:
 
     del sys.path[0]  # the folder of this file
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    Path(address).unlink(missing_ok=True)  # of one before it, where Ray is started again
     listener.bind(address)
     listener.listen(128)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker that has ended

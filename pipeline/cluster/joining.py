@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ def ray_program() -> None:
     Python from one file system are slower.
     """
     import psutil
+
+    for name in ("ray.serve.scripts", "ray.util.state.state_cli", "ray.dashboard.modules.job.cli"):
+        sys.modules[name] = None  # type: ignore[assignment]  # of the program's other words; two thirds of its imports
     import ray.scripts.scripts as scripts
     from ray._private import services
 

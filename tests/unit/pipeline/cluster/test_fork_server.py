@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,12 +41,15 @@ def server() -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
         pytest.skip("Linux only")
     with tempfile.TemporaryDirectory(prefix="ldm-") as folder:
         environment = dict(os.environ)
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(f"{folder}/fork")
         process = fork_server.start(folder, environment)
         if process is None:
             pytest.skip("beside a GPU there is none")
-        while not Path(folder, "fork").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            while probe.connect_ex(f"{folder}/fork"):
+                assert process.poll() is None
+                time.sleep(0.01)
         yield process, environment
         process.stdin.close()
         assert process.wait(10) == 0
