@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline.data.own_split import COLUMN as SPLIT
+
 IMAGE_WORDS = ("image", "file", "path", "filename", "file_name", "img")
 LABEL_WORDS = ("label", "class", "category", "expression", "target", "species", "type", "kind", "genre", "style")
 CAPTION_WORDS = ("caption", "text", "prompt", "description", "title", "alt", "name")
@@ -24,6 +26,15 @@ def named(values: Mapping[str, list[str]]) -> tuple[dict[str, str], str | None]:
     group = _pick({c: v for c, v in values.items() if c != label}, GROUP_WORDS, is_group)
     caption = _pick({c: v for c, v in values.items() if c not in (label, group)}, CAPTION_WORDS, is_caption)
     return {key: column for key, column in (("label", label), ("caption", caption)) if column}, group
+
+
+def maybe_labels(values: Mapping[str, list[str]], named: Mapping[str, str], group: str | None) -> str:
+    """A line on columns that could be classes, where no name says that one is; empty where there is nothing to say."""
+    others = {c: v for c, v in values.items() if c not in (*named.values(), group, SPLIT)}
+    if "label" in named or not (found := [c for c in others if is_label(others[c])]):
+        return ""
+    counts = ", ".join(f"{c} ({len({v for v in others[c] if v}):,} values)" for c in found)
+    return f"no column's name says classes; by its values one could be: {counts}; write `data.source.label: {found[0]}`"
 
 
 def _pick(values: Mapping[str, list[str]], words: Sequence[str], fits: Callable[[list[str]], bool]) -> str | None:

@@ -269,8 +269,9 @@ def _pixels(found: Found, contents: Iterator[bytes]) -> int:
 # ---- tables, arrays and tars -----------------------------------------------------------------------------------------
 
 
-def _look_at_table(source: dict[str, Any], groups: tuple[str, list[str]] | None) -> Found:
+def _look_at_table(source: dict[str, Any], groups: look_tables.Groups | None, notes: list[str]) -> Found:
     found = _look_at_files(source)
+    found.notes = [*found.notes, *notes]
     if groups and not found.own and len(groups[1]) == len(found.keys):
         found.groups = groups
     return found

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.planning import columns
 
 Groups = tuple[str, list[str]]  # a column, and its value for each image that is there
+Looked = tuple[dict[str, Any], Groups | None, list[str]]  # `data.source`, groups, lines that a user may want to know
 
 
 def image_column(table: Path, most: int = 50) -> str | None:
@@ -30,8 +31,8 @@ def image_column(table: Path, most: int = 50) -> str | None:
     return best if best is not None and hits[best] * 2 > len(records) else None
 
 
-def table_source(table: Path) -> tuple[dict[str, Any], Groups | None]:
-    """(`data.source`, groups) of a table of text. Raises UserError where it names no images."""
+def table_source(table: Path) -> Looked:
+    """Of a table of text. Raises UserError where it names no images."""
     image = image_column(table)
     if image is None:
         raise UserError(f"{table}: no column names image files that lie beside it; paths are relative to its folder")
@@ -39,24 +40,27 @@ def table_source(table: Path) -> tuple[dict[str, Any], Groups | None]:
     values = {c: [columns.cell(r.get(c)) for r in records] for c in records[0] if c != image}
     named, group = columns.named(values)
     source = {"kind": "table", "path": str(table), "image": image, **named}
+    notes = [line for line in [columns.maybe_labels(values, named, group)] if line]
     if group is None:
-        return source, None
+        return source, None, notes
     paths = Paths(table.parent)
     there = [paths.find(str(r.get(image)))[1] is not None for r in records]
-    return source, (group, [value for value, found in zip(values[group], there, strict=True) if found])
+    return source, (group, [value for value, found in zip(values[group], there, strict=True) if found]), notes
 
 
-def parquet_source(path: str) -> tuple[dict[str, Any], Groups | None]:
-    """(`data.source`, groups) of Parquet files: the column of images by Hugging Face's metadata, by its name, or by
+def parquet_source(path: str) -> Looked:
+    """Of Parquet files: the column of images by Hugging Face's metadata, by its name, or by
     holding bytes."""
     path = str(Path(path).absolute())
     files, _ = parquet.chosen_files(path)
     schema = schema_of(files[0], next(iter(image_columns(files[0])), "image"))
     plain = [name for name in schema.columns if name != schema.image and name not in schema.binary]
     rows = [place.columns for file in files for place in places(file, schema, plain)]
-    named, group = columns.named({name: [columns.cell(row[name]) for row in rows] for name in plain})
+    values = {name: [columns.cell(row[name]) for row in rows] for name in plain}
+    named, group = columns.named(values)
     numbers = [name for name in schema.names if name in plain]
     if "label" not in named and len(numbers) == 1:  # the metadata name its classes
         named["label"] = numbers[0]
     source = {"kind": "table", "path": path, "image": schema.image, **named}
-    return source, (group, [columns.cell(row[group]) for row in rows]) if group else None
+    notes = [line for line in [columns.maybe_labels(values, named, group)] if line]
+    return source, (group, values[group]) if group else None, notes

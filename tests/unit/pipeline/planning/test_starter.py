@@ -399,6 +399,16 @@ def test_tables_of_spreadsheets_and_parquet_are_known(tmp_path: Path) -> None:
         assert (config.data.source.image, config.data.source.label) == ("img", "y")  # type: ignore[union-attr]
 
 
+def test_a_column_that_could_be_classes_is_named(tmp_path: Path) -> None:
+    rows = [{"file": f"{i}.png", "Ausdruck": "ab"[i % 2], "split": "test" if i % 10 else "train"} for i in range(60)]
+    found = look.look(str(table(tmp_path / "t", rows)))
+    assert not found.classes
+    (line,) = found.notes
+    assert "Ausdruck (2 values)" in line and "`data.source.label: Ausdruck`" in line
+    rows = [{**row, "kind": "cd"[i % 2]} for i, row in enumerate(rows)]
+    assert not look.look(str(table(tmp_path / "k", rows))).notes
+
+
 def test_arrays_by_other_names_and_of_floats_are_known(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (80, 28, 28), np.uint8)
     labels = np.arange(80) % 4
