@@ -12,7 +12,7 @@ from jobs.common import PATH, PLACE
 
 @click.command("export")
 @click.argument("model", type=PLACE)
-@click.option("--format", "form", required=True, type=click.Choice(["diffusers"]), help="Whose folders to write.")
+@click.option("--format", "form", default="diffusers", type=click.Choice(["diffusers"]), help="Whose folders to write.")
 @click.option("-o", "--out", required=True, type=PATH, help="A new folder.")
 @click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(model: str, form: str, out: Path, root: Path) -> None:
