@@ -24,10 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = {  # name: (rounds, in short)
     "latents": (9, 3),
-    "draws": (15, 3),
+    "draws": (15, 2),
     "engine": (10, 3),
-    "save": (15, 3),
-    "cache": (9, 3),
+    "save": (15, 2),
+    "cache": (9, 2),
 }
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

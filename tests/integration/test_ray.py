@@ -6,6 +6,7 @@ Each run is `python -m jobs.<verb>` in a process of its own. Curves are compared
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,7 @@ diffusion:
   training: {{batch_size: 32, steps: {STEPS}, half_lives: [200], log_every: 1, save_every: 4,
              validate_every: 8, preview_every: 8}}
 cluster: {{workers: 2, threads: 1}}
+tracking: {{deadline: 1}}
 """
 
 
@@ -113,27 +115,31 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config: Path) -> Path:
-    root = config.parent / "undisturbed"
+def new_root(config: Path, database: bytes) -> Iterator[Callable[..., Path]]:
+    """`new_root(name)`: a root with nothing but MLflow's empty database. Unless `sent`, another process seems to send
+    what lies there to MLflow, so that each run's shipper, which imports MLflow for seconds, has nothing to do."""
+    with ExitStack() as held:
+
+        def make(name: str, sent: bool = False) -> Path:
+            root = config.parent / name
+            (root / "tracking").mkdir(parents=True)
+            (root / "mlflow.db").write_bytes(database)
+            if not sent:
+                fcntl.flock(held.enter_context(open(root / "tracking" / "lock", "w")), fcntl.LOCK_EX)
+            return root
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path, new_root: Callable[..., Path]) -> Path:
+    root = new_root("undisturbed")
     finish(start("diffusion", config, root), config)
     return root
 
 
-@pytest.fixture
-def new_root(config: Path, database: bytes) -> Callable[[str], Path]:
-    """`new_root(name)`: a root with nothing but MLflow's empty database."""
-
-    def make(name: str) -> Path:
-        root = config.parent / name
-        root.mkdir()
-        (root / "mlflow.db").write_bytes(database)
-        return root
-
-    return make
-
-
 def test_killed_and_started_again_gives_the_same_losses(
-    config: Path, undisturbed: Path, new_root: Callable[[str], Path]
+    config: Path, undisturbed: Path, new_root: Callable[..., Path]
 ) -> None:
     """SIGKILL of the whole process tree, once in each trained stage; the same command goes on, bit for bit."""
     root = new_root("killed")
@@ -151,7 +157,7 @@ def test_killed_and_started_again_gives_the_same_losses(
         assert curve(root, stage, "val_loss") == curve(undisturbed, stage, "val_loss")
 
 
-def test_stop_saves_and_leaves_no_process(config: Path, new_root: Callable[[str], Path]) -> None:
+def test_stop_saves_and_leaves_no_process(config: Path, new_root: Callable[..., Path]) -> None:
     """Ctrl-C: exit code 130, a checkpoint of that moment, nothing left running."""
     root = new_root("stopped")
     process = start(
@@ -168,7 +174,7 @@ def test_stop_saves_and_leaves_no_process(config: Path, new_root: Callable[[str]
     assert len(saved) == 2  # the one at the start, and the one of the stop
 
 
-def test_one_worker_encodes_the_same_bytes(config: Path, undisturbed: Path, new_root: Callable[[str], Path]) -> None:
+def test_one_worker_encodes_the_same_bytes(config: Path, undisturbed: Path, new_root: Callable[..., Path]) -> None:
     """The latents of 1 and of 2 workers are the same files. A notice while Ray is waited for is told as one."""
     root = new_root("one-worker")
     pinned = next(undisturbed.glob("artifacts/autoencoder/*/manifest.json")).parent
@@ -284,14 +290,20 @@ def test_preflight_of_a_running_cluster(config: Path, head: Head) -> None:
 
 
 def test_a_job_that_is_stopped_and_submitted_again(
-    config: Path, undisturbed: Path, head: Head, new_root: Callable[[str], Path]
+    config: Path, undisturbed: Path, head: Head, new_root: Callable[..., Path]
 ) -> None:
     """`ray job submit`, `ray job stop` in the first stage, submit again: the artifacts and losses of a plain run,
     in one MLflow run a stage."""
     from mlflow import MlflowClient
 
     root = config.parent / "job"
-    overrides = [f"run.root={root}", "evaluate.samples=16", "evaluate.steps=2", "evaluate.extractor.steps=4"]
+    overrides = [
+        f"run.root={root}",
+        "tracking.deadline=60",
+        "evaluate.samples=16",
+        "evaluate.steps=2",
+        "evaluate.extractor.steps=4",
+    ]
     slower = [f"autoencoder.training.{key}" for key in ("validate_every=1", "preview_every=1", "save_every=1000")]
 
     def submit(name: str, *more: str, token: bool = True) -> subprocess.CompletedProcess[str]:
@@ -302,7 +314,7 @@ def test_a_job_that_is_stopped_and_submitted_again(
 
     stranger = submit("stranger", token=False)
     assert stranger.returncode != 0 and not root.exists()
-    assert new_root("job") == root
+    assert new_root("job", sent=True) == root
 
     asked = submit("first", *slower)
     assert asked.returncode == 0, asked.stdout + asked.stderr
