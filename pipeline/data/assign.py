@@ -57,5 +57,7 @@ def untrained(train: Mapping[str, int], held_out: Mapping[str, int]) -> str | No
         return None
     shown = ", ".join(f"{name!r} ({held_out[name]} held out)" for name in alone[:SHOWN])
     more = f" and {len(alone) - SHOWN} more" if len(alone) > SHOWN else ""
-    which = "1 class has" if len(alone) == 1 else f"{len(alone)} classes have"
-    return f"{which} no training image, and no model can learn it: {shown}{more}; give more images, or take them out"
+    which, them = ("1 class has", "it") if len(alone) == 1 else (f"{len(alone)} classes have", "them")
+    return (
+        f"{which} no training image, and no model can learn {them}: {shown}{more}; give more images, or take them out"
+    )
