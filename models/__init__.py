@@ -1,1 +1,3 @@
-"""Networks and diffusion in pure torch: shapes in, tensors out. Knows no files, ranks, YAML or trackers."""
+"""What is computed? Networks and diffusion in pure torch: shapes in, tensors out. Knows no files, ranks, YAML or
+trackers.
+"""

@@ -8,7 +8,9 @@
 *Fingerprint*: what was asked for (stage, format, config fields that change the result, inputs' fingerprints).
 *Content*: what came out (digests of the files). Two trainings of one recipe have one fingerprint, and may have two
 contents.
-What a stage computes is in `stages/`; in which order, in `graph.py`.
+A stage is skipped where an artifact of its fingerprint is whole (`stages/graph.py`, `plan`). What goes into one is the
+stage's `recipe(config)`, less the keys that decide on speed alone (`schema/section.py`); `ldm compare RUN RUN` says
+which keys of two runs differ.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from pipeline.files import digest, read_json, sha256_file, write_json
 FORMAT = 1  # raised when a stage's files change their meaning: old artifacts are then simply other artifacts
 BEAT = 5.0  # seconds between two renewals of a lease
 TELL_AFTER = 10.0  # seconds of waiting for another process until it is said
-DEAD_AFTER = 60.0  # seconds without one after which a holder is taken for dead, and itself stops (design, section 2)
+DEAD_AFTER = 60.0  # seconds without one after which a holder is taken for dead, and itself stops
 TAKEN_OVER = "the lease was taken over by another process"
 LIBRARIES = ("torch", "deepspeed", "ray", "mlflow", "webdataset", "numpy", "pillow")
 

@@ -15,8 +15,9 @@ path alpha = 1 and scale = 1 / sqrt(sigma^2 + 1), so that -v = (sigma x0 - eps) 
 These are c_skip, c_out and F of Karras et al. 2022, table 1, at sigma_data = 1: "v" on "edm" is their preconditioning.
 
 Two equations, two unknowns: x0 = (b x - sigma p) / d, eps = (alpha p - a x) / d, d = alpha b - sigma a; `solve`
-writes this out so that it is stable at t = 0 and t = 1. No draws are made here: times come from u in (0, 1), noise from
-the loader.
+writes this out so that it is stable at t = 0 and t = 1. alpha and sigma are `process.py`'s; the call in training, with
+the mean over a batch, is in `pipeline/tasks/diffusion.py`. No draws are made here: times come from u in (0, 1), noise
+from the loader.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A position is the number of samples seen. The batch at a position is the same for every world size, every number of
 loader workers and every accumulation, so a resumed run needs nothing but its position. Reading samples is the
-loader's business (`loader.py`); this file deals in numbers only.
+loader's business (`loader.py`); this file deals in numbers only. `balance.py` puts another order on top, in which rare
+classes come more often, `buckets.py` one for images of several shapes.
 
 The global batch of B samples is made of L lanes, B/L samples each. An epoch permutes *units* (shards, or runs of
 consecutive samples), turns the sequence by a random rotation, cuts it into L stretches of floor(N/L) samples, one a

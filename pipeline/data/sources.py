@@ -1,7 +1,8 @@
 """Where images come from: folder, table, arrays, digits, synthetic, WebDataset tars. Lists them, digests them.
 
 A source is identified by the digest of its content listing, never by its path. This runs before the pipeline knows
-whether there is anything to do, so nothing heavy is imported. Decoding and writing shards is `stages/ingest.py`.
+whether there is anything to do, so nothing heavy is imported. A listing and its rows are `listing.py`'s, decoding and
+writing shards `write_shards.py`'s; `stages/ingest.py` calls them in order.
 """
 
 from __future__ import annotations
@@ -141,9 +142,6 @@ def _list_synthetic(source: Any) -> Listing:
         for i, one in enumerate(known)
     ]
     return Listing(rows, classes, [])
-
-
-# ---- arrays ----------------------------------------------------------------------------------------------------------
 
 
 # ---- WebDataset tars -------------------------------------------------------------------------------------------------

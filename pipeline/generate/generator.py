@@ -1,10 +1,11 @@
-"""A trained model as one folder, and images from it: save, load, sample, encode, decode, and files of samples.
+"""A trained model and images from it: sample, encode, decode. A model is one folder:
 
     config.json              how to build it and what it was made of      latents.json   the latent space
     autoencoder.safetensors  denoiser.safetensors (averaged weights)
 
 With autoguidance also weaker.safetensors. No pickle. Networks, samplers and guidance are in `models/`, how latents are
-sampled in `sampling.py`, the latent space in `latents.py`, training in `stages/`.
+sampled in `sampling.py`; the folder is written and read by `folder.py`, files of samples by `samples.py`; the latent
+space is `data/latents.py`.
 """
 
 from __future__ import annotations
@@ -252,9 +253,3 @@ def generator(
     """A generator of networks at hand (in training, too); nothing is copied."""
     filled = {**DEFAULTS, **(defaults or {})}
     return Generator(options, autoencoder, network, space, device, filled, dict(about or {}), dict(averages or {}))
-
-
-# ---- the folder ------------------------------------------------------------------------------------------------------
-
-
-# ---- files of samples ------------------------------------------------------------------------------------------------

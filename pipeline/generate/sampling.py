@@ -1,7 +1,7 @@
 """How latents are sampled: the values a request may hold, and one batch of latents for it.
 
 Solvers, grids and guidance are in `models/diffusion/`; whose network, and what becomes of the latents, is the business
-of `generate.py`.
+of `generator.py`.
 """
 
 from __future__ import annotations

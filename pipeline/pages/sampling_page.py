@@ -1,7 +1,7 @@
 """The sampling page of `ldm ui`: images by sliders, and the command and the Python lines that make them again.
 
-A Streamlit script: `pages.py` starts `streamlit run` on it, and Streamlit executes it from top to bottom at each
-change. Sampling itself is `generate.py`'s; nothing here decides on an image.
+A Streamlit script: `serve.py` starts `streamlit run` on it, and Streamlit executes it from top to bottom at each
+change. Sampling itself is `generate/`'s; nothing here decides on an image.
 """
 
 from __future__ import annotations

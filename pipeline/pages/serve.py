@@ -1,6 +1,6 @@
 """`ldm ui`: MLflow's pages and the sampling page together, on this machine only, until Ctrl-C.
 
-MLflow's server is `tracking_server.py`'s, the page's content `sampling_page.py`'s.
+MLflow's server is `tracking/server.py`'s, the page's content `sampling_page.py`'s.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def sampling_page(root: str | Path, port: int, model: str | None = None, mlflow:
     port is taken, or the page does not come up.
     """
     if importlib.util.find_spec("streamlit") is None:
-        raise UserError("the sampling page needs Streamlit; type: pip install 'ldm-pipeline[ui]'; or `ldm mlflow ui`")
+        raise UserError("the sampling page needs Streamlit; type: pip install -e '.[ui]'; or `ldm mlflow ui`")
     check_port(port)
     command = [sys.executable, "-m", "streamlit", "run", str(SOURCE / "pipeline" / "pages" / "sampling_page.py")]
     command += [word for name, value in OPTIONS.items() for word in (f"--{name}", value)]

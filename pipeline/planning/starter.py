@@ -1,4 +1,4 @@
-"""A first config for images that were looked at (`data/look.py`) and for a machine: choices, each with its reason.
+"""A first config for images that were looked at (`look.py`) and for a machine: choices, each with its reason.
 
 The text is YAML with comments; what the keys mean is said in `schema/`. Sizes of models and numbers of steps follow the
 configs in `jobs/configs/`, scaled by the images' area and bounded by how many images there are.

@@ -1,7 +1,8 @@
 """`autoencoder`, `latents`, `diffusion`, `evaluate`: what each stage computes.
 
-What a model's own options are is said in the model's file (`models/<family>/<kind>.py`): here they are a plain mapping
-with a `kind`.
+The images' section is in `data.py`, the part `training` of both trained stages in `training.py`; `run`, `cluster` and
+`tracking`, and how a file is read, are in `pipeline/config.py`. What a model's own options are is said in the model's
+file (`models/<family>/<kind>.py`): here they are a plain mapping with a `kind`.
 """
 
 from __future__ import annotations

@@ -63,9 +63,3 @@ def headline(summary: dict[str, Any]) -> str:
     if "perceptual" in summary:
         text += f"; perceptual distance {summary['val_perceptual']:.4f}, {summary['perceptual']['description']}"
     return text
-
-
-# ---- on a rank -------------------------------------------------------------------------------------------------------
-
-
-# ---- the yardstick ---------------------------------------------------------------------------------------------------

@@ -55,9 +55,3 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
 def headline(summary: dict[str, Any]) -> str:
     yardstick = f" (best Gaussian denoiser: {summary['gaussian_loss']:.4f})" if "gaussian_loss" in summary else ""
     return f"validation loss {summary['val_loss']:.4f}{yardstick}"
-
-
-# ---- on a rank -------------------------------------------------------------------------------------------------------
-
-
-# ---- the yardstick ---------------------------------------------------------------------------------------------------

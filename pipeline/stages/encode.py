@@ -151,6 +151,3 @@ def headline(summary: dict[str, Any]) -> str:
         shape = f"of {summary['shape'][0]} channels in {filled} buckets"
     count = sum(summary["images"].values())
     return f"{count:,} latents {shape}, {summary['encoded']} of {summary['shards']} shards encoded"
-
-
-# ---- on a worker -----------------------------------------------------------------------------------------------------

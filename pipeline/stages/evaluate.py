@@ -128,6 +128,3 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     values = {**report.values, "missing": report.missing, "grids": sorted(report.images)}
     write_json(folder / "report.json", values)
     return values
-
-
-# ---- the core --------------------------------------------------------------------------------------------------------

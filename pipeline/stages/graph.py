@@ -1,8 +1,8 @@
 """The graph of stages: what each takes, what is cached, what runs, in which order, and the table at the end.
 
-A stage is a module in `stages/` with `recipe(config)`, `run(config, inputs, writer, cluster, spool)` and
-`headline(summary)`; its name and what it takes are in `schema/names.py`. A fingerprint follows from recipes alone, so
-the whole plan is known before anything runs.
+`ldm run` comes here by `jobs/train_ldm.py` and `jobs/common.py`. A stage is a module in `stages/` with
+`recipe(config)`, `run(config, inputs, writer, cluster, spool)` and `headline(summary)`; its name and what it takes are
+in `schema/names.py`. A fingerprint follows from recipes alone, so the whole plan is known before anything runs.
 """
 
 from __future__ import annotations

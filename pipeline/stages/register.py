@@ -1,7 +1,7 @@
 """Stage 6, register: one folder that is a model by itself, and a new version of it in MLflow's registry.
 
-The folder's form is `generate.py`'s; the version is made by the shipper from the spool, so that a tracker that is down
-delays it and loses nothing.
+The folder's form is `generate/folder.py`'s; the version is made by the shipper from the spool, so that a tracker that
+is down delays it and loses nothing.
 """
 
 from __future__ import annotations

@@ -30,9 +30,6 @@ from pipeline.past.sweep_folder import STAGE, repeats
 from pipeline.stages import graph
 from pipeline.sweeps.study import Study, element_config, point_values, repeat_text, shown
 
-# ---- elements --------------------------------------------------------------------------------------------------------
-
-
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 

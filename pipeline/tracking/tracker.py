@@ -1,7 +1,8 @@
 """The tracker as training sees it: a spool of lines on disk that costs microseconds and never fails for a network.
 
-Knows files, not MLflow: `shipper.py`, another process, reads the spools, and sends them by `mlflow_store.py`.
-A spool line is one JSON object; every line has `run` (the run key), `kind` and `ts_ms` (when it happened).
+Knows files, not MLflow: `shipper.py`, another process, reads the spools, and sends them by `mlflow_store.py`. Points
+come from `training/loop.py`; copies of a stage's curves at its pipeline's run are `mirror.py`'s. A spool line is one
+JSON object; every line has `run` (the run key), `kind` and `ts_ms` (when it happened).
 """
 
 from __future__ import annotations
@@ -24,9 +25,6 @@ from pipeline.tracking.spool import process_identity, spool_ends, spool_files, s
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-# ---- where things are
 
 
 # ---- the spool, written

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: free of topology, free of pickle, each rank writes what it owns.
+"""How a killed run goes on: checkpoints, free of topology, free of pickle, each rank writes what it owns.
 
     folder/step-<position>-<lease token>-<attempt>/
         rank-00003-of-00008.safetensors   masters, moments and averages of this rank, 1-D fp32 (rank 0: + buffers)
@@ -7,7 +7,8 @@
 
 A reader with any number of ranks and any ZeRO stage reads the slices that overlap what it holds: names and element
 numbers are all that writer and reader share. Training stands still for the copy to host memory; a thread hashes and
-writes, and makes no collective. Where tensors lie is partition.py's business, when to save loop.py's.
+writes, and makes no collective. The loop takes the newest whole one (`loop.py`), and the position in it says which
+samples come next (`data/order.py`). Where tensors lie is partition.py's business, when to save loop.py's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """THE training loop, top to bottom, for every trained stage.
 
 Restore, then for each batch: step, guard, log, preview, validate, save; then finish. What a step computes is
-engine.py's business, which samples come next data/order.py's, what the losses and pictures are the stage's (`Task`).
+engine.py's business, which samples come next data/order.py's, what the losses and pictures are `tasks/`'s (`Task`).
 """
 
 from __future__ import annotations

@@ -94,6 +94,3 @@ def write(path: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None
         save_file(
             {name: value.contiguous() for name, value in weights.items()}, temporary, {"ldm": canonical_json(about)}
         )
-
-
-# ---- after training --------------------------------------------------------------------------------------------------
