@@ -27,6 +27,7 @@ from pipeline.networks import build_network, load_weights
 
 FORMAT = 1
 WEIGHTS = ("autoencoder.safetensors", "denoiser.safetensors")
+MODELS = ("config.json", "manifest.json")  # what a model's folder, and an artifact's, is known by
 WEAKER = "weaker.safetensors"  # the network that autoguidance leads away from
 
 
@@ -94,10 +95,14 @@ def load_pretrained(
         from pipeline.tracking.tracker import fetch_model
 
         source = fetch_model(str(source), root)
-    elif Path(source).name == str(source) and not Path(source).exists():
+    elif Path(source).name == str(source) and not any((Path(source) / name).exists() for name in MODELS):
         from pipeline.generate.averages import find
 
-        source = find(str(source), root).path
+        try:
+            source = find(str(source), root).path  # also where a folder has the run's name: that of its images, often
+        except UserError:
+            if not Path(source).exists():
+                raise
     folder, where = Path(source), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if (folder / "manifest.json").exists() and not (folder / "config.json").exists():
         return from_artifact(Artifact.load(folder), where, weights or "ema")

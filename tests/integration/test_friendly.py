@@ -38,6 +38,10 @@ def test_from_a_folder_to_a_comparison(ready: Any) -> None:
     for rate in ("1e-3", "1e-4"):
         done = ready.ldm("run", "--config", "mine.yaml", *FEW, f"diffusion.training.learning_rate={rate}")
         assert done.code == 0, done
+        if rate == "1e-3":  # the command that `run` ends with, beside a folder of images that has the run's name
+            assert "ldm sample images --out samples" in done.out, done
+            made = ready.ldm("sample", "images", "--out", "samples", "-n", "2")
+            assert made.code == 0 and len(list(Path("samples").glob("0*.png"))) == 2, made
     first, second = history.pipelines("runs")
 
     listed = ready.ldm("ls")

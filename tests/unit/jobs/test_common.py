@@ -47,6 +47,6 @@ def test_the_last_words_are_the_next_commands(monkeypatch: pytest.MonkeyPatch) -
     said = following(["diffusion", "evaluate", "register"], load(DIGITS, ["run.root=runs"]), DIGITS, [])
     assert [line.split("  # ")[0].strip() for line in said] == [
         "next:",
-        "ldm sample digits --out images",
+        "ldm sample digits --out samples",
         "ldm mlflow ui",
     ]
