@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import fork_server
-from pipeline.cluster.folders import short_folder
+from pipeline.cluster.folders import INNER, short_folder
 from pipeline.cluster.inline import Inline
 from pipeline.cluster.joining import join, mind_job_stop, start_few_servers
 from pipeline.cluster.reach import reach
@@ -57,15 +57,16 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.started:
-            import ray
+        try:
+            if self.started:
+                import ray
 
-            ray.shutdown()
-        if self._forks and self._forks.stdin:
-            self._forks.stdin.close()
-            self._forks.wait()
-        if self._temporary:
-            shutil.rmtree(self._temporary, ignore_errors=True)  # Ray's own logs and sockets; nothing of ours
+                ray.shutdown()
+        finally:
+            if self._forks:
+                fork_server.stop(self._forks)
+            if self._temporary:
+                shutil.rmtree(self._temporary, ignore_errors=True)  # Ray's own logs and sockets; nothing of ours
 
     def start(self) -> None:
         """Join the cluster at `cluster.address` or RAY_ADDRESS, or start a local one with token authentication."""
@@ -97,7 +98,7 @@ class Cluster:
                 num_cpus=cpus(),
                 include_dashboard=False,
                 object_store_memory=200 * 2**20,  # results are small: shards and latents travel by the file system
-                _temp_dir=self._temporary,
+                _temp_dir=f"{self._temporary}/{INNER}",  # which Ray lets everybody write into
                 **common,
             )
         for number, handler in handlers.items():

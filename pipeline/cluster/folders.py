@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
-LONGEST = 41  # bytes: 107 of a socket's path, less /session_DATE_TIME_PID/sockets/plasma_store.N
+INNER = "r"  # Ray's own folder inside of one that only this user may enter
+LONGEST = 39  # bytes: 107 of a socket's path, less /r/session_DATE_TIME_PID/sockets/plasma_store.N
 PREFIX = "ldm-ray-"  # mkdtemp adds 8 characters
 USUAL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - where a folder of one's own is made, as by mkdtemp
 

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
+import struct
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Any
 
 ADDRESS = "LDM_FORK_SERVER"  # environment: the server's socket
 MODULES = (  # in the order of need; by name, for they are of rooms above this one
+    "threadpoolctl",
     "PIL.Image",
     "pipeline.stages.ingest",
     "torch",
@@ -34,10 +37,17 @@ MODULES = (  # in the order of need; by name, for they are of rooms above this o
     "pipeline.tasks.diffusion",
     "pipeline.tasks.encoding",
     "pipeline.training.loop",
-    "threadpoolctl",
 )
-GPUS = ("nvidia[0-9]*", "kfd")  # below /dev
+GPUS = ("nvidia[0-9]*", "nvhost-gpu", "nvgpu", "dxg", "kfd")  # below /dev
 LARGEST = 2**20  # bytes of a request
+PATIENCE = 5.0  # seconds in which who has connected must have asked
+OOM = Path("/proc/self/oom_score_adj")  # Ray raises it for who becomes a worker, so that the kernel kills these first
+
+
+def _is_us(connected: socket.socket) -> bool:
+    """Whether the process at the other end is this user's: Ray makes folders that everybody may write into."""
+    _, user, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return bool(user == os.getuid())
 
 
 # ---- what Ray starts for a worker ------------------------------------------------------------------------------------
@@ -50,26 +60,32 @@ def ask(arguments: list[str]) -> bool:
         key, _, value = word.partition("=")
         if key == "--serialized-runtime-env-context":
             context = json.loads(value or "{}")
-            environment |= context.pop("env_vars", {})
+            environment |= {name: os.path.expandvars(text) for name, text in context.pop("env_vars", {}).items()}
             if context.pop("py_executable", sys.executable) != sys.executable or any(context.values()):
                 return False
         elif key != "--language":
             words.append(word)
         elif value != "PYTHON":
             return False
+    while words and words[0] in ("-s", "-S"):  # of Python itself; the server has them from who started it
+        words.pop(0)
     worker = {
         "arguments": words,
         "environment": environment,
         "folder": str(Path.cwd()),
         "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "oom": OOM.read_text(),
     }
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         try:
-            server.connect(os.environ[ADDRESS])
+            server.connect(os.environ.get(ADDRESS, ""))
+            if not _is_us(server):
+                return False
             socket.send_fds(server, [json.dumps(worker).encode()], [0, 1, 2])
-            return bool(server.recv(1))
-        except OSError:  # it has ended, or the environment is larger than a packet
+            return bool(server.recv(1))  # nothing: it ended before it was the worker
+        except OSError:  # there is no server, or the environment is larger than a packet
             return False
 
 
@@ -77,22 +93,25 @@ def ask(arguments: list[str]) -> bool:
 
 
 def start(folder: str, environment: MutableMapping[str, str]) -> Any:
-    """A server whose socket lies in `folder`, which nobody else may enter; None where it cannot be of use.
+    """A server whose socket lies in `folder`; None where it cannot be of use.
 
     environment: that of the processes which start Ray; gets the server's address. The server ends with this process, or
-    as its stdin is closed.
+    by `stop`.
     """
     import subprocess
 
+    environment.pop(ADDRESS, None)
     if sys.platform != "linux" or any(any(Path("/dev").glob(name)) for name in GPUS):
         return None
     environment[ADDRESS] = str(Path(folder) / "fork")
     here = Path(__file__).resolve()
-    own = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}  # no second thread
+    flags = [f"-{flag}" for flag, on in (("s", sys.flags.no_user_site), ("S", sys.flags.no_site)) if on]
+    own = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # no second thread
+    own |= {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
     own |= {"DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore::FutureWarning"}
     path = os.pathsep.join([str(here.parents[2]), *filter(None, [environment.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [sys.executable, str(here), "serve", environment[ADDRESS]],
+        [sys.executable, *flags, str(here), "serve", environment[ADDRESS]],
         env={**environment, **own, "PYTHONPATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,  # DeepSpeed says what it found
@@ -100,88 +119,115 @@ def start(folder: str, environment: MutableMapping[str, str]) -> Any:
     )
 
 
-def serve(address: str) -> None:
-    """Import what workers need, and make those that are asked for, also between two imports; until stdin ends."""
+def stop(server: Any) -> None:
+    """End a server and the workers that are left of it, once Ray is down: some it did not know yet."""
+    import psutil
+
+    try:
+        process = psutil.Process(server.pid)
+        process.suspend()  # no fork between this look and its end
+        for worker in process.children(recursive=True):
+            try:
+                worker.kill()
+            except psutil.NoSuchProcess:
+                continue
+    except psutil.NoSuchProcess:
+        pass  # it ended by itself, and so do its workers, with Ray
+    server.kill()
+    server.wait()
+    server.stdin.close()
+
+
+def serve(address: str) -> tuple[socket.socket, bytes, list[int]] | None:
+    """Import what workers need, and make those that are asked for, also between two imports. Returns in each worker:
+    who asked, for what, with which files; and in the server None, as stdin ends."""
     import gc
     import pkgutil
     import select
 
     del sys.path[0]  # the folder of this file
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     Path(address).unlink(missing_ok=True)  # of one before it, where Ray is started again
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(address)
     listener.listen(128)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker that has ended
     ahead = list(MODULES)
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [], 0 if ahead else None)
-        if sys.stdin in ready:
-            return
+        if sys.stdin in ready or len(list(Path("/proc/self/task").iterdir())) > 1:  # a thread of a module that is new
+            return None
         if ready:
-            _make(listener)
+            if asked := _asked(listener):
+                if os.fork() == 0:
+                    listener.close()
+                    return asked
+                asked[0].close()
+                for file in asked[2]:
+                    os.close(file)
         elif ahead:
-            found = pkgutil.resolve_name(ahead.pop(0))
-            if callable(found):
-                found()
+            name = ahead.pop(0)
+            try:
+                found = pkgutil.resolve_name(name)
+                if callable(found):
+                    found()
+            except Exception as error:
+                print(f"fork server: {name} cannot be imported: {error}", file=sys.stderr)  # who needs it says more
             gc.freeze()  # a worker's collections leave what it shares alone, and shared
 
 
-def _make(listener: socket.socket) -> None:
-    """Fork the worker that the next request is for; the answer is a byte."""
-    client, _ = listener.accept()
-    with client:
+def _asked(listener: socket.socket) -> tuple[socket.socket, bytes, list[int]] | None:
+    """The next request, with who asked and the files of the worker; None if it is none."""
+    client, files = listener.accept()[0], list[int]()
+    client.settimeout(PATIENCE)
+    try:
         request, files, _, _ = socket.recv_fds(client, LARGEST, 3)
-        if len(files) != 3 or len(list(Path("/proc/self/task").iterdir())) > 1:
-            return
-        if os.fork() == 0:
-            client.close()
-            listener.close()
-            _become(json.loads(request), files)
-        client.send(b"+")
+        if _is_us(client) and len(files) == 3:
+            return client, request, files
+    except OSError:  # it has gone, or says nothing
+        pass
+    client.close()
     for file in files:
         os.close(file)
+    return None
 
 
-def _become(worker: dict[str, Any], files: list[int]) -> None:
-    """Be the worker, as if Python had been started for it; does not return."""
+def become(client: socket.socket, request: bytes, files: list[int]) -> None:
+    """Be the worker, as if Python had been started for it. Who asked hears of it when nothing is left that may fail."""
     import runpy
-    import traceback
 
-    code = 1
-    try:
-        for number, file in enumerate(files):
-            os.dup2(file, number)
-            os.close(file)
-        os.setpgid(0, 0)  # Ray kills the whole group of a worker that has ended
-        os.chdir(worker["folder"])
-        os.setpriority(os.PRIO_PROCESS, 0, worker["niceness"])
-        os.environ.clear()
-        os.environ.update(worker["environment"])
-        path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-        sys.argv = worker["arguments"]
-        sys.path[:] = [str(Path(sys.argv[0]).parent), *dict.fromkeys(path + sys.path)]
-        if "threadpoolctl" in sys.modules:  # of libraries that read the number as they were loaded
-            sys.modules["threadpoolctl"].threadpool_limits(int(os.environ.get("OMP_NUM_THREADS", 1)))
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed()  # of its own; Python's begins anew by itself
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, worker["blocked"])
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # nothing of the server's runs at its end
+    worker: dict[str, Any] = json.loads(request)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.setpgid(0, 0)  # Ray kills the whole group of a worker that has ended
+    os.chdir(worker["folder"])
+    os.setpriority(os.PRIO_PROCESS, 0, worker["niceness"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, worker["files"])
+    OOM.write_text(worker["oom"])
+    os.environ.clear()
+    os.environ.update(worker["environment"])
+    path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    sys.argv = worker["arguments"]
+    sys.path[:] = [str(Path(sys.argv[0]).parent), *dict.fromkeys(path + sys.path)]
+    threads = int(os.environ.get("OMP_NUM_THREADS", 1))  # libraries read it as they were loaded
+    if "threadpoolctl" in sys.modules:
+        sys.modules["threadpoolctl"].threadpool_limits(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # of its own; Python's begins anew by itself
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, worker["blocked"])
+    client.send(b"+")
+    client.close()
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def main(arguments: list[str]) -> None:
     """`serve SOCKET`, or what Ray gives its own program."""
     if arguments[0] == "serve":
-        serve(arguments[1])
+        if asked := serve(arguments[1]):
+            become(*asked)
     elif not ask(arguments):
         worker = next(word for word in arguments if word.endswith("default_worker.py"))
         program = str(Path(worker).with_name("setup_worker.py"))

@@ -225,11 +225,13 @@ def _keep(command: list[str], variables: dict[str, str], signals: set[signal.Sig
     """
     begun, limit = time.monotonic(), float(variables["RAY_worker_register_timeout_seconds"])
     while True:
-        fork_server.start(str(folder), variables)  # ends with all that came of this process
+        forks = fork_server.start(str(folder), variables)
         ray = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL)
         while ray.poll() is None:
             if not _go_on(signals, folder, variables["RAY_ADDRESS"]):
                 return 0
+        if forks:
+            fork_server.stop(forks)
         print(f"{variables['SLURMD_NODENAME']}: Ray ended by itself (exit code {ray.returncode})", flush=True)
         if "--head" in command and time.monotonic() - begun > limit:
             return 1
