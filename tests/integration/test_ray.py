@@ -26,6 +26,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.cluster.fork_server import GPUS
 from pipeline.tracking.spool import spool_ends, whole_lines
 from pipeline.training.checkpoint import listing
 
@@ -158,7 +159,7 @@ def test_killed_and_started_again_gives_the_same_losses(
 
 
 def test_stop_saves_and_leaves_no_process(config: Path, new_root: Callable[..., Path]) -> None:
-    """Ctrl-C: exit code 130, a checkpoint of that moment, nothing left running."""
+    """Ctrl-C: exit code 130, a checkpoint of that moment, nothing left running. The ranks are forks where no GPU is."""
     root = new_root("stopped")
     process = start(
         "autoencoder", config, root, "autoencoder.training.steps=100000", "autoencoder.training.save_every=100000"
@@ -166,6 +167,10 @@ def test_stop_saves_and_leaves_no_process(config: Path, new_root: Callable[..., 
     wait_for(lambda: max(curve(root, "autoencoder"), default=0) >= 3, process, config)
     members = family(process)
     assert len(members) > 5
+    ranks = [member for member in members if "RayTrainWorker" in " ".join(member.cmdline())]
+    parents = {" ".join(rank.parent().cmdline()) for rank in ranks}  # type: ignore[union-attr]
+    assert len(ranks) == 2 and len(parents) == 1
+    assert ("fork_server" in parents.pop()) != any(any(Path("/dev").glob(name)) for name in GPUS)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(120) == 130, config.with_suffix(".log").read_text()[-3000:]
     _, alive = psutil.wait_procs(members, 20)
