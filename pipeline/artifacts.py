@@ -5,12 +5,9 @@
         ...                  the stage's files, all listed in the manifest with bytes and SHA-256
         work/                scratch of the writer: leases, checkpoints, spool; no part of the content
 
-*Fingerprint*: what was asked for (stage, format, config fields that change the result, inputs' fingerprints).
-*Content*: what came out (digests of the files). Two trainings of one recipe have one fingerprint, and may have two
-contents.
-A stage is skipped where an artifact of its fingerprint is whole (`stages/graph.py`, `plan`). What goes into one is the
-stage's `recipe(config)`, less the keys that decide on speed alone (`schema/section.py`); `ldm compare RUN RUN` says
-which keys of two runs differ.
+*Fingerprint*: what was asked for: stage, format, the inputs' fingerprints and the stage's `recipe(config)`, without keys
+that decide on speed alone (`schema/section.py`); a stage is skipped where a whole artifact has it (`stages/graph.py`).
+*Content*: what came out (digests of the files). Two trainings of one recipe have one fingerprint, maybe two contents.
 """
 
 from __future__ import annotations
