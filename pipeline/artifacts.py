@@ -5,7 +5,7 @@
         ...                  the stage's files, all listed in the manifest with bytes and SHA-256
         work/                scratch of the writer: leases, checkpoints, spool; no part of the content
 
-*Fingerprint*: what was asked for: stage, format, inputs' fingerprints and the stage's `recipe(config)`, without the keys
+*Fingerprint*: what was asked for: stage, format, inputs' fingerprints and the stage's `recipe(config)`, less the keys
 that decide on speed alone (`schema/section.py`); a stage is skipped where a whole artifact has it (`stages/graph.py`).
 *Content*: what came out (digests of the files). Two trainings of one recipe have one fingerprint, maybe two contents.
 """
