@@ -28,13 +28,15 @@ def named(values: Mapping[str, list[str]]) -> tuple[dict[str, str], str | None]:
     return {key: column for key, column in (("label", label), ("caption", caption)) if column}, group
 
 
-def maybe_labels(values: Mapping[str, list[str]], named: Mapping[str, str], group: str | None) -> str:
-    """A line on columns that could be classes, where no name says that one is; empty where there is nothing to say."""
+def maybe_labels(values: Mapping[str, list[str]], named: Mapping[str, str], group: str | None) -> list[str]:
+    """A line on columns that could be classes, where no name says that one is; none where there is nothing to say."""
     others = {c: v for c, v in values.items() if c not in (*named.values(), group, SPLIT)}
     if "label" in named or not (found := [c for c in others if is_label(others[c])]):
-        return ""
+        return []
     counts = ", ".join(f"{c} ({len({v for v in others[c] if v}):,} values)" for c in found)
-    return f"no column's name says classes; by its values one could be: {counts}; write `data.source.label: {found[0]}`"
+    return [
+        f"no column's name says classes; by its values one could be: {counts}; write `data.source.label: {found[0]}`"
+    ]
 
 
 def _pick(values: Mapping[str, list[str]], words: Sequence[str], fits: Callable[[list[str]], bool]) -> str | None:

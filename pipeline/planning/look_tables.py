@@ -32,7 +32,7 @@ def image_column(table: Path, most: int = 50) -> str | None:
 
 
 def table_source(table: Path) -> Looked:
-    """Of a table of text. Raises UserError where it names no images."""
+    """What a table of text says. Raises UserError where it names no images."""
     image = image_column(table)
     if image is None:
         raise UserError(f"{table}: no column names image files that lie beside it; paths are relative to its folder")
@@ -40,7 +40,7 @@ def table_source(table: Path) -> Looked:
     values = {c: [columns.cell(r.get(c)) for r in records] for c in records[0] if c != image}
     named, group = columns.named(values)
     source = {"kind": "table", "path": str(table), "image": image, **named}
-    notes = [line for line in [columns.maybe_labels(values, named, group)] if line]
+    notes = columns.maybe_labels(values, named, group)
     if group is None:
         return source, None, notes
     paths = Paths(table.parent)
@@ -49,7 +49,7 @@ def table_source(table: Path) -> Looked:
 
 
 def parquet_source(path: str) -> Looked:
-    """Of Parquet files: the column of images by Hugging Face's metadata, by its name, or by
+    """What Parquet files say: the column of images by Hugging Face's metadata, by its name, or by
     holding bytes."""
     path = str(Path(path).absolute())
     files, _ = parquet.chosen_files(path)
@@ -62,5 +62,5 @@ def parquet_source(path: str) -> Looked:
     if "label" not in named and len(numbers) == 1:  # the metadata name its classes
         named["label"] = numbers[0]
     source = {"kind": "table", "path": path, "image": schema.image, **named}
-    notes = [line for line in [columns.maybe_labels(values, named, group)] if line]
+    notes = columns.maybe_labels(values, named, group)
     return source, (group, values[group]) if group else None, notes

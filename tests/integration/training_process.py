@@ -403,17 +403,18 @@ def all_of(scenarios: str, output: str) -> int:
 
 if __name__ == "__main__":
     import conftest  # noqa: F401
-    import deepspeed.module_inject.auto_ep_layer  # noqa: F401 (each engine imports it, and each rank is asked by Ray)
     import numpy.random  # noqa: F401
     import PIL.Image
-    import ray.train.torch  # noqa: F401
+    import ray.train.torch  # noqa: F401 (each rank asks it for its device)
 
     import pipeline.stages.ingest
     import pipeline.tasks.autoencoder
     import pipeline.tasks.diffusion  # noqa: F401
     from pipeline.training.initialise import import_deepspeed
 
-    import_deepspeed()
+    import_deepspeed()  # before any part of it: it hides mlflow
+    import deepspeed.module_inject.auto_ep_layer  # noqa: F401 (each engine imports it)
+
     PIL.Image.init()
     gc.freeze()  # DeepSpeed collects what there is as often as it makes an engine
     for line in sys.stdin:
