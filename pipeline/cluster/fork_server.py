@@ -7,8 +7,9 @@ server and ends. The server, begun before Ray, imports while Ray starts; a fork 
 shares its memory. Where no server answers, or more is asked of a worker than an environment, this becomes Ray's own
 program.
 
-The server imports no ray, which reads a worker's environment as it is imported (2.60). It has one thread, for a fork
-has no more. Beside a GPU there is none, whose driver a fork cannot use once anything has asked it what there is.
+Ray reads a worker's environment as it is imported (2.60), so the server imports it when the first worker has told it,
+and begins anew where it changes. The server has one thread, for a fork has no more. Beside a GPU there is none, whose
+driver a fork cannot use once anything has asked it what there is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ MODULES = (  # in the order of need; by name, for they are of rooms above this o
     "pipeline.tasks.encoding",
     "pipeline.training.loop",
 )
+RAY = "RAY_"  # environment: what is Ray's, and the same for all workers of a job
+TRAIN = "RAY_TRAIN_"  # but this: a rank has what its driver has, and Ray Train reads it when it is needed
 GPUS = ("nvidia[0-9]*", "nvhost-gpu", "nvgpu", "dxg", "kfd")  # below /dev
 LARGEST = 2**20  # bytes of a request
-PATIENCE = 5.0  # seconds in which who has connected must have asked
+PATIENCE = 2.0  # seconds in which who has connected must have asked
 OOM = Path("/proc/self/oom_score_adj")  # Ray raises it for who becomes a worker, so that the kernel kills these first
 
 
@@ -138,9 +141,12 @@ def stop(server: Any) -> None:
     server.stdin.close()
 
 
-def serve(address: str) -> tuple[socket.socket, bytes, list[int]] | None:
-    """Import what workers need, and make those that are asked for, also between two imports. Returns in each worker:
-    who asked, for what, with which files; and in the server None, as stdin ends."""
+Asked = tuple[socket.socket, dict[str, Any], list[int]]  # who asked, for what worker, with which files
+
+
+def serve(address: str) -> Asked | None:
+    """Import what workers need, and make those that are asked for, also between two imports. Returns in each worker
+    what was asked, and in the server None, as stdin ends."""
     import gc
     import pkgutil
     import select
@@ -151,19 +157,25 @@ def serve(address: str) -> tuple[socket.socket, bytes, list[int]] | None:
     listener.bind(address)
     listener.listen(128)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker that has ended
-    ahead = list(MODULES)
+    ahead, settings = list(MODULES), None
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [], 0 if ahead else None)
         if sys.stdin in ready or len(list(Path("/proc/self/task").iterdir())) > 1:  # a thread of a module that is new
             return None
         if ready:
             if asked := _asked(listener):
+                if settings != (settings := _settings(asked[1]["environment"])):
+                    if "ray" in sys.modules:  # which has read others; Ray starts this worker, and the next may be forks
+                        _close(*asked)
+                        os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+                    for name in _settings(os.environ):
+                        del os.environ[name]
+                    os.environ.update(settings)
+                    ahead = list(dict.fromkeys(["ray", *ahead, f"{__name__}:import_ray_train"]))
                 if os.fork() == 0:
                     listener.close()
                     return asked
-                asked[0].close()
-                for file in asked[2]:
-                    os.close(file)
+                _close(*asked)
         elif ahead:
             name = ahead.pop(0)
             try:
@@ -175,27 +187,48 @@ def serve(address: str) -> tuple[socket.socket, bytes, list[int]] | None:
             gc.freeze()  # a worker's collections leave what it shares alone, and shared
 
 
-def _asked(listener: socket.socket) -> tuple[socket.socket, bytes, list[int]] | None:
-    """The next request, with who asked and the files of the worker; None if it is none."""
+def _settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """What Ray reads of an environment as it is imported."""
+    return {k: v for k, v in environment.items() if k.startswith(RAY) and not k.startswith(TRAIN)}
+
+
+def import_ray_train() -> None:
+    """Import Ray Train without a draw from Ray's source of random IDs: it is seeded by the first, and all forks of who
+    drew draw the same (2.60). Ray draws an ID for each class that becomes an actor's, which nobody reads."""
+    from ray import actor
+
+    drawn = actor.ActorClassID
+    actor.ActorClassID = type("", (), {"from_random": staticmethod(lambda: drawn(os.urandom(drawn.size())))})
+    import ray.train.torch  # noqa: F401
+
+    actor.ActorClassID = drawn
+
+
+def _asked(listener: socket.socket) -> Asked | None:
+    """The next request; None if it is none."""
     client, files = listener.accept()[0], list[int]()
     client.settimeout(PATIENCE)
     try:
         request, files, _, _ = socket.recv_fds(client, LARGEST, 3)
         if _is_us(client) and len(files) == 3:
-            return client, request, files
-    except OSError:  # it has gone, or says nothing
+            return client, json.loads(request), files
+    except (OSError, ValueError):  # it has gone, or says nothing
         pass
-    client.close()
-    for file in files:
-        os.close(file)
+    _close(client, {}, files)
     return None
 
 
-def become(client: socket.socket, request: bytes, files: list[int]) -> None:
+def _close(client: socket.socket, _: dict[str, Any], files: list[int]) -> None:
+    """Have nothing to do with a request any more."""
+    client.close()
+    for file in files:
+        os.close(file)
+
+
+def become(client: socket.socket, worker: dict[str, Any], files: list[int]) -> None:
     """Be the worker, as if Python had been started for it. Who asked hears of it when nothing is left that may fail."""
     import runpy
 
-    worker: dict[str, Any] = json.loads(request)
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)

@@ -31,7 +31,10 @@ json.dump({
     "main": __name__, "files": resource.getrlimit(resource.RLIMIT_NOFILE),
     "open": sorted(map(int, os.listdir("/proc/self/fd"))),
     "oom": int(open("/proc/self/oom_score_adj").read()), "drawn": [random.random(), numpy.random.rand()],
-    "torch": sys.modules["torch"].get_num_threads() if "pipeline.training.loop" in sys.modules else None,  # the last
+    "all": "ray.train.torch" in sys.modules,  # the last
+    "torch": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
+    "ray": (sys.modules["ray"].WorkerID.from_random().hex(), sys.modules["ray"]._config.max_grpc_message_size())
+        if "ray" in sys.modules else None,
 }, sys.stdout)
 sys.exit(3)
 """
@@ -86,23 +89,23 @@ def context(**parts: Any) -> str:
 
 
 def test_a_worker_is_as_if_python_had_been_started_for_it(tmp_path: Path, server: Any, ask: Callable[..., str]) -> None:
-    """All is imported but ray and what nobody needs; environment, folder, signals, threads are its own."""
+    """All is imported but what nobody needs; environment, folder, signals, threads, random numbers are its own."""
     variables = context(env_vars={"OMP_NUM_THREADS": "2", "OWN": "it's", "PYTHONPATH": str(tmp_path / "first")})
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit[0] - 1, limit[1]))
     oom = Path("/proc/self/oom_score_adj").read_text()
     Path("/proc/self/oom_score_adj").write_text(str(int(oom) + 7))  # as Ray does
-    found: dict[str, Any] = {"torch": None}
+    found: dict[str, Any] = {"all": False}
     try:
-        while not found["torch"]:
+        while not found["all"]:
             found = json.loads(ask("--a=1", variables, "--language=PYTHON", "--b", OUTER="o", OWN="other"))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
         with suppress(PermissionError):  # raising it takes no right, lowering it does
             Path("/proc/self/oom_score_adj").write_text(oom)
-    assert found["imported"] == ["torch", "deepspeed", "pandas"]
+    assert found["imported"] == ["torch", "deepspeed", "pandas", "ray"]
     assert found["torch"] == 2
     assert found["arguments"] == ["--a=1", "--b"] and found["main"] == "__main__"
     assert {key: found["environment"].get(key) for key in ("OWN", "OUTER")} == {"OWN": "it's", "OUTER": "o"}
@@ -115,7 +118,7 @@ def test_a_worker_is_as_if_python_had_been_started_for_it(tmp_path: Path, server
     assert found["open"][:3] == [0, 1, 2] and len(found["open"]) <= 4  # and that which lists them
     again = json.loads(ask(OMP_NUM_THREADS="1"))
     assert again["threads"] == again["torch"] == 1
-    assert not set(found["drawn"]) & set(again["drawn"])
+    assert not set(found["drawn"]) & set(again["drawn"]) and found["ray"][0] != again["ray"][0]
 
 
 @pytest.mark.parametrize(
@@ -206,3 +209,20 @@ def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         wait_for(lambda: not Path(f"/proc/{pid}").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def test_what_ray_reads_as_it_is_imported_is_the_workers(ask: Callable[..., str]) -> None:
+    """A worker of other settings is left to Ray; the next are of these. Those of Ray Train are read later."""
+
+    def has_ray(**environment: str) -> int:
+        while True:
+            with suppress(ValueError):  # while the server begins anew, Ray's own
+                if found := json.loads(ask(**environment))["ray"]:
+                    return int(found[1])
+
+    settings = {"RAY_max_grpc_message_size": "123456789"}
+    assert has_ray() != 123456789
+    assert ask(**settings).startswith("['Ray'")
+    assert has_ray(**settings, RAY_TRAIN_NEW="1") == 123456789
+    other = json.loads(ask(**settings, RAY_TRAIN_NEW="2"))
+    assert other["ray"][1] == 123456789 and other["environment"]["RAY_TRAIN_NEW"] == "2"
