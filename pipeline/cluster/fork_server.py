@@ -7,8 +7,8 @@ server and ends. The server, begun before Ray, imports while Ray starts; a fork 
 shares its memory. Where no server answers, or more is asked of a worker than an environment, this becomes Ray's own
 program.
 
-Ray reads a worker's environment as it is imported (2.60), so the server imports it when the first worker has told it,
-and begins anew where it changes. The server has one thread, for a fork has no more. Beside a GPU there is none, whose
+Ray reads a worker's environment as it is imported (2.60), its job's number too: a fork of the server imports it once a
+job's first worker has told that. A server has one thread, for a fork has no more. Beside a GPU there is none, whose
 driver a fork cannot use once anything has asked it what there is.
 """
 
@@ -146,36 +146,67 @@ Asked = tuple[socket.socket, dict[str, Any], list[int]]  # who asked, for what w
 
 def serve(address: str) -> Asked | None:
     """Import what workers need, and make those that are asked for, also between two imports. Returns in each worker
-    what was asked, and in the server None, as stdin ends."""
-    import gc
-    import pkgutil
-    import select
+    what was asked, and in the server None, as stdin ends.
 
+    What has imported ray is a fork of this process, for the workers of one job. A request of another it hands back.
+    """
     del sys.path[0]  # the folder of this file
     Path(address).unlink(missing_ok=True)  # of one before it, where Ray is started again
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(address)
     listener.listen(128)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker that has ended
-    ahead, settings = list(MODULES), None
+    ahead, back = list(MODULES), None
+    while asked := back or _next(listener, ahead):
+        if os.fork() == 0:  # the job's first worker does not wait for ray
+            listener.close()
+            return asked
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        settings = _settings(asked[1]["environment"])
+        _close(*asked)
+        if os.fork() == 0:
+            here.close()
+            return _of_one_job(settings, listener, ahead, there)
+        there.close()
+        with here:
+            message, files, _, _ = socket.recv_fds(here, LARGEST, 4)
+        back = (socket.socket(fileno=files[0]), json.loads(message), files[1:]) if files else None
+    return None
+
+
+def _of_one_job(
+    settings: dict[str, str], listener: socket.socket, ahead: list[str], above: socket.socket
+) -> Asked | None:
+    """Be the server of workers with these settings of Ray, which it reads as it is imported."""
+    for name in _settings(os.environ):
+        del os.environ[name]
+    os.environ.update(settings)
+    ahead = ["ray", *ahead, f"{__name__}:import_ray_train"]
+    while asked := _next(listener, ahead):
+        if _settings(asked[1]["environment"]) != settings:
+            socket.send_fds(above, [json.dumps(asked[1]).encode()], [asked[0].fileno(), *asked[2]])
+            return None
+        if os.fork() == 0:
+            listener.close()
+            above.close()
+            return asked
+        _close(*asked)
+    return None
+
+
+def _next(listener: socket.socket, ahead: list[str]) -> Asked | None:
+    """The next request; until then imports what is ahead, which gets shorter. None as stdin ends."""
+    import gc
+    import pkgutil
+    import select
+
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [], 0 if ahead else None)
         if sys.stdin in ready or len(list(Path("/proc/self/task").iterdir())) > 1:  # a thread of a module that is new
             return None
         if ready:
             if asked := _asked(listener):
-                if settings != (settings := _settings(asked[1]["environment"])):
-                    if "ray" in sys.modules:  # which has read others; Ray starts this worker, and the next may be forks
-                        _close(*asked)
-                        os.execv(sys.executable, sys.orig_argv)  # noqa: S606
-                    for name in _settings(os.environ):
-                        del os.environ[name]
-                    os.environ.update(settings)
-                    ahead = list(dict.fromkeys(["ray", *ahead, f"{__name__}:import_ray_train"]))
-                if os.fork() == 0:
-                    listener.close()
-                    return asked
-                _close(*asked)
+                return asked
         elif ahead:
             name = ahead.pop(0)
             try:
