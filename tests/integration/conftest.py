@@ -17,6 +17,8 @@ from PIL import Image
 
 from pipeline.cluster.inline import Inline
 from pipeline.cluster.stopping import Stopped
+from pipeline.tracking.server import QUIET
+from tests.integration.forks import Forks
 
 CONFIG = """\
 run: {{name: small, root: {root}}}
@@ -149,6 +151,17 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         create_database(resolve_uri(root), root)
     return (root / "mlflow.db").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Shippers and MLflow's servers as forks of one process, which has imported MLflow."""
+    modules = ["pipeline.tracking.shipper", "mlflow", "uvicorn"]
+    stores = ["mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"]
+    server = ["mlflow.pyfunc", "flask", "graphene", "aiohttp", "fastapi"]  # its own modules read its environment
+    made = Forks(modules, ["mlflow", *stores, *server, "PIL.Image"], os.environ | QUIET)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
