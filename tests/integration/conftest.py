@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,23 @@ class NoShipper:
 
     def drain(self) -> int:
         return 0
+
+
+def sync(root: Path) -> dict[str, int]:
+    """`tracker.sync` with its shipper in this process, which has imported MLflow: it is not about processes."""
+    from pipeline.tracking import links, shipper, tracker
+
+    def here(command: list[str], stdout: Any, env: dict[str, str], **_: Any) -> Any:
+        given = dict(zip(command[3::2], command[4::2], strict=True))
+        with redirect_stdout(io.TextIOWrapper(stdout, write_through=True)) as said:
+            shipper.run(Path(given["--root"]), env["MLFLOW_TRACKING_URI"], None, float(given["--drain-seconds"]))
+            said.detach()
+        return subprocess.CompletedProcess(command, 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", links.resolve_uri(root))  # MLflow sets it, for all that comes after
+        patch.setattr("pipeline.tracking.tracker.subprocess.run", here)
+        return tracker.sync(root)
 
 
 @dataclass(frozen=True)

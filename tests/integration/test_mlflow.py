@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import socket
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from pipeline.tracking import links, tracker
 from pipeline.tracking.server import server
 from pipeline.tracking.spool import process_identity, surely_dead
 from pipeline.tracking.tracker import Spool
+from tests.integration.conftest import sync
 from tests.integration.forks import Forks
 
 ROOT = Path(__file__).parents[2]
@@ -70,23 +69,6 @@ def runs(root: Path, uri: str | None = None) -> dict[str, Any]:
 def history(root: Path, key: str, metric: str, uri: str | None = None) -> list[tuple[int, float]]:
     run = runs(root, uri)[key].info.run_id
     return [(m.step, m.value) for m in client(root, uri).get_metric_history(run, metric)]
-
-
-def sync(root: Path) -> dict[str, int]:
-    """`tracker.sync` with its shipper in this process, which has imported MLflow: it is not about processes."""
-    from pipeline.tracking import shipper
-
-    def here(command: list[str], stdout: Any, env: dict[str, str], **_: Any) -> Any:
-        given = dict(zip(command[3::2], command[4::2], strict=True))
-        with redirect_stdout(io.TextIOWrapper(stdout, write_through=True)) as said:
-            shipper.run(Path(given["--root"]), env["MLFLOW_TRACKING_URI"], None, float(given["--drain-seconds"]))
-            said.detach()
-        return subprocess.CompletedProcess(command, 0)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", links.resolve_uri(root))  # MLflow sets it, for all that comes after
-        patch.setattr("pipeline.tracking.tracker.subprocess.run", here)
-        return tracker.sync(root)
 
 
 def train(run: Spool, start: int, stop: int, every: int = 1) -> None:
