@@ -71,7 +71,8 @@ class Forks:
     def __init__(self, modules: list[str], imports: list[str], environment: dict[str, str]) -> None:
         self.asking, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, __file__, str(theirs.fileno()), ",".join(modules), ",".join(imports)]
-        self.process = subprocess.Popen(command, env=environment | ALONE, pass_fds=[theirs.fileno()])
+        own = {name: value for name, value in environment.items() if name != "PYTHONPATH"}  # each fork has another
+        self.process = subprocess.Popen(command, env=own | ALONE, pass_fds=[theirs.fileno()])
         theirs.close()
         self.Popen = popen(modules, self.fork)
 
