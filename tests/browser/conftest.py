@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.conftest import CONFIG, NoShipper, OneProcess, database  # noqa: F401 (a fixture)
+from tests.integration.conftest import CONFIG, NoShipper, OneProcess, database, sync  # noqa: F401 (a fixture)
 
 TIMEOUT_MS = 180_000  # a page comes within 2 s on a quiet machine
 NO_ASSISTANT = """
@@ -102,12 +102,11 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory, database: bytes) -> Path
         patch.setattr("pipeline.tracking.tracker.start", lambda *_: NoShipper())
         from pipeline import config
         from pipeline.stages import graph
-        from pipeline.tracking import tracker
 
         for name, rate in (("slow", "1e-5"), ("fast", "1e-3")):
             overrides = [*few, f"run.name={name}", f"diffusion.training.learning_rate={rate}"]
             graph.run(config.load(folder / "small.yaml", overrides))
-        tracker.sync(folder / "root")
+        sync(folder / "root")
     return folder / "root"
 
 

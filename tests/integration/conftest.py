@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from PIL import Image
 
 from pipeline.cluster.inline import Inline
 from pipeline.cluster.stopping import Stopped
+from pipeline.tracking.server import QUIET
+from tests.integration.forks import Forks
 
 CONFIG = """\
 run: {{name: small, root: {root}}}
@@ -69,6 +73,23 @@ class NoShipper:
 
     def drain(self) -> int:
         return 0
+
+
+def sync(root: Path) -> dict[str, int]:
+    """`tracker.sync` with its shipper in this process, which has imported MLflow: it is not about processes."""
+    from pipeline.tracking import links, shipper, tracker
+
+    def here(command: list[str], stdout: Any, env: dict[str, str], **_: Any) -> Any:
+        given = dict(zip(command[3::2], command[4::2], strict=True))
+        with redirect_stdout(io.TextIOWrapper(stdout, write_through=True)) as said:
+            shipper.run(Path(given["--root"]), env["MLFLOW_TRACKING_URI"], None, float(given["--drain-seconds"]))
+            said.detach()
+        return subprocess.CompletedProcess(command, 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", links.resolve_uri(root))  # MLflow sets it, for all that comes after
+        patch.setattr("pipeline.tracking.tracker.subprocess.run", here)
+        return tracker.sync(root)
 
 
 @dataclass(frozen=True)
@@ -149,6 +170,17 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         create_database(resolve_uri(root), root)
     return (root / "mlflow.db").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Shippers and MLflow's servers as forks of one process, which has imported MLflow."""
+    modules = ["pipeline.tracking.shipper", "mlflow", "uvicorn"]
+    stores = ["mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"]
+    server = ["mlflow.pyfunc", "flask", "graphene", "aiohttp", "fastapi"]  # its own modules read its environment
+    made = Forks(modules, ["mlflow", *stores, *server, "PIL.Image"], os.environ | QUIET)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

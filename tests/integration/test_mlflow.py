@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import socket
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,8 @@ from pipeline.tracking import links, tracker
 from pipeline.tracking.server import server
 from pipeline.tracking.spool import process_identity, surely_dead
 from pipeline.tracking.tracker import Spool
+from tests.integration.conftest import sync
+from tests.integration.forks import Forks
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +29,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def no_tracker_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def forked(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shippers and servers that a test starts are forks. One is not: that of a pipeline which is killed."""
+    monkeypatch.setattr("subprocess.Popen", forks.Popen)
 
 
 @pytest.fixture
@@ -63,23 +69,6 @@ def runs(root: Path, uri: str | None = None) -> dict[str, Any]:
 def history(root: Path, key: str, metric: str, uri: str | None = None) -> list[tuple[int, float]]:
     run = runs(root, uri)[key].info.run_id
     return [(m.step, m.value) for m in client(root, uri).get_metric_history(run, metric)]
-
-
-def sync(root: Path) -> dict[str, int]:
-    """`tracker.sync` with its shipper in this process, which has imported MLflow: it is not about processes."""
-    from pipeline.tracking import shipper
-
-    def here(command: list[str], stdout: Any, env: dict[str, str], **_: Any) -> Any:
-        given = dict(zip(command[3::2], command[4::2], strict=True))
-        with redirect_stdout(io.TextIOWrapper(stdout, write_through=True)) as said:
-            shipper.run(Path(given["--root"]), env["MLFLOW_TRACKING_URI"], None, float(given["--drain-seconds"]))
-            said.detach()
-        return subprocess.CompletedProcess(command, 0)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", links.resolve_uri(root))  # MLflow sets it, for all that comes after
-        patch.setattr("pipeline.tracking.tracker.subprocess.run", here)
-        return tracker.sync(root)
 
 
 def train(run: Spool, start: int, stop: int, every: int = 1) -> None:
@@ -287,8 +276,8 @@ def test_a_stage_that_another_pipeline_goes_on_with_moves_to_it_with_its_whole_c
 def test_kill_the_shipper_at_any_moment(root: Path) -> None:
     pipeline, stage = spool(root, "pipeline"), spool(root, "diffusion")
     pipeline.start("digits")
-    stage.start("4 diffusion", "pipeline/ab12", steps=19_999)
-    train(stage, 0, 20_000)
+    stage.start("4 diffusion", "pipeline/ab12", steps=7_999)
+    train(stage, 0, 8_000)
     path = root / "tracking" / "state.json"
     for batches in (1, 5):  # killed while it is sending
         shipper = tracker.start(root)
@@ -302,7 +291,7 @@ def test_kill_the_shipper_at_any_moment(root: Path) -> None:
     stage.end()
     pipeline.end()
     assert tracker.start(root, deadline_s=120).drain() == 0
-    assert [s for s, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == list(range(20_000))
+    assert [s for s, _ in history(root, "diffusion/ab12", "diffusion/train_loss")] == list(range(8_000))
     mirror = [s for s, _ in history(root, "pipeline/ab12", "diffusion/train_loss")]
     assert len(mirror) == len(set(mirror)) <= 500
 

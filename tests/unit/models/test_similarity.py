@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from models import similarity
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 24, 31), (2, 1, 11, 11)])
 def test_ssim_is_that_of_torchmetrics(shape: tuple[int, ...]) -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure  # two seconds of an import
+
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(shape, generator=generator) * 2 - 1
     others = (images + 0.3 * torch.randn(shape, generator=generator)).requires_grad_()

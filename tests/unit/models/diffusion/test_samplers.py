@@ -8,6 +8,7 @@ quantiles over, and the stochastic samplers' moments are those of the data.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -97,9 +98,11 @@ def mixture(path):
     return denoise
 
 
-def quantiles(path, t, u):
-    """x with P(x_t < x) = u, by bisection; u [n]."""
-    alpha, sigma = path.alpha(t), path.sigma(t)
+@cache
+def quantiles(path, t, n):
+    """The n x with P(x_t < x) = 1 / 2n, 3 / 2n, ..., by bisection; [n]. The grids of a path begin at the same t."""
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    alpha, sigma = (of(torch.tensor(t, dtype=torch.float64)) for of in (path.alpha, path.sigma))
     low, high = (torch.full_like(u, sign * 1000.0) for sign in (-1, 1))
     for _ in range(80):
         middle = 0.5 * (low + high)
@@ -115,12 +118,12 @@ def quantiles(path, t, u):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_mixture_quantiles_are_carried_over(name, path):
     """On a line the flow keeps P(x_t < walker): the exact end of each walker is the data's quantile."""
-    u = (torch.arange(101, dtype=torch.float64) + 0.5) / 101
     counts, errors = [32, 64, 128, 256], []
     for steps in counts:
         times = steps_of(name, path, steps)
-        found = SAMPLERS[name](mixture(path), path, quantiles(path, times[0], u)[:, None], times, {})[:, 0]
-        errors.append(float((found - quantiles(path, times[-1], u)).square().mean().sqrt()))
+        walkers = quantiles(path, float(times[0]), 101)[:, None]
+        found = SAMPLERS[name](mixture(path), path, walkers, times, {})[:, 0]
+        errors.append(float((found - quantiles(path, float(times[-1]), 101)).square().mean().sqrt()))
     assert errors[-1] < {1: 0.03, 2: 2e-3}[ORDERS[name]], errors
     assert slope(counts, errors) == pytest.approx(ORDERS[name], abs=0.3), errors
 
@@ -130,12 +133,11 @@ def test_mixture_quantiles_are_carried_over(name, path):
 def test_mixture_moments_of_stochastic_samplers(name, path):
     """Mean and variance of 20,000 walks of 64 steps; the error of the variance halves with half the step."""
     n = 20_000
-    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     generator = torch.Generator().manual_seed(0)
     found = {}
     for steps in (16, 64):
         times = grid("auto", steps, path)
-        x = quantiles(path, times[0], u)[:, None]
+        x = quantiles(path, float(times[0]), n)[:, None]
         ends = sample(
             name, mixture(path), path, x, times, {}, lambda _: torch.randn(n, 1, generator=generator).double()
         )

@@ -19,7 +19,7 @@ process = psutil.Process()
 before = process.memory_info().rss
 index = Index.open(sys.argv[1], "train")
 order = Order(index.counts, 256, lanes(256), 0)
-labels = {index.label(int(i)) for step in range(100) for i in order.batch(step * 256)}
+labels = {index.label(int(i)) for step in range(40) for i in order.batch(step * 256)}
 opened = process.memory_info().rss
 print(json.dumps({"samples": len(index), "labels": sorted(labels), "bytes": opened - before}))
 """

@@ -30,11 +30,12 @@ UNET = {"kind": "unet", "width": 8, "multipliers": [1, 2], "attention": [False, 
 KL = {"kind": "kl", "width": 8, "multipliers": [1, 2], "blocks": 1, "latent_channels": 3, "groups": 4}
 CHANNELS, SIZE, NAMES = 3, 8, ["a", "b", "c", "d"]
 SPACE = LatentSpace(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 1.5]))
-# Runs the script as it is, and keeps what an image of 8 bits would hide.
+# Runs scripts as they are, and keeps what an image of 8 bits would hide.
 RUN = """
 import runpy, sys, torch
-found = runpy.run_path(sys.argv[1])
-torch.save({"x": found["x"], "y": found["vae"].decode(found["x"]).sample}, sys.argv[2])
+for folder in sys.argv[1:]:
+    found = runpy.run_path(f"{folder}/sample_with_diffusers.py")
+    torch.save({"x": found["x"], "y": found["vae"].decode(found["x"]).sample}, f"{folder}/result.pt")
 """
 
 
@@ -78,14 +79,6 @@ class Model:
         self.out = folder / "out"
         self.said = "\n".join(export_diffusers(str(folder / "model"), self.out, folder))
 
-    def run(self) -> dict[str, Tensor]:
-        """The script's latents and images, made in a process of its own."""
-        script, result = self.out / "sample_with_diffusers.py", self.out / "result.pt"
-        done = subprocess.run([sys.executable, "-c", RUN, script, result], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert (self.out / "samples.png").exists()
-        return torch.load(result)
-
     @torch.no_grad()
     def sample(self, sampler: str, path: Any, x: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         condition = {"class": labels} if self.classes else {}
@@ -107,21 +100,35 @@ def near(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(
-    ("kind", "prediction", "backbone", "sampler"),
-    [("rectified_flow", "velocity", DIT, "euler"), ("edm", "v", UNET, "dpmpp_2m")],
-    ids=["rectified_flow", "edm"],
-)
-def test_the_script_makes_our_samples(
-    tmp_path: Path, kind: str, prediction: str, backbone: dict[str, Any], sampler: str
-) -> None:
-    """On the same noise and grid, in a process that knows diffusers alone; with guidance."""
-    model = Model(tmp_path, kind, prediction, backbone, guidance=1.5, steps=8)
+SCRIPTS: dict[str, tuple[str, dict[str, Any], str]] = {  # path: prediction, backbone, sampler
+    "rectified_flow": ("velocity", DIT, "euler"),
+    "edm": ("v", UNET, "dpmpp_2m"),
+}
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    """Guided models by their path; their scripts were run in a process that knows diffusers alone, imported once."""
+    models = {
+        kind: Model(tmp_path_factory.mktemp(kind), kind, prediction, backbone, guidance=1.5, steps=8)
+        for kind, (prediction, backbone, _) in SCRIPTS.items()
+    }
+    command = [sys.executable, "-c", RUN, *(model.out for model in models.values())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return models
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_the_script_makes_our_samples(scripted: dict[str, Model], kind: str) -> None:
+    """On the same noise and grid; with guidance."""
+    model, path, sampler = scripted[kind], make_path(kind), SCRIPTS[kind][2]
     script = (model.out / "sample_with_diffusers.py").read_text()
     assert len(script.splitlines()) <= 15 and max(map(len, script.splitlines())) <= 120
     imported = {line.split()[1] for line in script.splitlines() if line.startswith(("import ", "from "))}
     assert imported == {"pathlib", "torch", "diffusers"}
-    found, path = model.run(), make_path(kind)
+    assert (model.out / "samples.png").exists()
+    found = torch.load(model.out / "result.pt")
     times = grids.time_grid(50) if kind == "rectified_flow" else grids.grid("auto", 8, path)
     start = noise(16) * (80 if kind == "edm" else 1)
     wanted = model.sample(sampler, path, start, times, torch.arange(16) % 4)

@@ -205,8 +205,8 @@ def test_quick_takes_a_part_of_many_images_and_says_so(side: int, limit: int, tm
     assert chosen.limit == limit == chosen.train + chosen.val
     text = starter.write_config(found, chosen, CPU)
     assert f"limit: {limit}   # of 60,000 images" in text
+    config = written(found, tmp_path, quick=True)
     for which, training in enumerate(("autoencoder", "diffusion")):  # validation sees fewer images than training
-        config = written(found, tmp_path, quick=True)
         section = getattr(config, training).training
         assert section.steps / section.validate_every * chosen.val < section.steps * chosen.batch[which]
     assert starter.plan(found, CPU, "x").limit is None
