@@ -257,8 +257,13 @@ def _close(client: socket.socket, _: dict[str, Any], files: list[int]) -> None:
 
 
 def become(client: socket.socket, worker: dict[str, Any], files: list[int]) -> None:
-    """Be the worker, as if Python had been started for it. Who asked hears of it when nothing is left that may fail."""
+    """Be the worker, as if Python had been started for it. Who asked hears of it when nothing is left that may fail.
+
+    It ends as multiprocessing's forks do: to take apart what it shares would be to copy it first, for half a second.
+    """
+    import atexit
     import runpy
+    import threading
 
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -284,7 +289,16 @@ def become(client: socket.socket, worker: dict[str, Any], files: list[int]) -> N
     signal.pthread_sigmask(signal.SIG_SETMASK, worker["blocked"])
     client.send(b"+")
     client.close()
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    code = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(arguments: list[str]) -> None:

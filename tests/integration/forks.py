@@ -10,6 +10,7 @@ only `/proc/PID/cmdline` is not its own. Any other command is started as always.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import importlib
@@ -20,11 +21,12 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: who has it is given the orphans among its descendants
 LARGEST = 2**20  # bytes of a request
@@ -122,16 +124,7 @@ def fork_again(request: Request, files: list[int]) -> int:
     if child := os.fork():
         return child
     become(request, [os.dup(file) for file in files])
-    code = 1
-    try:
-        run(request)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+    run(request)
 
 
 def become(request: Request, files: list[int]) -> None:
@@ -148,9 +141,22 @@ def become(request: Request, files: list[int]) -> None:
     sys.path[:] = [request["folder"], *dict.fromkeys(path + sys.path[1:])]
 
 
-def run(request: Request) -> None:
+def run(request: Request) -> NoReturn:
+    """Run the module and end, without taking apart what is shared, which would be to copy it first."""
     sys.argv = [request["module"], *request["arguments"]]
-    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    code = 0
+    try:
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(file: str, modules: str, imports: str) -> None:
