@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import fork_server
-from pipeline.cluster.folders import INNER, short_folder
+from pipeline.cluster.folders import INNER, PREFIX, Claim, short_folder, sweep
 from pipeline.cluster.inline import Inline
 from pipeline.cluster.joining import join, mind_job_stop, start_few_servers
 from pipeline.cluster.reach import reach
@@ -51,6 +51,7 @@ class Cluster:
         self.config = config
         self.started = False
         self._temporary: str | None = None
+        self._claim: Claim | None = None
         self._forks: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Cluster:
@@ -67,6 +68,8 @@ class Cluster:
                 fork_server.stop(self._forks)
             if self._temporary:
                 shutil.rmtree(self._temporary, ignore_errors=True)  # Ray's own logs and sockets; nothing of ours
+            if self._claim:
+                self._claim.file.close()
 
     def start(self) -> None:
         """Join the cluster at `cluster.address` or RAY_ADDRESS, or start a local one with token authentication."""
@@ -80,6 +83,8 @@ class Cluster:
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             self._temporary = short_folder()
+            self._claim = Claim(Path(self._temporary))
+            sweep(Path(self._temporary).parent.glob(f"{PREFIX}*"))
             self._forks = fork_server.start(self._temporary, os.environ)
         import ray
 

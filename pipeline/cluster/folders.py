@@ -1,10 +1,15 @@
-"""A folder whose name is short enough for Ray's sockets."""
+"""A folder whose name is short enough for Ray's sockets; held while it is used, and removed by a later run if who held
+it was killed."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -38,3 +43,41 @@ def short_folder(places: Sequence[str] = USUAL) -> str:
         f"TMPDIR: {usual} is too long for the sockets of Ray, or cannot be written, and neither can "
         f"{', '.join(places)}; set TMPDIR to a folder of at most {room} characters"
     )
+
+
+class Claim:
+    """A lock on a folder of one's own, which ends with this process, however that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = open(folder / "lock", "w")  # noqa: SIM115
+        fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def sweep(folders: Iterable[Path], own: Path | None = None, young: float = 60.0) -> list[Path]:
+    """Remove those that were claimed and that no process holds: a SIGKILL or a lost node left them. Returns them.
+
+    own: is removed whatever its age; UserError if a process holds it. young: seconds in which another may not have its
+    lock yet.
+    """
+    gone = []
+    for found in sorted(folders):
+        with suppress(OSError):  # another user's, or just removed by its owner
+            status = found.lstat()
+            if status.st_uid != os.getuid() or (found != own and time.time() - status.st_mtime < young):
+                continue
+            with open(found / "lock", "a" if found == own else "r+") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if found == own:
+                        raise UserError(f"{found}: held by another process of this job") from None
+                    continue
+                shutil.rmtree(found, ignore_errors=True)
+                gone.append(found)
+    return gone

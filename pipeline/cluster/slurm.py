@@ -10,7 +10,6 @@ What is a notice and what follows is the script's business; how ranks save and s
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import re
 import shlex
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cluster import fork_server
+from pipeline.cluster.folders import Claim, sweep
 from pipeline.cluster.joining import ray_program
 from pipeline.cluster.reach import reach
 from pipeline.errors import UserError
@@ -199,7 +199,8 @@ def hold(environment: Mapping[str, str]) -> int:
     folder = Path(environment["RAY_TMPDIR"])
     if len(str(folder)) > LONGEST:
         raise UserError(f"LDM_LOCAL: {folder} has over {LONGEST} characters, too many for the sockets of Ray in it")
-    sweep(folder)
+    sweep(folder.parent.glob("ldm-job-*"), folder)
+    folder.mkdir(mode=0o700)
     with Claim(folder):
         own = address(environment.get("LDM_INTERFACE", ""))
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become children of this process
@@ -250,44 +251,6 @@ def _go_on(signals: set[signal.Signals], folder: Path, head: str) -> bool:
         return False
     host, port = head.rsplit(":", 1)
     return not (folder / "notice").exists() or not reach([("the head", host, int(port))])
-
-
-class Claim:
-    """A new folder in the node's own storage, with a lock that ends with this process, however that ends."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700)
-        self.file = open(folder / "lock", "w")  # noqa: SIM115
-        fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-
-def sweep(folder: Path, young: float = 60.0) -> list[Path]:
-    """Remove `folder` and its older siblings (`ldm-job-...`) that no process holds: a SIGKILL or a lost node left them.
-
-    young: seconds in which a sibling may not have its lock yet. UserError if a process holds `folder`.
-    """
-    gone = []
-    for found in sorted(folder.parent.glob("ldm-job-*")):
-        with suppress(OSError):  # another user's, or just removed by its owner
-            status = found.lstat()
-            if status.st_uid != os.getuid() or (found != folder and time.time() - status.st_mtime < young):
-                continue
-            with open(found / "lock", "a") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if found == folder:
-                        raise UserError(f"{folder}: held by another process of this job") from None
-                    continue
-                shutil.rmtree(found, ignore_errors=True)
-                gone.append(found)
-    return gone
 
 
 def kill_descendants() -> None:

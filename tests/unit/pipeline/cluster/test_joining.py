@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -121,3 +122,22 @@ def test_rays_session_gets_a_short_folder(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_length_is_counted_in_bytes() -> None:
     assert folders.fits("/" + 38 * "x") and not folders.fits("/" + 39 * "x")
     assert not folders.fits("/" + 21 * "é")
+
+
+def test_folders_that_nobody_holds_are_removed(tmp_path: Path) -> None:
+    names = ("ours", "held", "left", "fresh", "unclaimed")
+    ours, held, left, fresh, unclaimed = (tmp_path / name for name in names)
+    for folder in (ours, held, left, fresh, unclaimed):
+        (folder / "session").mkdir(parents=True)
+    for folder in (left, fresh):
+        (folder / "lock").touch()
+    claim = folders.Claim(held)
+    for folder in (held, left, unclaimed):
+        os.utime(folder, (1, 1))
+    assert folders.sweep(tmp_path.iterdir()) == [left]
+    assert folders.sweep(tmp_path.iterdir(), ours) == [ours]
+    assert {path.name for path in tmp_path.iterdir()} == {"held", "fresh", "unclaimed"}
+    with pytest.raises(UserError, match="held by another process"):
+        folders.sweep([held], held)
+    claim.file.close()
+    assert folders.sweep([held], held) == [held]

@@ -15,14 +15,12 @@ from pipeline.cluster import slurm
 from pipeline.cluster.slurm import (
     BLOCK,
     CANDIDATES,
-    Claim,
     Node,
     candidates,
     gpus,
     plan,
     port_is_free,
     ray_start,
-    sweep,
 )
 from pipeline.errors import UserError
 from pipeline.files import SOURCE
@@ -83,23 +81,6 @@ def test_ray_gets_what_the_allocation_has_on_the_node() -> None:
         ports = [int(word.partition("=")[2]) for word in command if "-port=" in word and not word.endswith("=0")]
         assert len(set(ports)) == len(ports) and set(ports) <= set(range(20007, 20007 + BLOCK))
     assert gpus({"SLURM_JOB_GPUS": "0,3"}) == 2 and gpus({}) == 0
-
-
-def test_folders_that_nobody_holds_are_removed(tmp_path: Path) -> None:
-    ours, held, left, fresh = (tmp_path / f"ldm-job-{i}" for i in (1, 2, 3, 4))
-    for folder in (ours, left, fresh):
-        (folder / "session").mkdir(parents=True)
-        (folder / "lock").touch()
-    (tmp_path / "other").mkdir()
-    claim = Claim(held)
-    for folder in (held, left):
-        os.utime(folder, (1, 1))
-    assert sweep(ours) == [ours, left]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ldm-job-2", "ldm-job-4", "other"]
-    with pytest.raises(UserError, match="held by another process"):
-        sweep(held)
-    claim.file.close()
-    assert sweep(held) == [held]
 
 
 def test_descendants_are_killed_with_those_that_left_the_family(tmp_path: Path) -> None:
