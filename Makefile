@@ -32,12 +32,11 @@ $(VENV)/.installed: $(VENV)/.runs
 demo: $(VENV)/.runs
 	$(BIN)/ldm run --config $(DEMO)
 
-# A file's tests by one process of two, of one thread each: what they share is made once. The long files come first, so
-# that both processes end together.
-SLOW_FIRST = tests/integration tests/browser tests
+# A file's tests by one process, of one thread: what they share is made once. Three processes for two cores: a tenth of
+# the time some test waits for something.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --source pipeline,models -m pytest -n 2 --dist loadfile \
-	  --no-loadscope-reorder --durations=25 $(SLOW_FIRST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --source pipeline,models -m pytest -n 3 --dist loadfile \
+	  --no-loadscope-reorder --durations=25
 
 # a Slurm cluster of network namespaces on this machine; root only. Without the daemons the tests skip and say so.
 # `make test-cluster ONLY="time_limit or scancel"`: these tests alone, and no report
