@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import fork_server
-from pipeline.cluster.folders import INNER, PREFIX, Claim, short_folder, sweep
+from pipeline.cluster.folders import INNER, PREFIX, Claim, remove, short_folder, sweep
 from pipeline.cluster.inline import Inline
 from pipeline.cluster.joining import join, mind_job_stop, start_few_servers
 from pipeline.cluster.reach import reach
@@ -67,7 +67,7 @@ class Cluster:
             if self._forks:
                 fork_server.stop(self._forks)
             if self._temporary:
-                shutil.rmtree(self._temporary, ignore_errors=True)  # Ray's own logs and sockets; nothing of ours
+                remove(Path(self._temporary))  # Ray's own logs and sockets; nothing of ours
             if self._claim:
                 self._claim.file.close()
 
@@ -83,7 +83,8 @@ class Cluster:
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             self._temporary = short_folder()
-            self._claim = Claim(Path(self._temporary))
+            with suppress(OSError):  # a file system without locks: what a kill leaves there stays
+                self._claim = Claim(Path(self._temporary))
             sweep(Path(self._temporary).parent.glob(f"{PREFIX}*"))
             self._forks = fork_server.start(self._temporary, os.environ)
         import ray

@@ -46,11 +46,18 @@ def short_folder(places: Sequence[str] = USUAL) -> str:
 
 
 class Claim:
-    """A lock on a folder of one's own, which ends with this process, however that ends."""
+    """A lock on a folder of one's own, which ends with this process, however that ends. OSError where there is none."""
 
     def __init__(self, folder: Path) -> None:
         self.file = open(folder / "lock", "w")  # noqa: SIM115
-        fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.close()
+            (folder / "lock").unlink()  # what nobody can hold nobody may remove
+            raise
+        self.file.write(os.uname().nodename)
+        self.file.flush()
 
     def __enter__(self) -> Claim:
         return self
@@ -59,11 +66,19 @@ class Claim:
         self.file.close()
 
 
-def sweep(folders: Iterable[Path], own: Path | None = None, young: float = 60.0) -> list[Path]:
-    """Remove those that were claimed and that no process holds: a SIGKILL or a lost node left them. Returns them.
+def remove(folder: Path) -> bool:
+    """Remove a claimed folder. Where somebody still writes into it, a later `sweep` finds what is left. False then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if left := folder.exists():
+        (folder / "lock").write_text(os.uname().nodename)
+    return not left
 
-    own: is removed whatever its age; UserError if a process holds it. young: seconds in which another may not have its
-    lock yet.
+
+def sweep(folders: Iterable[Path], own: Path | None = None, young: float = 60.0) -> list[Path]:
+    """Remove those that a process of this machine claimed and none holds: a SIGKILL left them. Returns them.
+
+    own: is removed whatever its age and origin; UserError if a process holds it. young: seconds in which another may
+    not have its lock yet. Locks of another machine may not be seen here, where file systems are shared.
     """
     gone = []
     for found in sorted(folders):
@@ -71,13 +86,14 @@ def sweep(folders: Iterable[Path], own: Path | None = None, young: float = 60.0)
             status = found.lstat()
             if status.st_uid != os.getuid() or (found != own and time.time() - status.st_mtime < young):
                 continue
-            with open(found / "lock", "a" if found == own else "r+") as lock:
+            with open(found / "lock", "a+" if found == own else "r+") as lock:
+                if found != own and lock.read() != os.uname().nodename:
+                    continue
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if found == own:
                         raise UserError(f"{found}: held by another process of this job") from None
                     continue
-                shutil.rmtree(found, ignore_errors=True)
-                gone.append(found)
+                gone += [found] if remove(found) else []
     return gone

@@ -22,6 +22,7 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def ask(arguments: list[str]) -> bool:
             environment |= {name: os.path.expandvars(text) for name, text in context.pop("env_vars", {}).items()}
             if context.pop("py_executable", sys.executable) != sys.executable or any(context.values()):
                 return False
+        elif (key, value) in (("--worker-type", "SPILL_WORKER"), ("--worker-type", "RESTORE_WORKER")):
+            return False  # of no job
         elif key != "--language":
             words.append(word)
         elif value != "PYTHON":
@@ -129,11 +132,12 @@ def stop(server: Any) -> None:
     try:
         process = psutil.Process(server.pid)
         process.suspend()  # no fork between this look and its end
+        for one in process.children():
+            with suppress(psutil.NoSuchProcess):
+                one.suspend()
         for worker in process.children(recursive=True):
-            try:
+            with suppress(psutil.NoSuchProcess):
                 worker.kill()
-            except psutil.NoSuchProcess:
-                continue
     except psutil.NoSuchProcess:
         pass  # it ended by itself, and so do its workers, with Ray
     server.kill()
@@ -156,11 +160,15 @@ def serve(address: str) -> Asked | None:
     listener.bind(address)
     listener.listen(128)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker that has ended
-    ahead, back = list(MODULES), None
+    ahead, back, alone = list(MODULES), None, False
     while asked := back or _next(listener, ahead):
         if os.fork() == 0:  # the job's first worker does not wait for ray
             listener.close()
             return asked
+        if alone:
+            _close(*asked)
+            back = None
+            continue
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = _settings(asked[1]["environment"])
         _close(*asked)
@@ -171,6 +179,7 @@ def serve(address: str) -> Asked | None:
         with here:
             message, files, _, _ = socket.recv_fds(here, LARGEST, 4)
         back = (socket.socket(fileno=files[0]), json.loads(message), files[1:]) if files else None
+        alone = not back  # it cannot be, and is not tried for each worker anew
     return None
 
 
@@ -202,7 +211,10 @@ def _next(listener: socket.socket, ahead: list[str]) -> Asked | None:
 
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [], 0 if ahead else None)
-        if sys.stdin in ready or len(list(Path("/proc/self/task").iterdir())) > 1:  # a thread of a module that is new
+        if sys.stdin in ready:
+            return None
+        if len(list(Path("/proc/self/task").iterdir())) > 1:
+            print("fork server: an import has started a thread; workers import for themselves", file=sys.stderr)
             return None
         if ready:
             if asked := _asked(listener):
@@ -230,9 +242,10 @@ def import_ray_train() -> None:
 
     drawn = actor.ActorClassID
     actor.ActorClassID = type("", (), {"from_random": staticmethod(lambda: drawn(os.urandom(drawn.size())))})
-    import ray.train.torch  # noqa: F401
-
-    actor.ActorClassID = drawn
+    try:
+        import ray.train.torch  # noqa: F401
+    finally:
+        actor.ActorClassID = drawn
 
 
 def _asked(listener: socket.socket) -> Asked | None:
@@ -294,6 +307,8 @@ def become(client: socket.socket, worker: dict[str, Any], files: list[int]) -> N
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if not isinstance(end.code, int | None):
+            print(end.code, file=sys.stderr)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()

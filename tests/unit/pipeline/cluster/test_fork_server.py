@@ -124,8 +124,13 @@ def test_a_worker_is_as_if_python_had_been_started_for_it(tmp_path: Path, server
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--language=JAVA",), (context(py_executable="uv run"),), (context(command_prefix=["cd x"]),)],
-    ids=["language", "executable", "prefix"],
+    [
+        ("--language=JAVA",),
+        ("--worker-type=SPILL_WORKER",),
+        (context(py_executable="uv run"),),
+        (context(command_prefix=["cd x"]),),
+    ],
+    ids=["language", "type", "executable", "prefix"],
 )
 def test_what_it_does_not_do_is_left_to_ray(ask: Callable[..., str], arguments: tuple[str, ...]) -> None:
     said = ask("--a", *arguments)

@@ -125,18 +125,18 @@ def test_the_length_is_counted_in_bytes() -> None:
 
 
 def test_folders_that_nobody_holds_are_removed(tmp_path: Path) -> None:
-    names = ("ours", "held", "left", "fresh", "unclaimed")
-    ours, held, left, fresh, unclaimed = (tmp_path / name for name in names)
-    for folder in (ours, held, left, fresh, unclaimed):
+    names = ("ours", "held", "left", "fresh", "away", "unclaimed")
+    ours, held, left, fresh, away, unclaimed = (tmp_path / name for name in names)
+    for folder in (ours, held, left, fresh, away, unclaimed):
         (folder / "session").mkdir(parents=True)
-    for folder in (left, fresh):
-        (folder / "lock").touch()
+    for folder in (left, fresh, away):
+        (folder / "lock").write_text("another" if folder == away else os.uname().nodename)
     claim = folders.Claim(held)
-    for folder in (held, left, unclaimed):
+    for folder in (held, left, away, unclaimed):
         os.utime(folder, (1, 1))
     assert folders.sweep(tmp_path.iterdir()) == [left]
     assert folders.sweep(tmp_path.iterdir(), ours) == [ours]
-    assert {path.name for path in tmp_path.iterdir()} == {"held", "fresh", "unclaimed"}
+    assert {path.name for path in tmp_path.iterdir()} == {"held", "fresh", "away", "unclaimed"}
     with pytest.raises(UserError, match="held by another process"):
         folders.sweep([held], held)
     claim.file.close()
