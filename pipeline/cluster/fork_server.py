@@ -67,8 +67,8 @@ def ask(arguments: list[str]) -> bool:
             environment |= {name: os.path.expandvars(text) for name, text in context.pop("env_vars", {}).items()}
             if context.pop("py_executable", sys.executable) != sys.executable or any(context.values()):
                 return False
-        elif (key, value) in (("--worker-type", "SPILL_WORKER"), ("--worker-type", "RESTORE_WORKER")):
-            return False  # of no job
+        elif key == "--worker-type" and value != "WORKER":
+            return False  # it spills or restores, for no job
         elif key != "--language":
             words.append(word)
         elif value != "PYTHON":
