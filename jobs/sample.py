@@ -80,10 +80,10 @@ def command(
     names = [name if name in generator.classes else name.strip() for name in classes.split(",")] if classes else None
     request = generator.request(names, count, seed, steps, sampler, guidance, batch_size, shape=shape, **told, **how)
     before.check(out, generator, request.get("shape") or generator.shapes[0])
-    write_samples(out, generator.images(request, before.next), sample_info(generator, request), before)
+    images = generator.images(request, before.next)
+    write_samples(out, images, sample_info(generator, request), before)
     more = f" ({before.next:06d}.png and on)" if before.next else ""
-    count = request["n"]
-    print(f"{count} image{'s' * (count != 1)} in {out}{more}, the grid in {out / 'grid.png'}")
+    print(f"{len(images)} image{'s' * (len(images) != 1)} in {out}{more}, the grid in {out / 'grid.png'}")
 
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:

@@ -90,12 +90,16 @@ def make_config(family: str, options: Mapping[str, Any]) -> Any:
 
 def resolve(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with preset and defaults written out: `{"kind": ..., **fields}`, equal for equal models."""
-    config = make_config(family, options)
+    return written(options["kind"], make_config(family, options))
+
+
+def written(kind: str, config: Any) -> dict[str, Any]:
+    """A `Config` as options, `{"kind": ..., **fields}`; one that came `later` only where it is not at its default."""
     values = dataclasses.asdict(config)
     for field in dataclasses.fields(config):
         if field.metadata.get("later") and values[field.name] == field.default:
             del values[field.name]
-    return {"kind": options["kind"], **values}
+    return {"kind": kind, **values}
 
 
 def build(family: str, options: Mapping[str, Any], **context: Any) -> nn.Module:

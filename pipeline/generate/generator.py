@@ -88,10 +88,11 @@ class Generator:
         filled up to `batch_size`, so that `n` and the other classes change no bit. Another batch size is another shape
         of the same computation: equal up to rounding. prompts: captions, in turn as the classes are; negative: one that
         guidance leads away from, in place of the empty one. attributes: by name a value, or a list that images take in
-        turn (of labels: a list of lists). scales: a guidance scale of each condition's own, by name (class, caption, an
-        attribute's); `guidance` is that of all others together. What is not given is not told. `how`: grid, shift,
-        guidance_kind, guidance_weak, guidance_interval, guidance_rescale, as in the config's `evaluate`. Raises
-        UserError for values that the model does not know, and NotFinite where they, or the weights, lead to no image.
+        turn (of labels: a list of lists); with either, no class is told unless one is given. What is not given is not
+        told. scales: a guidance scale of a condition's own, by name (class, caption, an attribute's); `guidance` is
+        that of all others together. `how`: grid, shift, guidance_kind, guidance_weak, guidance_interval,
+        guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model does not know, and
+        NotFinite where they, or the weights, lead to no image.
         """
         request = self.request(
             classes, n, seed, steps, sampler, guidance, batch_size, shape, prompts, negative, attributes, scales, **how
@@ -129,6 +130,8 @@ class Generator:
                 raise UserError(f"shift: {chosen['shift']} given, but the grid is {filled['grid']}; give grid shifted")
             filled["shift"] = None
         given = told.checked(self.options, prompts, negative, attributes, scales)
+        if not classes and ("prompts" in given or "attributes" in given):
+            labels = []  # told something else, and no class
         least = max(len(labels) if classes is not None else 0, told.count(given))
         request: dict[str, Any] = {"n": n if n is not None else least or 16, "seed": seed, "classes": labels}
         if shape is not None:
