@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,17 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 @click.argument("model", type=PLACE)
 @click.option("--out", required=True, type=PATH, help="Folder for the images.")
 @click.option("--add", is_flag=True, help="Add to the images in --out: numbered on from there, none overwritten.")
-@click.option("-n", "--count", default=16, show_default=True, type=click.IntRange(1), help="Number of images.")
+@click.option(
+    "-n", "--count", default=None, type=click.IntRange(1), help="Number of images; default: 16, or as many as prompts."
+)
 @click.option("--classes", default=None, help="Classes by name or number, separated by commas, in turn; default: all.")
+@click.option("--prompt", "prompts", multiple=True, help="A caption; several of them in turn.")
+@click.option("--prompts", "file", default=None, type=PLACE, help="A file of captions, one a line.")
+@click.option("--negative", default=None, help="A caption that guidance leads away from.")
+@click.option("--set", "values", multiple=True, help="NAME=VALUE, an attribute, such as age=0.7.")
+@click.option(
+    "--scale", "scales", multiple=True, help="NAME=NUMBER, a guidance scale of one condition, such as caption=4."
+)
 @click.option("--sampler", default=None, type=click.Choice(SAMPLERS), help="Default: the model's.")
 @click.option("--steps", default=None, type=click.IntRange(1), help="Steps of the sampler; default: the model's.")
 @click.option("--guidance", default=None, type=click.FloatRange(0), help="Guidance scale; default: the model's.")
@@ -47,9 +57,10 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 )
 @click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(
-    model: str, out: Path, add: bool, count: int, classes: str | None, sampler: str | None, steps: int | None,
-    guidance: float | None, seed: int, batch_size: int | None, size: str | None, weights: str | None, root: Path,
-    **how: Any,
+    model: str, out: Path, add: bool, count: int | None, classes: str | None, prompts: tuple[str, ...],
+    file: str | None, negative: str | None, values: tuple[str, ...], scales: tuple[str, ...], sampler: str | None,
+    steps: int | None, guidance: float | None, seed: int, batch_size: int | None, size: str | None, weights: str | None,
+    root: Path, **how: Any,
 ) -> None:  # fmt: skip
     """Generate images from MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS): PNG files, a grid,
     and a JSON file of what made them."""
@@ -60,12 +71,58 @@ def command(
     before = earlier(out, add)  # before the model is loaded
     shape = parsed(size) if size else None
     generator = load_pretrained(model, root=root, weights=weights)
+    told: dict[str, Any] = {
+        "prompts": [*prompts, *(prompts_of(file) if file else [])] or None,
+        "negative": negative,
+        "attributes": pairs("--set", values),
+        "scales": {name: as_number("--scale", name, value) for name, value in pairs("--scale", scales).items()},
+    }
     names = [name if name in generator.classes else name.strip() for name in classes.split(",")] if classes else None
-    request = generator.request(names, count, seed, steps, sampler, guidance, batch_size, shape=shape, **how)
+    request = generator.request(names, count, seed, steps, sampler, guidance, batch_size, shape=shape, **told, **how)
     before.check(out, generator, request.get("shape") or generator.shapes[0])
-    write_samples(out, generator.images(request, before.next), sample_info(generator, request), before)
+    images = generator.images(request, before.next)
+    write_samples(out, images, sample_info(generator, request), before)
     more = f" ({before.next:06d}.png and on)" if before.next else ""
-    print(f"{count} image{'s' * (count != 1)} in {out}{more}, the grid in {out / 'grid.png'}")
+    print(f"{len(images)} image{'s' * (len(images) != 1)} in {out}{more}, the grid in {out / 'grid.png'}")
+
+
+def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE, each, as a mapping. UserError for what has no `=`, and for a name that comes twice."""
+    from pipeline.errors import UserError
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"{option} {text}: expected NAME=VALUE")
+        if name.strip() in found:
+            raise UserError(f"{option} {text}: {name.strip()} is given twice")
+        found[name.strip()] = value
+    return found
+
+
+def as_number(option: str, name: str, value: str) -> float:
+    """The number of NAME=NUMBER."""
+    from pipeline.errors import UserError
+
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError(f"{option} {name}={value}: expected a number") from None
+
+
+def prompts_of(file: str) -> list[str]:
+    """The captions of a file, one a line; empty lines are left out."""
+    from pipeline.errors import UserError
+
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {file}: cannot be read ({error}); give a text file in UTF-8") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UserError(f"--prompts {file}: holds no caption; write one a line")
+    return found
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def command(root: Path) -> None:
             print(f"{manifest.parent.parent.name}/{manifest.parent.name}: damaged: {error}")
             continue
         wrong = artifact.verify()
-        if artifact.stage == "encode":
+        if artifact.stage in ("encode", "conditions"):
             wrong += damaged(artifact)
         count += len(wrong)
         print(f"{artifact.stage}/{artifact.fingerprint}: " + (f"damaged: {', '.join(wrong)}" if wrong else "whole"))

@@ -22,7 +22,7 @@ from models.conditioning import Embedded
 
 HERE = Path(__file__).parent
 TABLE = HERE / "costs.json"
-SHARED = ("layers.py", "conditioning.py", "posterior.py")  # what kinds of both families import
+SHARED = ("layers.py", "conditioning/embedded.py", "posterior.py")  # what kinds of both families import
 SHAPES = {"backbones": (4, 32), "autoencoders": (3, 256)}  # channels and side that the table holds
 
 
@@ -47,8 +47,16 @@ def backbone(options: Mapping[str, Any], channels: int, size: int) -> Cost:
     """Cost of a backbone on latents [channels, size, size]. ValueError where it does not fit them."""
     model: Any = registry.outline("backbones", options, channels=channels, size=size)
     with torch.device("meta"):
-        inputs = (torch.empty(1, channels, size, size), torch.empty(1), Embedded(torch.empty(1, model.condition_width)))
+        inputs = (torch.empty(1, channels, size, size), torch.empty(1), outlined(model))
     return Cost(_parameters(model), _count(lambda: model(*inputs)))
+
+
+def outlined(model: Any, tokens: int = 64) -> Embedded:
+    """A condition of one sample as a backbone wants it, without numbers; `tokens` of a caption where it attends."""
+    vector = torch.empty(1, model.condition_width, device="meta")
+    if not getattr(model, "attends", False):
+        return Embedded(vector)
+    return Embedded(vector, torch.empty(1, tokens, model.condition_width, device="meta"))
 
 
 def autoencoder(options: Mapping[str, Any], channels: int, size: int) -> Cost:

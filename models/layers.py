@@ -56,8 +56,8 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """x [n, T, D], rotation (see `rotary`) or none -> [n, T, D]."""
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
+        """x [n, T, D], rotation (see `rotary`) or none, mask bool [n, T] of the tokens that are there -> [n, T, D]."""
         n, tokens, width = x.shape
         # [n, T, 3D] -> 3 x [n, T, D] -> three views [n, heads, T, d]; nothing is copied, and backward joins them once
         q, k, v = (p.view(n, tokens, self.heads, -1).transpose(1, 2) for p in self.qkv(x).split(width, dim=-1))
@@ -65,8 +65,35 @@ class Attention(nn.Module):
             q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)
         if rotation is not None:
             q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
-        y = F.scaled_dot_product_attention(q, k, v)  # [n, heads, T, d], softmax in float32
+        seen = None if mask is None else mask[:, None, None]  # [n, 1, 1, T]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # [n, heads, T, d], softmax in float32
         return self.out(y.transpose(1, 2).reshape(n, tokens, width))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Queries of one sequence over keys and values of another. The last product begins as zero."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
+        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [n, T, D] (normalised here, without weights), tokens [n, S, D], mask bool [n, S] -> [n, T, D]."""
+        n, count, width = x.shape
+        normed = F.layer_norm(x.float(), (width,), eps=1e-6)
+        q = self.query(normed).view(n, count, self.heads, -1).transpose(1, 2)  # [n, heads, T, d]
+        k, v = (p.view(n, tokens.shape[1], self.heads, -1).transpose(1, 2)
+                for p in self.key_value(tokens).split(width, dim=-1))  # fmt: skip
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)
+        seen = None if mask is None else mask[:, None, None]  # [n, 1, 1, S]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return self.out(y.transpose(1, 2).reshape(n, count, width))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):

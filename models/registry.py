@@ -21,6 +21,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
+def later(default: Any) -> Any:
+    """A field of a `Config` that came after models were trained without it: at its default it is no part of what
+    `resolve` gives, so that the fingerprints of these stay what they are.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def kinds(family: str) -> list[str]:
     """Names of the kinds of a family (`autoencoders`, `backbones`), sorted; reads the folder anew at each call."""
     package = importlib.import_module(f"models.{family}")
@@ -83,7 +90,16 @@ def make_config(family: str, options: Mapping[str, Any]) -> Any:
 
 def resolve(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with preset and defaults written out: `{"kind": ..., **fields}`, equal for equal models."""
-    return {"kind": options["kind"], **dataclasses.asdict(make_config(family, options))}
+    return written(options["kind"], make_config(family, options))
+
+
+def written(kind: str, config: Any) -> dict[str, Any]:
+    """A `Config` as options, `{"kind": ..., **fields}`; one that came `later` only where it is not at its default."""
+    values = dataclasses.asdict(config)
+    for field in dataclasses.fields(config):
+        if field.metadata.get("later") and values[field.name] == field.default:
+            del values[field.name]
+    return {"kind": kind, **values}
 
 
 def build(family: str, options: Mapping[str, Any], **context: Any) -> nn.Module:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pipeline.errors import UserError
 from pipeline.schema import mistakes, tracker_names
 from pipeline.schema.data import Data
+from pipeline.schema.names import STAGES
 from pipeline.schema.section import SPEED, Place, Positive, Section
 from pipeline.schema.stages import Autoencoder, Diffusion, Evaluate, Latents
 
@@ -99,6 +100,11 @@ class Config(Section):
     cluster: ClusterConfig = Field(ClusterConfig(), json_schema_extra=SPEED)
     tracking: Tracking = Field(Tracking(), json_schema_extra=SPEED)
     sweep: Element | None = Field(None, description="Written by `ldm sweep`; not for hands.", json_schema_extra=SPEED)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of this run, in order."""
+        return tuple(stage for stage in STAGES if stage != "conditions" or self.diffusion.condition.columns)
 
     @model_validator(mode="after")
     def _room_to_crop(self) -> Config:

@@ -27,6 +27,8 @@ def build_network(options: Mapping[str, Any], activation_checkpointing: bool = F
         options["latent"]["size"],
         len(options["classes"]),
         activation_checkpointing,
+        options["condition"].get("attributes"),
+        options["condition"].get("caption"),
     )
 
 

@@ -13,7 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.conditioning import Embedded
-from models.layers import MLP, Attention, TimeEmbedding, gated_sum, modulated_norm, rotary, run, sine_positions
+from models.layers import (
+    MLP,
+    Attention,
+    CrossAttention,
+    TimeEmbedding,
+    gated_sum,
+    modulated_norm,
+    rotary,
+    run,
+    sine_positions,
+)
+from models.registry import later
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class Config:
     gelu: str = "exact"  # of the MLP: "exact", or "tanh", its approximation
     mlp_eps: float = 1e-6  # epsilon of the norm before the MLP
     own_embeddings: bool = False  # each block embeds time and condition by itself
+    tokens: str = later("none")  # how a caption's tokens come in: "cross", attention to them after self-attention
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch"):
@@ -45,6 +57,10 @@ class Config:
             raise ValueError(f"width: expected a multiple of 4, got {self.width}")
         if self.mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio: expected more than 0, got {self.mlp_ratio}")
+        if self.tokens not in ("none", "cross"):
+            raise ValueError(f"tokens: expected 'none' or 'cross', got {self.tokens!r}")
+        if self.tokens != "none" and self.own_embeddings:
+            raise ValueError("tokens: a DiT with own_embeddings, as diffusers has it, has no place for them")
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f"gelu: expected 'exact' or 'tanh', got {self.gelu!r}")
         if self.rope and self.width // self.heads % 4:
@@ -70,8 +86,9 @@ PRESETS = {
 PRESETS |= {f"diffusers-{size}/2": {**PRESETS[f"dit-{size}/2"], "frequency_shift": 1} for size in SIZES}
 
 
-def flops(config: Config, channels: int, size: int) -> int:
-    """FLOPs (two a multiply-add) of the matrix products of one sample's forward pass; latents [channels, size, size].
+def flops(config: Config, channels: int, size: int, caption: int = 0) -> int:
+    """FLOPs (two a multiply-add) of the matrix products of one sample's forward pass; latents [channels, size, size],
+    tokens of the caption that is attended to.
 
     A training step costs three times this. Norms, sines and the class table are left out, as is usual.
     """
@@ -79,6 +96,8 @@ def flops(config: Config, channels: int, size: int) -> int:
     hidden = int(config.mlp_ratio * width)
     attention = 4 * tokens * width * width + 2 * tokens * tokens * width  # qkv and out; scores and their sum
     block = attention + 2 * tokens * width * hidden + 6 * width * width
+    if config.tokens == "cross":  # queries and out; keys and values; scores and their sum
+        block += 2 * tokens * width * width + 2 * caption * width * width + 2 * tokens * caption * width
     ends = 2 * tokens * pixels * width + 2 * width * width  # patches, last norm
     times = (config.depth if config.own_embeddings else 1) * (256 + width) * width
     skips = config.depth // 2 * 2 * tokens * width * width if config.long_skips else 0
@@ -94,11 +113,23 @@ class Block(nn.Module):
         self.mlp = MLP(config.width, int(config.mlp_ratio * config.width), "tanh" if config.gelu == "tanh" else "none")
         self.modulation = nn.Linear(config.width, 6 * config.width)
         self.rms, self.mlp_eps = config.rms_norm, config.mlp_eps
+        # After self-attention, neither modulated nor gated, as in PixArt-alpha (Chen et al. 2023, section 2.3)
+        self.cross = CrossAttention(config.width, config.heads, config.qk_norm) if config.tokens == "cross" else None
 
-    def forward(self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """x [n, T, D], c [n, D] (after SiLU), rotation of queries and keys or none -> [n, T, D]."""
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """x [n, T, D], c [n, D] (after SiLU), rotation of queries and keys or none; of the caption tokens [n, S, D] and
+        mask bool [n, S] -> [n, T, D]."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c).chunk(6, dim=-1)  # [n, D] each
         x = gated_sum(x, gate_a, self.attention(modulated_norm(x, shift_a, scale_a, rms=self.rms), rotation))
+        if self.cross is not None:
+            x = x + self.cross(x, tokens, mask).to(x.dtype)
         return gated_sum(x, gate_m, self.mlp(modulated_norm(x, shift_m, scale_m, self.mlp_eps, self.rms)))
 
 
@@ -133,6 +164,7 @@ class Model(nn.Module):
         self.patch, self.channels, self.grid = config.patch, channels, size // config.patch
         embeddings = config.depth if config.own_embeddings else 1
         self.condition_width = config.width * embeddings
+        self.attends = config.tokens != "none"  # to a caption's tokens, which then are part of every condition
         self.rms = config.rms_norm
         self.activation_checkpointing = False  # recompute each block in the backward pass; the caller may set it
         self._places: dict[tuple[int, int, torch.device], tuple[Tensor, ...]] = {}  # of other grids; in no state dict
@@ -160,7 +192,7 @@ class Model(nn.Module):
         """Xavier for the products; zero for every modulation and the output (the zero of adaLN-zero)."""
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Linear) and not name.startswith(("time.", "own_times.")):
-                if name.split(".")[-1] == "modulation" or name == "out":
+                if name.split(".")[-1] == "modulation" or name == "out" or name.endswith("cross.out"):
                     nn.init.zeros_(layer.weight)
                 elif name.startswith("skips."):
                     nn.init.eye_(layer.weight)  # [D, 2D]: x as it is, nothing of the skip
@@ -169,7 +201,8 @@ class Model(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, condition: Embedded) -> Tensor:
-        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, D] -> float32 [n, C, h, w]."""
+        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, D], and tokens [n, S, D] if it attends -> float32
+        [n, C, h, w]."""
         n, p = x.shape[0], self.patch
         if x.shape[2] % p or x.shape[3] % p:
             raise ValueError(f"patch: expected a divisor of the latents' sides {tuple(x.shape[2:])}, got {p}")
@@ -186,7 +219,8 @@ class Model(nn.Module):
         for i, (block, c) in enumerate(zip(self.blocks, embedded, strict=True)):
             if self.long_skips and i >= len(self.blocks) - half:
                 h = self.skips[i - len(self.blocks) + half](h, kept.pop())
-            h = run(block, h, c, rotation, recompute=self.activation_checkpointing and self.training)
+            caption = (condition.tokens, condition.mask) if self.attends else ()
+            h = run(block, h, c, rotation, *caption, recompute=self.activation_checkpointing and self.training)
             if self.long_skips and i < half:
                 kept.append(h)
         c = embedded[0]

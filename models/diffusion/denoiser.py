@@ -43,15 +43,33 @@ def build_network(
     size: int,
     classes: int = 0,
     activation_checkpointing: bool = False,
+    attributes: Mapping[str, Mapping[str, Any]] | None = None,
+    caption: Mapping[str, Any] | None = None,
 ) -> Network:
-    """Backbone options (`kind`, ...) and condition kind ("none", "class") -> network for [channels, size, size].
+    """Backbone options (`kind`, ...) and conditions (as `conditioning.build` has them) -> network for [channels, size,
+    size].
 
-    A backbone's `Model(config, channels, size)` says by `condition_width` how wide a vector it wants.
+    A backbone's `Model(config, channels, size)` says by `condition_width` how wide a vector it wants, and by `attends`
+    whether it takes a caption's tokens. ValueError for a caption that it cannot attend to, and for none if it must.
     """
     model: Any = registry.build("backbones", backbone, channels=channels, size=size)
     if activation_checkpointing:
         registry.checkpoint_activations(model, backbone["kind"])
-    return Network(model, conditioning.build(condition, model.condition_width, classes))
+    check_attends(model, backbone, caption)
+    return Network(model, conditioning.build(condition, model.condition_width, classes, attributes, caption))
+
+
+def check_attends(model: Any, backbone: Mapping[str, Any], caption: Mapping[str, Any] | None) -> None:
+    """ValueError for a caption and a backbone that does not attend to its tokens, or one that does and no caption."""
+    attends = getattr(model, "attends", False)
+    if caption and not attends:
+        raise ValueError(
+            f"tokens: {backbone['kind']} does not attend to a caption's tokens; give a dit `tokens: cross`"
+        )
+    if attends and not caption:
+        raise ValueError(
+            "tokens: there is no caption to attend to; give `diffusion.condition.caption`, or tokens: none"
+        )
 
 
 def denoiser(network: nn.Module, path: Path, prediction: str) -> Denoiser:

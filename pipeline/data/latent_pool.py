@@ -25,7 +25,7 @@ def is_whole(shard: Path) -> bool:
 
 
 def damaged(artifact: Artifact) -> list[str]:
-    """The shards of the pool that are not what the artifact says, by hash; for `ldm verify`."""
+    """The shards of its pool (`conditions` has one as well) that are not what the artifact says, by hash."""
     listing = read_json(artifact.path / "shards.json")
     pool = artifact.path.parent.parent.parent / listing["pool"]
     files = {pool / shard["file"]: shard["sha256"] for shard in listing["shards"]}

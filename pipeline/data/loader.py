@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data import transforms
 from pipeline.data.buckets import BucketOrder
+from pipeline.data.condition_shards import ConditionIndex
 from pipeline.data.index import Index, read_pixels
 from pipeline.data.latent_shards import LatentBuckets, LatentIndex
 from pipeline.data.order import Draw, Order, draw_batch, seeded
@@ -29,6 +30,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Batch = dict[str, Any]
 PREFETCH = 4  # batches that each reader process prepares ahead
 GOLDEN = (5**0.5 - 1) / 2  # multiples modulo 1 are spread evenly: the times of validation
+
+
+class Told(NamedTuple):
+    """What samples are told besides their class: an index a bucket, the rows of what is not told, and the share of the
+    samples from which each condition alone is withheld, by name; "class" may be among these."""
+
+    parts: Sequence[ConditionIndex]
+    null: dict[str, Any]
+    drops: dict[str, float]
 
 
 class Request(NamedTuple):
@@ -124,14 +134,16 @@ def latent_batches(
     position: int,
     drop: float,
     null: int,
+    told: Told | None = None,
 ) -> Iterator[Batch]:
     """Training batches of latents from `position` on, without end; a rank's share n = B / world.
 
     moments float32 [n, 2C, h, w] of a drawn view; posterior and noise float32 [n, C, h, w], standard normal; u float64
-    [n], uniform in (0, 1); label int64 [n], `null` where the class is dropped (with probability `drop`) or unknown;
-    index int64 [n]; position int.
+    [n], uniform in (0, 1); label int64 [n], `null` where the class is dropped or unknown; a row for each condition of
+    `told`, by the key condition/NAME, its null where it is dropped; index int64 [n]; position int. All conditions
+    together are dropped with probability `drop`, each alone with its own.
     """
-    dataset = LatentBatches(index, seed, "diffusion", drop, null, stratified=False)
+    dataset = LatentBatches(index, seed, "diffusion", drop, null, stratified=False, told=told)
     return _stream(dataset, TrainingRequests(order, rank, world, position), data.loader_workers)
 
 
@@ -143,12 +155,16 @@ def latent_validation(
     rank: int,
     world: int,
     null: int | None = None,
+    told: Told | None = None,
 ) -> Iterator[Batch]:
-    """The validation latents once, first view, u spread evenly, no class dropped; with weight float32 [n].
+    """The validation latents once, first view, u spread evenly, no condition dropped, the first of several captions;
+    with weight float32 [n].
 
     `null`: what stands for an unknown class; None keeps -1.
     """
-    dataset = LatentBatches(index, seed, "diffusion/validation", 0.0, -1 if null is None else null, stratified=True)
+    dataset = LatentBatches(
+        index, seed, "diffusion/validation", 0.0, -1 if null is None else null, stratified=True, told=told
+    )
     return _stream(dataset, ValidationRequests([len(part) for part in index.parts], batch, rank, world), 0)
 
 
@@ -204,9 +220,10 @@ class LatentBatches(Dataset[Batch]):
         drop: float,
         null: int,
         stratified: bool,
+        told: Told | None = None,
     ) -> None:
         self.parts, self.seed, self.purpose, self.drop, self.null = index.parts, seed, purpose, drop, null
-        self.stratified = stratified
+        self.stratified, self.told = stratified, told
         self.specs = []
         for part in self.parts:
             channels, height, width = part.shape
@@ -224,7 +241,8 @@ class LatentBatches(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         draws = draw_batch(self.seed, self.purpose, request.counters, self.specs[request.bucket])
         moments, label = self.parts[request.bucket].read(request.indices, 0 if self.stratified else draws["view"])
-        label[(label < 0) | (draws["drop"] < self.drop)] = self.null
+        withheld = draws["drop"] < self.drop
+        label[(label < 0) | withheld | self._alone("class", request)] = self.null
         u = draws["u"]
         if self.stratified:
             start = seeded(self.seed, self.purpose) / 2**63
@@ -236,7 +254,31 @@ class LatentBatches(Dataset[Batch]):
             noise=draws["noise"],
             u=u,
             label=label,
+            **self._conditions(request, withheld),
         )
+
+    def _conditions(self, request: Request, withheld: Array) -> Batch:
+        """The rows of each condition but the class, null where all are `withheld` (bool [n]) or this one is."""
+        if self.told is None:
+            return {}
+        which: Array | float = 0.0
+        if not self.stratified:  # one of several captions
+            which = self._draw("caption", "which", request)
+        batch: Batch = {}
+        for name, rows in self.told.parts[request.bucket].read(request.indices, which).items():
+            rows[withheld | self._alone(name.partition("/")[0], request)] = self.told.null[name]
+            batch[f"condition/{name}"] = rows
+        return batch
+
+    def _alone(self, name: str, request: Request) -> Array:
+        """bool [n]: where this condition alone is withheld."""
+        share = 0.0 if self.told is None or self.stratified else self.told.drops.get(name, 0.0)
+        return self._draw(name, "drop", request) < share if share else np.zeros(len(request.indices), bool)
+
+    def _draw(self, name: str, what: str, request: Request) -> Array:
+        """A uniform number [n], of a stream of its own: a condition more or less changes no draw of the others."""
+        spec = [Draw(what, "uniform")]
+        return draw_batch(self.seed, f"{self.purpose}/{name}/{what}", request.counters, spec)[what]
 
 
 def _batch(request: Request, **values: Any) -> Batch:

@@ -8,6 +8,7 @@ baseline, the same of real images, is logged beside it (`diffusion/fd_256_real`)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +40,19 @@ class Curve:
             )
         self.name = f"fd_{self.count}"
 
-    def request(self) -> dict[str, Any]:
-        """The arguments of `Generator.sample`: classes as held-out images have them, always the same noise."""
+    def request(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of `Generator.sample`: told what held-out images are, always the same noise. options: of the
+        model."""
         from pipeline.data.split import split_order
         from pipeline.evaluation.scores import asked_classes
+        from pipeline.evaluation.told import told_of
         from pipeline.generate.generator import Label
 
         classes = len(self.ingest.summary["classes"]) if self.config.diffusion.condition.kind == "class" else 0
         labels = split_order(self.ingest.path, "val", self.config, self.config.evaluate.seed)[1][: self.count]
         return {
             "classes": [Label(c) for c in asked_classes(labels, self.count, classes)] if classes else None,
+            **told_of(self.config, self.ingest.path, options, "val", self.count),
             "n": self.count,
             "seed": self.config.evaluate.seed,
             "steps": self.config.diffusion.fd.steps,

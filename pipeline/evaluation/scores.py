@@ -8,6 +8,7 @@ held out, equally many); what cannot be compared is left out, and the report say
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +53,15 @@ def evaluate(
     extractor: Extractor,
     mirrored: bool = False,
     native: Native | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> Report:
     """Measure a generator against real images, uint8 [n, H, W, C], in random order; labels int64 [n], -1 for none.
 
     The first n training images are the half of the real-data baseline, and the extractor (`extractors.py`) must not be
     trained on them: what a network has seen has other features. Samples are asked for in the classes of training
     images, those first, so that a perfect generator's distance is the baseline's. n: equally many images in all sets
-    compared. native: where images are of several shapes; the arrays hold squares.
+    compared. native: where images are of several shapes; the arrays hold squares. told: prompts and attributes of the
+    training images, in their order (`generate.told.of_samples`), for a model that knows them.
     """
     from pipeline.evaluation import shapes
     from pipeline.generate.sampling import guidance_of
@@ -66,7 +69,7 @@ def evaluate(
     n = min(config.samples, len(held_out), len(train) // 2)
     held_out = held_out[: config.samples]  # as many as samples: of tens of thousands, reconstruction takes its time
     asked = asked_classes(train_labels, config.samples, len(generator.classes)) if generator.classes else None
-    samples, sampling, shown = draw_samples(generator, asked, config, native)
+    samples, sampling, shown = draw_samples(generator, asked, config, native, told)
     if native is None:
         reconstructions = generator.decode(generator.encode(held_out, config.batch_size), config.batch_size)
     else:
@@ -166,11 +169,18 @@ def asked_classes(labels: Array, count: int, classes: int) -> Array:
     return asked
 
 
+LISTS = ("classes", "prompts", "attributes")  # of a request: a value for each image
+
+
 def draw_samples(
-    generator: Generator, asked: Array | None, config: Evaluate, native: Native | None = None
+    generator: Generator,
+    asked: Array | None,
+    config: Evaluate,
+    native: Native | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> tuple[Images, dict[str, Any], Images]:
-    """The samples, what was asked of the generator (without the list of classes), and the samples as they are shown:
-    the same, but for several shapes, of which the samples are stretched to squares."""
+    """The samples, what was asked of the generator (without the lists of classes, prompts and attributes), and the
+    samples as they are shown: the same, but for several shapes, of which the samples are stretched to squares."""
     from pipeline.evaluation import shapes
     from pipeline.generate.generator import Label
     from pipeline.generate.sampling import configured
@@ -179,13 +189,13 @@ def draw_samples(
     how = {"batch_size": config.batch_size, **configured(config)}
     classes = None if asked is None else [Label(c) for c in asked]
     if native is None:
-        request = generator.request(classes, config.samples, config.seed, **how)
+        request = generator.request(classes, config.samples, config.seed, **(told or {}), **how)
         samples = shown = generator.sample(**request)
     else:
-        made, request = shapes.samples(generator, classes, native.shapes, how, config.seed)
+        made, request = shapes.samples(generator, classes, native.shapes, how, config.seed, told)
         samples, shown = shapes.squares(made, native.side), shapes.cells(made)
     print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} images/s", flush=True)
-    return samples, {key: value for key, value in request.items() if key != "classes"}, shown
+    return samples, {key: value for key, value in request.items() if key not in LISTS}, shown
 
 
 def _reconstruction(images: Any, reconstructions: Any, report: Report) -> dict[str, float]:

@@ -9,7 +9,7 @@ images shape by shape. Features need one size: real images, samples and reconstr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,15 +61,22 @@ def native(folder: Path, config: Config, count: int) -> Native | None:
 
 
 def samples(
-    generator: Generator, asked: Sequence[int] | None, shapes: Sequence[Shape], how: dict[str, Any], seed: int
+    generator: Generator,
+    asked: Sequence[int] | None,
+    shapes: Sequence[Shape],
+    how: dict[str, Any],
+    seed: int,
+    told: Mapping[str, Any] | None = None,
 ) -> tuple[list[Images], dict[str, Any]]:
-    """An image [h, w, C] of each shape and class asked for, and what was asked of the generator."""
+    """An image [h, w, C] of each shape, class and what else it is `told`, and what was asked of the generator."""
+    from pipeline.generate.told import part
+
     made: dict[int, Images] = {}
     said: dict[str, Any] = {}
     for shape in sorted(set(shapes)):
         rows = [i for i, other in enumerate(shapes) if other == shape]
         classes = None if asked is None else [asked[i] for i in rows]
-        said = generator.request(classes, len(rows), seed, shape=shape, **how)
+        said = generator.request(classes, len(rows), seed, shape=shape, **part(told or {}, rows), **how)
         images = generator.images(said, first=len(made))  # its own noise: no two images begin alike
         made |= dict(zip(rows, images, strict=True))
     return [made[i] for i in range(len(shapes))], {**said, "n": len(shapes), "shape": None}

@@ -278,7 +278,9 @@ def _read_dit(keys: _Keys, weights: Weights) -> Imported:
 
 
 def _options(kind: str, config: Any) -> dict[str, Any]:
-    return {"kind": kind, **dataclasses.asdict(config)}
+    from models import registry
+
+    return registry.written(kind, config)
 
 
 def _check(found: Imported, folder: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
-from pipeline.generate import sampling
+from pipeline.generate import sampling, told
 from pipeline.networks import build_network, load_weights
 from pipeline.schema.data import Shape, text
 
@@ -75,6 +75,10 @@ class Generator:
         guidance: float | None = None,
         batch_size: int | None = None,
         shape: Sequence[int] | None = None,
+        prompts: str | Sequence[str] | None = None,
+        negative: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        scales: Mapping[str, float] | None = None,
         **how: Any,
     ) -> Images:
         """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (a list, or one; default: all).
@@ -82,11 +86,17 @@ class Generator:
         shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
         of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is
         filled up to `batch_size`, so that `n` and the other classes change no bit. Another batch size is another shape
-        of the same computation: equal up to rounding. `how`: grid, shift, guidance_kind, guidance_weak,
-        guidance_interval, guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model
-        does not know, and NotFinite where they, or the weights, lead to no image.
+        of the same computation: equal up to rounding. prompts: captions, in turn as the classes are; negative: one that
+        guidance leads away from, in place of the empty one. attributes: by name a value, or a list that images take in
+        turn (of labels: a list of lists); with either, no class is told unless one is given. What is not given is not
+        told. scales: a guidance scale of a condition's own, by name (class, caption, an attribute's); `guidance` is
+        that of all others together. `how`: grid, shift, guidance_kind, guidance_weak, guidance_interval,
+        guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model does not know, and
+        NotFinite where they, or the weights, lead to no image.
         """
-        request = self.request(classes, n, seed, steps, sampler, guidance, batch_size, shape, **how)
+        request = self.request(
+            classes, n, seed, steps, sampler, guidance, batch_size, shape, prompts, negative, attributes, scales, **how
+        )
         return self.images(request)
 
     def images(self, request: dict[str, Any], first: int = 0) -> Images:
@@ -103,6 +113,10 @@ class Generator:
         guidance: float | None = None,
         batch_size: int | None = None,
         shape: Sequence[int] | None = None,
+        prompts: str | Sequence[str] | None = None,
+        negative: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        scales: Mapping[str, float] | None = None,
         **how: Any,
     ) -> dict[str, Any]:
         """The arguments of `sample`, checked, with the defaults put in, as plain JSON values."""
@@ -115,8 +129,11 @@ class Generator:
             if chosen.get("shift") is not None:
                 raise UserError(f"shift: {chosen['shift']} given, but the grid is {filled['grid']}; give grid shifted")
             filled["shift"] = None
-        count = n if n is not None else len(labels) if classes is not None else 16
-        request: dict[str, Any] = {"n": count, "seed": seed, "classes": labels}
+        given = told.checked(self.options, prompts, negative, attributes, scales)
+        if not classes and ("prompts" in given or "attributes" in given):
+            labels = []  # told something else, and no class
+        least = max(len(labels) if classes is not None else 0, told.count(given))
+        request: dict[str, Any] = {"n": n if n is not None else least or 16, "seed": seed, "classes": labels}
         if shape is not None:
             if tuple(shape) not in self.shapes:
                 known = ", ".join(map(text, self.shapes))
@@ -128,13 +145,18 @@ class Generator:
         if not isinstance(seed, int) or seed < 0:
             raise UserError(f"seed: {seed} given, expected a whole number of at least 0")
         sampling.check({key: value for key, value in filled.items() if key != "batch_size"})
+        if given.get("scales") and filled["guidance_kind"] == "autoguidance":
+            raise UserError("scale: autoguidance has one scale, `guidance`; give guidance_kind classifier_free")
         if filled["guidance"] != 1 and filled["guidance_kind"] == "autoguidance":
             self._weak_file(str(filled["guidance_weak"]))
-        elif filled["guidance"] != 1 and not (self.classes and self.options["condition"].get("drop", 0) > 0):
-            raise UserError(
-                f"guidance: {filled['guidance']} needs a model trained with `condition.drop` above 0; give 1"
-            )
-        return {**request, **filled}
+        elif filled["guidance"] != 1 or given.get("scales"):
+            if not (told.names(self.options) and self.options["condition"].get("drop", 0) > 0):
+                raise UserError(
+                    f"guidance: {filled['guidance']} needs a model trained with `condition.drop` above 0; give 1"
+                )
+        elif "negative" in given:
+            raise UserError("negative: nothing is led away from it at guidance 1; give more, or a scale")
+        return {**request, **given, **filled}
 
     def encode(self, images: Images, batch_size: int = 32) -> Tensor:
         """Normalised latents [n, C, h, w] (the posterior's mean, no noise) of uint8 images [n, H, W, C]."""
@@ -165,18 +187,21 @@ class Generator:
         return pixels.permute(0, 2, 3, 1).cpu().numpy(), sound
 
     def _batches(self, request: dict[str, Any], first: int) -> Iterator[Images]:
-        labels, size, factor = request["classes"], request["batch_size"], self.autoencoder.factor
+        size, factor = request["batch_size"], self.autoencoder.factor
         height, width = request.get("shape") or self.shapes[0]
+        whole = -(-request["n"] // size) * size
+        conditions, null = told.conditions(self.options, request, whole, self.device)
         for start in range(0, request["n"], size):
             rows = range(start, start + size)  # the last batch goes beyond n, and is cut by the caller
-            chosen = torch.tensor([labels[i % len(labels)] for i in rows], device=self.device) if labels else None
+            condition = {name: values[start : start + size] for name, values in conditions.items()}
             z = sampling.latents(
                 self.network,
                 lambda: self._weak(str(request["guidance_weak"])),
                 self.options,
                 request,
                 range(first + rows.start, first + rows.stop),
-                chosen,
+                condition,
+                null,
                 self.device,
                 (height // factor, width // factor),
             )

@@ -15,6 +15,7 @@ from pipeline.data.pictures import Images, grid
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, read_json, sha256_file, write_json
 from pipeline.generate.generator import Generator, class_number
+from pipeline.generate.told import part
 
 INFO, GRID = "samples.json", "grid.png"
 
@@ -91,7 +92,11 @@ def write_samples(folder: str | Path, images: Images, info: Mapping[str, Any], b
         file = folder / f"{first + i:06d}.png"
         _write_png(file, image)
         chosen = labels[i % len(labels)] if labels else None
-        entries.append({"file": file.name, "index": first + i, "class": chosen, "sha256": sha256_file(file)})
+        told = part(info["request"], [i])
+        prompt = {"prompt": told["prompts"][0]} if "prompts" in told else {}
+        known = {name: values[0] for name, values in told.get("attributes", {}).items()}
+        about = {"class": chosen, **prompt, **({"attributes": known} if known else {})}
+        entries.append({"file": file.name, "index": first + i, **about, "sha256": sha256_file(file)})
     _write_png(folder / GRID, grid(np.stack([*old, *images])))
     if before.info:
         added = [*before.info.get("added", []), {**info, "first": first}]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.conditioning import Conditions
 from models.diffusion import denoiser, grids, samplers
-from models.diffusion.guidance import autoguided, guided, within
+from models.diffusion.guidance import autoguided, composed, guided, only, within
 from models.diffusion.process import make_path
 from pipeline.data.order import Draw, draw_batch
 from pipeline.errors import UserError
@@ -91,15 +91,17 @@ def latents(
     options: Mapping[str, Any],
     request: Mapping[str, Any],
     rows: range,
-    labels: Tensor | None,
+    condition: Conditions,
+    null: Conditions,
     device: torch.device,
     sides: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Normalised latents [len(rows), C, h, w] of the images with the numbers `rows`, of classes `labels` (or none).
+    """Normalised latents [len(rows), C, h, w] of the images with the numbers `rows`, told `condition`, a row each.
 
     All noise of an image is a function of (seed, its number, the step), and of its shape: the first and, in stochastic
     samplers, that of each step. weaker: gives the network of autoguidance. options: of the model; request: checked,
-    `DEFAULTS` and seed; sides: (h, w), default the model's square.
+    `DEFAULTS` and seed, and `scales` of single conditions; null: what stands for no condition; sides: (h, w), default
+    the model's square.
     """
     path = make_path(options["path"]["kind"], options["path"]["schedule"])
     sides = sides or (options["latent"]["size"], options["latent"]["size"])
@@ -112,13 +114,14 @@ def latents(
     shift = request["shift"] if request["shift"] is not None else grids.resolution_shift(math.sqrt(math.prod(sides)))
     times = grids.grid(request["grid"], request["steps"], path, start, shift)
     x = noise("sample") * path.sigma(times[0]).float()  # noise alone: alpha is about 1/80 of sigma there at most
-    condition: Conditions = {} if labels is None else {"class": labels}
-    null = {} if labels is None else {"class": torch.full_like(labels, len(options["classes"]))}
     denoise = denoiser.denoiser(network, path, options["prediction"])
     scale, rescale = float(request["guidance"]), float(request["guidance_rescale"])
-    if scale != 1.0:
+    scales: Mapping[str, float] = request.get("scales", {})
+    if scale != 1.0 or scales:
         plain = denoise
-        if request["guidance_kind"] == "autoguidance":
+        if scales:
+            denoise = composed(plain, _terms(scales, scale, condition, null), null, rescale)
+        elif request["guidance_kind"] == "autoguidance":
             weak = denoiser.denoiser(weaker(), path, options["prediction"])
             denoise = autoguided(plain, weak, scale, rescale)
         else:
@@ -129,3 +132,12 @@ def latents(
         return samplers.sample(
             request["sampler"], denoise, path, x, times, condition, lambda step: noise(f"sample/{step}")
         )
+
+
+def _terms(
+    scales: Mapping[str, float], rest: float, condition: Conditions, null: Conditions
+) -> list[tuple[float, Conditions]]:
+    """A term for each condition that has a scale of its own, and one of the scale `rest` for all others together."""
+    others = {key.partition("/")[0] for key in condition} - set(scales)
+    terms = [(float(scale), only(condition, [name], null)) for name, scale in scales.items()]
+    return [*terms, (rest, only(condition, others, null))] if others else terms

@@ -101,9 +101,12 @@ def holder(lease: Path) -> str | None:
 # ---- what nothing refers to ------------------------------------------------------------------------------------------
 
 
+POOLS = {"latents": "encode", "conditions": "conditions"}  # folder of shards -> the stage whose artifacts list them
+
+
 @dataclass(frozen=True)
 class Garbage:
-    """Something that may go. kind: artifact, run, latents, set-aside or temporary. why: what says so."""
+    """Something that may go. kind: artifact, run, latents, conditions, set-aside or temporary. why: what says so."""
 
     kind: str
     path: Path
@@ -158,11 +161,15 @@ def garbage(root: str | Path, tracked: Tracked, keep: Sequence[str] = ()) -> lis
     for folder in root.glob("pipelines/*"):
         if folder.name in tracked.gone and folder.name not in living:
             found.append(Garbage("run", folder, size(folder), "its run was deleted in the tracker"))
-    found += _latents(root, [item for item in known if item.path in kept])
+    for pool in POOLS:
+        found += _pooled(root, pool, [item for item in known if item.path in kept])
     for folder in root.glob("set-aside/*/*"):
         if folder.name.split("-")[0] not in tracked.models:
             found.append(Garbage("set-aside", folder, size(folder), "moved away by --rebuild, and made again since"))
-    for path in [*root.glob("artifacts/*/*/**/*.tmp"), *root.glob("latents/*.tmp")]:
+    for path in [
+        *root.glob("artifacts/*/*/**/*.tmp"),
+        *(path for pool in POOLS for path in root.glob(f"{pool}/*.tmp")),
+    ]:
         owner = Path(*path.parts[: len(root.parts) + 3])
         gone_with = any(path.is_relative_to(entry.path) for entry in found)
         if not gone_with and not (owner.is_dir() and holder(owner / "work" / "lease")) and not running(root):
@@ -198,22 +205,19 @@ def _why(item: Item, pasts: Iterable[Past]) -> str:
     return f"{item.state}; no run names it"
 
 
-def _latents(root: Path, kept: Iterable[Item]) -> list[Garbage]:
-    """Files of the pool that no kept encode artifact lists. None while one is unfinished: its list is not yet there."""
-    encoded = [item for item in kept if item.stage == "encode"]
-    if any(not item.manifest for item in encoded):
+def _pooled(root: Path, pool: str, kept: Iterable[Item]) -> list[Garbage]:
+    """Files of a pool that no kept artifact lists. None while one is unfinished: its list is not yet there."""
+    stage = POOLS[pool]
+    makers = [item for item in kept if item.stage == stage]
+    if any(not item.manifest for item in makers):
         return []
     listed: set[str] = set()
-    for item in encoded:
+    for item in makers:
         listed |= {Path(shard["file"]).stem for shard in read_json(item.path / "shards.json")["shards"]}
-    stems: dict[str, list[Path]] = {}
-    for path in [*root.glob("latents/*.tar"), *root.glob("latents/*.json")]:
-        stems.setdefault(path.stem, []).append(path)
     return [
-        Garbage("latents", path, size(path), "no encode artifact that is kept lists it")
-        for stem, paths in stems.items()
-        if stem not in listed
-        for path in paths
+        Garbage(pool, path, size(path), f"no {stage} artifact that is kept lists it")
+        for path in sorted(root.glob(f"{pool}/*"))
+        if path.suffix != ".tmp" and path.stem not in listed
     ]
 
 

@@ -20,6 +20,7 @@ def check_models(config: Config) -> tuple[int, int]:
     Raises UserError naming the key.
     """
     from models import registry
+    from models.diffusion.denoiser import check_attends
     from pipeline.artifacts import Artifact
     from pipeline.schema.data import text
 
@@ -52,6 +53,8 @@ def check_models(config: Config) -> tuple[int, int]:
         channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
         key = "diffusion.backbone"
         backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
+        caption = config.diffusion.condition.caption
+        check_attends(backbone, config.diffusion.backbone, caption.model_dump() if caption else None)
         if config.diffusion.training.activation_checkpointing:
             registry.checkpoint_activations(backbone, config.diffusion.backbone["kind"])
         if data.buckets is not None:
@@ -88,15 +91,14 @@ def _check_shapes(config: Config, backbone: Any, channels: int, factor: int) -> 
     """The backbone, on the meta device, must take latents of every bucket's shape."""
     import torch
 
-    from models.conditioning import Embedded
+    from models.costs import outlined
     from pipeline.schema.data import text
 
     for height, width in config.data.shapes:
         with torch.device("meta"):
             x = torch.empty(1, channels, height // factor, width // factor)
-            condition = Embedded(torch.empty(1, backbone.condition_width))
             try:
-                fits = backbone(x, torch.empty(1), condition).shape == x.shape
+                fits = backbone(x, torch.empty(1), outlined(backbone)).shape == x.shape
                 why = "another shape comes out"
             except (ValueError, RuntimeError) as error:
                 fits, why = False, str(error).splitlines()[0]

@@ -1,12 +1,16 @@
-"""Names that several rooms must spell alike: the stages in order, and the averages of weights."""
+"""Names that several rooms must spell alike: the stages in order, and the averages of weights.
+
+Not every run has every stage: which ones a config has is `Config.stages`.
+"""
 
 from __future__ import annotations
 
 INPUTS: dict[str, tuple[str, ...]] = {  # of each stage, in the order in which they run
     "ingest": (),
+    "conditions": ("ingest",),
     "autoencoder": ("ingest",),
     "encode": ("ingest", "autoencoder"),
-    "diffusion": ("ingest", "autoencoder", "encode"),
+    "diffusion": ("ingest", "conditions", "autoencoder", "encode"),
     "evaluate": ("ingest", "autoencoder", "encode", "diffusion"),
     "register": ("ingest", "autoencoder", "encode", "diffusion", "evaluate"),
 }

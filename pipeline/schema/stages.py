@@ -1,8 +1,9 @@
 """`autoencoder`, `latents`, `diffusion`, `evaluate`: what each stage computes.
 
-The images' section is in `data.py`, the part `training` of both trained stages in `training.py`; `run`, `cluster` and
-`tracking`, and how a file is read, are in `pipeline/config.py`. What a model's own options are is said in the model's
-file (`models/<family>/<kind>.py`): here they are a plain mapping with a `kind`.
+The images' section is in `data.py`, what the model is told in `conditions.py`, the part `training` of both trained
+stages in `training.py`; `run`, `cluster` and `tracking`, and how a file is read, are in `pipeline/config.py`. What a
+model's own options are is said in the model's file (`models/<family>/<kind>.py`): here they are a plain mapping with a
+`kind`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.schema.conditions import Condition
 from pipeline.schema.section import SPEED, Fraction, Place, Positive, Section
 from pipeline.schema.training import Training
 
@@ -101,11 +103,6 @@ class Latents(Section):
         "random crop (each time it is named another one), which needs `data.augment.crop: random`.",
     )
     batch_size: Positive = Field(64, description="Images encoded at once.", json_schema_extra=SPEED)
-
-
-class Condition(Section):
-    kind: Literal["none", "class"] = Field("class", description="What the model is told about an image.")
-    drop: Fraction = Field(0.1, description="Share of the samples whose condition is withheld, for guidance.")
 
 
 # What a path is trained with where a config does not say. edm as of Karras et al. 2024, "EDM2", won the

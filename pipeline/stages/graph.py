@@ -63,13 +63,13 @@ def plan(config: Config, store: Store, until: str = STAGES[-1]) -> list[Step]:
     """The stages up to `until` with their fingerprints and what is finished of them. Runs nothing."""
     steps: dict[str, Step] = {}
     known: dict[str, str] = {}
-    for stage in STAGES[: STAGES.index(until) + 1]:
+    for stage in config.stages[: config.stages.index(until) + 1]:
         if stage == "autoencoder" and config.autoencoder.from_:
             pinned = Artifact.load(config.autoencoder.from_, stage)
             steps[stage], known[stage] = Step(stage, pinned.fingerprint, pinned.recipe, pinned), pinned.fingerprint
             continue
         recipe = module(stage).recipe(config) if stage != "ingest" else module(stage).recipe(config, store.root)
-        inputs = {name: known[name] for name in INPUTS[stage]}
+        inputs = {name: known[name] for name in INPUTS[stage] if name in known}
         known[stage] = artifacts.fingerprint(stage, recipe, inputs)
         steps[stage] = Step(stage, known[stage], recipe, store.find(stage, known[stage]))
     return list(steps.values())
@@ -113,7 +113,7 @@ def _run(config: Config, store: Store, cluster: Cluster, until: str, if_busy: Li
     with PipelineRun(config, store.root, key, all_cached, if_busy) as tracked:
         for step in steps:
             begun = time.monotonic()
-            inputs = {name: done[name].artifact for name in INPUTS[step.stage]}
+            inputs = {name: done[name].artifact for name in INPUTS[step.stage] if name in done}
             found = step.artifact
             if not found:
                 if "ingest" in done and STAGES.index(last) >= STAGES.index("diffusion"):

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
 from pipeline.evaluation.curve import Curve
+from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pipeline.data import loader
     from pipeline.training.engine import Engine
     from pipeline.training.loop import Task
     from pipeline.training.ranks import Ranks
@@ -27,6 +29,9 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
     """All that is needed to build the network again and to sample with it, as plain values."""
     from pipeline.data.buckets import usual
 
+    condition = result_fields(config.diffusion.condition)
+    if "conditions" in inputs:
+        condition |= {key: inputs["conditions"].summary[key] for key in ("attributes", "caption")}
     summary = inputs["encode"].summary
     shape, buckets = summary["shape"], {}
     if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
@@ -36,11 +41,28 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
     return {
         "latent": {"channels": shape[0], "size": shape[1], **buckets},
         "backbone": config.diffusion.backbone,
-        "condition": config.diffusion.condition.model_dump(mode="json"),
+        "condition": condition,
         "classes": inputs["ingest"].summary["classes"],
         "path": config.diffusion.path.model_dump(mode="json"),
         "prediction": config.diffusion.prediction,
     }
+
+
+def told(config: Config, inputs: dict[str, Artifact], split: str) -> loader.Told | None:
+    """What the samples of a split are told besides their class; None where that is nothing."""
+    from pipeline.data.condition_pool import open_conditions
+    from pipeline.data.condition_values import null_rows
+    from pipeline.data.loader import Told
+
+    section = config.diffusion.condition
+    if "conditions" not in inputs:
+        return None
+    made = inputs["conditions"]
+    drops = {name: own.drop for name, own in section.attributes.items()} | {"class": section.class_drop}
+    if section.caption:
+        drops["caption"] = section.caption.drop
+    null = null_rows(made.summary["attributes"], made.summary["caption"])
+    return Told(open_conditions(made, inputs["ingest"], inputs["encode"], split, config.data.cache), null, drops)
 
 
 def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn.Module, Task]:
@@ -55,6 +77,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.data.latents import LatentSpace
     from pipeline.data.order import seeded
     from pipeline.data.pictures import grid
+    from pipeline.evaluation.told import told_of
     from pipeline.generate.generator import Label, generator
     from pipeline.networks import build_network, load_model
     from pipeline.tasks.trained import to_device
@@ -68,6 +91,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     space = LatentSpace.load(inputs["encode"].path / "latents.json")
     train, val = (open_latents(inputs["encode"], split) for split in ("train", "val"))
     null = len(what["classes"])
+    given = {split: told(config, inputs, split) for split in ("train", "val")}
     order = training_order(train, config.data, what["classes"], training.batch_size, seed)
 
     times = objectives.Times(section.times.kind, section.times.mean, section.times.std)
@@ -76,6 +100,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         """The weighted squared error of the prediction, a mean over elements: [n]."""
         x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, h, w]
         condition = {"class": batch["label"]}
+        condition |= {
+            key.removeprefix("condition/"): rows for key, rows in batch.items() if key.startswith("condition/")
+        }
         t = times(batch["u"], path)
         return objectives.loss(network, x0, batch["noise"], t, condition, path, section.prediction, section.weighting)
 
@@ -84,11 +111,22 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     def batches(position: int) -> Iterator[dict[str, Any]]:
         return loader.latent_batches(
-            train, order, config.data, seed, ranks.rank, ranks.world, position, section.condition.drop, null
+            train,
+            order,
+            config.data,
+            seed,
+            ranks.rank,
+            ranks.world,
+            position,
+            section.condition.drop,
+            null,
+            given["train"],
         )
 
     def validation() -> Iterator[dict[str, Any]]:
-        return loader.latent_validation(val, training.batch_size, config.data, seed, ranks.rank, ranks.world, null)
+        return loader.latent_validation(
+            val, training.batch_size, config.data, seed, ranks.rank, ranks.world, null, given["val"]
+        )
 
     @torch.no_grad()
     def validate(engine: Engine) -> dict[str, float]:
@@ -103,24 +141,26 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         value, count = ranks.sum_floats(total.tolist())
         return {"val_loss": value / count}
 
+    shown = told_of(config, inputs["ingest"].path, what, "val", PREVIEW_IMAGES)
     decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
 
     def preview(engine: Engine) -> dict[str, Any]:
-        """Samples of the averaged weights from fixed noise, classes in turn; every rank computes the same."""
+        """Samples of the averaged weights from fixed noise, classes in turn, told what the first held-out images are;
+        every rank computes the same."""
         classes = (
             [Label(i % null) for i in range(PREVIEW_IMAGES)] if null and section.condition.kind == "class" else None
         )
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device)
             images = sampler.sample(
-                classes, n=PREVIEW_IMAGES, seed=seed, steps=PREVIEW_STEPS, batch_size=PREVIEW_IMAGES
+                classes, n=PREVIEW_IMAGES, seed=seed, steps=PREVIEW_STEPS, batch_size=PREVIEW_IMAGES, **shown
             )
         return {"samples/ema": grid(images, columns=4)}
 
     if not section.fd.every:
         return network, Task("diffusion", loss, batches, validate, preview)
     curve = Curve(config, inputs["ingest"])
-    request = curve.request()
+    request = curve.request(what)
 
     def measure(engine: Engine) -> dict[str, float]:
         """A point of the curve of Fréchet distances; every rank samples the same, rank 0 looks at it."""

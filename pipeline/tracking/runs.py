@@ -16,7 +16,6 @@ from typing import Any, Literal
 from pipeline.artifacts import Artifact, Lease, Writer
 from pipeline.config import Config, dump
 from pipeline.files import atomic_write, read_json, write_json
-from pipeline.schema.names import STAGES
 from pipeline.schema.section import Section, result_fields
 from pipeline.tracking import links, tracker
 from pipeline.tracking.tracker import Spool
@@ -104,7 +103,7 @@ class PipelineRun:
         spool = Spool(writer.work / "spool", run_key(writer), writer.token)
         inputs = {f"ldm.input.{name}": f"{a.fingerprint} {a.content[:12]}" for name, a in writer.inputs.items()}
         spool.start(
-            f"{STAGES.index(stage) + 1} {stage}",
+            f"{self.config.stages.index(stage) + 1} {stage}",
             parent=self.run,
             tags={
                 "ldm.stage": stage,

@@ -231,8 +231,8 @@ def test_a_node_dies(lab: Lab, whole: Job, row: Row, node: str) -> None:
     again = job.log.rpartition("restart 1")[2].partition("next:")[0]  # then come commands with the folder's name
     assert again and node not in again
     # the folders of a node that lost power are there until the next job on it, whose first act is this
-    clear = "from pathlib import Path\nfrom pipeline.cluster.slurm import sweep\n"
-    clear += "print(sweep(Path('/tmp/ldm-job-0'), young=0))"
+    clear = "from pathlib import Path\nfrom pipeline.cluster.folders import sweep\n"
+    clear += "print(sweep(Path('/tmp').glob('ldm-job-*'), young=0))"
     assert job.id in lab.exec("env", f"PYTHONPATH={ROOT}", sys.executable, "-c", clear, node=node)
     same_end(job, whole, "diffusion", EVERY, row, at)
     lab.wait_idle(node)

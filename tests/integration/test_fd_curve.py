@@ -53,7 +53,7 @@ def train(config: Config, folder: Path, stop_after: int | None = None) -> dict[i
 
     made = {artifact.stage: artifact for artifact in Store(config.run.root).all()}
     ranks, training, seen, log = open_ranks(), config.diffusion.training, [0], Curves()
-    network, task = diffusion.build(config, {name: made[name] for name in INPUTS["diffusion"]}, ranks)
+    network, task = diffusion.build(config, {name: made[name] for name in INPUTS["diffusion"] if name in made}, ranks)
 
     def count(position: int, stats: Any) -> None:
         seen[0] = position // BATCH + 1

@@ -20,7 +20,7 @@ Runs = tuple[list[dict[str, Any]], dict[str, int]]
 
 
 def scenarios(root: Path, seed: int, subject: str) -> Runs:
-    """Runs that are never stopped, killed, resumed (subject: network, autoencoder, diffusion); or "bad": bad steps."""
+    """Runs that are never stopped, killed, resumed (of network, autoencoder, conditioned); subject "bad": bad steps."""
     chance = random.Random(seed)
     runs: list[dict[str, Any]] = []
     kills: dict[str, int] = {}
@@ -80,9 +80,10 @@ def make(train: Any, root: Path, subject: str) -> tuple[Path, dict[str, int]]:
     return root, kills
 
 
-@pytest.fixture(scope="module", params=["network", "autoencoder", "diffusion"])
+@pytest.fixture(scope="module", params=["network", "autoencoder", "conditioned"])
 def results(request: Any, train: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    """Runs of a network that has all kinds of parameters, and of both trained stages on real artifacts."""
+    """Runs of a network that has all kinds of parameters, and of both trained stages on real artifacts; the diffusion
+    model is told class, attributes of each kind and captions."""
     return make(train, tmp_path_factory.mktemp("resume"), request.param)
 
 

@@ -62,7 +62,7 @@ def losses(folder: Path, subject: str, **options: Any) -> tuple[list[float], lis
     config = configs.load(folder / "small.yaml", [override, *given])
     made = {artifact.stage: artifact for artifact in Store(folder / "root").all()}
     module, ranks = importlib.import_module(f"pipeline.tasks.{stage}"), open_ranks()
-    model, task = module.build(config, {name: made[name] for name in INPUTS[stage]}, ranks)
+    model, task = module.build(config, {name: made[name] for name in INPUTS[stage] if name in made}, ranks)
     torch.manual_seed(0)
     for parameter in model.parameters():  # so that nothing hides behind a zero
         if not parameter.any():

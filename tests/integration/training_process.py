@@ -45,6 +45,13 @@ VARIANTS = {  # subject -> stage, overrides of its config
         ["autoencoder.model={kind: vq, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, "
          "attention: false, codes: 24, restarts: 3, half_life: 40}"],
     ),
+    "conditioned": (
+        "diffusion",
+        ["data.source={kind: table, path: ROOT/images.csv, label: class, caption: said}",
+         "diffusion.condition={class_drop: 0.2, caption: {tokens: 24, encoder: {kind: trained, width: 16, heads: 2}}, "
+         "attributes: {mood: {kind: categorical}, age: {kind: continuous, range: [0, 40]}, worn: {kind: multi_label}}}",
+         "diffusion.backbone.tokens=cross"],
+    ),
 }  # fmt: skip
 
 
@@ -205,9 +212,16 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
         path = Path(scenario["root"]) / "images" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (12, 12, 3), np.uint8)).save(path)
-    path = Path(scenario["root"]) / "small.yaml"
+    rows = [
+        f"images/{'ab'[i % 2]}/{i}.png,{'ab'[i % 2]},{'said of ' + str(i) if i % 5 else ''},"
+        f'{("glad", "sad", "")[i % 3]},{i if i % 4 else ""},"{("hat", "", "hat,beard")[i % 3]}"'
+        for i in range(40)
+    ]  # some values are missing
+    root = Path(scenario["root"])
+    (root / "images.csv").write_text("\n".join(["image,class,said,mood,age,worn", *rows]) + "\n")
+    path = root / "small.yaml"
     path.write_text(conftest.CONFIG.format(root=path.parent / "pipeline", images=path.parent / "images"))
-    graph.run(config.load(path, scenario.get("overrides", [])), "encode")
+    graph.run(config.load(path, variant(scenario)[1]), "encode")
 
 
 def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any]:
@@ -219,12 +233,18 @@ def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any]:
     from pipeline.schema.names import INPUTS
 
     made = {artifact.stage: artifact for artifact in Store(Path(scenario["root"]) / "pipeline").all()}
-    stage, overrides = VARIANTS.get(scenario["subject"], (scenario["subject"], []))
+    stage, overrides = variant(scenario)
     module = importlib.import_module(f"pipeline.tasks.{stage}")
-    overrides = [*scenario.get("overrides", []), *overrides]
     values = config.load(Path(scenario["root"]) / "small.yaml", overrides)
-    model, task = module.build(values, {name: made[name] for name in INPUTS[stage]}, ranks)
+    model, task = module.build(values, {name: made[name] for name in INPUTS[stage] if name in made}, ranks)
     return model, task
+
+
+def variant(scenario: dict[str, Any]) -> tuple[str, list[str]]:
+    """The stage that a scenario trains, and the overrides of its config."""
+    subject = scenario.get("subject", "")
+    stage, overrides = VARIANTS.get(subject, (subject, []))
+    return stage, [*scenario.get("overrides", []), *(text.replace("ROOT", scenario["root"]) for text in overrides)]
 
 
 def rests(partition: Any) -> list[torch.Tensor]:

@@ -26,11 +26,12 @@ def trained(config: dit.Config = SMALL, channels: int = 3, size: int = 8) -> dit
 
 
 def inputs(
-    n: int = 2, channels: int = 3, size: int = 8, width: int = 24
+    n: int = 2, channels: int = 3, size: int = 8, width: int = 24, caption: int = 5
 ) -> tuple[torch.Tensor, torch.Tensor, Embedded]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, channels, size, size, generator=generator)
-    return x, torch.linspace(0.2, 0.8, n), Embedded(torch.randn(n, width, generator=generator))
+    vector, tokens = (torch.randn(n, *shape, generator=generator) for shape in ((width,), (caption, width)))
+    return x, torch.linspace(0.2, 0.8, n), Embedded(vector, tokens, torch.ones(n, caption, dtype=torch.bool))
 
 
 def test_a_new_model_predicts_zero_and_its_blocks_are_the_identity():
@@ -43,7 +44,7 @@ def test_a_new_model_predicts_zero_and_its_blocks_are_the_identity():
 @pytest.mark.parametrize(
     "options",
     [{}, {"qk_norm": True}, {"rope": True}, {"rms_norm": True}, {"long_skips": True, "depth": 3}, {"gelu": "tanh"},
-     {"own_embeddings": True}],
+     {"own_embeddings": True}, {"tokens": "cross"}, {"tokens": "cross", "qk_norm": True}],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("patch", [1, 2, 4])
@@ -154,15 +155,16 @@ def test_presets_have_the_sizes_of_the_paper(preset, millions, gigaflops):
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, dit.Config(32, 3, 2, 1, mlp_ratio=2.0, long_skips=True), dit.Config(32, 2, 4, rope=True, rms_norm=True)],
+    [SMALL, dit.Config(32, 3, 2, 1, mlp_ratio=2.0, long_skips=True), dit.Config(32, 2, 4, rope=True, rms_norm=True),
+     dit.Config(24, 2, 3, tokens="cross")],
     ids=str,
-)
+)  # fmt: skip
 def test_flops_are_what_torch_counts(config):
     model = dit.Model(config, 3, 8)
     # the counter knows the products of the plain attention, not those of the CPU's fused one
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs(n=1, width=config.width))
-    assert dit.flops(config, 3, 8) == counter.get_total_flops()
+    assert dit.flops(config, 3, 8, caption=5) == counter.get_total_flops()
 
 
 def test_long_skips_begin_as_none_and_join_the_halves():
@@ -199,3 +201,31 @@ def test_bad_sizes():
         dit.Model(dit.Config(patch=3), 4, 8)
     with pytest.raises(ValueError, match="depth"):
         dit.Config(depth=0)
+
+
+def test_tokens_that_are_not_there_have_no_effect():
+    model = trained(dit.Config(width=24, depth=2, heads=3, patch=2, tokens="cross"))
+    x, t, condition = inputs()
+    mask = condition.mask.clone()
+    mask[0, 2:] = False
+    found = model(x, t, Embedded(condition.vector, condition.tokens, mask))
+    short = model(x[:1], t[:1], Embedded(condition.vector[:1], condition.tokens[:1, :2], mask[:1, :2]))
+    torch.testing.assert_close(found[:1], short, rtol=0, atol=1e-5)
+    other = Embedded(condition.vector, torch.where(mask[..., None], condition.tokens, 100.0), mask)
+    torch.testing.assert_close(model(x, t, other), found, rtol=0, atol=1e-6)
+    assert not torch.allclose(model(x, t, Embedded(condition.vector, condition.tokens.flip(2), mask)), found)
+
+
+def test_attention_to_a_caption_begins_as_none():
+    """So that a network which did not know captions goes on from its weights (`init_from`)."""
+    torch.manual_seed(0)
+    model = dit.Model(dit.Config(width=24, depth=2, heads=3, patch=2, tokens="cross"), 3, 8)
+    assert not any(block.cross.out.weight.any() for block in model.blocks)
+
+
+@pytest.mark.parametrize(
+    "options, message", [({"tokens": "joined"}, "tokens"), ({"tokens": "cross", "own_embeddings": True}, "tokens")]
+)
+def test_tokens_that_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        dit.Config(**options)

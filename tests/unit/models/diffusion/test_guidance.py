@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.diffusion.guidance import autoguided, guided, within
+from models.diffusion.guidance import autoguided, composed, guided, only, within
 from models.diffusion.process import RectifiedFlow
 
 
@@ -68,3 +68,34 @@ def test_rescaled_guidance_brings_the_deviation_back(share):
     torch.testing.assert_close(found, share * whole + (1 - share) * plain)
     if share == 1.0:
         torch.testing.assert_close(found.std(1), strong.std(1))
+
+
+def two(x, t, condition):
+    """A denoiser of two conditions that do not add up."""
+    return x * t[:, None] + (condition["class"] * (1.0 + condition["age"]))[:, None]
+
+
+BOTH = {"class": torch.tensor([3.0, 5.0]), "age": torch.tensor([0.5, 0.25])}
+NEITHER = {"class": torch.tensor([1.0]), "age": torch.tensor([0.0])}
+
+
+def test_composed_adds_the_scaled_difference_of_each_condition():
+    terms = [(2.0, only(BOTH, ["class"], NEITHER)), (0.5, only(BOTH, ["age"], NEITHER))]
+    null = {name: value.expand(2) for name, value in NEITHER.items()}
+    plain = two(X, T, null)
+    expected = plain + 2.0 * (two(X, T, {**null, "class": BOTH["class"]}) - plain)
+    expected = expected + 0.5 * (two(X, T, {**null, "age": BOTH["age"]}) - plain)
+    torch.testing.assert_close(composed(two, terms, NEITHER)(X, T, BOTH), expected)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_one_term_of_all_conditions_is_plain_guidance(rescale):
+    found = composed(two, [(3.0, BOTH)], NEITHER, rescale)(X, T, BOTH)
+    torch.testing.assert_close(found, guided(two, 3.0, NEITHER, rescale)(X, T, BOTH))
+
+
+def test_what_belongs_to_a_condition_goes_with_it():
+    condition = {"caption": torch.ones(2, 3), "caption/length": torch.tensor([3, 3]), "class": torch.tensor([0, 1])}
+    null = {"caption": torch.zeros(1, 3), "caption/length": torch.tensor([1]), "class": torch.tensor([9])}
+    told = only(condition, {"caption"}, null)
+    assert told["caption/length"].tolist() == [3, 3] and told["class"].tolist() == [9, 9]

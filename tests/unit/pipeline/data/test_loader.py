@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from pipeline.cluster.inline import Inline
-from pipeline.data import cache, latent_shards, loader
+from pipeline.data import cache, condition_shards, latent_shards, loader
+from pipeline.data.condition_values import null_rows
 from pipeline.data.index import Index, read_image, read_pixels
 from pipeline.data.latent_shards import LatentIndex
 from pipeline.data.order import Order
@@ -64,6 +65,25 @@ def latent_stream(index, world=1, rank=0, position=0, drop=0.2, **more):
     return loader.latent_batches(index, Order(index.counts, 16, 16, 5), data, 5, rank, world, position, drop, 4)
 
 
+@pytest.fixture(scope="module")
+def conditioned(latents, tmp_path_factory):
+    """The latents, and what their samples are told: an attribute and one of two captions."""
+    pool = tmp_path_factory.mktemp("conditions")
+    attributes = {"age": {"kind": "continuous", "column": "age", "range": [0, 99]}}
+    asked = {"attributes": attributes, "caption": {"tokens": 8}}
+    metas = [{"age": i, "caption": [f"a{i}", f"b{i}"], "__key__": str(i)} for i in range(90)]
+    records = [condition_shards.write(pool, asked, metas[first : first + 30]) for first in (0, 30, 60)]
+    index = condition_shards.ConditionIndex(pool, records, attributes, asked["caption"])
+    drops = {"age": 0.3, "caption": 0.2, "class": 0.1}
+    return latents, loader.Told([index], null_rows(attributes, asked["caption"]), drops)
+
+
+def told_stream(source, world=1, rank=0, position=0, drop=0.2, drops=None, **more):
+    (index, told), data = source, Data(source={"kind": "digits"}, **more)
+    told = told if drops is None else told._replace(drops=drops)
+    return loader.latent_batches(index, Order(index.counts, 16, 16, 5), data, 5, rank, world, position, drop, 4, told)
+
+
 def same(first, second):
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -71,8 +91,8 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_any_world_size_reads_the_same_batches(images, latents, world):
-    for make, source in ((image_stream, images), (latent_stream, latents)):
+def test_any_world_size_reads_the_same_batches(images, latents, conditioned, world):
+    for make, source in ((image_stream, images), (latent_stream, latents), (told_stream, conditioned)):
         whole = list(islice(make(source), 8))
         ranks = [list(islice(make(source, world, rank), 8)) for rank in range(world)]
         for step, batch in enumerate(whole):
@@ -86,14 +106,14 @@ def test_any_world_size_reads_the_same_batches(images, latents, world):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_readers_gives_the_same_batches(images, latents, workers):
-    for make, source in ((image_stream, images), (latent_stream, latents)):
+def test_any_number_of_readers_gives_the_same_batches(images, latents, conditioned, workers):
+    for make, source in ((image_stream, images), (latent_stream, latents), (told_stream, conditioned)):
         for first, second in islice(zip(make(source), make(source, loader_workers=workers), strict=False), 10):
             same(first, second)
 
 
-def test_a_stream_goes_on_at_its_position(images, latents):
-    for make, source in ((image_stream, images), (latent_stream, latents)):
+def test_a_stream_goes_on_at_its_position(images, latents, conditioned):
+    for make, source in ((image_stream, images), (latent_stream, latents), (told_stream, conditioned)):
         stream = list(islice(make(source), 12))
         same(stream[11], next(make(source, position=11 * 16)))
         assert stream[11]["position"] == 11 * 16
@@ -111,6 +131,37 @@ def test_latent_batches_hold_what_they_say(latents):
     assert (views[0] ^ views[1]).all() and 0.4 < views[0].mean() < 0.6
     assert batches[0]["moments"].dtype == torch.float32 and batches[0]["u"].dtype == torch.float64
     assert batches[0]["noise"].shape == batches[0]["posterior"].shape == (16, 2, 3, 3)
+
+
+def test_conditions_are_those_of_the_samples_or_null(conditioned):
+    batches = list(islice(told_stream(conditioned, drop=0.2), 60))
+    names = ("index", "condition/age", "condition/caption")
+    index, age, said = (torch.cat([b[name] for b in batches]).numpy() for name in names)
+    untold = conditioned[1].null
+    assert np.array_equal(np.where(age == -1, np.float32(index / 99), age), np.float32(index / 99))
+    without = (said == untold["caption"]).all(1)
+    texts = [bytes((row[1:][row[1:] > 0] - 1).astype(np.uint8)).decode() for row in said]
+    assert all(text[1:] == str(i) for text, i in zip(np.array(texts)[~without], index[~without], strict=True))
+    second = np.mean([text[0] == "b" for text in np.array(texts)[~without]])
+    # all together with probability 0.2, the age alone 0.3, the caption alone 0.2
+    assert 0.39 < (age == -1).mean() < 0.49 and 0.31 < without.mean() < 0.41 and 0.45 < second < 0.55
+    assert 0.22 < ((age == -1) & without).mean() < 0.30  # 0.2 + 0.8 * 0.3 * 0.2, not the product of the shares
+
+
+def test_a_condition_more_changes_no_draw_of_the_others(latents, conditioned):
+    plain, told = latent_stream(latents), told_stream(conditioned, drops={"age": 0.3, "caption": 0.2})
+    other = told_stream(conditioned, drops={"caption": 0.2})
+    for first, second, third in islice(zip(plain, told, other, strict=False), 10):
+        same(first, {name: value for name, value in second.items() if not name.startswith("condition/")})
+        assert torch.equal(second["condition/caption"], third["condition/caption"])
+
+
+def test_validation_withholds_nothing_and_takes_the_first_caption(conditioned):
+    latents, told = conditioned
+    batches = list(loader.latent_validation(latents, 16, None, 5, 0, 1, 4, told))
+    for batch in batches:
+        assert torch.equal(batch["condition/age"], (batch["index"] / 99).float())
+        assert (batch["condition/caption"][:, 1] == ord("a") + 1).all()
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

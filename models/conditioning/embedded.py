@@ -1,0 +1,17 @@
+"""What a batch says of its conditions, and what a backbone is given of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+Conditions = dict[str, Tensor]  # name -> one row a sample, e.g. {"class": int64 [n], "caption": int64 [n, T]}
+
+
+class Embedded(NamedTuple):
+    """Embedded conditions. A NamedTuple, because ZeRO-3's hooks look for tensors in tuples only."""
+
+    vector: Tensor  # [n, D], added to the embedding of the time
+    tokens: Tensor | None = None  # [n, S, D], for backbones that attend to them
+    mask: Tensor | None = None  # bool [n, S]: which tokens are there; a row has at least one. None: all

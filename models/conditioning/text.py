@@ -1,0 +1,76 @@
+"""Captions: read byte by byte by a small transformer that is trained with the denoiser, or embedded beforehand by a
+frozen encoder. Both give a vector, which joins the time, and tokens, to which a backbone attends.
+
+Reading and cutting text is left to `pipeline/data/captions.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.conditioning.embedded import Conditions, Embedded
+from models.layers import MLP, Attention
+
+PADDING, BEGIN = 0, 257  # a byte b is 1 + b; every caption begins with BEGIN, so that the empty one is a token as well
+SYMBOLS = 258
+LENGTH, POOLED = "caption/length", "caption/pooled"  # of embedded captions, beside "caption"
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each behind a norm and beside a shortcut (Xiong et al. 2020, "On Layer Normalization in the
+    Transformer Architecture")."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = MLP(width, 4 * width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [n, S, W], mask bool [n, S] of the tokens that are there -> [n, S, W]."""
+        x = x + self.attention(self.attention_norm(x), mask=mask)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class Bytes(nn.Module):
+    """A transformer over the bytes of a caption, trained together with the denoiser: any script, no file, no cache.
+
+    tokens: symbols that it reads at most, BEGIN among them. output: width of what it gives.
+    """
+
+    def __init__(self, tokens: int, output: int, width: int = 128, depth: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.symbols = nn.Embedding(SYMBOLS, width)
+        self.places = nn.Embedding(tokens, width)
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.to_tokens = nn.Linear(width, output)
+        self.to_vector = nn.Linear(width, output)
+        for table in (self.symbols, self.places):
+            nn.init.normal_(table.weight, std=0.02)
+        for values in (self.to_vector.weight, self.to_vector.bias):  # begins as no condition
+            nn.init.zeros_(values)
+
+    def forward(self, condition: Conditions, x: Tensor) -> Embedded:
+        """condition["caption"] int64 [n, S <= tokens] of symbols -> vector [n, output], tokens [n, S, output]."""
+        symbols = condition["caption"]
+        mask = symbols != PADDING  # [n, S]
+        h = self.symbols(symbols) + self.places(torch.arange(symbols.shape[1], device=symbols.device))
+        for layer in self.layers:
+            h = layer(h, mask)
+        h = self.norm(h)
+        return Embedded(self.to_vector(masked_mean(h, mask)), self.to_tokens(h), mask)
+
+    def null(self, n: int, device: torch.device | str = "cpu") -> Conditions:
+        """The empty caption, for n samples."""
+        symbols = torch.full((n, self.tokens), PADDING, dtype=torch.int64, device=device)
+        symbols[:, 0] = BEGIN
+        return {"caption": symbols}
+
+
+def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the tokens that are there; h [n, S, W], mask bool [n, S] -> [n, W]."""
+    weight = mask.to(h.dtype)[..., None]  # [n, S, 1]
+    return (h * weight).sum(1) / weight.sum(1)

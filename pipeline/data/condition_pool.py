@@ -1,0 +1,52 @@
+"""The conditions of an artifact, opened in the order of the latents of a split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.artifacts import Artifact
+from pipeline.data.condition_shards import ConditionIndex
+from pipeline.files import read_json
+
+if TYPE_CHECKING:
+    from pipeline.schema.data import Cache
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def open_conditions(
+    conditions: Artifact, data: Artifact, latents: Artifact, split: str, cache: Cache | None
+) -> list[ConditionIndex]:
+    """An index a bucket (one where there are none), each numbered as the split's latents are.
+
+    Where images that could not be read were encoded as others (`data.on_corrupt: skip`), so are their conditions.
+    """
+    listing = read_json(conditions.path / "shards.json")
+    pool = conditions.path.parent.parent.parent / listing["pool"]
+    own = [record for record in listing["shards"] if record["split"] == split]
+    buckets = latents.summary.get("buckets")
+    numbers: list[int | None] = [None] if buckets is None else list(range(len(buckets)))
+    return [
+        ConditionIndex(
+            pool,
+            [record for record in own if record.get("bucket") == bucket],
+            conditions.summary["attributes"],
+            conditions.summary["caption"],
+            _stand_ins(data, latents, split, bucket, cache) if latents.summary.get("lost") else None,
+        )
+        for bucket in numbers
+    ]
+
+
+def _stand_ins(data: Artifact, latents: Artifact, split: str, bucket: int | None, cache: Cache | None) -> Array:
+    """The sample int64 [n] that each latent is of, by its key."""
+    from pipeline.data.index import Index
+    from pipeline.data.latent_pool import open_latents
+
+    index = Index.open(data.path, split, cache).parts[bucket or 0]
+    encoded = open_latents(latents, split).parts[bucket or 0]
+    keys = [key for shard in range(len(encoded.counts)) for key in encoded.keys(shard)]
+    rows = {index.key(i): i for i in range(len(index))}
+    return np.array([rows[key] for key in keys], np.int64)

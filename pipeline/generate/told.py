@@ -1,0 +1,145 @@
+"""What a model is told besides the class: prompts, attributes, a scale for each condition; checked, and as tensors.
+
+A value's form is `data/condition_values.py`'s; what guidance makes of the tensors is in `sampling.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.conditioning import Conditions
+from models.registry import nearest
+from pipeline.data import condition_values
+from pipeline.data.captions import captions_of, cut
+from pipeline.errors import UserError
+
+Options = Mapping[str, Any]
+
+
+def names(options: Options) -> list[str]:
+    """The conditions of a model by name: class, attributes, caption; empty where it knows none."""
+    condition = options["condition"]
+    told = ["class"] if condition["kind"] == "class" else []
+    return [*told, *condition.get("attributes", {}), *(["caption"] if condition.get("caption") else [])]
+
+
+def checked(
+    options: Options,
+    prompts: str | Sequence[str] | None = None,
+    negative: str | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    scales: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The part of a request that these make, plain JSON values: each a list that images take in turn; nothing of what
+    is not given. UserError for what the model does not know."""
+    condition, request = options["condition"], dict[str, Any]()
+    if prompts is not None or negative is not None:
+        if not condition.get("caption"):
+            raise UserError("prompt: this model was trained without captions; leave it out")
+        several = [prompts] if isinstance(prompts, str) else list(prompts or [])
+        for text in [*several, *([negative] if negative is not None else [])]:
+            _row("prompt", lambda text=text: condition_values.caption_row(condition["caption"], text))
+        request |= {"prompts": several} if several else {}
+        request |= {} if negative is None else {"negative": negative}
+    known = condition.get("attributes", {})
+    chosen: dict[str, list[Any]] = {}
+    for name, value in (attributes or {}).items():
+        if name not in known:
+            hint = nearest(name, known) if known else "this model knows no attributes"
+            raise UserError(f"set: no attribute {name!r}; {hint}")
+        one = not isinstance(value, list) or (known[name]["kind"] == "multi_label" and not _nested(value))
+        chosen[name] = [value] if one else list(value)
+        for each in chosen[name]:
+            _row("set", lambda name=name, each=each: condition_values.row(name, known[name], each))
+    request |= {"attributes": chosen} if chosen else {}
+    for name, scale in (scales or {}).items():
+        if name not in names(options):
+            there = names(options)
+            raise UserError(f"scale: no condition {name!r}; {nearest(name, there) if there else 'this model has none'}")
+        if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+            raise UserError(f"scale: {name}={scale}: expected a number (1 is as trained, 0 not told)")
+    return {**request, **({"scales": dict(scales)} if scales else {})}
+
+
+def count(request: Mapping[str, Any]) -> int:
+    """Images that it takes to show each value that a request lists."""
+    return max([len(request.get("prompts", [])), *map(len, request.get("attributes", {}).values())], default=0)
+
+
+def conditions(
+    options: Options, request: Mapping[str, Any], n: int, device: torch.device
+) -> tuple[Conditions, Conditions]:
+    """The conditions of images 0 ... n - 1 of a request, a row each, and what stands for none of them, one row.
+
+    What is not told is null; the negative prompt stands in the null in place of the empty caption.
+    """
+    condition = options["condition"]
+    told: dict[str, list[Any]] = {}
+    null: dict[str, Any] = {}
+    if condition["kind"] == "class":
+        nothing, labels = len(options["classes"]), request["classes"] or [len(options["classes"])]
+        told["class"], null["class"] = [np.int64(labels[i % len(labels)]) for i in range(n)], np.int64(nothing)
+    for name, own in condition.get("attributes", {}).items():
+        rows = [condition_values.row(name, own, v) for v in request.get("attributes", {}).get(name, [None])]
+        told[name], null[name] = [rows[i % len(rows)] for i in range(n)], condition_values.row(name, own, None)
+    if own := condition.get("caption"):
+        rows = [condition_values.caption_row(own, text) for text in request.get("prompts", [""])]
+        told["caption"] = [rows[i % len(rows)] for i in range(n)]
+        null["caption"] = condition_values.caption_row(own, request.get("negative"))
+    tensors = {name: torch.from_numpy(np.stack(rows)).to(device) for name, rows in told.items()}
+    return tensors, {name: torch.from_numpy(np.stack([row])).to(device) for name, row in null.items()}
+
+
+def of_samples(options: Options, metas: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of `Generator.request` that tell a model what samples of its data set are told: `metas` are their
+    columns. A caption that was cut for training is cut here as well."""
+    condition, several = options["condition"], list(metas)
+    known = condition.get("attributes", {})
+    told: dict[str, Any] = {}
+    if known:
+        told["attributes"] = {
+            name: [_plain(own, meta.get(own.get("column", name))) for meta in several] for name, own in known.items()
+        }
+    if own := condition.get("caption"):
+        limit = own["tokens"] - 1
+        texts = [(captions_of(meta.get("caption")) or [""])[0] for meta in several]
+        told["prompts"] = [cut(text, limit).decode() for text in texts]
+    return told
+
+
+def part(told: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """What `of_samples` gives, of some of the samples."""
+    chosen: dict[str, Any] = {}
+    if "attributes" in told:
+        chosen["attributes"] = {
+            name: [values[i % len(values)] for i in rows] for name, values in told["attributes"].items()
+        }
+    if "prompts" in told:
+        chosen["prompts"] = [told["prompts"][i % len(told["prompts"])] for i in rows]
+    return chosen
+
+
+def _plain(options: Options, value: Any) -> Any:
+    """A value as a request has it: JSON, None for none."""
+    if options["kind"] == "continuous":
+        return condition_values.number(value, options["range"])
+    if options["kind"] == "categorical":
+        return condition_values.label(value)
+    return condition_values.labels(value, options.get("separator", ","))
+
+
+def _nested(values: list[Any]) -> bool:
+    """Whether a list is of lists of labels, one an image (or None), not one list of labels."""
+    return any(isinstance(value, list) or value is None for value in values)
+
+
+def _row(what: str, make: Any) -> None:
+    try:
+        make()
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from None

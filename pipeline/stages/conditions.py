@@ -1,0 +1,170 @@
+"""Stage `conditions`: what the model is told about each image besides its class, gathered from the columns of the data
+set into arrays that a training reads by slices. Only of a config that names attributes or captions.
+
+What a shard of them holds is in `data/condition_shards.py`; it lies in a pool that all runs share, so that a changed
+image shard costs one of them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Artifact, Writer
+from pipeline.config import Config
+from pipeline.data.split import SPLITS
+from pipeline.errors import UserError
+from pipeline.files import write_json
+from pipeline.schema.section import result_fields
+
+if TYPE_CHECKING:
+    from pipeline.cluster.cluster import Cluster
+    from pipeline.cluster.inline import Inline
+    from pipeline.tracking.tracker import Spool
+
+MOST_VALUES = 1000  # of an attribute: more are a caption, or a number
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What decides on the rows besides the data: not how often a condition is withheld."""
+    values = result_fields(config.diffusion.condition)
+    attributes = {name: _without_drop(own) for name, own in values.get("attributes", {}).items()}
+    caption = {"tokens": values["caption"]["tokens"]} if values.get("caption") else None
+    label = getattr(config.data.source, "label", None)
+    return {"attributes": attributes, "caption": caption, "label": label}
+
+
+def run(
+    config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster | Inline, spool: Spool
+) -> dict[str, Any]:
+    """Gather what the pool lacks, merge the lists of values, write `shards.json`."""
+    from pipeline.data.index import Index
+
+    pool = writer.path.parent.parent.parent / "conditions"
+    pool.mkdir(parents=True, exist_ok=True)
+    jobs: list[dict[str, Any]] = []
+    for split in SPLITS:
+        for index in Index.open(inputs["ingest"].path, split, config.data.cache).parts:
+            bucket = {} if index.bucket is None else {"bucket": index.bucket}
+            jobs += [{"split": split, **bucket, "shard": s} for s, count in enumerate(index.counts) if count]
+    condition = asked(config)
+    threads = config.cluster.least_threads
+    setup = partial(open_data, str(inputs["ingest"].path), str(pool), condition, config.data.model_dump(mode="json"))
+    records = []
+    for done, record in enumerate(cluster.map(gather, jobs, threads=threads, setup=setup), 1):
+        writer.lease.check()
+        records.append(record)
+        spool.metrics({"conditions/shards": float(done)}, done)
+    options = _options(condition, config, records)
+    told = {name: sum(r["told"][name] for r in records) for name in (*condition["attributes"], *_captioned(condition))}
+    images = sum(record["count"] for record in records)
+    for name, count in told.items():
+        if not count:
+            there = ", ".join(sorted({column for record in records for column in record["columns"]})) or "none"
+            raise UserError(_missing(name, condition, there))
+        if count < images:
+            print(f"conditions: {name}: {images - count:,} of {images:,} images have no value", flush=True)
+    cut = sum(record["cut"] for record in records)
+    if cut:
+        most = config.diffusion.condition.caption
+        print(f"conditions: {cut:,} captions are longer than {most and most.tokens} tokens: cut", flush=True)
+    listed = ("file", "bytes", "sha256", "count", "values")
+    shards = [{**job, **{key: r[key] for key in listed}} for job, r in zip(jobs, records, strict=True)]
+    write_json(writer.path / "shards.json", {"pool": "conditions", "shards": shards})
+    return {
+        **options,
+        "told": told,
+        "images": images,
+        "captions": sum(record["captions"] for record in records),
+        "cut": cut,
+        "bytes": sum(record["bytes"] for record in records),
+    }
+
+
+def asked(config: Config) -> dict[str, Any]:
+    """The conditions as a worker takes them, plain values, each attribute with its column."""
+    section = config.diffusion.condition
+    attributes = {
+        name: {**own.model_dump(mode="json", exclude={"drop"}), "column": own.column or name}
+        for name, own in section.attributes.items()
+    }
+    caption = {"tokens": section.caption.tokens} if section.caption else None
+    return {"attributes": attributes, "caption": caption, "label": getattr(config.data.source, "label", None)}
+
+
+def open_data(data: str, pool: str, condition: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
+    """What an actor keeps: the open indices."""
+    from pathlib import Path
+
+    from pipeline.data.index import Index
+    from pipeline.schema.data import Data
+
+    cache = Data.model_validate(images).cache
+    index = {split: Index.open(data, split, cache).parts for split in SPLITS}
+    return {"index": index, "pool": Path(pool), "condition": condition}
+
+
+def gather(state: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """The record of one image shard's conditions, which are in the pool then."""
+    from pipeline.data.condition_shards import columns_of, write
+
+    index, label = state["index"][job["split"]][job.get("bucket", 0)], state["condition"]["label"]
+    columns = [columns_of(index, i, label) for i in index.samples_of(job["shard"])]
+    return write(state["pool"], state["condition"], columns)
+
+
+def headline(summary: dict[str, Any]) -> str:
+    parts = [f"{name} ({len(own['values'])} values)" if "values" in own else name
+             for name, own in summary["attributes"].items()]  # fmt: skip
+    if summary["caption"]:
+        parts.append(f"{summary['captions']:,} captions")
+    return f"{summary['images']:,} images: {', '.join(parts)}"
+
+
+def _without_drop(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != "drop"}
+
+
+def _captioned(condition: dict[str, Any]) -> tuple[str, ...]:
+    return ("caption",) if condition["caption"] else ()
+
+
+def _options(condition: dict[str, Any], config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The conditions as a model has them: each attribute with all its values or its range, the caption with its
+    length: as long as the longest there is, at most what the config allows."""
+    from pipeline.data.condition_shards import merged_values
+
+    attributes: dict[str, Any] = {}
+    for name, own in condition["attributes"].items():
+        kept = {key: value for key, value in own.items() if value is not None}
+        if own["kind"] != "continuous":
+            found = merged_values(records, name)
+            kept["values"] = _values(name, found, own["values"])
+        attributes[name] = kept
+    section = config.diffusion.condition.caption
+    if section is None:
+        return {"attributes": attributes, "caption": None}
+    longest = max((record["longest"] for record in records), default=0)
+    tokens = min(section.tokens, 8 * -(-(longest + 1) // 8))
+    return {"attributes": attributes, "caption": {"tokens": tokens, "encoder": section.encoder.model_dump()}}
+
+
+def _values(name: str, found: list[str], given: list[str] | None) -> list[str]:
+    where = f"`diffusion.condition.attributes.{name}`"
+    if given is not None:
+        if unknown := sorted(set(found) - set(given)):
+            raise UserError(f"{where}: the images have {unknown[0]!r}, which is none of its `values`; add it")
+        return list(given)
+    if len(found) > MOST_VALUES:
+        raise UserError(
+            f"{where}: {len(found):,} different values, {MOST_VALUES:,} at most; a number is kind continuous, a "
+            "sentence is `caption`"
+        )
+    return found
+
+
+def _missing(name: str, condition: dict[str, Any], there: str) -> str:
+    if name == "caption":
+        return f"`diffusion.condition.caption`: no image has one; name its column (`data.source.caption`), of: {there}"
+    column = condition["attributes"][name]["column"]
+    return f"`diffusion.condition.attributes.{name}`: no image has a value of {column!r}; there are: {there}"

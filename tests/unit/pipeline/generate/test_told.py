@@ -1,0 +1,87 @@
+"""What a model is told: checked in one line each, and the tensors that come of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.generate import told
+
+OPTIONS: dict[str, Any] = {
+    "classes": ["a", "b"],
+    "condition": {
+        "kind": "class",
+        "drop": 0.1,
+        "attributes": {
+            "mood": {"kind": "categorical", "column": "feeling", "values": ["glad", "sad"]},
+            "age": {"kind": "continuous", "range": [0.0, 10.0]},
+            "worn": {"kind": "multi_label", "values": ["hat", "scarf"]},
+        },
+        "caption": {"tokens": 8, "encoder": {"kind": "trained"}},
+    },
+}
+CLASSES_ONLY: dict[str, Any] = {"classes": ["a"], "condition": {"kind": "class", "drop": 0.1}}
+CPU = torch.device("cpu")
+
+
+def test_values_are_taken_in_turn_and_what_is_not_given_is_not_told() -> None:
+    request = told.checked(OPTIONS, prompts=["one", "two"], attributes={"mood": ["sad", None, "glad"], "worn": ["hat"]})
+    assert told.count(request) == 3
+    rows, null = told.conditions(OPTIONS, {**request, "classes": [0]}, 4, CPU)
+    assert rows["mood"].tolist() == [1, 2, 0, 1] and rows["class"].tolist() == [0, 0, 0, 0]
+    assert rows["age"].tolist() == [-1] * 4 and rows["worn"].tolist() == [[1, 0]] * 4
+    assert torch.equal(rows["caption"][0], rows["caption"][2]) and not torch.equal(
+        rows["caption"][0], rows["caption"][1]
+    )
+    assert {name: tuple(value.shape[1:]) for name, value in rows.items()} == {
+        name: tuple(value.shape[1:]) for name, value in null.items()
+    }
+    assert null["class"].tolist() == [2] and null["mood"].tolist() == [2]
+
+
+def test_a_negative_prompt_stands_in_the_null() -> None:
+    plain = told.conditions(OPTIONS, {"classes": []}, 1, CPU)
+    assert plain[0]["class"].tolist() == [2] and torch.equal(plain[0]["caption"], plain[1]["caption"])
+    rows, null = told.conditions(OPTIONS, {"classes": [], **told.checked(OPTIONS, negative="dark")}, 1, CPU)
+    assert torch.equal(rows["caption"], plain[0]["caption"]) and not torch.equal(null["caption"], rows["caption"])
+
+
+def test_labels_of_one_image_or_of_each() -> None:
+    assert told.checked(OPTIONS, attributes={"worn": ["hat", "scarf"]})["attributes"] == {"worn": [["hat", "scarf"]]}
+    each = told.checked(OPTIONS, attributes={"worn": [["hat"], [], None]})
+    assert told.conditions(OPTIONS, {"classes": [], **each}, 3, CPU)[0]["worn"].tolist() == [[1, 0], [0, 0], [-1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "message"),
+    [
+        (CLASSES_ONLY, {"prompts": "a cat"}, "prompt: this model was trained without captions"),
+        (CLASSES_ONLY, {"attributes": {"age": 1}}, "set: no attribute 'age'; this model knows no attributes"),
+        (OPTIONS, {"prompts": "x" * 100_000}, "prompt: a prompt of 100,000 bytes"),
+        (OPTIONS, {"negative": "x" * 9}, "prompt: a prompt of 9 bytes"),
+        (OPTIONS, {"attributes": {"aeg": 1}}, "no attribute 'aeg'; did you mean 'age'"),
+        (OPTIONS, {"attributes": {"age": 11}}, "age: 11 is not in the range from 0 to 10"),
+        (OPTIONS, {"attributes": {"mood": "sat"}}, "mood: no value 'sat'; did you mean 'sad'"),
+        (OPTIONS, {"scales": {"prompt": 2.0}}, "scale: no condition 'prompt'; .*caption"),
+        (OPTIONS, {"scales": {"caption": float("nan")}}, "scale: caption=nan"),
+    ],
+)
+def test_what_the_model_does_not_know_is_one_line(options: Any, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        told.checked(options, **given)
+    assert "\n" not in str(error.value)
+
+
+def test_what_samples_of_the_data_set_are_told() -> None:
+    metas = [{"feeling": "sad", "age": "3", "caption": "much too long"}, {"worn": "hat", "caption": None}]
+    found = told.of_samples(OPTIONS, metas)
+    assert found == {
+        "attributes": {"mood": ["sad", None], "age": [3.0, None], "worn": [None, ["hat"]]},
+        "prompts": ["much to", ""],
+    }
+    told.checked(OPTIONS, **found)
+    assert told.part(found, [1, 2])["prompts"] == ["", "much to"]
+    assert told.of_samples(CLASSES_ONLY, metas) == {}
