@@ -44,7 +44,7 @@ export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export RAY_TMPDIR=${LDM_LOCAL:-/tmp}/ldm-job-$SLURM_JOB_ID # on each node its own; short, for the sake of socket paths
 scratch=$RAY_TMPDIR.d # of the pipeline itself; a lock that ends with it keeps other jobs from clearing it away
 rm -rf "$scratch" && mkdir -m 700 "$scratch" || die "$scratch: cannot be made; set LDM_LOCAL"
-exec {lock}>"$scratch/lock" && flock "$lock"
+exec {lock}>"$scratch/lock" && flock "$lock" && printf %s "$(uname -n)" >&"$lock" # whose it is, as `folders.Claim` says
 ulimit -n "$(ulimit -Hn)"                                  # Ray holds a connection from each process to each
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 kill_wait=$(scontrol show config | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')

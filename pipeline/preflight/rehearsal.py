@@ -115,7 +115,12 @@ def make_inputs(
     if "diffusion" in stages and "encode" not in inputs:
         inputs["encode"] = synthetic_latents(config, store, len(inputs["ingest"].summary["classes"]))
         notes.append("no latents are there yet: random ones of the right shape were used")
-    return {name: inputs[name] for name in ("ingest", "autoencoder", "encode") if name in inputs}, notes
+    names = ["ingest", "autoencoder", "encode"]
+    if "diffusion" in stages and config.diffusion.condition.columns:
+        names.append("conditions")
+        if "conditions" not in inputs or "images" not in inputs["encode"].summary:  # numbered as the latents are
+            inputs["conditions"] = synthetic_conditions(config, store, inputs["encode"])
+    return {name: inputs[name] for name in names if name in inputs}, notes
 
 
 def _images(config: Config) -> int:
@@ -176,6 +181,28 @@ def synthetic_latents(config: Config, store: Store, classes: int) -> Artifact:
         write_json(writer.path / "shards.json", {"pool": "latents", "shards": shards})
         LatentSpace(torch.zeros(channels), torch.ones(channels)).save(writer.path / "latents.json")
         return writer.finish({"shape": [channels, side, side]})
+
+
+def synthetic_conditions(config: Config, store: Store, latents: Artifact) -> Artifact:
+    """An artifact that tells each latent the same, captions as long as they may be."""
+    from pipeline.data.condition_shards import KEY, write
+    from pipeline.stages.conditions import asked, options_of
+
+    condition = asked(config)
+    columns: dict[str, Any] = {KEY: "0"}
+    for own in condition["attributes"].values():
+        one = own["range"][0] if own["kind"] == "continuous" else (own["values"] or ["a"])[0]
+        columns[own["column"]] = one
+    if condition["caption"]:
+        columns["caption"] = "x" * (condition["caption"]["tokens"] - 1)
+    pool = store.root / "conditions"
+    pool.mkdir(parents=True, exist_ok=True)
+    counts = latents.summary.get("images", {"train": _images(config), "val": LEAST_IMAGES})
+    records = {split: write(pool, condition, [columns] * count) for split, count in counts.items()}
+    with store.write("conditions", digest("rehearsal")[:16], {}, {}) as writer:
+        shards = [{"split": split, "shard": 0, **record} for split, record in records.items()]
+        write_json(writer.path / "shards.json", {"pool": "conditions", "shards": shards})
+        return writer.finish(options_of(condition, config, list(records.values())))
 
 
 # ---- on a rank -------------------------------------------------------------------------------------------------------

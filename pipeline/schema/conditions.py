@@ -59,7 +59,7 @@ class Continuous(Attribute):
 class Trained(Section):
     """A small transformer over a caption's bytes, trained together with the denoiser."""
 
-    kind: Literal["trained"]
+    kind: Literal["trained"] = Field("trained", description="trained: a small transformer over bytes.")
     width: int = Field(128, ge=8, le=4096, description="Channels of a token; a multiple of `heads`.")
     depth: int = Field(2, ge=1, le=48, description="Layers.")
     heads: int = Field(4, ge=1, le=64, description="Attention heads.")
@@ -74,7 +74,7 @@ class Trained(Section):
 class Caption(Section):
     """A sentence about an image, from `data.source.caption` (in tars: KEY.txt, or `caption` in KEY.json)."""
 
-    encoder: Trained = Field(Trained(kind="trained"), description="What reads it.")
+    encoder: Trained = Field(Trained(), description="What reads it.")
     tokens: int = Field(
         128,
         ge=2,

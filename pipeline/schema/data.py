@@ -34,7 +34,9 @@ class TableSource(Section):
     )
     image: str = Field("image", description="Column of the image path; of Parquet: of paths, or of the images' bytes.")
     label: str | None = Field(None, description="Column of the class; none: images have no class.")
-    caption: str | None = Field(None, description="Column of the caption, kept beside the image.")
+    caption: str | None = Field(
+        None, description="Column of the caption, kept beside the image; see `diffusion.condition.caption`."
+    )
     delimiter: str | None = Field(
         None, description="Between the columns of a .csv or .tsv file, one character or `tab`; default: found."
     )

@@ -55,7 +55,7 @@ def run(
         writer.lease.check()
         records.append(record)
         spool.metrics({"conditions/shards": float(done)}, done)
-    options = _options(condition, config, records)
+    options = options_of(condition, config, records)
     told = {name: sum(r["told"][name] for r in records) for name in (*condition["attributes"], *_captioned(condition))}
     images = sum(record["count"] for record in records)
     for name, count in told.items():
@@ -129,7 +129,7 @@ def _captioned(condition: dict[str, Any]) -> tuple[str, ...]:
     return ("caption",) if condition["caption"] else ()
 
 
-def _options(condition: dict[str, Any], config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
+def options_of(condition: dict[str, Any], config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
     """The conditions as a model has them: each attribute with all its values or its range, the caption with its
     length: as long as the longest there is, at most what the config allows."""
     from pipeline.data.condition_shards import merged_values

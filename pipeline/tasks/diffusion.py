@@ -141,7 +141,6 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         value, count = ranks.sum_floats(total.tolist())
         return {"val_loss": value / count}
 
-    shown = told_of(config, inputs["ingest"].path, what, "val", PREVIEW_IMAGES)
     decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
 
     def preview(engine: Engine) -> dict[str, Any]:
@@ -150,6 +149,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         classes = (
             [Label(i % null) for i in range(PREVIEW_IMAGES)] if null and section.condition.kind == "class" else None
         )
+        shown = told_of(config, inputs["ingest"].path, what, "val", PREVIEW_IMAGES)
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device)
             images = sampler.sample(

@@ -33,8 +33,11 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def config(tmp_path: Path, data: dict[str, Any] | None = None, **tracking: Any) -> Config:
+def config(
+    tmp_path: Path, data: dict[str, Any] | None = None, diffusion: dict[str, Any] | None = None, **tracking: Any
+) -> Config:
     changed = {"run": {"name": "small", "root": str(tmp_path)}, "data": SMALL["data"] | (data or {})}
+    changed["diffusion"] = SMALL["diffusion"] | (diffusion or {})
     return Config.model_validate({**SMALL, **changed, "tracking": tracking})
 
 
@@ -353,17 +356,32 @@ def test_the_rehearsal_changes_the_batch_and_little_else(tmp_path: Path) -> None
     assert found.diffusion.backbone == SMALL["diffusion"]["backbone"] and notes == []
 
 
-@pytest.mark.parametrize("buckets", [None, {"max_ratio": 4, "multiple": 8}], ids=["squares", "buckets"])
-def test_a_step_on_synthetic_inputs(tmp_path: Path, buckets: Any) -> None:
+BUCKETS = {"data": {"buckets": {"max_ratio": 4, "multiple": 8}}}
+TOLD = {
+    "mood": {"kind": "categorical"},
+    "age": {"kind": "continuous", "range": [5, 9]},
+    "worn": {"kind": "multi_label", "values": ["hat"], "column": "clothes"},
+}
+TOLD_ALL = {
+    "diffusion": {
+        "backbone": {**SMALL["diffusion"]["backbone"], "tokens": "cross"},
+        "condition": {"attributes": TOLD, "caption": {"tokens": 12}},
+    }
+}
+
+
+@pytest.mark.parametrize("changed", [{}, BUCKETS, TOLD_ALL], ids=["squares", "buckets", "conditions"])
+def test_a_step_on_synthetic_inputs(tmp_path: Path, changed: Any) -> None:
     """One rank, in this process: the same builders and engine as training, on images and latents that are made up."""
     from pipeline.preflight import rehearsal
     from pipeline.stages import graph
     from pipeline.training.ranks import open_ranks
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    found, _ = rehearsal.as_rehearsed(graph.absolute(config(tmp_path, data={"buckets": buckets})), 1)
+    found, _ = rehearsal.as_rehearsed(graph.absolute(config(tmp_path, **changed)), 1)
     inputs, notes = rehearsal.make_inputs(found, {}, tmp_path / "made", list(rehearsal.STAGES))
-    assert set(inputs) == {"ingest", "autoencoder", "encode"} and len(notes) == 2
+    assert set(inputs) - {"conditions"} == {"ingest", "autoencoder", "encode"} and len(notes) == 2
+    assert ("conditions" in inputs) == (changed is TOLD_ALL)
     ranks = open_ranks("cpu")
     assert rehearsal.all_reduce_times(ranks) == []
     for name in rehearsal.STAGES:

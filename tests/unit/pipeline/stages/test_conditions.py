@@ -1,0 +1,160 @@
+"""The stage `conditions` on a table of images: what it lists, what a changed row costs, what it refuses in one line."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.cluster.inline import Inline
+from pipeline.config import Config
+from pipeline.data.condition_pool import open_conditions
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.stages import conditions, graph, ingest
+
+COUNT = 24
+CAPTION = {"tokens": 32}
+MOOD = {"mood": {"kind": "categorical"}}
+
+
+def table(folder: Path, **changed: dict[int, str]) -> Path:
+    """Images with four columns; `changed`: by column, other values by row."""
+    rows = [{"image": f"{i:02d}.png", "who": f"p{i % 3}", "mood": ("glad", "sad")[i % 2], "said": f"number {i}"}
+            for i in range(COUNT)]  # fmt: skip
+    for column, values in changed.items():
+        for i, value in values.items():
+            rows[i][column] = value
+    folder.mkdir(exist_ok=True)
+    for i, row in enumerate(rows):
+        pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / row["image"])
+    with open(folder / "table.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "table.csv"
+
+
+def config(path: Path, **condition: Any) -> Config:
+    source = {"kind": "table", "path": str(path), "label": "who", "caption": "said"}
+    return Config.model_validate(
+        {
+            "run": {"name": "told", "root": str(path.parent / "runs")},
+            "data": {"source": source, "size": 8, "shard_size": 8, "split": {"val_fraction": 0.2}},
+            "autoencoder": {"training": {"steps": 1, "batch_size": 4}},
+            "diffusion": {"condition": condition, "training": {"steps": 1, "batch_size": 4}},
+        }
+    )
+
+
+def made(where: Config) -> tuple[dict[str, Any], Any]:
+    """The stage's summary, and artifacts of the images and of what is told about them."""
+    root = Path(where.run.root)
+    folders = {stage: root / "artifacts" / stage / "x" for stage in ("ingest", "conditions")}
+    for folder in folders.values():  # anew: what lies in an artifact's folder is taken for a part of it
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    lease, spool = SimpleNamespace(check=lambda: None), SimpleNamespace(metrics=lambda *_: None)
+    writer = {stage: SimpleNamespace(path=f, work=f / "work", lease=lease) for stage, f in folders.items()}
+    summary = ingest.run(where, {}, writer["ingest"], Inline(), None)  # type: ignore[arg-type]
+    images: Any = SimpleNamespace(path=folders["ingest"], summary=summary)
+    found = conditions.run(where, {"ingest": images}, writer["conditions"], Inline(), spool)  # type: ignore[arg-type]
+    return found, (images, SimpleNamespace(path=folders["conditions"], summary=found))
+
+
+def test_what_a_split_is_told_in_the_order_of_its_images(tmp_path: Path) -> None:
+    from pipeline.data.index import Index
+
+    where = config(
+        table(tmp_path), attributes={**MOOD, "person": {"kind": "categorical", "column": "who"}}, caption=CAPTION
+    )
+    summary, (images, told) = made(where)
+    assert summary["attributes"]["person"]["values"] == ["p0", "p1", "p2"]  # the class is a column as well
+    assert summary["caption"]["tokens"] == 16 and summary["captions"] == COUNT  # the longest has 9 bytes, and one
+    for split in ("train", "val"):
+        (index,) = open_conditions(told, images, SimpleNamespace(summary={}), split, None)  # type: ignore[arg-type]
+        known = Index.open(images.path, split)
+        rows = index.read(np.arange(len(known)))
+        number = [int(known.key(i)) for i in range(len(known))]
+        assert rows["mood"].tolist() == [i % 2 for i in number] and rows["person"].tolist() == [i % 3 for i in number]
+        said = ["".join(chr(symbol - 1) for symbol in row[1:] if symbol) for row in rows["caption"]]
+        assert said == [f"number {i}" for i in number]
+
+
+def test_a_changed_row_costs_one_shard_and_the_same_again_none(tmp_path: Path) -> None:
+    def pool() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "conditions").glob("*.safetensors")}
+
+    made(config(table(tmp_path), attributes=MOOD, caption=CAPTION))
+    first = pool()
+    made(config(table(tmp_path), attributes=MOOD, caption=CAPTION))
+    assert pool() == first
+    made(config(table(tmp_path, said={5: "another"}), attributes=MOOD, caption=CAPTION))
+    assert len(pool()) == len(first) + 1 and pool().items() >= first.items()
+
+
+@pytest.mark.parametrize(
+    ("condition", "changed", "message"),
+    [
+        (
+            {"attributes": {"age": {"kind": "categorical"}}},
+            {},
+            "age`: no image has a value of 'age'; there are: caption, mood, who",
+        ),
+        ({"attributes": {"mood": {"kind": "categorical", "values": ["glad"]}}}, {}, "mood`: the images have 'sad'"),
+        ({"attributes": {"mood": {"kind": "continuous", "range": [0, 1]}}}, {}, "column 'mood' of .*is no number"),
+        (
+            {"caption": CAPTION},
+            {"said": dict.fromkeys(range(COUNT), "")},
+            "caption`: no image has one; name its column",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(tmp_path: Path, condition: Any, changed: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        made(config(table(tmp_path, **changed), **condition))
+    assert "\n" not in str(error.value)
+
+
+def test_too_many_values_are_no_category(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "MOST_VALUES", 10)
+    with pytest.raises(UserError, match=r"24 different values, 10 at most; .* a sentence is `caption`"):
+        made(config(table(tmp_path), attributes={"said": {"kind": "categorical", "column": "caption"}}))
+
+
+def test_missing_values_and_cut_captions_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary, _ = made(
+        config(table(tmp_path, mood={0: "", 1: ""}, said={2: "x" * 50}), attributes=MOOD, caption=CAPTION)
+    )
+    assert summary["told"]["mood"] == COUNT - 2 and summary["cut"] == 1
+    said = capsys.readouterr().out
+    assert "conditions: mood: 2 of 24 images have no value" in said and "1 captions are longer than 32 tokens" in said
+
+
+def test_a_config_without_them_has_no_such_stage_and_its_recipe_no_trace_of_them(tmp_path: Path) -> None:
+    from pipeline.artifacts import Store
+    from pipeline.stages import diffusion
+
+    path = table(tmp_path)
+    plain, told = config(path), config(path, attributes=MOOD)
+    assert "conditions" not in plain.stages and told.stages[1] == "conditions"
+    assert diffusion.recipe(plain)["condition"] == {"kind": "class", "drop": 0.1}
+    assert "tokens" not in diffusion.recipe(plain)["backbone"]
+    with pytest.raises(UserError, match="conditions: this config names neither attributes nor captions"):
+        graph.plan(plain, Store(plain.run.root), "conditions")
+    shares = config(path, attributes={"mood": {"kind": "categorical", "drop": 0.5}})
+    assert conditions.recipe(shares) == conditions.recipe(told)  # how often it is withheld costs no stage
+
+
+def test_the_pool_is_listed(tmp_path: Path) -> None:
+    _, (_, told) = made(config(table(tmp_path), attributes=MOOD))
+    listing = read_json(told.path / "shards.json")
+    assert sum(shard["count"] for shard in listing["shards"]) == COUNT
+    assert all((tmp_path / "runs" / listing["pool"] / shard["file"]).exists() for shard in listing["shards"])
