@@ -68,15 +68,16 @@ def command(
     from pipeline.generate.folder import load_pretrained
     from pipeline.generate.samples import earlier, sample_info, write_samples
 
-    before = earlier(out, add)  # before the model is loaded
+    before = earlier(out, add)  # all that needs no model before it is loaded
     shape = parsed(size) if size else None
-    generator = load_pretrained(model, root=root, weights=weights)
     told: dict[str, Any] = {
         "prompts": [*prompts, *(prompts_of(file) if file else [])] or None,
         "negative": negative,
         "attributes": pairs("--set", values),
         "scales": {name: as_number("--scale", name, value) for name, value in pairs("--scale", scales).items()},
     }
+    count = count if count or told["prompts"] else 16
+    generator = load_pretrained(model, root=root, weights=weights)
     names = [name if name in generator.classes else name.strip() for name in classes.split(",")] if classes else None
     request = generator.request(names, count, seed, steps, sampler, guidance, batch_size, shape=shape, **told, **how)
     before.check(out, generator, request.get("shape") or generator.shapes[0])

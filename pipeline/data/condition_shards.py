@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.data import condition_values
 from pipeline.data.captions import captions_of, cut, symbols
 from pipeline.data.index import OPEN, Index, Open, map_file
+from pipeline.data.latent_pool import entry_path, is_whole
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, digest, read_json, sha256_file, write_json
 
@@ -28,11 +29,6 @@ MISSING = 255  # in a row of labels: none told
 KEY = "__key__"  # a sample's key among its columns, for messages
 FORMAT = 1  # of the files; raise it when their meaning changes
 DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32}
-
-
-def record_path(shard: str | Path) -> Path:
-    """The record beside a shard, written after it: its presence says that the shard is whole."""
-    return Path(shard).with_suffix(".json")
 
 
 def write(pool: Path, condition: Mapping[str, Any], metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -49,8 +45,8 @@ def write(pool: Path, condition: Mapping[str, Any], metas: Sequence[Mapping[str,
     recipe = {name: [o["kind"], o.get("range")] for name, o in attributes.items()}
     limit = caption["tokens"] - 1 if caption else 0
     path = pool / f"{digest([FORMAT, recipe, limit, values, texts])[:32]}.safetensors"
-    if record_path(path).exists() and path.exists() and path.stat().st_size == read_json(record_path(path))["bytes"]:
-        return dict(read_json(record_path(path)))
+    if is_whole(path):
+        return dict(read_json(entry_path(path)))
     arrays: dict[str, Array] = {}
     lists: dict[str, list[str]] = {}
     for name, options in attributes.items():
@@ -76,7 +72,7 @@ def write(pool: Path, condition: Mapping[str, Any], metas: Sequence[Mapping[str,
         "longest": min(limit, max(whole, default=0)),
         "columns": sorted({str(column) for meta in metas for column in meta if column != KEY}),
     }
-    write_json(record_path(path), record)
+    write_json(entry_path(path), record)
     return record
 
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def entry_path(shard: str | Path) -> Path:
-    """The record beside a latent shard, written after it: its presence says that the shard is whole."""
+    """The record beside a shard of a pool, written after it: its presence says that the shard is whole."""
     return Path(shard).with_suffix(".json")
 
 
 def is_whole(shard: Path) -> bool:
-    """Whether a latent shard and its record are there, and fit."""
+    """Whether a shard and its record are there, and fit."""
     entry = entry_path(shard)
     return entry.exists() and shard.exists() and shard.stat().st_size == read_json(entry)["bytes"]
 

@@ -29,10 +29,12 @@ def test_a_folder_that_is_in_use_is_refused_before_the_model_is_loaded(
 
 def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
+    counts: list[Any] = []
 
     def load(*_: object, **__: object) -> Any:
         def request(*values: Any, **_: object) -> dict[str, Any]:
             asked.append(values[-1])
+            counts.append(values[1])
             return {}
 
         return SimpleNamespace(request=request, images=lambda *_: [], shapes=[(8, 8)], classes=[])
@@ -41,8 +43,9 @@ def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkey
     monkeypatch.setattr(samples, "sample_info", lambda *_: {})
     monkeypatch.setattr(samples, "write_samples", lambda *_: None)
     sample("model", "--out", str(tmp_path / "new"))
-    sample("model", "--out", str(tmp_path / "new"), "--batch-size", "7")
-    assert asked == [None, 7]
+    sample("model", "--out", str(tmp_path / "new"), "--batch-size", "7", "--classes", "a")
+    sample("model", "--out", str(tmp_path / "new"), "--prompt", "one")
+    assert asked == [None, 7, None] and counts == [16, 16, None]
 
 
 def test_blanks_around_the_names_of_classes_are_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.conditioning.text import BEGIN, PADDING
-from pipeline.data import captions, condition_shards, condition_values
+from pipeline.data import captions, condition_values, latent_pool
 from pipeline.data.condition_shards import KEY, ConditionIndex, write
 from pipeline.errors import UserError
 
@@ -86,7 +86,7 @@ def test_a_shard_is_written_once_and_named_by_its_values(tmp_path: Path) -> None
     assert write(tmp_path, ASKED, keyed(METAS)) == first and path.stat().st_mtime_ns == written
     changed = write(tmp_path, ASKED, keyed([{**METAS[0], "caption": "another"}, *METAS[1:]]))
     assert changed["file"] != first["file"]
-    condition_shards.record_path(path).unlink()  # killed between the two files
+    latent_pool.entry_path(path).unlink()  # killed between the two files
     assert write(tmp_path, ASKED, keyed(METAS)) == first and path.read_bytes() == content
     path.write_bytes(content[:-1])
     assert write(tmp_path, ASKED, keyed(METAS)) == first and path.read_bytes() == content
