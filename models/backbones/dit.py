@@ -214,12 +214,12 @@ class Model(nn.Module):
         if positions is not None:
             h = h + positions
         embedded = self._embed(t, condition.vector)  # [n, D] for every block
+        caption = (condition.tokens, condition.mask) if self.attends else ()
         kept: list[Tensor] = []  # what the first half gave, for the long skips
         half = len(self.blocks) // 2
         for i, (block, c) in enumerate(zip(self.blocks, embedded, strict=True)):
             if self.long_skips and i >= len(self.blocks) - half:
                 h = self.skips[i - len(self.blocks) + half](h, kept.pop())
-            caption = (condition.tokens, condition.mask) if self.attends else ()
             h = run(block, h, c, rotation, *caption, recompute=self.activation_checkpointing and self.training)
             if self.long_skips and i < half:
                 kept.append(h)

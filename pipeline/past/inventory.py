@@ -217,7 +217,7 @@ def _pooled(root: Path, pool: str, kept: Iterable[Item]) -> list[Garbage]:
     return [
         Garbage(pool, path, size(path), f"no {stage} artifact that is kept lists it")
         for path in sorted(root.glob(f"{pool}/*"))
-        if path.suffix != ".tmp" and path.stem not in listed
+        if path.suffix in (".tar", ".safetensors", ".json") and path.stem not in listed
     ]
 
 
