@@ -111,4 +111,6 @@ class Condition(Section):
                 raise ValueError(f"`attributes.{name}`: the name is taken; give another, and `column: {name}`")
         if self.class_drop and self.kind == "none":
             raise ValueError("`class_drop` is given, but `kind` is none: the model is told no class")
+        if self.class_drop and not self.columns:
+            raise ValueError("`class_drop` is given, but the class is all that the model is told: give `drop`")
         return self

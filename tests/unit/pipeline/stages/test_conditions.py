@@ -153,6 +153,19 @@ def test_a_config_without_them_has_no_such_stage_and_its_recipe_no_trace_of_them
     assert conditions.recipe(shares) == conditions.recipe(told)  # how often it is withheld costs no stage
 
 
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ({"class_drop": 0.2}, "the class is all that the model is told: give `drop`"),
+        ({"kind": "none", "class_drop": 0.2, "attributes": MOOD}, "`kind` is none"),
+        ({"attributes": {"caption": MOOD["mood"]}}, "the name is taken"),
+    ],
+)
+def test_conditions_that_would_have_no_effect_are_refused(tmp_path: Path, condition: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(table(tmp_path), **condition)
+
+
 def test_the_pool_is_listed(tmp_path: Path) -> None:
     _, (_, told) = made(config(table(tmp_path), attributes=MOOD))
     listing = read_json(told.path / "shards.json")
