@@ -159,11 +159,12 @@ class Config(Section):
                 f"`evaluate.weights` {section.weights!r}: this training leaves {', '.join(names)} (other half-lives by "
                 "`diffusion.training.half_lives`, other lengths by `snapshot_every` with `average_lengths`)"
             )
-        told = self.diffusion.condition.kind != "none" and self.diffusion.condition.drop > 0
+        told = self.diffusion.condition.tells and self.diffusion.condition.drop > 0
         if section.guidance != 1 and section.guidance_kind == "classifier_free" and not told:
             raise ValueError(
                 f"`evaluate.guidance` {section.guidance:g} needs a condition that is sometimes withheld: "
-                "`diffusion.condition` of kind class with `drop` above 0; or give 1, or `guidance_kind: autoguidance`"
+                "`diffusion.condition` of kind class, or attributes, or a caption, with `drop` above 0; or give 1, or "
+                "`guidance_kind: autoguidance`"
             )
         return self
 

@@ -34,8 +34,8 @@ def doubts(config: Config) -> list[str]:
             "curve has no point before the end; give fewer"
         )
     condition = config.diffusion.condition
-    if condition.kind != "none" and condition.drop == 1:
-        lines.append("`diffusion.condition.drop`: 1: the model is never told the class; 0.1 is usual")
+    if condition.tells and condition.drop == 1:
+        lines.append("`diffusion.condition.drop`: 1: the model is never told anything; 0.1 is usual")
     return lines
 
 

@@ -104,6 +104,11 @@ class Condition(Section):
         """Whether the model is told anything but the class: then there is a stage that gathers it."""
         return bool(self.attributes) or self.caption is not None
 
+    @property
+    def tells(self) -> bool:
+        """Whether the model is told anything at all."""
+        return self.kind != "none" or self.columns
+
     @model_validator(mode="after")
     def _names_free(self) -> Condition:
         for name in self.attributes:

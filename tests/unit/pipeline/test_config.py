@@ -110,6 +110,8 @@ def test_what_is_evaluated_is_there_after_training(path: Path) -> None:
         assert "sometimes withheld" in message(path, none, "evaluate.guidance=2")
         config.load(path, [none, "evaluate.guidance=2", "evaluate.guidance_kind=autoguidance"])
         config.load(path, [none])
+    caption = ["diffusion.condition.kind=none", "diffusion.condition.caption={}", "evaluate.guidance=2"]
+    config.load(path, [*caption, "diffusion.backbone.tokens=cross"])
 
 
 @pytest.mark.parametrize(
