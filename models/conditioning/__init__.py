@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.conditioning.attributes import Continuous, MultiLabel
 from models.conditioning.embedded import Conditions, Embedded
 from models.conditioning.labels import ClassCondition
-from models.conditioning.text import Bytes
+from models.conditioning.text import Bytes, Embeddings
 
 __all__ = ["Conditions", "Embedded", "build"]
 
@@ -71,7 +71,7 @@ def build(
 
     kind: "class" where the model is told the class, else "none". attributes: by name {kind: "categorical",
     "multi_label" (with `values`, all that there are) or "continuous"}. caption: {tokens, encoder: {kind: "trained",
-    width, depth, heads}}.
+    width, depth, heads}}, or of another kind, which was run before: {kind, width}.
     Parts are made in this order, whatever the mapping's: class, attributes by name, caption.
     """
     if kind not in ("none", "class"):
@@ -87,7 +87,8 @@ def build(
             nn.init.zeros_(table.table.weight)  # begins as no condition
     if caption:
         own = {key: value for key, value in caption["encoder"].items() if key != "kind"}
-        parts["caption"] = Bytes(caption["tokens"], width, **own)
+        trained = caption["encoder"]["kind"] == "trained"
+        parts["caption"] = Bytes(caption["tokens"], width, **own) if trained else Embeddings(own["width"], width)
     if not parts:
         return NoCondition(width)
     only = next(iter(parts.values()))

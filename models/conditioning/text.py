@@ -7,6 +7,7 @@ Reading and cutting text is left to `pipeline/data/captions.py`.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.conditioning.embedded import Conditions, Embedded
@@ -68,6 +69,36 @@ class Bytes(nn.Module):
         symbols = torch.full((n, self.tokens), PADDING, dtype=torch.int64, device=device)
         symbols[:, 0] = BEGIN
         return {"caption": symbols}
+
+
+class Embeddings(nn.Module):
+    """A caption that a frozen encoder has read: its tokens behind a norm through two layers (as in PixArt-alpha, Chen
+    et al. 2023), its pooled vector through two (as in Stable Diffusion 3, Esser et al. 2024), which begin as zero.
+
+    width: of the encoder's tokens and of its pooled vector; output: of what it gives.
+    """
+
+    def __init__(self, width: int, output: int) -> None:
+        super().__init__()
+        self.width = width
+        self.norm, self.pooled_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_tokens = nn.Sequential(nn.Linear(width, output), nn.GELU(), nn.Linear(output, output))
+        self.up, self.to_vector = nn.Linear(width, output), nn.Linear(output, output)
+        for values in (self.to_vector.weight, self.to_vector.bias):  # begins as no condition
+            nn.init.zeros_(values)
+
+    def forward(self, condition: Conditions, x: Tensor) -> Embedded:
+        """condition["caption"] [n, S, width], "caption/pooled" [n, width], "caption/length" int64 [n] -> vector
+        [n, output], tokens [n, S, output] and their mask."""
+        tokens, pooled = condition["caption"].float(), condition[POOLED].float()
+        mask = torch.arange(tokens.shape[1], device=tokens.device) < condition[LENGTH][:, None]  # [n, S]
+        vector = self.to_vector(F.gelu(self.up(self.pooled_norm(pooled))))
+        return Embedded(vector, self.to_tokens(self.norm(tokens)), mask)
+
+    def null(self, n: int, device: torch.device | str = "cpu") -> Conditions:
+        """One token of zeros for n samples. The empty caption is what the encoder gives for it: the caller has it."""
+        zeros = torch.zeros(n, 1, self.width, device=device)
+        return {"caption": zeros, POOLED: zeros[:, 0], LENGTH: torch.ones(n, dtype=torch.int64, device=device)}
 
 
 def masked_mean(h: Tensor, mask: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.artifacts import Artifact
+from pipeline.data.caption_shards import known
 from pipeline.data.condition_shards import ConditionIndex
+from pipeline.data.text_encoders import Embedding
 from pipeline.files import read_json
 
 if TYPE_CHECKING:
@@ -25,19 +28,29 @@ def open_conditions(
     """
     listing = read_json(conditions.path / "shards.json")
     pool = conditions.path.parent.parent.parent / listing["pool"]
-    own = [record for record in listing["shards"] if record["split"] == split]
+    values = [record for record in listing["shards"] if record["split"] == split and "embeds" not in record]
+    embedded = [record for record in listing["shards"] if record["split"] == split and "embeds" in record]
     buckets = latents.summary.get("buckets")
     numbers: list[int | None] = [None] if buckets is None else list(range(len(buckets)))
     return [
         ConditionIndex(
             pool,
-            [record for record in own if record.get("bucket") == bucket],
+            [record for record in values if record.get("bucket") == bucket],
             conditions.summary["attributes"],
             conditions.summary["caption"],
             _stand_ins(data, latents, split, bucket, cache) if latents.summary.get("lost") else None,
+            [record for record in embedded if record.get("bucket") == bucket],
         )
         for bucket in numbers
     ]
+
+
+def embeddings(conditions: Artifact, split: str, texts: Iterable[str]) -> dict[str, Embedding]:
+    """What the frozen encoder gave for those of the texts that are captions of the split; empty where there is none."""
+    listing = read_json(conditions.path / "shards.json")
+    pool = conditions.path.parent.parent.parent / listing["pool"]
+    files = [pool / r["file"] for r in listing["shards"] if r["split"] == split and "embeds" in r]
+    return known(files, texts)
 
 
 def _stand_ins(data: Artifact, latents: Artifact, split: str, bucket: int | None, cache: Cache | None) -> Array:

@@ -4,37 +4,36 @@ A safetensors file a shard, in a pool that all runs share, named by the values i
 `NAME` int32 [n] (place in the shard's own list of values, -1 for none), of a continuous one float32 [n] (NaN for none),
 of labels uint8 [n, k] (255 in a row of none); of captions `caption` uint8 [bytes of all], `caption.ends` int64 [m + 1],
 and `caption.first` int64 [n + 1]: sample i has the captions first[i] to first[i + 1]. Beside it a record with the
-shard's lists of values. What a value may be is in `condition_values.py`, what a rank makes of it in `loader.py`.
+shard's lists of values. Captions that a frozen encoder read lie in a file of their own, `caption_shards.py`. What a
+value may be is in `condition_values.py`, what a rank makes of it in `loader.py`.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.data import condition_values
+from pipeline.data import caption_shards, condition_values
+from pipeline.data.array_files import Array, mapped, save
 from pipeline.data.captions import captions_of, cut, symbols
-from pipeline.data.index import OPEN, Index, Open, map_file
+from pipeline.data.index import OPEN, Index, Open
 from pipeline.data.latent_pool import entry_path, is_whole
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, digest, read_json, sha256_file, write_json
+from pipeline.files import digest, read_json, sha256_file, write_json
 
-Array = np.ndarray[Any, np.dtype[Any]]
 MISSING = 255  # in a row of labels: none told
 KEY = "__key__"  # a sample's key among its columns, for messages
 FORMAT = 1  # of the files; raise it when their meaning changes
-DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32}
 
 
 def write(pool: Path, condition: Mapping[str, Any], metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Put one shard's values into the pool, unless they are there; returns its record.
 
-    condition: {attributes: {name: {kind, column, ...}}, caption: {tokens} or None}. metas: of each sample its columns.
+    condition: {attributes: {name: {kind, column, ...}}, caption: {tokens} or None}, with `encoder` beside tokens where
+    captions are embedded elsewhere, and only counted here. metas: of each sample its columns.
     Record: {file, bytes, sha256, count, values: of each attribute the shard's list, told: samples that have a value by
     name, captions, cut: captions that were too long, longest: bytes of the longest, columns: all there are}.
     UserError, naming the column, for a value that does not fit.
@@ -43,8 +42,9 @@ def write(pool: Path, condition: Mapping[str, Any], metas: Sequence[Mapping[str,
     values = {name: [_value(name, options, meta) for meta in metas] for name, options in attributes.items()}
     texts = [captions_of(meta.get("caption")) for meta in metas] if caption else []
     recipe = {name: [o["kind"], o.get("range")] for name, o in attributes.items()}
-    limit = caption["tokens"] - 1 if caption else 0
-    path = pool / f"{digest([FORMAT, recipe, limit, values, texts])[:32]}.safetensors"
+    held = caption and "encoder" not in caption  # as bytes
+    limit = caption["tokens"] - 1 if held else 0
+    path = pool / f"{digest([FORMAT, recipe, limit, values, texts or len(metas)])[:32]}.safetensors"
     if is_whole(path):
         return dict(read_json(entry_path(path)))
     arrays: dict[str, Array] = {}
@@ -52,12 +52,12 @@ def write(pool: Path, condition: Mapping[str, Any], metas: Sequence[Mapping[str,
     for name, options in attributes.items():
         arrays[name], lists[name] = _array(options["kind"], values[name])
     written = [[cut(text, limit) for text in several] for several in texts]
-    if caption:
+    if held:
         flat = [content for several in written for content in several]
         arrays["caption"] = np.frombuffer(b"".join(flat), np.uint8)
         arrays["caption.ends"] = np.cumsum([0, *map(len, flat)], dtype=np.int64)
         arrays["caption.first"] = np.cumsum([0, *map(len, written)], dtype=np.int64)
-    _save(path, arrays)
+    save(path, arrays)
     whole = [len(text.encode()) for several in texts for text in several]
     record = {
         "file": path.name,
@@ -115,19 +115,12 @@ def _array(kind: str, values: Sequence[Any]) -> tuple[Array, list[str]]:
     return held, names
 
 
-def _save(path: Path, arrays: Mapping[str, Array]) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file({name: torch.tensor(array) for name, array in arrays.items()}, str(temporary))
-
-
 class ConditionIndex:
     """The conditions of one split (of one bucket), numbered as its latents are.
 
     attributes, caption: options as a model has them. rows: int64 [n], the sample whose conditions each latent has,
-    where these are not in the latents' own order (`data.on_corrupt: skip`).
+    where these are not in the latents' own order (`data.on_corrupt: skip`). embedded: records of the files of captions
+    that a frozen encoder read, one for each of `records`.
     """
 
     def __init__(
@@ -137,15 +130,17 @@ class ConditionIndex:
         attributes: Mapping[str, Mapping[str, Any]],
         caption: Mapping[str, Any] | None,
         rows: Array | None = None,
+        embedded: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.attributes, self.caption, self.rows = dict(attributes), caption, rows
-        self._paths = [pool / record["file"] for record in records]
-        self._bytes = [record["bytes"] for record in records]
+        self._embedded = [(pool / record["file"], record["bytes"]) for record in embedded]
+        self._files = [(pool / record["file"], record["bytes"]) for record in records]
         self._values = [record["values"] for record in records]
         counts = np.array([record["count"] for record in records], np.int64)
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
         self._shards: Open[dict[str, Array]] = Open(self._open, OPEN)
+        self._captions: Open[dict[str, Array]] = Open(lambda shard: _whole(*self._embedded[shard]), OPEN)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -173,7 +168,9 @@ class ConditionIndex:
                 table = arrays[f"{name}.table"]
                 one = options["kind"] == "categorical"
                 row[name] = table[value] if one else _spread(value, table, len(options["values"]))
-        if self.caption is not None:
+        if self._embedded and self.caption is not None:
+            row |= caption_shards.rows(self.caption, caption_shards.read(self._captions[shard], place, which))
+        elif self.caption is not None:
             first, last = (int(n) for n in arrays["caption.first"][place : place + 2])
             content = np.empty(0, np.uint8)
             if last > first:
@@ -185,10 +182,7 @@ class ConditionIndex:
 
     def _open(self, shard: int) -> dict[str, Array]:
         """A shard's arrays, mapped, and of each list of values the place of its own in the model's: NAME.table."""
-        path = self._paths[shard]
-        if not path.exists() or path.stat().st_size != self._bytes[shard]:
-            raise UserError(f"{path}: missing or of another size; run again with --rebuild conditions")
-        arrays = mapped(path)
+        arrays = _whole(*self._files[shard])
         for name, options in self.attributes.items():
             if options["kind"] != "continuous":
                 places = {text: i for i, text in enumerate(options["values"])}
@@ -197,29 +191,17 @@ class ConditionIndex:
         return arrays
 
 
+def _whole(path: Path, size: int) -> dict[str, Array]:
+    if not path.exists() or path.stat().st_size != size:
+        raise UserError(f"{path}: missing or of another size; run again with --rebuild conditions")
+    return mapped(path)
+
+
 def _spread(value: Array, table: Array, count: int) -> Array:
     """A shard's row of labels [k] as the model's [count], float32; -1 where none is told."""
     row = np.full(count, -1.0 if value[0] == MISSING else 0.0, np.float32)
     row[table[np.flatnonzero(value == 1)]] = 1.0
     return row
-
-
-def mapped(path: Path) -> dict[str, Array]:
-    """The arrays of a safetensors file as views of a memory map; nothing is read but the header. UserError for a file
-    that is none."""
-    content: mmap.mmap = map_file(path)
-    try:
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size])
-        arrays = {}
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                dtype, (begin, end) = np.dtype(DTYPES[tensor["dtype"]]), tensor["data_offsets"]
-                flat = np.frombuffer(content, dtype, (end - begin) // dtype.itemsize, 8 + size + begin)
-                arrays[name] = flat.reshape(tensor["shape"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); run again with --rebuild conditions") from None
-    return arrays
 
 
 def merged_values(records: Iterable[Mapping[str, Any]], name: str) -> list[str]:

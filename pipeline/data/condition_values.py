@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data import caption_shards
 from pipeline.data.captions import cleaned, cut, symbols
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -70,7 +71,8 @@ def row(name: str, options: Options, value: Any) -> Any:
 
 
 def caption_row(options: Options, text: str | None) -> Array:
-    """A prompt as int64 [tokens]; none is the empty one. ValueError for one that is longer than the model reads."""
+    """A prompt as int64 [tokens], for an encoder that was trained; none is the empty one. ValueError for one that is
+    longer than the model reads."""
     limit, given = options["tokens"] - 1, cleaned(text or "")
     size = len(given.encode("utf-8", "replace"))
     if size > limit:
@@ -81,6 +83,8 @@ def caption_row(options: Options, text: str | None) -> Array:
 def null_rows(attributes: Mapping[str, Options], caption: Options | None) -> dict[str, Any]:
     """The row of each condition that is not told."""
     rows: dict[str, Any] = {name: row(name, options, None) for name, options in attributes.items()}
+    if caption and "empty" in caption:
+        return {**rows, **caption_shards.rows(caption, None)}
     return {**rows, **({"caption": caption_row(caption, "")} if caption else {})}
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
+from pipeline.data.text_encoders import Embedding
 from pipeline.errors import UserError
 from pipeline.generate import sampling, told
 from pipeline.networks import build_network, load_weights
@@ -40,7 +41,8 @@ class Generator:
 
     options: as in config.json (latent, backbone, condition, classes, path, prediction). space: raw <-> normalised
     latents. defaults: what `sample` takes where it is not told. about: name, weights (SHA-256 by file), lineage.
-    averages: files of other weights of the network, by name (`live`, or a half-life), for autoguidance.
+    averages: files of other weights of the network, by name (`live`, or a half-life), for autoguidance. known: captions
+    that a frozen text encoder has read; it is asked for others.
     """
 
     options: dict[str, Any]
@@ -51,6 +53,7 @@ class Generator:
     defaults: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
     about: dict[str, Any] = field(default_factory=dict)
     averages: dict[str, Path] = field(default_factory=dict)
+    known: dict[str, Embedding] = field(default_factory=dict, repr=False)
     _loaded: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
@@ -189,11 +192,9 @@ class Generator:
     def _batches(self, request: dict[str, Any], first: int) -> Iterator[Images]:
         size, factor = request["batch_size"], self.autoencoder.factor
         height, width = request.get("shape") or self.shapes[0]
-        whole = -(-request["n"] // size) * size
-        conditions, null = told.conditions(self.options, request, whole, self.device)
         for start in range(0, request["n"], size):
             rows = range(start, start + size)  # the last batch goes beyond n, and is cut by the caller
-            condition = {name: values[start : start + size] for name, values in conditions.items()}
+            condition, null = told.conditions(self.options, request, rows, self.device, self.known)
             z = sampling.latents(
                 self.network,
                 lambda: self._weak(str(request["guidance_weak"])),
@@ -274,7 +275,9 @@ def generator(
     defaults: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
     averages: Mapping[str, Path] | None = None,
+    known: Mapping[str, Embedding] | None = None,
 ) -> Generator:
     """A generator of networks at hand (in training, too); nothing is copied."""
     filled = {**DEFAULTS, **(defaults or {})}
-    return Generator(options, autoencoder, network, space, device, filled, dict(about or {}), dict(averages or {}))
+    kept = [dict(values or {}) for values in (about, averages, known)]
+    return Generator(options, autoencoder, network, space, device, filled, *kept)

@@ -5,8 +5,10 @@ A value's form is `data/condition_values.py`'s; what guidance makes of the tenso
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ import torch
 
 from models.conditioning import Conditions
 from models.registry import nearest
-from pipeline.data import condition_values
-from pipeline.data.captions import captions_of, cut
+from pipeline.data import caption_shards, condition_values
+from pipeline.data.captions import captions_of, cleaned, cut
+from pipeline.data.text_encoders import Embedding, Frozen
 from pipeline.errors import UserError
 
 Options = Mapping[str, Any]
@@ -43,6 +46,8 @@ def checked(
             raise UserError("prompt: this model was trained without captions; leave it out")
         several = [prompts] if isinstance(prompts, str) else list(prompts or [])
         for text in [*several, *([negative] if negative is not None else [])]:
+            if "empty" in condition["caption"]:
+                continue  # its tokens are counted when it is read
             _row("prompt", lambda text=text: condition_values.caption_row(condition["caption"], text))
         request |= {"prompts": several} if several else {}
         request |= {} if negative is None else {"negative": negative}
@@ -72,27 +77,57 @@ def count(request: Mapping[str, Any]) -> int:
 
 
 def conditions(
-    options: Options, request: Mapping[str, Any], n: int, device: torch.device
+    options: Options,
+    request: Mapping[str, Any],
+    rows: Sequence[int],
+    device: torch.device,
+    known: Mapping[str, Embedding] | None = None,
 ) -> tuple[Conditions, Conditions]:
-    """The conditions of images 0 ... n - 1 of a request, a row each, and what stands for none of them, one row.
+    """The conditions of the images with the numbers `rows` of a request, and what stands for none of them, one row.
 
-    What is not told is null; the negative prompt stands in the null in place of the empty caption.
+    What is not told is null; the negative prompt stands in the null in place of the empty caption. known: embeddings of
+    captions that are at hand; others are asked of the model's text encoder.
     """
     condition = options["condition"]
     told: dict[str, list[Any]] = {}
     null: dict[str, Any] = {}
     if condition["kind"] == "class":
         nothing, labels = len(options["classes"]), request["classes"] or [len(options["classes"])]
-        told["class"], null["class"] = [np.int64(labels[i % len(labels)]) for i in range(n)], np.int64(nothing)
+        told["class"], null["class"] = [np.int64(labels[i % len(labels)]) for i in rows], np.int64(nothing)
     for name, own in condition.get("attributes", {}).items():
-        rows = [condition_values.row(name, own, v) for v in request.get("attributes", {}).get(name, [None])]
-        told[name], null[name] = [rows[i % len(rows)] for i in range(n)], condition_values.row(name, own, None)
+        values = request.get("attributes", {}).get(name, [None])
+        told[name] = [condition_values.row(name, own, values[i % len(values)]) for i in rows]
+        null[name] = condition_values.row(name, own, None)
     if own := condition.get("caption"):
-        rows = [condition_values.caption_row(own, text) for text in request.get("prompts", [""])]
-        told["caption"] = [rows[i % len(rows)] for i in range(n)]
-        null["caption"] = condition_values.caption_row(own, request.get("negative"))
-    tensors = {name: torch.from_numpy(np.stack(rows)).to(device) for name, rows in told.items()}
+        prompts, negative = request.get("prompts", [""]), request.get("negative")
+        found = _read(own, [*(prompts[i % len(prompts)] for i in rows), negative or ""], device, known or {})
+        told |= {name: [row[name] for row in found[:-1]] for name in found[-1]}
+        null |= found[-1]
+    tensors = {name: torch.from_numpy(np.stack(values)).to(device) for name, values in told.items()}
     return tensors, {name: torch.from_numpy(np.stack([row])).to(device) for name, row in null.items()}
+
+
+def _read(
+    caption: Options, texts: Sequence[str], device: torch.device, known: Mapping[str, Embedding]
+) -> list[dict[str, Any]]:
+    """The rows by name of each prompt."""
+    if "empty" not in caption:
+        return [{"caption": condition_values.caption_row(caption, text)} for text in texts]
+    given = [cleaned(text) for text in texts]
+    new = sorted({text for text in given if text and text not in known})
+    embeddings: dict[str, Embedding | None] = {**known, "": None}
+    if new:
+        found, cut_off = encoder_of(json.dumps(caption["encoder"]), caption["tokens"], str(device))(new)
+        if cut_off:
+            print(f"prompt: {cut_off} are longer than the {caption['tokens']} tokens that the model reads: cut")
+        embeddings |= dict(zip(new, found, strict=True))
+    return [caption_shards.rows(caption, embeddings[text]) for text in given]
+
+
+@lru_cache(maxsize=1)
+def encoder_of(encoder: str, limit: int, device: str) -> Frozen:
+    """A text encoder in memory, of its options as JSON."""
+    return Frozen(json.loads(encoder), limit, device)
 
 
 def of_samples(options: Options, metas: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -106,9 +141,9 @@ def of_samples(options: Options, metas: Iterable[Mapping[str, Any]]) -> dict[str
             name: [_plain(own, meta.get(own.get("column", name))) for meta in several] for name, own in known.items()
         }
     if own := condition.get("caption"):
-        limit = own["tokens"] - 1
         texts = [(captions_of(meta.get("caption")) or [""])[0] for meta in several]
-        told["prompts"] = [cut(text, limit).decode() for text in texts]
+        trained = "empty" not in own
+        told["prompts"] = [cut(text, own["tokens"] - 1).decode() for text in texts] if trained else texts
     return told
 
 

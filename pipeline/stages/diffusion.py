@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Writer, check_inputs
 from pipeline.config import Config
+from pipeline.data.text_encoders import frozen_encoder
+from pipeline.errors import UserError
 from pipeline.evaluation.curve import prepare
 from pipeline.files import write_json
 from pipeline.schema.section import result_fields
@@ -30,13 +32,17 @@ def recipe(config: Config) -> dict[str, Any]:
     section = result_fields(config.diffusion)
     section["training"] = training_recipe(config, "diffusion")
     section["backbone"] = registry.resolve("backbones", config.diffusion.backbone)
+    if encoder := frozen_encoder(config):
+        section["condition"]["caption"]["encoder"] = {key: encoder[key] for key in ("kind", "digest")}
     return {**section, "seed": config.run.seed, "lanes": config.data.lanes, **balance_recipe(config.data)}
 
 
 def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool) -> dict[str, Any]:
-    """Refuse latents of another autoencoder, train by the cluster's ranks, compare with the best Gaussian denoiser."""
+    """Refuse latents and captions of other encoders, train by the cluster's ranks, compare with the best Gaussian
+    denoiser."""
     from pipeline.tasks import trained
 
+    check_encoder(config, inputs)
     check_inputs(inputs["encode"], {"autoencoder": inputs["autoencoder"], "ingest": inputs["ingest"]})
     if config.diffusion.fd.every:
         threads = config.cluster.least_threads
@@ -50,6 +56,20 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         summary["gaussian_loss"] = gaussian
         spool.metrics({"diffusion/gaussian_loss": gaussian}, summary["step"])
     return summary
+
+
+def check_encoder(config: Config, inputs: dict[str, Artifact]) -> None:
+    """Refuse embeddings of another text encoder than the config's."""
+    wanted = frozen_encoder(config)
+    if wanted is None:
+        return
+    found = inputs["conditions"].summary["caption"]["encoder"]
+    if found.get("digest") != wanted["digest"]:
+        raise UserError(
+            f"{inputs['conditions'].path}: captions embedded by {found['kind']} ({found.get('digest', '')[:12]}), and "
+            f"`diffusion.condition.caption.encoder` is {wanted['kind']} ({wanted['digest'][:12]}); run again with "
+            "--rebuild conditions"
+        )
 
 
 def headline(summary: dict[str, Any]) -> str:

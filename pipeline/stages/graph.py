@@ -204,6 +204,7 @@ def absolute(config: Config) -> Config:
     places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels", "class_names")]
     places += [(values["autoencoder"]["loss"]["perceptual"], key) for key in ("path", "heads")]
     places += [(values["evaluate"]["extractor"], "path")]
+    places += [((values["diffusion"]["condition"]["caption"] or {}).get("encoder", {}), "path")]
     for section, key in places:
         if isinstance(section.get(key), str) and section[key] and "://" not in section[key]:
             section[key] = str(Path(section[key]).absolute())

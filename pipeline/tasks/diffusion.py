@@ -5,7 +5,7 @@ Paths, predictions and weightings are in `models/diffusion/`, the loop in `train
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipeline.data import loader
+    from pipeline.data.text_encoders import Embedding
     from pipeline.training.engine import Engine
     from pipeline.training.loop import Task
     from pipeline.training.ranks import Ranks
@@ -63,6 +64,13 @@ def told(config: Config, inputs: dict[str, Artifact], split: str) -> loader.Told
         drops["caption"] = section.caption.drop
     null = null_rows(made.summary["attributes"], made.summary["caption"])
     return Told(open_conditions(made, inputs["ingest"], inputs["encode"], split, config.data.cache), null, drops)
+
+
+def read_of(inputs: dict[str, Artifact], request: Mapping[str, Any]) -> dict[str, Embedding]:
+    """What a frozen encoder gave for the held-out captions of a request: no rank loads it."""
+    from pipeline.data.condition_pool import embeddings
+
+    return embeddings(inputs["conditions"], "val", request["prompts"]) if "prompts" in request else {}
 
 
 def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn.Module, Task]:
@@ -151,7 +159,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         )
         shown = told_of(config, inputs["ingest"].path, what, "val", PREVIEW_IMAGES)
         with engine.weights("ema"):
-            sampler = generator(what, decoder, engine.module, space, ranks.device)
+            sampler = generator(what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown))
             images = sampler.sample(
                 classes, n=PREVIEW_IMAGES, seed=seed, steps=PREVIEW_STEPS, batch_size=PREVIEW_IMAGES, **shown
             )
@@ -165,7 +173,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     def measure(engine: Engine) -> dict[str, float]:
         """A point of the curve of Fréchet distances; every rank samples the same, rank 0 looks at it."""
         with engine.weights("ema"):
-            images = generator(what, decoder, engine.module, space, ranks.device).sample(**request)
+            sampler = generator(what, decoder, engine.module, space, ranks.device, known=read_of(inputs, request))
+            images = sampler.sample(**request)
         return curve.point(images) if ranks.first else {}
 
     return network, Task("diffusion", loss, batches, validate, preview, measure, section.fd.every)

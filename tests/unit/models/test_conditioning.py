@@ -112,3 +112,18 @@ def test_a_caption_does_not_depend_on_its_neighbours():
     torch.testing.assert_close(together.vector[0], alone.vector[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(together.tokens[0, :3], alone.tokens[0, :3], rtol=0, atol=1e-5)
     assert together.mask[0].tolist() == [True] * 3 + [False] * 61
+
+
+def test_a_caption_that_was_embedded_before_does_not_depend_on_what_fills_it_up() -> None:
+    from models.conditioning.text import LENGTH, POOLED
+
+    torch.manual_seed(0)
+    module = conditioning.build("none", 8, caption={"tokens": 6, "encoder": {"kind": "minilm", "width": 4}})
+    tokens, pooled = torch.randn(2, 6, 4).half(), torch.randn(2, 4).half()
+    condition = {"caption": tokens, POOLED: pooled, LENGTH: torch.tensor([3, 6])}
+    found = module(condition, torch.zeros(2, 1))
+    assert found.mask is not None and found.mask.tolist() == [[True] * 3 + [False] * 3, [True] * 6]
+    assert found.tokens is not None and found.tokens.dtype == torch.float32 and not found.vector.any()  # begins as none
+    alone = module({"caption": tokens[:1, :3], POOLED: pooled[:1], LENGTH: torch.tensor([3])}, torch.zeros(1, 1))
+    torch.testing.assert_close(alone.tokens, found.tokens[:1, :3])
+    assert set(module.null(2)) == {"caption", POOLED, LENGTH}

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def test_values_are_taken_in_turn_and_what_is_not_given_is_not_told() -> None:
     request = told.checked(OPTIONS, prompts=["one", "two"], attributes={"mood": ["sad", None, "glad"], "worn": ["hat"]})
     assert told.count(request) == 3
-    rows, null = told.conditions(OPTIONS, {**request, "classes": [0]}, 4, CPU)
+    rows, null = told.conditions(OPTIONS, {**request, "classes": [0]}, range(4), CPU)
     assert rows["mood"].tolist() == [1, 2, 0, 1] and rows["class"].tolist() == [0, 0, 0, 0]
     assert rows["age"].tolist() == [-1] * 4 and rows["worn"].tolist() == [[1, 0]] * 4
     assert torch.equal(rows["caption"][0], rows["caption"][2]) and not torch.equal(
@@ -43,16 +43,17 @@ def test_values_are_taken_in_turn_and_what_is_not_given_is_not_told() -> None:
 
 
 def test_a_negative_prompt_stands_in_the_null() -> None:
-    plain = told.conditions(OPTIONS, {"classes": []}, 1, CPU)
+    plain = told.conditions(OPTIONS, {"classes": []}, range(1), CPU)
     assert plain[0]["class"].tolist() == [2] and torch.equal(plain[0]["caption"], plain[1]["caption"])
-    rows, null = told.conditions(OPTIONS, {"classes": [], **told.checked(OPTIONS, negative="dark")}, 1, CPU)
+    rows, null = told.conditions(OPTIONS, {"classes": [], **told.checked(OPTIONS, negative="dark")}, range(1), CPU)
     assert torch.equal(rows["caption"], plain[0]["caption"]) and not torch.equal(null["caption"], rows["caption"])
 
 
 def test_labels_of_one_image_or_of_each() -> None:
     assert told.checked(OPTIONS, attributes={"worn": ["hat", "scarf"]})["attributes"] == {"worn": [["hat", "scarf"]]}
     each = told.checked(OPTIONS, attributes={"worn": [["hat"], [], None]})
-    assert told.conditions(OPTIONS, {"classes": [], **each}, 3, CPU)[0]["worn"].tolist() == [[1, 0], [0, 0], [-1, -1]]
+    rows = told.conditions(OPTIONS, {"classes": [], **each}, range(3), CPU)[0]
+    assert rows["worn"].tolist() == [[1, 0], [0, 0], [-1, -1]]
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,24 @@ def test_what_samples_of_the_data_set_are_told() -> None:
     told.checked(OPTIONS, **found)
     assert told.part(found, [1, 2])["prompts"] == ["", "much to"]
     assert told.of_samples(CLASSES_ONLY, metas) == {}
+
+
+def test_prompts_of_a_frozen_encoder_that_are_at_hand_are_not_read_again() -> None:
+    import numpy as np
+
+    from pipeline.data.caption_shards import packed
+    from pipeline.data.text_encoders import Embedding
+
+    def embedding(length: int) -> Embedding:
+        return Embedding(np.full((length, 4), length, np.float16), np.full(4, length, np.float16))
+
+    encoder = {"kind": "transformers", "path": "nowhere", "digest": "ab", "width": 4}
+    caption = {"tokens": 8, "encoder": encoder, "empty": packed(embedding(2))}
+    options = {"classes": [], "condition": {"kind": "none", "drop": 0.1, "caption": caption}}
+    request = told.checked(options, prompts=["one", " one\ttwo ", ""], negative="one")
+    known = {"one": embedding(3), "one two": embedding(5)}
+    rows, null = told.conditions(options, request, range(4), CPU, known)
+    assert rows["caption/length"].tolist() == [3, 5, 2, 3] and null["caption/length"].tolist() == [3]
+    assert rows["caption"].shape == (4, 8, 4) and rows["caption/pooled"][:, 0].tolist() == [3, 5, 2, 3]
+    with pytest.raises(UserError, match=r"text encoder nowhere: no config.json there"):
+        told.conditions(options, told.checked(options, prompts=["new"]), range(1), CPU, known)

@@ -17,7 +17,8 @@ from pipeline.config import Config
 from pipeline.data.condition_pool import open_conditions
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.stages import conditions, graph, ingest
+from pipeline.stages import conditions, diffusion, graph, ingest
+from pipeline.stages.conditions import recipe
 
 COUNT = 24
 CAPTION = {"tokens": 32}
@@ -171,3 +172,44 @@ def test_the_pool_is_listed(tmp_path: Path) -> None:
     listing = read_json(told.path / "shards.json")
     assert sum(shard["count"] for shard in listing["shards"]) == COUNT
     assert all((tmp_path / "runs" / listing["pool"] / shard["file"]).exists() for shard in listing["shards"])
+
+
+def test_a_frozen_encoder_reads_each_shard_once_and_a_changed_caption_costs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.data import text_encoders
+    from pipeline.data.text_encoders import Embedding
+
+    class Letters:
+        """In place of an encoder: as many tokens as a text has letters, and one."""
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def __call__(self, texts: Any) -> tuple[list[Embedding], int]:
+            read.append(len(texts))
+            rows = [np.full((len(text) + 1, 4), len(text), np.float16) for text in texts]
+            return [Embedding(row, row[0]) for row in rows], 0
+
+    read: list[int] = []
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text('{"d_model": 4}')
+    (encoder / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(text_encoders, "Frozen", Letters)
+    caption = {"encoder": {"kind": "transformers", "path": str(encoder)}, "tokens": 32}
+    where = config(table(tmp_path), caption=caption)
+    summary, (images, told) = made(where)
+    assert sum(read) == COUNT + 1 and summary["captions"] == COUNT and summary["cut"] == 0  # and the empty caption
+    assert summary["caption"]["tokens"] == 16 and summary["caption"]["encoder"]["width"] == 4
+    before, batches = recipe(where), len(read)
+    assert made(where)[0] == summary and len(read) == batches
+    train = open_conditions(told, images, SimpleNamespace(summary={}), "train", None)[0]  # type: ignore[arg-type]
+    assert train.read(np.arange(3))["caption/length"].tolist() == [9, 9, 9]  # "number 7" has eight letters
+    table(tmp_path, said={1: "another"})
+    made(where)
+    assert len(read) == batches + 1
+    (encoder / "model.safetensors").write_bytes(b"other weights")
+    assert recipe(where)["caption"]["encoder"]["digest"] != before["caption"]["encoder"]["digest"]
+    changed = {"conditions": SimpleNamespace(summary=summary, path=tmp_path)}
+    with pytest.raises(UserError, match=r"captions embedded by transformers .* run again with --rebuild conditions"):
+        diffusion.check_encoder(where, changed)  # type: ignore[arg-type]
