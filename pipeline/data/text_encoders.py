@@ -120,7 +120,7 @@ class Frozen:
 
     def __init__(self, encoder: Mapping[str, Any], limit: int, device: torch.device | str = "cpu") -> None:
         folder = check_same(encoder)
-        self.device = device
+        self.device, self.width = device, int(encoder["width"])
         self.tokenizer, self.model, most = _loaded(folder)
         self.model.to(device)
         self.limit = min(limit, most)
@@ -131,8 +131,9 @@ class Frozen:
         Texts of like length go together, in an order that follows from the texts alone.
         """
         lengths = [len(found) for found in self.tokenizer(list(texts))["input_ids"]] if texts else []
-        order = sorted(range(len(texts)), key=lambda i: (lengths[i], texts[i]))
-        done: dict[int, Embedding] = {}
+        order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: (lengths[i], texts[i]))
+        zeros = np.zeros((1, self.width), np.float16)  # of a text that has no token, not even an end: one of zeros
+        done = {i: Embedding(zeros, zeros[0]) for i, length in enumerate(lengths) if not length}
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             done |= dict(zip(rows, self._batch([texts[i] for i in rows]), strict=True))

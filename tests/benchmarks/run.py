@@ -28,6 +28,7 @@ BENCHMARKS = {  # name: (rounds, in short)
     "engine": (10, 3),
     "save": (15, 2),
     "cache": (9, 2),
+    "captions": (7, 2),
 }
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -68,6 +68,14 @@ def test_embeddings_are_those_of_the_library_and_do_not_depend_on_neighbours(tmp
         np.testing.assert_allclose(embedding.pooled, pooled, atol=2e-3)
 
 
+def test_a_text_without_tokens_is_one_token_of_zeros(bert: dict[str, Any], tmp_path: Path) -> None:
+    folder = shutil.copytree(bert["path"], tmp_path / "bare")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    found, _ = Frozen(identified({"kind": "transformers", "path": str(folder)}), 8)(["", "a hat"])
+    assert found[0].tokens.shape == (1, 16) and not found[0].tokens.any() and len(found[1].tokens) == 2
+
+
 def test_a_caption_that_is_too_long_is_cut_and_counted(bert: dict[str, Any]) -> None:
     found, cut = Frozen(bert, 6)(TEXTS)
     assert cut == 1 and [len(e.tokens) for e in found] == [2, 4, 6, 5]
