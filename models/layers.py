@@ -71,19 +71,23 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries of one sequence over keys and values of another. The last product begins as zero."""
+    """Queries of one sequence over keys and values of another, of `context` channels (default: as many). The last
+    product begins as zero.
+    """
 
-    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = False, context: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key_value = nn.Linear(context or width, 2 * width)
         self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [n, T, D] (normalised here, without weights), tokens [n, S, D], mask bool [n, S] -> [n, T, D]."""
+        """x [n, T, D] (normalised here, without weights), tokens [n, S, context], mask bool [n, S] -> [n, T, D]."""
         n, count, width = x.shape
         normed = F.layer_norm(x.float(), (width,), eps=1e-6)
         q = self.query(normed).view(n, count, self.heads, -1).transpose(1, 2)  # [n, heads, T, d]
@@ -222,6 +226,19 @@ class SpatialAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, channels)
         y = self.to_out[0](y).transpose(1, 2).reshape(n, channels, height, width)  # [n, h w, c] -> [n, c, h, w]
         return x + y  # type: ignore[no-any-return]
+
+
+class SpatialCrossAttention(nn.Module):
+    """Attention of the pixels of a map to tokens of `context` channels, beside a shortcut. Begins as the shortcut."""
+
+    def __init__(self, channels: int, head_width: int | None, context: int) -> None:
+        super().__init__()
+        self.attention = CrossAttention(channels, channels // (head_width or channels), context=context)
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [n, c, h, w], tokens [n, S, context], mask bool [n, S] of those that are there -> [n, c, h, w]."""
+        pixels = x.flatten(2).transpose(1, 2)  # [n, c, h, w] -> [n, h w, c]
+        return x + self.attention(pixels, tokens, mask).transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
 
 
 class Halve(nn.Module):
