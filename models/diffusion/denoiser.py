@@ -64,7 +64,8 @@ def check_attends(model: Any, backbone: Mapping[str, Any], caption: Mapping[str,
     attends = getattr(model, "attends", False)
     if caption and not attends:
         raise ValueError(
-            f"tokens: {backbone['kind']} does not attend to a caption's tokens; give a dit or a unet `tokens: cross`"
+            f"tokens: {backbone['kind']} does not attend to a caption's tokens; give a dit `tokens: cross` or `joint`, "
+            "a unet `tokens: cross`"
         )
     if attends and not caption:
         raise ValueError(

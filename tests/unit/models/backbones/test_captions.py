@@ -6,16 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models import costs, registry
+from models.backbones import dit
 from models.conditioning import Embedded
 
 DIT = {"kind": "dit", "width": 24, "depth": 3, "heads": 3, "patch": 2}
 UNET = {"kind": "unet", "width": 8, "multipliers": (1, 2), "attention": (False, True), "blocks": 1, "groups": 4,
         "head_width": 8}  # fmt: skip
+SHAPE = {"channels": 3, "size": 8}
 MODELS = {
     "dit cross": {**DIT, "tokens": "cross"},
+    "dit joint": {**DIT, "tokens": "joint", "qk_norm": True, "rope": True, "long_skips": True, "rms_norm": True},
+    "dit joint plain": {**DIT, "tokens": "joint"},
     "unet cross": {**UNET, "tokens": "cross"},
 }
 each = pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
@@ -23,7 +28,7 @@ each = pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 
 def built(options: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    return registry.build("backbones", options, channels=3, size=8)
+    return registry.build("backbones", options, **SHAPE)
 
 
 def trained(options: dict[str, Any]) -> Any:
@@ -113,6 +118,55 @@ def test_activation_checkpointing_changes_nothing(options):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("dit")])
+def test_flops_of_a_dit_are_what_torch_counts(name):
+    for options in (MODELS[name], {**MODELS[name], "depth": 1}):
+        config = registry.make_config("backbones", options)
+        assert costs.backbone(options, 3, 8).flops == dit.flops(config, 3, 8, caption=64)
+
+
+def test_new_joint_blocks_are_the_identity_and_the_last_one_gives_no_caption():
+    model = built(MODELS["dit joint plain"])
+    x, c, tokens = torch.randn(2, 16, 24), torch.randn(2, 24), torch.randn(2, 5, 24)
+    for block in model.blocks:
+        made = block(x, c, None, tokens, None)
+        assert torch.equal(made[0], x) and torch.equal(made[1], tokens)
+    of_caption = [sum(p.numel() for p in block.caption.parameters()) for block in model.blocks]
+    of_image = sum(p.numel() for p in dit.Block(registry.make_config("backbones", DIT)).parameters())
+    assert of_caption == [of_image, of_image, 2 * (24 * 48 + 48)]
+
+
+def test_attention_of_a_joint_block_is_over_image_and_caption():
+    """Against a softmax written out, for one head; image and caption of unlike weights."""
+    model = trained({**MODELS["dit joint plain"], "width": 8, "heads": 1})
+    block, c = model.blocks[0], torch.randn(1, 8)
+    parts, projected, steered = (torch.randn(1, 4, 8), torch.randn(1, 3, 8)), [], []
+    for stream, h in zip((block, block.caption), parts, strict=True):
+        steered.append(stream.modulation(c).chunk(6, dim=-1))
+        shift, scale = steered[-1][:2]
+        projected.append(stream.attention.qkv(F.layer_norm(h, (8,), eps=1e-6) * (1 + scale) + shift))
+    q, k, v = torch.cat(projected, dim=1).chunk(3, dim=-1)
+    y = torch.softmax(q @ k.transpose(1, 2) / 8**0.5, dim=-1) @ v
+    made = block(parts[0], c, None, parts[1], None)
+    for i, (stream, h, part) in enumerate(zip((block, block.caption), parts, y.split([4, 3], dim=1), strict=True)):
+        _, _, gate, shift, scale, last_gate = steered[i]
+        h = h + gate * stream.attention.out(part)
+        expected = h + last_gate * stream.mlp(F.layer_norm(h, (8,), eps=1e-6) * (1 + scale) + shift)
+        torch.testing.assert_close(made[i], expected)
+
+
+def test_autocast_keeps_the_stream_of_a_caption_in_float32():
+    model = trained(MODELS["dit joint"])
+    kept = []
+    model.blocks[1].register_forward_pre_hook(lambda block, given: kept.append(given[3].dtype))
+    x, t, told = inputs(model)
+    exact = model(x, t, told)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(x, t, told._replace(tokens=told.tokens.bfloat16()))
+    assert kept == [torch.float32] * 2 and rough.dtype == torch.float32
+    assert float(((rough - exact).norm() / exact.norm()).detach()) < 0.03
+
+
 def test_attention_of_a_unet_to_a_caption_by_hand():
     """What `tokens: cross` adds at each place: queries and out of every pixel, keys and values of every token, the
     scores and their sum. Here at 4 x 4 pixels: a block down, one in the middle, two up."""
@@ -129,6 +183,7 @@ def test_attention_of_a_unet_to_a_caption_by_hand():
     [
         ({**DIT, "tokens": "joined"}, "tokens: expected"),
         ({**DIT, "tokens": "cross", "own_embeddings": True}, "tokens: a DiT with own_embeddings"),
+        ({**DIT, "tokens": "joint", "own_embeddings": True}, "tokens: a DiT with own_embeddings"),
         ({**UNET, "tokens": "joint"}, "tokens: expected"),
         ({**UNET, "tokens": "cross", "attention": (False, False), "middle_attention": False}, "tokens: attention to"),
     ],
