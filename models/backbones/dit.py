@@ -88,9 +88,9 @@ PRESETS = {
 PRESETS |= {f"diffusers-{size}/2": {**PRESETS[f"dit-{size}/2"], "frequency_shift": 1} for size in SIZES}
 
 
-def flops(config: Config, channels: int, size: int, caption: int = 0) -> int:
+def flops(config: Config, channels: int, size: int, caption: int = 0, beside: int = 0) -> int:
     """FLOPs (two a multiply-add) of the matrix products of one sample's forward pass; latents [channels, size, size],
-    tokens of the caption that is attended to.
+    tokens of the caption that is attended to, channels beside the latents.
 
     A training step costs three times this. Norms, sines and the class table are left out, as is usual.
     """
@@ -106,7 +106,7 @@ def flops(config: Config, channels: int, size: int, caption: int = 0) -> int:
         own = 4 * caption * width * width + 2 * caption * width * hidden + 6 * width * width
         last = 2 * (caption + 1) * width * width + 2 * tokens * caption * width
         joint = (config.depth - 1) * (own + 2 * pairs * width) + last
-    ends = 2 * tokens * pixels * width + 2 * width * width  # patches, last norm
+    ends = (2 * pixels + beside * config.patch**2) * tokens * width + 2 * width * width  # patches, last norm
     times = (config.depth if config.own_embeddings else 1) * (256 + width) * width
     skips = config.depth // 2 * 2 * tokens * width * width if config.long_skips else 0
     return 2 * (config.depth * block + joint + ends + times + skips)
@@ -224,14 +224,14 @@ class Model(nn.Module):
     """(x, t, condition) -> prediction. `condition_width` is the width of the vector that it expects.
 
     Made for latents of size x size; takes any whose sides the patch divides, with the same weights: the positions of
-    another grid lie over the middle of the square one.
+    another grid lie over the middle of the square one. beside: channels that come with x, and do not come out.
     """
 
     cos: Tensor
     sin: Tensor
     positions: Tensor
 
-    def __init__(self, config: Config, channels: int, size: int) -> None:
+    def __init__(self, config: Config, channels: int, size: int, beside: int = 0) -> None:
         super().__init__()
         self.config = config
         if size % config.patch:
@@ -265,6 +265,11 @@ class Model(nn.Module):
         else:
             self.register_buffer("positions", sine_positions(config.width, self.grid, self.grid), persistent=False)
         self._initialise()
+        # The first layer's weights for what is concatenated to x, kept apart: they begin as zero, so that a network
+        # which did not know these channels stays what it was, name by name.
+        self.embed_beside = nn.Linear(beside * config.patch**2, config.width, bias=False) if beside else None
+        if self.embed_beside is not None:
+            nn.init.zeros_(self.embed_beside.weight)
 
     def _initialise(self) -> None:
         """Xavier for the products; zero for every modulation and the output (the zero of adaLN-zero)."""
@@ -279,15 +284,15 @@ class Model(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, condition: Embedded) -> Tensor:
-        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, D], and tokens [n, S, D] if it attends -> float32
-        [n, C, h, w]."""
+        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, D], tokens [n, S, D] if it attends, channels
+        [n, beside, h, w] if there are any -> float32 [n, C, h, w]."""
         n, p = x.shape[0], self.patch
         if x.shape[2] % p or x.shape[3] % p:
             raise ValueError(f"patch: expected a divisor of the latents' sides {tuple(x.shape[2:])}, got {p}")
         g, k = x.shape[2] // p, x.shape[3] // p  # the grid: g rows of k tokens
-        # [n, C, g p, k p] -> [n, C, g, p, k, p] -> [n, g, k, C, p, p] -> [n, T, C p p]
-        patches = x.reshape(n, self.channels, g, p, k, p).permute(0, 2, 4, 1, 3, 5).reshape(n, g * k, -1)
-        h = self.embed(patches)  # [n, T, D]
+        h = self.embed(self._patches(x))  # [n, T, D]
+        if self.embed_beside is not None and condition.channels is not None:
+            h = h + self.embed_beside(self._patches(condition.channels))
         positions, rotation = self._positions(g, k, x.device)
         if positions is not None:
             h = h + positions
@@ -314,6 +319,12 @@ class Model(nn.Module):
         y = y.reshape(n, g, k, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
         image: Tensor = y.reshape(n, self.channels, g * p, k * p)
         return image
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """[n, C, g p, k p] -> [n, C, g, p, k, p] -> [n, g, k, C, p, p] -> [n, T, C p p]."""
+        n, channels, height, width, p = *x.shape, self.patch
+        x = x.reshape(n, channels, height // p, p, width // p, p)
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(n, height // p * (width // p), -1)
 
     def _positions(
         self, rows: int, columns: int, device: torch.device

@@ -216,9 +216,12 @@ class Middle(nn.Module):
 
 
 class Model(nn.Module):
-    """(x, t, condition) -> prediction. `condition_width` is the width of the vector that it expects."""
+    """(x, t, condition) -> prediction. `condition_width` is the width of the vector that it expects.
 
-    def __init__(self, config: Config, channels: int, size: int) -> None:
+    beside: channels that come with x, and do not come out.
+    """
+
+    def __init__(self, config: Config, channels: int, size: int, beside: int = 0) -> None:
         super().__init__()
         self.config = config
         widths, last = config.widths, len(config.widths) - 1
@@ -249,13 +252,20 @@ class Model(nn.Module):
             if name.endswith(("conv2", "to_out.0")) or name == "conv_out":
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
+        # The first layer's weights for what is concatenated to x, kept apart: they begin as zero, so that a network
+        # which did not know these channels stays what it was, name by name.
+        self.conv_in_beside = nn.Conv2d(beside, widths[0], 3, padding=1, bias=False) if beside else None
+        if self.conv_in_beside is not None:
+            nn.init.zeros_(self.conv_in_beside.weight)
 
     def forward(self, x: Tensor, t: Tensor, condition: Embedded) -> Tensor:
-        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, E], and tokens [n, S, E] if it attends -> float32
-        [n, C, h, w]."""
+        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, E], tokens [n, S, E] if it attends, channels
+        [n, beside, h, w] if there are any -> float32 [n, C, h, w]."""
         c = F.silu(self.time_embedding(t).float() + condition.vector.float())  # [n, E]
         caption = (condition.tokens, condition.mask) if self.attends else ()
         h = self.conv_in(x)
+        if self.conv_in_beside is not None and condition.channels is not None:
+            h = h + self.conv_in_beside(condition.channels)
         skips = [h]
         for level in self.down_blocks:
             made = level(h, c, (), *caption)
