@@ -1,7 +1,8 @@
 """DiT: a transformer over patches whose norms the time and the condition steer (adaLN-zero).
 
 Peebles and Xie 2023, "Scalable Diffusion Models with Transformers"; widths and depths of the presets are theirs, the
-tiny ones are ours. What the output means (eps, x0, v, velocity) is not known here: see diffusion/objectives.py.
+tiny ones are ours. It may attend to a caption (`tokens`), by cross-attention or, as MM-DiT, in two streams. What the
+output means (eps, x0, v, velocity) is not known here: see diffusion/objectives.py.
 """
 
 from __future__ import annotations
