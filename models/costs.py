@@ -33,14 +33,15 @@ class Cost(NamedTuple):
     flops: int  # matrix products and convolutions of one sample's forward pass, two FLOPs a multiply-add
 
 
-def preset(family: str, kind: str, name: str, channels: int, size: int) -> Cost:
-    """Cost of a preset on inputs [channels, size, size]: from the table if it is in it, else counted. ValueError where
-    it does not fit them."""
-    row = _stored().get(family, {}).get(f"{kind} {name}") if (channels, size) == SHAPES[family] else None
+def preset(family: str, kind: str, name: str, channels: int, size: int, **fields: Any) -> Cost:
+    """Cost of a preset on inputs [channels, size, size], with `fields` in place of its own: from the table if it is in
+    it, else counted. ValueError where it does not fit them."""
+    usual = (channels, size) == SHAPES[family] and not fields
+    row = _stored().get(family, {}).get(f"{kind} {name}") if usual else None
     if row is not None:
         return Cost(*row)
     count = {"backbones": backbone, "autoencoders": autoencoder}[family]
-    return count({"kind": kind, "preset": name}, channels, size)
+    return count({"kind": kind, "preset": name, **fields}, channels, size)
 
 
 def backbone(options: Mapping[str, Any], channels: int, size: int) -> Cost:

@@ -41,6 +41,17 @@ def gated_sum(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
     return torch.addcmul(x, gate.to(x.dtype).unsqueeze(1), branch.to(x.dtype))
 
 
+def in_heads(x: Tensor, heads: int, parts: int = 1) -> list[Tensor]:
+    """x [n, T, parts D] -> `parts` views [n, heads, T, d]; nothing is copied, and backward joins them once."""
+    n, tokens, width = x.shape
+    return [p.view(n, tokens, heads, -1).transpose(1, 2) for p in x.split(width // parts, dim=-1)]
+
+
+def out_of_heads(x: Tensor) -> Tensor:
+    """[n, heads, T, d] -> [n, T, D]."""
+    return x.transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
     """Self-attention over [n, T, D] with one fused projection; optional RMS norm of queries and keys (Dehghani et al.
     2023).
@@ -58,42 +69,46 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
         """x [n, T, D], rotation (see `rotary`) or none, mask bool [n, T] of the tokens that are there -> [n, T, D]."""
-        n, tokens, width = x.shape
-        # [n, T, 3D] -> 3 x [n, T, D] -> three views [n, heads, T, d]; nothing is copied, and backward joins them once
-        q, k, v = (p.view(n, tokens, self.heads, -1).transpose(1, 2) for p in self.qkv(x).split(width, dim=-1))
+        seen = None if mask is None else mask[:, None, None]  # [n, 1, 1, T]
+        # [n, heads, T, d], softmax in float32
+        y = F.scaled_dot_product_attention(*self.projected(x, rotation), attn_mask=seen)
+        return self.out(out_of_heads(y))  # type: ignore[no-any-return]
+
+    def projected(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x [n, T, D], each [n, heads, T, d]."""
+        q, k, v = in_heads(self.qkv(x), self.heads, 3)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)
         if rotation is not None:
             q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
-        seen = None if mask is None else mask[:, None, None]  # [n, 1, 1, T]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # [n, heads, T, d], softmax in float32
-        return self.out(y.transpose(1, 2).reshape(n, tokens, width))  # type: ignore[no-any-return]
+        return q, k, v
 
 
 class CrossAttention(nn.Module):
-    """Queries of one sequence over keys and values of another. The last product begins as zero."""
+    """Queries of one sequence over keys and values of another, of `context` channels (default: as many). The last
+    product begins as zero.
+    """
 
-    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = False, context: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key_value = nn.Linear(context or width, 2 * width)
         self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [n, T, D] (normalised here, without weights), tokens [n, S, D], mask bool [n, S] -> [n, T, D]."""
-        n, count, width = x.shape
-        normed = F.layer_norm(x.float(), (width,), eps=1e-6)
-        q = self.query(normed).view(n, count, self.heads, -1).transpose(1, 2)  # [n, heads, T, d]
-        k, v = (p.view(n, tokens.shape[1], self.heads, -1).transpose(1, 2)
-                for p in self.key_value(tokens).split(width, dim=-1))  # fmt: skip
+        """x [n, T, D] (normalised here, without weights), tokens [n, S, context], mask bool [n, S] -> [n, T, D]."""
+        (q,) = in_heads(self.query(F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)), self.heads)
+        k, v = in_heads(self.key_value(tokens), self.heads, 2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)
         seen = None if mask is None else mask[:, None, None]  # [n, 1, 1, S]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        return self.out(y.transpose(1, 2).reshape(n, count, width))  # type: ignore[no-any-return]
+        return self.out(out_of_heads(y))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -222,6 +237,19 @@ class SpatialAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, channels)
         y = self.to_out[0](y).transpose(1, 2).reshape(n, channels, height, width)  # [n, h w, c] -> [n, c, h, w]
         return x + y  # type: ignore[no-any-return]
+
+
+class SpatialCrossAttention(nn.Module):
+    """Attention of the pixels of a map to tokens of `context` channels, beside a shortcut. Begins as the shortcut."""
+
+    def __init__(self, channels: int, head_width: int | None, context: int) -> None:
+        super().__init__()
+        self.attention = CrossAttention(channels, channels // (head_width or channels), context=context)
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [n, c, h, w], tokens [n, S, context], mask bool [n, S] of those that are there -> [n, c, h, w]."""
+        pixels = x.flatten(2).transpose(1, 2)  # [n, c, h, w] -> [n, h w, c]
+        return x + self.attention(pixels, tokens, mask).transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
 
 
 class Halve(nn.Module):

@@ -29,6 +29,7 @@ def build_network(options: Mapping[str, Any], activation_checkpointing: bool = F
         activation_checkpointing,
         options["condition"].get("attributes"),
         options["condition"].get("caption"),
+        options["condition"].get("spatial"),
     )
 
 

@@ -1,7 +1,8 @@
 """DiT: a transformer over patches whose norms the time and the condition steer (adaLN-zero).
 
 Peebles and Xie 2023, "Scalable Diffusion Models with Transformers"; widths and depths of the presets are theirs, the
-tiny ones are ours. What the output means (eps, x0, v, velocity) is not known here: see diffusion/objectives.py.
+tiny ones are ours. It may attend to a caption (`tokens`), by cross-attention or, as MM-DiT, in two streams. What the
+output means (eps, x0, v, velocity) is not known here: see diffusion/objectives.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from models.layers import (
     CrossAttention,
     TimeEmbedding,
     gated_sum,
+    in_heads,
     modulated_norm,
+    out_of_heads,
     rotary,
     run,
     sine_positions,
@@ -45,7 +48,7 @@ class Config:
     gelu: str = "exact"  # of the MLP: "exact", or "tanh", its approximation
     mlp_eps: float = 1e-6  # epsilon of the norm before the MLP
     own_embeddings: bool = False  # each block embeds time and condition by itself
-    tokens: str = later("none")  # how a caption's tokens come in: "cross", attention to them after self-attention
+    tokens: str = later("none")  # of a caption: "cross", attended to behind self-attention; "joint", a stream beside
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch"):
@@ -57,8 +60,8 @@ class Config:
             raise ValueError(f"width: expected a multiple of 4, got {self.width}")
         if self.mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio: expected more than 0, got {self.mlp_ratio}")
-        if self.tokens not in ("none", "cross"):
-            raise ValueError(f"tokens: expected 'none' or 'cross', got {self.tokens!r}")
+        if self.tokens not in ("none", "cross", "joint"):
+            raise ValueError(f"tokens: expected 'none', 'cross' or 'joint', got {self.tokens!r}")
         if self.tokens != "none" and self.own_embeddings:
             raise ValueError("tokens: a DiT with own_embeddings, as diffusers has it, has no place for them")
         if self.gelu not in ("exact", "tanh"):
@@ -86,9 +89,9 @@ PRESETS = {
 PRESETS |= {f"diffusers-{size}/2": {**PRESETS[f"dit-{size}/2"], "frequency_shift": 1} for size in SIZES}
 
 
-def flops(config: Config, channels: int, size: int, caption: int = 0) -> int:
+def flops(config: Config, channels: int, size: int, caption: int = 0, beside: int = 0) -> int:
     """FLOPs (two a multiply-add) of the matrix products of one sample's forward pass; latents [channels, size, size],
-    tokens of the caption that is attended to.
+    tokens of the caption that is attended to, channels beside the latents.
 
     A training step costs three times this. Norms, sines and the class table are left out, as is usual.
     """
@@ -98,14 +101,20 @@ def flops(config: Config, channels: int, size: int, caption: int = 0) -> int:
     block = attention + 2 * tokens * width * hidden + 6 * width * width
     if config.tokens == "cross":  # queries and out; keys and values; scores and their sum
         block += 2 * tokens * width * width + 2 * caption * width * width + 2 * tokens * caption * width
-    ends = 2 * tokens * pixels * width + 2 * width * width  # patches, last norm
+    joint = 0
+    if config.tokens == "joint":  # the caption's share of each block; of the last one's keys and values only
+        pairs = (tokens + caption) ** 2 - tokens**2
+        own = 4 * caption * width * width + 2 * caption * width * hidden + 6 * width * width
+        last = 2 * (caption + 1) * width * width + 2 * tokens * caption * width
+        joint = (config.depth - 1) * (own + 2 * pairs * width) + last
+    ends = (2 * pixels + beside * config.patch**2) * tokens * width + 2 * width * width  # patches, last norm
     times = (config.depth if config.own_embeddings else 1) * (256 + width) * width
     skips = config.depth // 2 * 2 * tokens * width * width if config.long_skips else 0
-    return 2 * (config.depth * block + ends + times + skips)
+    return 2 * (config.depth * block + joint + ends + times + skips)
 
 
-class Block(nn.Module):
-    """Attention and MLP, each behind a modulated norm and a gate that starts at zero: a new block is the identity."""
+class Stream(nn.Module):
+    """What a block does to one kind of tokens: attention and MLP, each behind a modulated norm and a gate."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -113,6 +122,21 @@ class Block(nn.Module):
         self.mlp = MLP(config.width, int(config.mlp_ratio * config.width), "tanh" if config.gelu == "tanh" else "none")
         self.modulation = nn.Linear(config.width, 6 * config.width)
         self.rms, self.mlp_eps = config.rms_norm, config.mlp_eps
+
+    def normed(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """What attention is given of x [n, T, D]; shift and scale [n, D]."""
+        return modulated_norm(x, shift, scale, rms=self.rms)
+
+    def through_mlp(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """x [n, T, D]; shift, scale and gate [n, D]."""
+        return gated_sum(x, gate, self.mlp(modulated_norm(x, shift, scale, self.mlp_eps, self.rms)))
+
+
+class Block(Stream):
+    """A stream that attends to itself, and to a caption. The gates start at zero: a new block is the identity."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
         # After self-attention, neither modulated nor gated, as in PixArt-alpha (Chen et al. 2023, section 2.3)
         self.cross = CrossAttention(config.width, config.heads, config.qk_norm) if config.tokens == "cross" else None
 
@@ -126,11 +150,63 @@ class Block(nn.Module):
     ) -> Tensor:
         """x [n, T, D], c [n, D] (after SiLU), rotation of queries and keys or none; of the caption tokens [n, S, D] and
         mask bool [n, S] -> [n, T, D]."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c).chunk(6, dim=-1)  # [n, D] each
-        x = gated_sum(x, gate_a, self.attention(modulated_norm(x, shift_a, scale_a, rms=self.rms), rotation))
+        shift, scale, gate, *of_mlp = self.modulation(c).chunk(6, dim=-1)  # [n, D] each
+        x = gated_sum(x, gate, self.attention(self.normed(x, shift, scale), rotation))
         if self.cross is not None:
             x = x + self.cross(x, tokens, mask).to(x.dtype)
-        return gated_sum(x, gate_m, self.mlp(modulated_norm(x, shift_m, scale_m, self.mlp_eps, self.rms)))
+        return self.through_mlp(x, *of_mlp)
+
+
+class LastCaption(nn.Module):
+    """A caption in the last joint block, which gives nothing of it: keys and values, behind a modulated norm."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.heads, self.rms = config.heads, config.rms_norm
+        self.key_value = nn.Linear(config.width, 2 * config.width)
+        self.modulation = nn.Linear(config.width, 2 * config.width)
+        self.key_norm = nn.RMSNorm(config.width // config.heads, eps=1e-6) if config.qk_norm else None
+
+    def forward(self, tokens: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [n, S, D], c [n, D] -> keys and values [n, heads, S, d]."""
+        shift, scale = self.modulation(c).chunk(2, dim=-1)  # [n, D] each
+        k, v = in_heads(self.key_value(modulated_norm(tokens, shift, scale, rms=self.rms)), self.heads, 2)
+        return (k if self.key_norm is None else self.key_norm(k.float()).to(v.dtype)), v
+
+
+class JointBlock(Stream):
+    """MM-DiT: the streams of image and caption, each with weights of its own, meet in one attention over both.
+
+    Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", section 4. The image's
+    weights bear the names that they have in `Block`. A new block is the identity.
+    """
+
+    def __init__(self, config: Config, last: bool) -> None:
+        super().__init__(config)
+        self.caption = LastCaption(config) if last else Stream(config)
+
+    def forward(
+        self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None, tokens: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `Block`; the rotation is that of the image's -> x [n, T, D], tokens [n, S, D] (the last block's as they
+        came). Rows of tokens that are not there are made as well; nothing attends to them.
+        """
+        count, caption = x.shape[1], self.caption
+        seen = None if mask is None else F.pad(mask, (count, 0), value=True)[:, None, None]  # [n, 1, 1, T + S]
+        shift, scale, gate, *of_mlp = self.modulation(c).chunk(6, dim=-1)  # [n, D] each
+        q, k, v = self.attention.projected(self.normed(x, shift, scale), rotation)  # [n, heads, T, d] each
+        if isinstance(caption, LastCaption):
+            keys, values = caption(tokens, c)
+        else:
+            shift, scale, told_gate, *told_mlp = caption.modulation(c).chunk(6, dim=-1)
+            queries, keys, values = caption.attention.projected(caption.normed(tokens, shift, scale))
+            q = torch.cat([q, queries], dim=2)  # [n, heads, T + S, d]
+        k, v = torch.cat([k, keys], dim=2), torch.cat([v, values], dim=2)
+        y = out_of_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=seen))  # [n, T or T + S, D]
+        x = self.through_mlp(gated_sum(x, gate, self.attention.out(y[:, :count])), *of_mlp)
+        if not isinstance(caption, LastCaption):
+            tokens = caption.through_mlp(gated_sum(tokens, told_gate, caption.attention.out(y[:, count:])), *told_mlp)
+        return x, tokens
 
 
 class Skip(nn.Module):
@@ -149,14 +225,14 @@ class Model(nn.Module):
     """(x, t, condition) -> prediction. `condition_width` is the width of the vector that it expects.
 
     Made for latents of size x size; takes any whose sides the patch divides, with the same weights: the positions of
-    another grid lie over the middle of the square one.
+    another grid lie over the middle of the square one. beside: channels that come with x, and do not come out.
     """
 
     cos: Tensor
     sin: Tensor
     positions: Tensor
 
-    def __init__(self, config: Config, channels: int, size: int) -> None:
+    def __init__(self, config: Config, channels: int, size: int, beside: int = 0) -> None:
         super().__init__()
         self.config = config
         if size % config.patch:
@@ -174,7 +250,10 @@ class Model(nn.Module):
             self.own_times = nn.ModuleList(
                 TimeEmbedding(config.width, shift=config.frequency_shift) for _ in range(config.depth - 1)
             )
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.joint = config.tokens == "joint"
+        self.blocks = nn.ModuleList(
+            JointBlock(config, last=i == config.depth - 1) if self.joint else Block(config) for i in range(config.depth)
+        )
         self.modulation = nn.Linear(config.width, 2 * config.width)
         self.out = nn.Linear(config.width, channels * config.patch**2)
         if config.long_skips:
@@ -187,6 +266,11 @@ class Model(nn.Module):
         else:
             self.register_buffer("positions", sine_positions(config.width, self.grid, self.grid), persistent=False)
         self._initialise()
+        # The first layer's weights for what is concatenated to x, kept apart: they begin as zero, so that a network
+        # which did not know these channels stays what it was, name by name.
+        self.embed_beside = nn.Linear(beside * config.patch**2, config.width, bias=False) if beside else None
+        if self.embed_beside is not None:
+            nn.init.zeros_(self.embed_beside.weight)
 
     def _initialise(self) -> None:
         """Xavier for the products; zero for every modulation and the output (the zero of adaLN-zero)."""
@@ -201,26 +285,32 @@ class Model(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, condition: Embedded) -> Tensor:
-        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, D], and tokens [n, S, D] if it attends -> float32
-        [n, C, h, w]."""
+        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, D], tokens [n, S, D] if it attends, channels
+        [n, beside, h, w] if there are any -> float32 [n, C, h, w]."""
         n, p = x.shape[0], self.patch
         if x.shape[2] % p or x.shape[3] % p:
             raise ValueError(f"patch: expected a divisor of the latents' sides {tuple(x.shape[2:])}, got {p}")
         g, k = x.shape[2] // p, x.shape[3] // p  # the grid: g rows of k tokens
-        # [n, C, g p, k p] -> [n, C, g, p, k, p] -> [n, g, k, C, p, p] -> [n, T, C p p]
-        patches = x.reshape(n, self.channels, g, p, k, p).permute(0, 2, 4, 1, 3, 5).reshape(n, g * k, -1)
-        h = self.embed(patches)  # [n, T, D]
+        h = self.embed(self._patches(x))  # [n, T, D]
+        if self.embed_beside is not None and condition.channels is not None:
+            h = h + self.embed_beside(self._patches(condition.channels))
         positions, rotation = self._positions(g, k, x.device)
         if positions is not None:
             h = h + positions
         embedded = self._embed(t, condition.vector)  # [n, D] for every block
-        caption = (condition.tokens, condition.mask) if self.attends else ()
+        tokens = condition.tokens if self.attends else None
+        if self.joint and tokens is not None:
+            tokens = tokens.float()  # a residual stream, as the image's
+        caption = (tokens, condition.mask) if self.attends else ()
         kept: list[Tensor] = []  # what the first half gave, for the long skips
         half = len(self.blocks) // 2
         for i, (block, c) in enumerate(zip(self.blocks, embedded, strict=True)):
             if self.long_skips and i >= len(self.blocks) - half:
                 h = self.skips[i - len(self.blocks) + half](h, kept.pop())
             h = run(block, h, c, rotation, *caption, recompute=self.activation_checkpointing and self.training)
+            if self.joint:
+                h, tokens = h
+                caption = (tokens, condition.mask)
             if self.long_skips and i < half:
                 kept.append(h)
         c = embedded[0]
@@ -230,6 +320,12 @@ class Model(nn.Module):
         y = y.reshape(n, g, k, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
         image: Tensor = y.reshape(n, self.channels, g * p, k * p)
         return image
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """[n, C, g p, k p] -> [n, C, g, p, k, p] -> [n, g, k, C, p, p] -> [n, T, C p p]."""
+        n, channels, height, width, p = *x.shape, self.patch
+        x = x.reshape(n, channels, height // p, p, width // p, p)
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(n, height // p * (width // p), -1)
 
     def _positions(
         self, rows: int, columns: int, device: torch.device

@@ -1,8 +1,10 @@
 """UNet of ADM: residual blocks and attention on maps that are halved and doubled, with skips between equal resolutions.
 
 Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 3; with the plain options it is the
-UNet of DDPM (Ho et al. 2020). Layers and their parameters bear the names of diffusers' `UNet2DModel`. Works on maps of
-any size that can be halved as often. What the output means is not known here: see diffusion/objectives.py.
+UNet of DDPM (Ho et al. 2020). With `tokens: cross` its pixels attend to a caption (Rombach et al. 2022, "High-
+Resolution Image Synthesis with Latent Diffusion Models", 3.3). Layers and their parameters bear the names of diffusers'
+`UNet2DModel`. Works on maps of any size that can be halved as often. What the output means is not known here: see
+diffusion/objectives.py.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.conditioning import Embedded
-from models.layers import Double, Halve, SpatialAttention, TimeEmbedding, run
+from models.layers import Double, Halve, SpatialAttention, SpatialCrossAttention, TimeEmbedding, run
+from models.registry import later
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Config:
     padding: int = 1  # of the halving "conv": on all sides (1), or right and below only (0), as DDPM has it
     norm_eps: float = 1e-5  # epsilon of the norms
     frequency_shift: int = 0  # 1: the last frequency of the time is 1/10000, 0: the one after it would be
+    tokens: str = later("none")  # how a caption's tokens come in: "cross", attention to them behind each self-attention
 
     def __post_init__(self) -> None:
         for name in ("width", "blocks", "groups"):
@@ -53,6 +57,10 @@ class Config:
                 raise ValueError(f"groups: expected a divisor of each width {self.widths}, got {self.groups}")
         attended = [w for w, there in zip(self.widths, self.attention, strict=True) if there]
         attended += [self.widths[-1]] if self.middle_attention else []
+        if self.tokens not in ("none", "cross"):
+            raise ValueError(f"tokens: expected 'none' or 'cross', got {self.tokens!r}")
+        if self.tokens == "cross" and not attended:
+            raise ValueError("tokens: attention to them is behind self-attention; give some attention")
         if self.head_width is not None and any(w % self.head_width for w in attended):
             raise ValueError(f"head_width: expected a divisor of the widths {attended}, got {self.head_width}")
 
@@ -140,6 +148,11 @@ class Level(nn.Module):
                 SpatialAttention(outputs, config.groups, config.head_width, config.norm_eps) for _ in inputs
             )
         self.attention, self.towards = attention, towards
+        self.cross = attention and config.tokens == "cross"
+        if self.cross:
+            self.cross_attentions = nn.ModuleList(
+                SpatialCrossAttention(outputs, config.head_width, embedding) for _ in inputs
+            )
         self.embedded = config.resample == "resnet"  # whether the way to the next resolution takes the embedding
         if towards == "down":
             down = Halve(outputs, config.padding) if not self.embedded else None
@@ -149,8 +162,16 @@ class Level(nn.Module):
             self.upsamplers = nn.ModuleList([up or Residual(outputs, outputs, embedding, config, "up")])
         self.activation_checkpointing = False
 
-    def forward(self, x: Tensor, c: Tensor, skips: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
-        """x [n, inputs, h, w], c [n, E], skips (on the way up, the next one last) -> all maps made, in order."""
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        skips: tuple[Tensor, ...] = (),
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """x [n, inputs, h, w], c [n, E], skips (on the way up, the next one last); of the caption tokens [n, S, E] and
+        mask bool [n, S] -> all maps made, in order."""
         made: list[Tensor] = []
         recompute = self.activation_checkpointing and self.training
         for i, block in enumerate(self.resnets):
@@ -158,6 +179,8 @@ class Level(nn.Module):
             x = run(block, joined, c, recompute=recompute)
             if self.attention:
                 x = run(self.attentions[i], x, recompute=recompute)
+            if self.cross:
+                x = run(self.cross_attentions[i], x, tokens, mask, recompute=recompute)
             made.append(x)
         if self.towards is not None:
             resample = (self.downsamplers if self.towards == "down" else self.upsamplers)[0]
@@ -175,28 +198,37 @@ class Middle(nn.Module):
                 [SpatialAttention(width, config.groups, config.head_width, config.norm_eps, config.middle_norm)]
             )
         self.attention = config.middle_attention
+        self.cross = config.middle_attention and config.tokens == "cross"
+        if self.cross:
+            self.cross_attentions = nn.ModuleList([SpatialCrossAttention(width, config.head_width, embedding)])
         self.resnets = nn.ModuleList(Residual(width, width, embedding, config) for _ in range(2))
         self.activation_checkpointing = False
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """[n, C, h, w], c [n, E] -> [n, C, h, w]."""
+    def forward(self, x: Tensor, c: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """[n, C, h, w], c [n, E], tokens [n, S, E] and mask bool [n, S] of the caption -> [n, C, h, w]."""
         recompute = self.activation_checkpointing and self.training
         x = run(self.resnets[0], x, c, recompute=recompute)
         if self.attention:
             x = run(self.attentions[0], x, recompute=recompute)
+        if self.cross:
+            x = run(self.cross_attentions[0], x, tokens, mask, recompute=recompute)
         return run(self.resnets[1], x, c, recompute=recompute)  # type: ignore[no-any-return]
 
 
 class Model(nn.Module):
-    """(x, t, condition) -> prediction. `condition_width` is the width of the vector that it expects."""
+    """(x, t, condition) -> prediction. `condition_width` is the width of the vector that it expects.
 
-    def __init__(self, config: Config, channels: int, size: int) -> None:
+    beside: channels that come with x, and do not come out.
+    """
+
+    def __init__(self, config: Config, channels: int, size: int, beside: int = 0) -> None:
         super().__init__()
         self.config = config
         widths, last = config.widths, len(config.widths) - 1
         if size % 2**last:
             raise ValueError(f"multipliers: {last} halvings, expected a latent size that {2**last} divides, got {size}")
         embedding = self.condition_width = 4 * widths[0]
+        self.attends = config.tokens != "none"  # to a caption's tokens, which then are part of every condition
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(embedding, widths[0], config.frequency_shift)
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
@@ -220,18 +252,27 @@ class Model(nn.Module):
             if name.endswith(("conv2", "to_out.0")) or name == "conv_out":
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
+        # The first layer's weights for what is concatenated to x, kept apart: they begin as zero, so that a network
+        # which did not know these channels stays what it was, name by name.
+        self.conv_in_beside = nn.Conv2d(beside, widths[0], 3, padding=1, bias=False) if beside else None
+        if self.conv_in_beside is not None:
+            nn.init.zeros_(self.conv_in_beside.weight)
 
     def forward(self, x: Tensor, t: Tensor, condition: Embedded) -> Tensor:
-        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, E] -> float32 [n, C, h, w]."""
+        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, E], tokens [n, S, E] if it attends, channels
+        [n, beside, h, w] if there are any -> float32 [n, C, h, w]."""
         c = F.silu(self.time_embedding(t).float() + condition.vector.float())  # [n, E]
+        caption = (condition.tokens, condition.mask) if self.attends else ()
         h = self.conv_in(x)
+        if self.conv_in_beside is not None and condition.channels is not None:
+            h = h + self.conv_in_beside(condition.channels)
         skips = [h]
         for level in self.down_blocks:
-            made = level(h, c)
+            made = level(h, c, (), *caption)
             h = made[-1]
             skips += made
-        h = self.mid_block(h, c)
+        h = self.mid_block(h, c, *caption)
         for level in self.up_blocks:
-            h = level(h, c, tuple(skips[-self.taken :]))[-1]
+            h = level(h, c, tuple(skips[-self.taken :]), *caption)[-1]
             del skips[-self.taken :]
         return self.conv_out(F.silu(self.conv_norm_out(h))).float()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Turns a batch's named conditions into what a backbone takes: a vector and tokens. A file a kind of condition.
+"""Turns a batch's named conditions into what a backbone takes: a vector, tokens, channels. A file a kind of condition.
 
 Each conditioner knows its null condition, which guidance needs. Withholding conditions in training happens in the
 loader: a class that is withheld arrives as the null class, a caption as the empty one. How a value of a data set
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from models.conditioning.attributes import Continuous, MultiLabel
 from models.conditioning.embedded import Conditions, Embedded
 from models.conditioning.labels import ClassCondition
+from models.conditioning.spatial import Spatial, beside
 from models.conditioning.text import Bytes, Embeddings
 
-__all__ = ["Conditions", "Embedded", "build"]
+__all__ = ["Conditions", "Embedded", "beside", "build"]
 
 
 class NoCondition(nn.Module):
@@ -38,7 +39,7 @@ class NoCondition(nn.Module):
 
 
 class Several(nn.Module):
-    """Conditions side by side: their vectors are added; tokens are those of the caption."""
+    """Conditions side by side: their vectors are added; tokens are those of the caption; maps lie behind each other."""
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -46,10 +47,13 @@ class Several(nn.Module):
         self.parts = nn.ModuleDict({f"of_{name}": part for name, part in parts.items()})
 
     def forward(self, condition: Conditions, x: Tensor) -> Embedded:
-        """The conditions of all parts -> vector [n, width], and tokens with their mask where there is a caption."""
+        """The conditions of all parts -> vector [n, width], tokens with their mask where there is a caption, channels
+        where there are maps."""
         found = [part(condition, x) for part in self.parts.values()]
         tokens, mask = next(((e.tokens, e.mask) for e in found if e.tokens is not None), (None, None))
-        return Embedded(torch.stack([e.vector for e in found]).sum(0), tokens, mask)
+        maps = [e.channels for e in found if e.channels is not None]
+        channels = torch.cat(maps, dim=1) if maps else None
+        return Embedded(torch.stack([e.vector for e in found]).sum(0), tokens, mask, channels)
 
     def null(self, n: int, device: torch.device | str = "cpu") -> Conditions:
         """No condition told, for n samples."""
@@ -66,13 +70,14 @@ def build(
     classes: int = 0,
     attributes: Mapping[str, Mapping[str, Any]] | None = None,
     caption: Mapping[str, Any] | None = None,
+    spatial: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Conditioner:
-    """The conditioner that gives vectors, and tokens, of `width`.
+    """The conditioner that gives vectors, and tokens, of `width`, and channels beside the latents.
 
     kind: "class" where the model is told the class, else "none". attributes: by name {kind: "categorical",
     "multi_label" (with `values`, all that there are) or "continuous"}. caption: {tokens, encoder: {kind: "trained",
-    width, depth, heads}}, or of another kind, which was run before: {kind, width}.
-    Parts are made in this order, whatever the mapping's: class, attributes by name, caption.
+    width, depth, heads}}, or of another kind, which was run before: {kind, width}. spatial: by name {channels}.
+    Parts are made in this order, whatever the mapping's: class, attributes by name, caption, spatial by name.
     """
     if kind not in ("none", "class"):
         raise ValueError(f"condition.kind: expected 'none' or 'class', got {kind!r}")
@@ -89,6 +94,10 @@ def build(
         own = {key: value for key, value in caption["encoder"].items() if key != "kind"}
         trained = caption["encoder"]["kind"] == "trained"
         parts["caption"] = Bytes(caption["tokens"], width, **own) if trained else Embeddings(own["width"], width)
+    for name, options in sorted((spatial or {}).items()):
+        if name in parts:
+            raise ValueError(f"condition.spatial: {name!r} is the name of another condition; give another one")
+        parts[name] = Spatial(name, options["channels"], width)
     if not parts:
         return NoCondition(width)
     only = next(iter(parts.values()))

@@ -15,3 +15,4 @@ class Embedded(NamedTuple):
     vector: Tensor  # [n, D], added to the embedding of the time
     tokens: Tensor | None = None  # [n, S, D], for backbones that attend to them
     mask: Tensor | None = None  # bool [n, S]: which tokens are there; a row has at least one. None: all
+    channels: Tensor | None = None  # [n, K, h, w], beside the latents [n, C, h, w]. None: as if they were zeros

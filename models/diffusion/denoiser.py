@@ -4,6 +4,7 @@ use.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,18 +46,32 @@ def build_network(
     activation_checkpointing: bool = False,
     attributes: Mapping[str, Mapping[str, Any]] | None = None,
     caption: Mapping[str, Any] | None = None,
+    spatial: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Network:
     """Backbone options (`kind`, ...) and conditions (as `conditioning.build` has them) -> network for [channels, size,
     size].
 
     A backbone's `Model(config, channels, size)` says by `condition_width` how wide a vector it wants, and by `attends`
-    whether it takes a caption's tokens. ValueError for a caption that it cannot attend to, and for none if it must.
+    whether it takes a caption's tokens. ValueError for a caption that it cannot attend to, and for none if it must; for
+    spatial conditions where it takes no channels beside the latents.
     """
-    model: Any = registry.build("backbones", backbone, channels=channels, size=size)
+    model: Any = registry.build("backbones", backbone, channels=channels, size=size, **beside(backbone, spatial))
     if activation_checkpointing:
         registry.checkpoint_activations(model, backbone["kind"])
     check_attends(model, backbone, caption)
-    return Network(model, conditioning.build(condition, model.condition_width, classes, attributes, caption))
+    return Network(model, conditioning.build(condition, model.condition_width, classes, attributes, caption, spatial))
+
+
+def beside(backbone: Mapping[str, Any], spatial: Mapping[str, Mapping[str, Any]] | None) -> dict[str, int]:
+    """What a backbone's `Model` is given besides channels and size: nothing where there are no spatial conditions, so
+    that a kind need not know them. ValueError for one that does not, where there are some.
+    """
+    if not spatial:
+        return {}
+    model = registry.module("backbones", backbone["kind"]).Model
+    if "beside" not in inspect.signature(model).parameters:
+        raise ValueError(f"kind: {backbone['kind']} takes no channels beside the latents; give a dit or a unet")
+    return {"beside": conditioning.beside(spatial)}
 
 
 def check_attends(model: Any, backbone: Mapping[str, Any], caption: Mapping[str, Any] | None) -> None:
@@ -64,7 +79,8 @@ def check_attends(model: Any, backbone: Mapping[str, Any], caption: Mapping[str,
     attends = getattr(model, "attends", False)
     if caption and not attends:
         raise ValueError(
-            f"tokens: {backbone['kind']} does not attend to a caption's tokens; give a dit `tokens: cross`"
+            f"tokens: {backbone['kind']} does not attend to a caption's tokens; give a dit `tokens: cross` or `joint`, "
+            "a unet `tokens: cross`"
         )
     if attends and not caption:
         raise ValueError(

@@ -90,7 +90,7 @@ def _write_dit(config: Any, network: Any, size: int) -> tuple[dict[str, Any], We
     import torch
 
     needed = {"qk_norm": False, "rope": False, "rms_norm": False, "long_skips": False, "frequency_shift": 1,
-              "mlp_ratio": 4.0}  # fmt: skip
+              "mlp_ratio": 4.0, "tokens": "none"}  # fmt: skip
     _refuse(config, needed, "DiTTransformer2DModel", "the presets diffusers-*/2 have none of them")
     backbone, state, p = network.backbone, network.state_dict(), config.patch
     table, classes = _table(network)
@@ -133,6 +133,7 @@ def _write_dit(config: Any, network: Any, size: int) -> tuple[dict[str, Any], We
 
 
 def _write_unet(config: Any, network: Any, size: int) -> tuple[dict[str, Any], Weights]:
+    _refuse(config, {"tokens": "none"}, "UNet2DModel", "a model that attends to captions stays here")
     if not config.middle_norm and config.middle_attention and not config.scale_shift:
         _refuse(config, {"middle_norm": True}, "UNet2DModel", "with scale_shift: true it has one")
     table, classes = _table(network)
@@ -164,7 +165,8 @@ def _write_unet(config: Any, network: Any, size: int) -> tuple[dict[str, Any], W
 def _table(network: Any) -> tuple[Any, int]:
     """The conditioner's table of classes (the null class last) and their number without it; (None, 0): none."""
     if hasattr(network.conditioner, "parts"):
-        raise UserError("attributes and captions: diffusers' networks have no place for ours; such a model stays here")
+        what = "attributes, captions and maps"
+        raise UserError(f"{what}: diffusers' networks have no place for ours; such a model stays here")
     table = getattr(network.conditioner, "table", None)
     return (None, 0) if table is None else (table.weight, network.conditioner.classes)
 

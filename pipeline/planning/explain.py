@@ -177,9 +177,10 @@ def _options(file: Path, path: str) -> Iterator[Key]:
             for item in node.body:
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                     rest = lines[(item.end_lineno or item.lineno) - 1][item.end_col_offset :]
-                    default = (
-                        None if item.value is None else ast.unparse(item.value).replace("'", "").replace(",)", ")")
-                    )
+                    given = item.value
+                    if isinstance(given, ast.Call):  # later(default), of models/registry.py
+                        given = given.args[0]
+                    default = None if given is None else ast.unparse(given).replace("'", "").replace(",)", ")")
                     default = default and default.replace("True", "true").replace("False", "false")
                     kind = _python_words(ast.unparse(item.annotation))
                     values = ("true", "false") if kind == "true or false" else ()

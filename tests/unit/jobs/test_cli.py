@@ -24,6 +24,7 @@ def ended(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
     [
         (["nonsense"], "No such command 'nonsense'; `ldm --help`"),
         (["run"], "Missing the config's file, such as my.yaml; `ldm run --help`"),
+        (["models", "--set", "tokns=cross"], "no kind has such a field; did you mean 'tokens'?"),
         (["completion"], "Choose from: bash, zsh, fish; `ldm completion --help`"),
         (["mlflow", "ui", "--port", "99999"], "99999 is not in the range"),
         (["mlflow", "sync", "--root", "no-such-root"], "no-such-root: nothing has been tracked here yet"),

@@ -127,3 +127,30 @@ def test_a_caption_that_was_embedded_before_does_not_depend_on_what_fills_it_up(
     alone = module({"caption": tokens[:1, :3], POOLED: pooled[:1], LENGTH: torch.tensor([3])}, torch.zeros(1, 1))
     torch.testing.assert_close(alone.tokens, found.tokens[:1, :3])
     assert set(module.null(2)) == {"caption", POOLED, LENGTH}
+
+
+def test_maps_lie_behind_each_other_by_name_and_say_where_they_are_told():
+    spatial = {"mask": {"channels": 1}, "edge": {"channels": 2}}
+    conditioner = conditioning.build("class", 8, 3, spatial=spatial)
+    x = torch.zeros(2, 4, 3, 5)
+    batch = {"class": torch.tensor([0, 3]), "mask": torch.rand(2, 2, 3, 5), "edge": torch.randn(2, 3, 3, 5)}
+    batch["mask"][:, -1], batch["edge"][:, -1] = 1.0, torch.tensor([1.0, 0.0])[:, None, None]
+    told = conditioner(batch, x)
+    assert conditioning.beside(spatial) == 5 and told.channels.shape == (2, 5, 3, 5)
+    assert torch.equal(told.channels[0], torch.cat([batch["edge"][0], batch["mask"][0]]))
+    assert not told.channels[1, :3].any() and torch.equal(told.channels[1, 3:], batch["mask"][1])
+    assert torch.equal(told.vector, conditioner.parts["of_class"](batch, x).vector)
+    null = conditioner.null(2)
+    assert set(null) == set(batch) and not conditioner(null, x).channels.any()
+    assert conditioner({**null, "mask": torch.zeros(2, 2, 3, 5).index_fill_(1, torch.tensor(1), 1)}, x).channels.any()
+
+
+def test_maps_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"'mask' is the name of another condition"):
+        conditioning.build("none", 8, attributes={"mask": {"kind": "continuous"}}, spatial={"mask": {"channels": 1}})
+    with pytest.raises(ValueError, match=r"mask\.channels"):
+        conditioning.build("none", 8, spatial={"mask": {"channels": 0}})
+    with pytest.raises(ValueError, match="mask: expected 1 channels and one more, got 3"):
+        conditioning.build("none", 8, spatial={"mask": {"channels": 1}})(
+            {"mask": torch.zeros(1, 3, 2, 2)}, torch.zeros(1, 1, 2, 2)
+        )

@@ -71,6 +71,8 @@ def test_a_dropped_file_trains_two_steps_by_its_kind(dropped):
     assert values[2] < values[1] < values[0]
     with pytest.raises(ValueError, match=r"activation_checkpointing.*shifted_convs"):
         build_network({"kind": dropped}, "none", 4, 8, activation_checkpointing=True)
+    with pytest.raises(ValueError, match="kind: shifted_convs takes no channels beside the latents"):
+        build_network({"kind": dropped}, "none", 4, 8, spatial={"mask": {"channels": 1}})
 
 
 def test_kinds_are_the_files():

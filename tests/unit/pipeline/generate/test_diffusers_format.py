@@ -175,6 +175,10 @@ def test_what_has_no_place_in_diffusers_is_refused_by_name(tmp_path: Path) -> No
         with pytest.raises(UserError, match=rf"^`{name}: {value}` .*DiTTransformer2DModel; the presets diffusers"):
             write(tmp_path / name, network({**DIT, name: value}), size=SIZE)
         assert not (tmp_path / name).exists()
+    for options in (DIT, UNET):
+        with pytest.raises(UserError, match=r"^`tokens: cross` \(expected none\): no place in diffusers'"):
+            attends = registry.build("backbones", {**options, "tokens": "cross"}, channels=CHANNELS, size=SIZE)
+            write(tmp_path, attends, size=SIZE)
     with pytest.raises(UserError, match=r"`middle_norm: False`.*UNet2DModel"):
         write(tmp_path, network({**DDPM, "middle_norm": False}), size=SIZE)
     with pytest.raises(UserError, match="no counterpart in diffusers"):

@@ -51,6 +51,7 @@ def test_every_key_of_a_resolved_config_is_known() -> None:
         ("data.augment.flip", "true or false", "false"),
         ("cluster.workers", "whole number, at least 1 or auto", "auto"),
         ("diffusion.backbone.width", "whole number", "384"),
+        ("diffusion.backbone.tokens", "text", "none"),
         ("autoencoder.model.multipliers", "list of: whole number", "(1, 2, 4)"),
     ],
 )
