@@ -50,7 +50,8 @@ def read(folder: Path, null_class: bool = False, variant: str | None = None) -> 
 
     null_class, variant: as of `diffusers_read.read`.
     """
-    kind, index, ours = "ldm", {}, _json(folder / OURS) if (folder / OURS).is_file() else {}
+    kind, ours = "ldm", _ours(folder)
+    index: dict[str, Any] = {}
     parts = ("vae", "unet" if (folder / "unet").is_dir() else "transformer")
     if (folder / INDEX).is_file():
         index = _json(folder / INDEX)
@@ -58,14 +59,14 @@ def read(folder: Path, null_class: bool = False, variant: str | None = None) -> 
         if kind not in PARTS:
             inside = ", ".join(sorted(path.parent.name for path in folder.glob("*/config.json"))) or "none"
             raise UserError(
-                f"{folder}: a {kind}; expected one of {', '.join(PARTS)}. Its networks may be read one by one: {inside}"
+                f"{folder}: a {kind}; expected one of {', '.join(PARTS)}; its networks one by one may be: {inside}"
             )
         parts = PARTS[kind]
     for part in (*parts, *(() if ours else ("scheduler",))):
         file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         if not file.is_file():
             raise UserError(f"{folder}: {part}/{file.name} is missing, a part of this {kind}; fetch the folder again")
-    path, prediction, notes = _told(ours, folder) if ours else _scheduler(folder / "scheduler")
+    path, prediction, notes = (ours["path"], ours["prediction"], []) if ours else _scheduler(folder / "scheduler")
     autoencoder = diffusers_read.read(folder / parts[0], variant=variant)
     denoiser = diffusers_read.read(folder / parts[1], null_class or bool(ours), variant)
     for found, family, part in ((autoencoder, "autoencoders", parts[0]), (denoiser, "backbones", parts[1])):
@@ -80,30 +81,39 @@ def read(folder: Path, null_class: bool = False, variant: str | None = None) -> 
         )
     if denoiser.size is None:
         raise UserError(f"{folder / parts[1]}: `sample_size`, the side of the latents, is missing in config.json")
-    classes, condition = [], {"kind": "none"}
+    classes: list[str] = []
+    condition: dict[str, Any] = {"kind": "none"}
     if denoiser.classes is not None:
-        names = dict(enumerate(ours["classes"])) if "classes" in ours else index.get("id2label") or {}
-        classes = _names(names, denoiser.classes, folder)
+        classes = ours["classes"] if ours else _names(index.get("id2label") or {}, denoiser.classes, folder)
         # a DiT's null class is trained (Peebles and Xie 2023 drop a tenth); a UNet's may be one that was put there
         trained = null_class or denoiser.options["kind"] == "dit"
-        condition = ours.get("condition") or {"kind": "class", "drop": 0.1 if trained else 0.0}
+        condition = ours["condition"] if ours else {"kind": "class", "drop": 0.1 if trained else 0.0}
+    if len(classes) != (denoiser.classes or 0):
+        raise UserError(f"{folder / OURS}: names {len(classes)} classes, {parts[1]} has {denoiser.classes}")
     said = tuple(f"{part}: {note}" for part, found in zip(parts, (autoencoder, denoiser), strict=True)
                  for note in found.notes)  # fmt: skip
     return Pipeline(kind, autoencoder, denoiser, path, prediction, condition, classes, (*said, *notes))
 
 
-def _told(ours: dict[str, Any], folder: Path) -> tuple[dict[str, Any], str, list[str]]:
-    """Path and prediction that `ldm export` has left."""
-    from pydantic import ValidationError
-
+def _ours(folder: Path) -> dict[str, Any]:
+    """What `ldm export` has left, checked: path, prediction, condition, classes; empty where it wrote nothing."""
     from models.diffusion.objectives import check
+    from pipeline.schema.conditions import Condition
     from pipeline.schema.section import result_fields
     from pipeline.schema.stages import DiffusionPath
 
+    if not (folder / OURS).is_file():
+        return {}
+    found = _json(folder / OURS)
     try:
-        check(ours["prediction"])
-        return result_fields(DiffusionPath.model_validate(ours["path"])), ours["prediction"], []
-    except (KeyError, ValueError, ValidationError):
+        check(found["prediction"])
+        return {
+            "path": result_fields(DiffusionPath.model_validate(found["path"])),
+            "prediction": found["prediction"],
+            "condition": result_fields(Condition.model_validate(found["condition"])),
+            "classes": [str(name) for name in found["classes"]],
+        }
+    except (KeyError, TypeError, ValueError):  # pydantic's are of the last kind
         raise UserError(f"{folder / OURS}: not as `ldm export` writes it; export the model again") from None
 
 
@@ -140,11 +150,11 @@ def _scheduler(folder: Path) -> tuple[dict[str, Any], str, list[str]]:
 
 
 def _names(labels: Any, count: int, folder: Path) -> list[str]:
-    """Names of classes 0 to count - 1 by an `id2label`; a number where there is none, and behind one that is there
-    twice."""
+    """Names of classes 0 to count - 1 by an `id2label`, whose synonyms stand behind commas: the first of them, with the
+    number where it comes twice; where there is none the number alone."""
     if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
         raise UserError(f"{folder / INDEX}: `id2label` is not a table from numbers to names")
-    names = [str(labels.get(str(i), labels.get(i, i))) for i in range(count)]
+    names = [labels.get(str(i), str(i)).partition(",")[0].strip() for i in range(count)]
     often = Counter(names)
     return [name if often[name] == 1 else f"{name} ({i})" for i, name in enumerate(names)]
 

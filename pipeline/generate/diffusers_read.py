@@ -64,7 +64,7 @@ def read(folder: str | Path, null_class: bool = False, variant: str | None = Non
         found = readers[name](Keys(config, folder), _modern(weights))
     except KeyError as error:
         raise UserError(f"{folder}: {error.args[0]} is missing; the folder is not whole") from None
-    except ValueError as error:  # of a Config of ours
+    except (ValueError, TypeError) as error:  # of a Config of ours, or of a key that holds another type
         raise UserError(f"{folder / 'config.json'}: {error}") from None
     _check(found, folder)
     return dataclasses.replace(found, notes=(*notes, *found.notes))

@@ -213,7 +213,9 @@ def test_what_has_no_place_here_is_refused_by_name(
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config\.json is missing; give a folder that diffusers has saved"):
+    with pytest.raises(
+        UserError, match=r"nor config\.json \(one network\) is there; give a folder that diffusers has saved"
+    ):
         diffusers_read.read(tmp_path)
     write(tmp_path / "unet", network(UNET), size=SIZE)
     with pytest.raises(UserError, match="give one of its folders: unet"):
