@@ -22,7 +22,7 @@ class Config:
 
     widths: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)  # channels at each resolution
     encoder: tuple[int, ...] = (2, 2, 2, 3, 3, 3)  # blocks at each; first 0: the image is halved as it comes in
-    decoder: tuple[int, ...] = (3, 3, 3, 3, 3, 3)
+    decoder: tuple[int, ...] = (3, 3, 3, 3, 3, 3)  # likewise, the image's resolution first
     attention: tuple[bool, ...] = (False, False, False, True, True, True)  # blocks with attention, else convolutions
     scales: tuple[int, ...] = (5,)  # kernels by which attention gathers queries, keys and values; may be none
     head_width: int = 32  # channels of an attention head
@@ -117,7 +117,7 @@ class LinearAttention(nn.Module):
         rows = x.movedim(1, -1)
         qkv = torch.cat([self.to_q(rows), self.to_k(rows), self.to_v(rows)], dim=-1).movedim(-1, 1)
         qkv = torch.cat([qkv, *(gather(qkv) for gather in self.to_qkv_multiscale)], dim=1).float()
-        # channels in groups of 3 head_width: of a head q, k and v, if they are read as diffusers does
+        # heads are cut from all channels in turn, as the published weights are used: q of one may come from several
         q, k, v = qkv.reshape(n, -1, 3 * self.head_width, height * width).chunk(3, dim=2)  # [n, heads, d, T] each
         q, k, v = q.relu(), k.relu(), F.pad(v, (0, 0, 0, 1), value=1.0)  # a row of ones sums the weights
         y = v @ k.transpose(-1, -2) @ q  # [n, heads, d + 1, T]

@@ -89,13 +89,14 @@ def _sampling(part: str, generator: Any, out: Path) -> list[str]:
 
 def _inputs(options: dict[str, Any]) -> str:
     """What the network there takes and gives, in a line."""
-    from models.diffusion.process import EDM
+    from models.diffusion.process import EDM, make_path
+    from models.diffusion.steps import Steps
 
     inputs, path = "timesteps are 1000 t; the denoiser takes normalised latents, as the vae has them", options["path"]
     if path["kind"] == "edm":  # its input scale and clock (models/diffusion/process.py) are no part of the network
         times = f"1000 log(sigma / {EDM.SIGMA_MIN}) / log({EDM.SIGMA_MAX:g} / {EDM.SIGMA_MIN})"
         inputs = f"timesteps are {times}; the denoiser takes noised latents of the vae over sqrt(1 + sigma^2)"
-    if path["schedule"].startswith("ddpm"):
+    if isinstance(make_path(**path), Steps):
         inputs = inputs.replace("1000 t", "1000 t - 1")
     gives = f"{options['prediction']} of the path {path['kind']} (ldm.json)"
     return f"{inputs} and gives the {gives}; the null class is the last one"

@@ -56,7 +56,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dit.transformer_blocks[1].norm1.emb.load_state_dict(dit.transformer_blocks[0].norm1.emb.state_dict())
     folder = tmp_path_factory.mktemp("published") / "dit"
     diffusers.DiTPipeline(dit, vae, diffusers.DDIMScheduler(**BETAS)).save_pretrained(folder)
-    edited("transformer/config.json", _class_name="Transformer2DModel")(folder)
+    old = {"cross_attention_dim": None, "num_vector_embeds": None, "only_cross_attention": False,
+           "use_linear_projection": False, "attention_type": "default", "norm_num_groups": 32}  # fmt: skip
+    edited("transformer/config.json", _class_name="Transformer2DModel", **old)(folder)
     edited("model_index.json", id2label=NAMES)(folder)  # `save_pretrained` leaves it out
     return folder
 

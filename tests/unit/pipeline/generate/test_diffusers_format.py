@@ -177,9 +177,9 @@ def test_what_has_no_place_in_diffusers_is_refused_by_name(tmp_path: Path) -> No
         assert not (tmp_path / name).exists()
     with pytest.raises(UserError, match=r"`middle_norm: False`.*UNet2DModel"):
         write(tmp_path, network({**DDPM, "middle_norm": False}), size=SIZE)
-    with pytest.raises(UserError, match="no counterpart in diffusers"):
+    with pytest.raises(UserError, match="cannot be exported to diffusers"):
         write(tmp_path, nn.Linear(2, 2), size=SIZE)
-    with pytest.raises(UserError, match="'vq' has no counterpart"):
+    with pytest.raises(UserError, match="'vq' cannot be exported"):
         write(tmp_path, registry.build("autoencoders", {**KL, "kind": "vq"}, channels=3), size=SIZE)
 
 
