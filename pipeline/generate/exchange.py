@@ -125,7 +125,7 @@ def _pipeline(found: Any, source: Path, out: Path) -> str:
     from pipeline.generate.folder import save_pretrained
 
     autoencoder, denoiser = found.autoencoder, found.denoiser
-    _artifact(autoencoder, source, out / "autoencoder")
+    made = _artifact(autoencoder, source, out / "autoencoder")
     size, guides = denoiser.size * _factor(autoencoder), found.condition.get("drop", 0) > 0
     save_pretrained(
         out,
@@ -144,7 +144,7 @@ def _pipeline(found: Any, source: Path, out: Path) -> str:
         denoiser_weights=denoiser.weights,
         space=LatentSpace(*(torch.tensor(values) for values in autoencoder.space)),
         defaults=diffusers_folder.DEFAULTS if guides else {**diffusers_folder.DEFAULTS, "guidance": 1.0},
-        lineage={"imported": str(source.absolute())},
+        lineage={"autoencoder": {"fingerprint": made.fingerprint, "content": made.content}},
     )
     about = [f"the {found.kind} {source}, for data of {len(found.classes)} classes" if found.classes else
              f"the {found.kind} {source}, without classes", *found.notes, f"images: ldm sample {out} --out samples",

@@ -122,6 +122,10 @@ def test_a_pipeline_is_fine_tuned(small: Any) -> None:
     events = map(json.loads, next(diffusion.glob("work/spool/*.jsonl")).read_text().splitlines())
     losses = [e["values"]["diffusion/val_loss"] for e in events if "diffusion/val_loss" in e.get("values", {})]
     assert losses[-1] < 0.9 * losses[0], losses
+    said = small.run("encode", "latents.statistics=measured")  # the same moments, another scale
+    assert said.code == 0 and ", 0 of 6 shards encoded" in said.out, said.out
+    said = small.ldm("lineage", str(out), "--root", str(small.root))
+    assert said.code == 0 and f"imported from {folder}" in said.out, said.err
 
 
 def test_mistakes_are_one_line(small: Any) -> None:
