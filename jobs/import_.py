@@ -1,4 +1,4 @@
-"""`ldm import`: a folder that diffusers has saved, for `autoencoder.from` or `init_from`."""
+"""`ldm import`: a folder that diffusers has saved, as a model, for `autoencoder.from` or for `init_from`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from jobs.common import PATH
 @click.option("--null-class", is_flag=True, help="The last class of this UNet is the null class of guidance.")
 @click.option("--variant", help="Of the weights, such as fp16; default: those without one, or the only one.")
 def command(source: Path, out: Path, null_class: bool, variant: str | None) -> None:
-    """Read SOURCE (AutoencoderKL, DiTTransformer2DModel or UNet2DModel) and print the config's lines that use it.
+    """Read SOURCE and print the config's lines that use it.
 
-    An option that has no place here is refused by name.
+    SOURCE: a pipeline's folder (DiTPipeline, LDMPipeline, or what `ldm export` wrote), which becomes a model that `ldm
+    sample` takes; or a folder of one network (AutoencoderKL, AutoencoderTiny, AutoencoderDC, DiTTransformer2DModel,
+    UNet2DModel). An option that has no place here is refused by name.
     """
     from pipeline.generate.exchange import import_diffusers
 

@@ -24,6 +24,12 @@ def clamp(moments: Tensor) -> Tensor:
     return torch.cat([mean, log_variance.clamp(*LOG_VARIANCE)], dim=1)
 
 
+def certain(z: Tensor) -> Tensor:
+    """Moments [n, 2C, h, w] of latents [n, C, h, w] that are not drawn: no variance."""
+    z = z.float()
+    return torch.cat([z, torch.full_like(z, LOG_VARIANCE[0])], dim=1)
+
+
 def sample(moments: Tensor, noise: Tensor) -> Tensor:
     """A draw from the posterior [n, C, h, w]: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, section 2.4)."""
     mean, log_variance = split(moments)

@@ -155,8 +155,7 @@ class Model(kl.Model):
 
     def encode(self, x: Tensor) -> Tensor:
         """x [n, channels, H, W] in [-1, 1] -> moments float32 [n, 2C, h, w]: the encoder's output, no variance."""
-        z = self.encoded(x).float()
-        return torch.cat([z, torch.full_like(z, posterior.LOG_VARIANCE[0])], 1)
+        return posterior.certain(self.encoded(x))
 
     def decode(self, z: Tensor) -> Tensor:
         """z [n, C, h, w] -> images float32 [n, channels, H, W] of the nearest codes, about [-1, 1], not clipped."""

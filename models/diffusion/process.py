@@ -8,11 +8,15 @@ which they have a level, and by a factor on x_t.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from models.diffusion import steps
+from models.diffusion.steps import Steps
 
 
 class Path(Protocol):
@@ -102,7 +106,7 @@ class VariancePreserving(_Plain):
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
-            expected = ", ".join(repr(name) for name in SCHEDULES)
+            expected = ", ".join(repr(name) for name in (*SCHEDULES, *steps.SCHEDULES))
             raise ValueError(f"path.schedule: expected one of {expected}, got {self.schedule!r}")
 
     def _log_alpha(self, t: Tensor) -> Tensor:
@@ -197,10 +201,15 @@ class EDM:
 PATHS = ("rectified_flow", "variance_preserving", "edm")
 
 
-def make_path(kind: str, schedule: str = "linear") -> RectifiedFlow | VariancePreserving | EDM:
-    """One of `PATHS` -> the path; `schedule` (one of `SCHEDULES`) is of "variance_preserving"."""
+def make_path(
+    kind: str, schedule: str = "linear", betas: Sequence[float] = Steps.betas
+) -> RectifiedFlow | VariancePreserving | Steps | EDM:
+    """One of `PATHS` -> the path; `schedule` (one of `SCHEDULES`, or of steps.py, with its `betas`) is of
+    "variance_preserving"."""
     if kind == "rectified_flow":
         return RectifiedFlow()
+    if kind == "variance_preserving" and schedule in steps.SCHEDULES:
+        return Steps(schedule, (betas[0], betas[1]))
     if kind == "variance_preserving":
         return VariancePreserving(schedule)
     if kind == "edm":

@@ -2,7 +2,8 @@
 
 The autoencoder gives a posterior's moments (mean and log-variance). The cached latents hold those, raw. Here a latent
 is drawn from the posterior and normalised by the channel's mean and standard deviation, and brought back before it is
-decoded. There is no scale factor: mean and deviation are measured over the training split.
+decoded. There is no scale factor: mean and deviation are measured over the training split, or brought by a published
+autoencoder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from models import posterior
 from pipeline.files import read_json, write_json
 
+BROUGHT = "latents.json"  # of an imported autoencoder: the space that its denoiser was trained in
 ROUNDING = 1e-13  # of the mean square: a smaller variance is what float64 leaves of a difference of equal numbers
 
 

@@ -42,19 +42,21 @@ def load(folder: Path, variant: str | None = None) -> tuple[Weights, list[str]]:
             weights |= load_file(str(file))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
-    stored = {str(value.dtype).removeprefix("torch.") for value in weights.values()} - {"float32"}
+    floats = {name: value for name, value in weights.items() if value.is_floating_point()}
+    stored = {str(value.dtype).removeprefix("torch.") for value in floats.values()} - {"float32"}
     notes = [f"of the variant {chosen}"] if chosen else []
     notes += [f"weights stored as {', '.join(sorted(stored))} were made float32"] if stored else []
-    return {name: value.float() for name, value in weights.items()}, notes
+    return weights | {name: value.float() for name, value in floats.items()}, notes
 
 
 def choose(folder: Path, variant: str | None = None) -> tuple[str, list[Path]]:
     """The variant ("": none) and its files. UserError as `load`."""
     found = _variants(folder)
     if not found:
+        pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none are there"
         raise UserError(
-            f"{folder}: {WEIGHTS}.safetensors is missing (files that are pickles are not read); save it again with "
-            "safe_serialization=True"
+            f"{folder}: {WEIGHTS}.safetensors is missing, and pickles are not read ({pickles}): load it in diffusers "
+            "and save it again by save_pretrained(DIR), which writes safetensors"
         )
     chosen = variant if variant is not None else "" if "" in found else next(iter(found))
     named = ", ".join(sorted(name or "none" for name in found))

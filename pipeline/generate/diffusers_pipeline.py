@@ -18,11 +18,13 @@ import torch
 from models.diffusion import grids
 from models.diffusion.denoiser import start_time
 from models.diffusion.process import EDM, Path, make_path, noise_level
+from models.diffusion.steps import Steps
 from pipeline.generate.diffusers_names import NULL_CLASS
 
 VERSION = "0.42.1"  # of diffusers, for which this was written
 TRAIN_STEPS = 1000  # timesteps of diffusers in one unit of our time
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+SCHEDULES = {"linear": "ddpm_linear", "scaled_linear": "ddpm_scaled_linear", "squaredcos_cap_v2": "ddpm_cosine"}
 SCRIPT = "sample_with_diffusers.py"
 Options = Mapping[str, Any]  # of a `Generator`
 
@@ -40,7 +42,14 @@ def scheduler(options: Options, shift: float = 1.0) -> dict[str, Any] | None:
         return {**config, "prediction_type": known[prediction], **flow} if prediction in known else None
     if prediction not in PREDICTIONS:
         return None
-    path = make_path(kind, options["path"]["schedule"])
+    path = make_path(**options["path"])
+    if isinstance(path, Steps):  # its own
+        own = next(theirs for theirs, ours in SCHEDULES.items() if ours == path.schedule)
+        return {
+            **config, "prediction_type": PREDICTIONS[prediction], "num_train_timesteps": TRAIN_STEPS,
+            "beta_schedule": own, "beta_start": path.betas[0], "beta_end": path.betas[1],
+            "timestep_spacing": "linspace",
+        }  # fmt: skip
     trained = betas(path, prediction)
     return {
         **config, "prediction_type": PREDICTIONS[prediction], "num_train_timesteps": len(trained),

@@ -1,60 +1,37 @@
-"""Reads the folders of diffusers' `AutoencoderKL`, `DiTTransformer2DModel` and `UNet2DModel`.
+"""Reads the folders of diffusers' models: `DiTTransformer2DModel`, `UNet2DModel`, and its autoencoders.
 
 Such a folder holds config.json and safetensors (`diffusers_files.py`); diffusers itself is not needed. An option that
-one side has and the other has not is refused by name: a model is read whole, or not at all.
+one side has and the other has not is refused by name: a model is read whole, or not at all. Autoencoders are in
+`diffusers_autoencoders.py`, the folder of a whole pipeline in `diffusers_folder.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.generate import diffusers_files
+from pipeline.generate import diffusers_autoencoders, diffusers_files
+from pipeline.generate.diffusers_config import Imported, Keys
 from pipeline.generate.diffusers_names import DIT_BLOCK, NULL_CLASS, TIME, Weights
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-# Keys of a config.json that say nothing about what a network computes in evaluation, or that belong to pipelines.
-WITHOUT_EFFECT = {
-    "sample_size", "dropout", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast",
-    "num_train_timesteps", "upcast_attention",
-}  # fmt: skip
 # Keys with one value (or a few) that our networks know: whatever else they say has no place here.
-AUTOENCODER_FIXED = {"act_fn": ("silu", "swish"), "down_block_types": "all DownEncoderBlock2D",
-                     "up_block_types": "all UpDecoderBlock2D"}  # fmt: skip
 UNET_FIXED = {
     "center_input_sample": (False,), "time_embedding_type": ("positional",), "mid_block_type": ("UNetMidBlock2D",),
     "mid_block_scale_factor": (1,), "act_fn": ("silu", "swish"), "class_embed_type": (None,),
 }  # fmt: skip
-DIT_FIXED = {"norm_type": ("ada_norm_zero",), "norm_elementwise_affine": (False,), "attention_bias": (True,)}
+DIT_FIXED = {"norm_type": ("ada_norm_zero",), "norm_elementwise_affine": (False,), "attention_bias": (True,),
+             "attention_type": ("default",)}  # fmt: skip
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.13
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A model read from a folder of diffusers.
-
-    family: of models/. options: `kind` and all fields. weights: by our names; of a backbone, those of the network with
-    its conditioner. classes: of a backbone, without the null class; None: unconditional.
-    """
-
-    family: str
-    options: dict[str, Any]
-    channels: int
-    size: int | None
-    weights: Weights = field(repr=False)
-    classes: int | None = None
-    notes: tuple[str, ...] = ()
 
 
 def read(folder: str | Path, null_class: bool = False, variant: str | None = None) -> Imported:
@@ -70,11 +47,12 @@ def read(folder: str | Path, null_class: bool = False, variant: str | None = Non
     except FileNotFoundError:
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
         advice = f"give one of its folders: {', '.join(inside)}" if inside else "give a folder that diffusers has saved"
-        raise UserError(f"{folder}: config.json is missing; {advice}") from None
+        missing = "neither model_index.json (a pipeline) nor config.json (one network) is there"
+        raise UserError(f"{folder}: {missing}; {advice}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'config.json'}: not a config of diffusers") from None
-    readers: dict[str, Callable[[_Keys, Weights], Imported]] = {
-        "AutoencoderKL": _read_autoencoder,
+    readers: dict[str, Callable[[Keys, Weights], Imported]] = {
+        **diffusers_autoencoders.READERS,
         "DiTTransformer2DModel": _read_dit,
         "Transformer2DModel": _read_dit,  # the class of published DiTs
         "UNet2DModel": lambda keys, weights: _read_unet(keys, weights, null_class),
@@ -83,41 +61,13 @@ def read(folder: str | Path, null_class: bool = False, variant: str | None = Non
         raise UserError(f"{folder}: a {name}; expected one of {', '.join(readers)}")
     weights, notes = diffusers_files.load(folder, variant)
     try:
-        found = readers[name](_Keys(config, folder), _modern(weights))
+        found = readers[name](Keys(config, folder), _modern(weights))
     except KeyError as error:
         raise UserError(f"{folder}: {error.args[0]} is missing; the folder is not whole") from None
+    except (ValueError, TypeError) as error:  # of a Config of ours, or of a key that holds another type
+        raise UserError(f"{folder / 'config.json'}: {error}") from None
     _check(found, folder)
     return dataclasses.replace(found, notes=(*notes, *found.notes))
-
-
-class _Keys:
-    """A config.json, whose keys are looked at one by one; those that nobody knows are refused."""
-
-    def __init__(self, values: Mapping[str, Any], folder: Path) -> None:
-        self.values = {key: value for key, value in values.items() if not key.startswith("_")}
-        self.folder, self.seen, self.name = folder, set(WITHOUT_EFFECT), values["_class_name"]
-
-    def get(self, key: str, default: Any) -> Any:
-        """The value, or what diffusers takes where a config is silent."""
-        self.seen.add(key)
-        return self.values.get(key, default)
-
-    def fixed(self, known: Mapping[str, Any]) -> None:
-        """Refuse other values than the known ones, and any key nobody asked for that says something."""
-        for key, values in known.items():
-            value = self.get(key, values[0])
-            if isinstance(values, str):  # "all KIND"
-                kind = values.removeprefix("all ")
-                if any(v != kind for v in self.values.get(key, [])):
-                    self.refuse(key, f"expected {values}")
-            elif value not in values:
-                self.refuse(key, f"expected {values[0]}")
-        for key, value in self.values.items():
-            if key not in self.seen and value not in (None, False):
-                self.refuse(key, "an option that is not known here")
-
-    def refuse(self, key: str, why: str) -> None:
-        raise UserError(f"{self.folder}: `{key}: {self.values.get(key)}` of this {self.name} has no place here ({why})")
 
 
 def _modern(weights: Weights) -> Weights:
@@ -126,47 +76,12 @@ def _modern(weights: Weights) -> Weights:
     return {old.sub(lambda m: f"{m[1]}.{OLD_ATTENTION[m[2]]}.", name): value for name, value in weights.items()}
 
 
-def _widths(keys: _Keys, default: list[int]) -> tuple[int, tuple[int, ...]]:
-    """`block_out_channels` as width and multipliers."""
-    widths = keys.get("block_out_channels", default)
-    width = math.gcd(*widths)
-    return width, tuple(w // width for w in widths)
-
-
-def _channels(keys: _Keys, default: int) -> int:
-    channels = int(keys.get("in_channels", default))
-    if keys.get("out_channels", default) not in (channels, None):
-        keys.refuse("out_channels", f"expected {channels}, as many as go in: a learned variance is not known here")
-    return channels
-
-
-def _size(keys: _Keys) -> int | None:
-    size = keys.values.get("sample_size")
-    return int(size if isinstance(size, int) else max(size)) if size else None
-
-
-def _read_autoencoder(keys: _Keys, weights: Weights) -> Imported:
-    from models.autoencoders import kl
-
-    width, multipliers = _widths(keys, [64])
-    encode, decode = keys.get("use_quant_conv", True), keys.get("use_post_quant_conv", True)
-    if encode != decode:
-        keys.refuse("use_post_quant_conv", f"expected {encode}, as use_quant_conv")
-    config = kl.Config(
-        width, multipliers, keys.get("layers_per_block", 1), keys.get("latent_channels", 4),
-        bool(keys.get("mid_block_add_attention", True)), keys.get("norm_num_groups", 32), bool(encode),
-    )  # fmt: skip
-    channels = _channels(keys, 3)
-    keys.fixed(AUTOENCODER_FIXED)
-    return Imported("autoencoders", _options("kl", config), channels, _size(keys), weights)
-
-
-def _read_unet(keys: _Keys, weights: Weights, null_class: bool) -> Imported:
+def _read_unet(keys: Keys, weights: Weights, null_class: bool) -> Imported:
     import torch
 
     from models.backbones import unet
 
-    width, multipliers = _widths(keys, [224, 448, 672, 896])
+    width, multipliers = keys.widths([224, 448, 672, 896])
     down = keys.get("down_block_types", ["DownBlock2D", *["AttnDownBlock2D"] * 3])
     up = keys.get("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])
     for key, kinds in (("down_block_types", down), ("up_block_types", up)):
@@ -194,7 +109,7 @@ def _read_unet(keys: _Keys, weights: Weights, null_class: bool) -> Imported:
         scale_shift == "scale_shift", ways.pop() if ways else "conv", keys.get("downsample_padding", 1),
         keys.get("norm_eps", 1e-5), int(keys.get("freq_shift", 0)),
     )  # fmt: skip
-    channels, classes = _channels(keys, 3), keys.get("num_class_embeds", None)
+    channels, classes = keys.channels(3), keys.get("num_class_embeds", None)
     flip = keys.get("flip_sin_to_cos", True)
     keys.fixed(UNET_FIXED)
     ours: Weights = {}
@@ -214,7 +129,7 @@ def _read_unet(keys: _Keys, weights: Weights, null_class: bool) -> Imported:
             table = torch.cat([table, torch.zeros_like(table[:1])])
             notes.append("a null class that adds nothing was put behind the classes (--null-class: the last one is it)")
         ours["conditioner.table.weight"] = table
-    return Imported("backbones", _options("unet", config), channels, _size(keys), ours, classes, tuple(notes))
+    return Imported("backbones", keys.options("unet", config), channels, keys.size, ours, classes, tuple(notes))
 
 
 def _attention(kinds: list[str]) -> tuple[bool, ...]:
@@ -226,7 +141,7 @@ def _resample(kind: str, given: str) -> str:
     return given if kind.startswith("Attn") else ("resnet" if kind.startswith("Resnet") else "conv")
 
 
-def _read_dit(keys: _Keys, weights: Weights) -> Imported:
+def _read_dit(keys: Keys, weights: Weights) -> Imported:
     import torch
 
     from models.backbones import dit
@@ -245,7 +160,12 @@ def _read_dit(keys: _Keys, weights: Weights) -> Imported:
     )  # fmt: skip
     classes = keys.get("num_embeds_ada_norm", 1000)
     keys.get("norm_num_groups", 32)  # of other layouts than this one
-    channels = _channels(keys, 4)
+    channels, notes = keys.get("in_channels", 4), []
+    gives = keys.get("out_channels", None) or channels
+    if gives not in (channels, 2 * channels):
+        keys.refuse("out_channels", f"expected {channels}, as many as go in, or twice that with a learned variance")
+    if gives > channels:
+        notes.append(f"it also predicts a variance: these {channels} of {gives} outputs were left out")
     keys.fixed(DIT_FIXED)
     ours: Weights = {
         "backbone.embed.weight": weights["pos_embed.proj.weight"].flatten(1),
@@ -253,7 +173,7 @@ def _read_dit(keys: _Keys, weights: Weights) -> Imported:
     }
     for part in ("weight", "bias"):
         ours[f"backbone.modulation.{part}"] = weights[f"proj_out_1.{part}"]
-        last = weights[f"proj_out_2.{part}"].unflatten(0, (p * p, channels)).transpose(0, 1).flatten(0, 1)
+        last = weights[f"proj_out_2.{part}"].unflatten(0, (p * p, gives)).transpose(0, 1)[:channels].flatten(0, 1)
         ours[f"backbone.out.{part}"] = last  # rows are (y, x, channel) there, (channel, y, x) here
     for i in range(depth):
         mine, theirs = f"backbone.blocks.{i}.", f"transformer_blocks.{i}."
@@ -265,22 +185,16 @@ def _read_dit(keys: _Keys, weights: Weights) -> Imported:
             for name, other in TIME.items() if own or i == 0 else ():
                 ours[f"{time}{name}.{part}"] = weights[f"{embedders[i]}timestep_embedder.{other}.{part}"]
     tables = [weights[f"{e}class_embedder.embedding_table.weight"] for e in (embedders if own else embedders[:1])]
-    table, notes = torch.cat(tables, dim=1), []  # [classes + 1, D]
+    table = torch.cat(tables, dim=1)  # [classes + 1, D]
     if not table.any() and classes in (1, NULL_CLASS):  # as an export of an unconditional model
-        return Imported("backbones", _options("dit", config), channels, _size(keys), ours)
+        return Imported("backbones", keys.options("dit", config), channels, keys.size, ours, None, tuple(notes))
     said = (table[:-1] != table[-1]).any(dim=1).nonzero()  # classes that differ from the null class
     if classes == NULL_CLASS and len(said) and int(said[-1]) + 1 < classes:  # as an export of fewer classes
         classes = int(said[-1]) + 1
         table = torch.cat([table[:classes], table[-1:]])
         notes.append(f"classes {classes} to {NULL_CLASS - 1} are the null class there, and were left out")
     ours["conditioner.table.weight"] = table
-    return Imported("backbones", _options("dit", config), channels, _size(keys), ours, classes, tuple(notes))
-
-
-def _options(kind: str, config: Any) -> dict[str, Any]:
-    from models import registry
-
-    return registry.written(kind, config)
+    return Imported("backbones", keys.options("dit", config), channels, keys.size, ours, classes, tuple(notes))
 
 
 def _check(found: Imported, folder: Path) -> None:

@@ -36,7 +36,7 @@ def describe(model: nn.Module, **more: Any) -> tuple[dict[str, Any], Weights]:
     config = getattr(backbone, "config", None)
     if type(config) not in writers:  # a kind that builds on another one's options is not that one
         kind = type(backbone).__module__.rpartition(".")[2]
-        raise UserError(f"the kind {kind!r} has no counterpart in diffusers; only kl, dit and unet can be exported")
+        raise UserError(f"the kind {kind!r} cannot be exported to diffusers; only kl, dit and unet can")
     return writers[type(config)](config, model, **more)
 
 

@@ -1,7 +1,7 @@
 """Whole models to and from folders of other programs: what is written where, and what the pipeline takes back.
 
 Names and layouts of the other side are in `diffusers_read.py` and `diffusers_write.py`, what makes a pipeline of them
-in `diffusers_pipeline.py`.
+in `diffusers_pipeline.py` (out) and `diffusers_folder.py` (in).
 """
 
 from __future__ import annotations
@@ -89,12 +89,15 @@ def _sampling(part: str, generator: Any, out: Path) -> list[str]:
 
 def _inputs(options: dict[str, Any]) -> str:
     """What the network there takes and gives, in a line."""
-    from models.diffusion.process import EDM
+    from models.diffusion.process import EDM, make_path
+    from models.diffusion.steps import Steps
 
     inputs, path = "timesteps are 1000 t; the denoiser takes normalised latents, as the vae has them", options["path"]
     if path["kind"] == "edm":  # its input scale and clock (models/diffusion/process.py) are no part of the network
         times = f"1000 log(sigma / {EDM.SIGMA_MIN}) / log({EDM.SIGMA_MAX:g} / {EDM.SIGMA_MIN})"
         inputs = f"timesteps are {times}; the denoiser takes noised latents of the vae over sqrt(1 + sigma^2)"
+    if isinstance(make_path(**path), Steps):
+        inputs = inputs.replace("1000 t", "1000 t - 1")
     gives = f"{options['prediction']} of the path {path['kind']} (ldm.json)"
     return f"{inputs} and gives the {gives}; the null class is the last one"
 
@@ -103,27 +106,92 @@ def import_diffusers(source: Path, out: Path, null_class: bool = False, variant:
     """Read a folder that diffusers has saved into one that the pipeline takes; gives the config's lines for it.
 
     An autoencoder becomes a finished artifact, for `autoencoder.from`; a denoiser a folder with the weights of the
-    network, for `diffusion.training.init_from`.
+    network, for `diffusion.training.init_from`; a whole pipeline a model's folder, which samples, with both in it.
     """
-    from pipeline.generate import diffusers_read
+    from pipeline.generate import diffusers_folder, diffusers_read
 
-    out, found = fresh(out), diffusers_read.read(source, null_class, variant)
+    out = fresh(out)
+    if diffusers_folder.is_pipeline(source):
+        return _pipeline(diffusers_folder.read(source, null_class, variant), source, out)
+    found = diffusers_read.read(source, null_class, variant)
     return _autoencoder(found, source, out) if found.family == "autoencoders" else _denoiser(found, out)
 
 
-def _autoencoder(found: Any, source: Path, out: Path) -> str:
+def _pipeline(found: Any, source: Path, out: Path) -> str:
+    import torch
+
+    from pipeline.data.latents import LatentSpace
+    from pipeline.generate import diffusers_folder
+    from pipeline.generate.folder import save_pretrained
+
+    autoencoder, denoiser = found.autoencoder, found.denoiser
+    made = _artifact(autoencoder, source, out / "autoencoder")
+    size, guides = denoiser.size * _factor(autoencoder), found.condition.get("drop", 0) > 0
+    save_pretrained(
+        out,
+        name=source.absolute().name,
+        image={"size": size, "channels": autoencoder.channels},
+        options={
+            "latent": {"channels": denoiser.channels, "size": denoiser.size},
+            "backbone": denoiser.options,
+            "condition": found.condition,
+            "classes": found.classes,
+            "path": found.path,
+            "prediction": found.prediction,
+        },
+        autoencoder=autoencoder.options,
+        autoencoder_weights=autoencoder.weights,
+        denoiser_weights=denoiser.weights,
+        space=LatentSpace(*(torch.tensor(values) for values in autoencoder.space)),
+        defaults=diffusers_folder.DEFAULTS if guides else {**diffusers_folder.DEFAULTS, "guidance": 1.0},
+        lineage={"autoencoder": {"fingerprint": made.fingerprint, "content": made.content}},
+    )
+    about = [f"the {found.kind} {source}, for data of {len(found.classes)} classes" if found.classes else
+             f"the {found.kind} {source}, without classes", *found.notes, f"images: ldm sample {out} --out samples",
+             "to train it on:"]  # fmt: skip
+    section = {"backbone": denoiser.options, "condition": {"kind": found.condition["kind"]}, "path": found.path,
+               "prediction": found.prediction, "training": {"init_from": str(out)}}  # fmt: skip
+    return "\n".join(
+        [
+            *(f"# {line}" for line in about),
+            f"data: {{size: {size}, channels: {autoencoder.channels}}}",
+            f"autoencoder: {{from: {out / 'autoencoder'}}}",
+            "latents: {statistics: autoencoder}",
+            *_section(section),
+        ]
+    )
+
+
+def _artifact(found: Any, source: Path, out: Path) -> Artifact:
+    """A finished autoencoder, as if it had been trained here; with the space that its denoisers know."""
+    from pipeline.data.latents import BROUGHT
     from pipeline.networks import save_weights
 
     with Lease(out / "work" / "lease") as lease:
         for which in ("ema", "live"):  # a trained one has both; here they are one
             save_weights(out / f"{which}.safetensors", found.weights)
         write_json(out / "model.json", {"model": found.options, "channels": found.channels})
-        recipe = {"model": found.options, "imported": sha256_file(out / "ema.safetensors")}
+        space = dict(zip(("mean", "std"), found.space, strict=True))
+        write_json(out / BROUGHT, space)
+        recipe = {"model": found.options, "imported": sha256_file(out / "ema.safetensors"), "latents": space}
         key = artifacts.fingerprint("autoencoder", recipe, {})
-        made = Writer("autoencoder", key, out, recipe, {}, lease).finish({"imported": str(source.absolute())})
-    size = f"  # images whose sides are multiples of {2 ** (len(found.options['multipliers']) - 1)}"
+        return Writer("autoencoder", key, out, recipe, {}, lease).finish({"imported": str(source.absolute())})
+
+
+def _autoencoder(found: Any, source: Path, out: Path) -> str:
+    made = _artifact(found, source, out)
+    size = f"  # images whose sides are multiples of {_factor(found)}"
     about = "".join(f"# {line}\n" for line in (made.name, *found.notes))
-    return f"{about}data: {{channels: {found.channels}}}{size}\nautoencoder: {{from: {out}}}"
+    statistics = "# latents: {statistics: autoencoder}  # for a denoiser that was published with it"
+    return f"{about}data: {{channels: {found.channels}}}{size}\nautoencoder: {{from: {out}}}\n{statistics}"
+
+
+def _factor(found: Any) -> int:
+    """Image side over latent side of an autoencoder."""
+    from pipeline.generate.diffusers_read import outline
+
+    model: Any = outline(found)
+    return int(model.factor)
 
 
 def _denoiser(found: Any, out: Path) -> str:
@@ -134,8 +202,12 @@ def _denoiser(found: Any, out: Path) -> str:
     save_weights(out / "ema.safetensors", found.weights)
     write_json(out / "model.json", {**model, "classes": found.classes, "size": found.size})
     section = {"backbone": found.options, "condition": condition, "training": {"init_from": str(out)}}
-    lines = ["diffusion:", *(f"  {key}: {json.dumps(value)}" for key, value in section.items())]  # JSON is YAML
     about = [f"for latents of {found.channels} channels" + (f" and {found.size} pixels a side" if found.size else "")]
     about += [f"for data of {found.classes} classes"] if found.classes is not None else []
     about.append("set `path` and `prediction` to what it was trained for, if you know")
-    return "\n".join([*(f"# {line}" for line in [*about, *found.notes]), *lines])
+    return "\n".join([*(f"# {line}" for line in [*about, *found.notes]), *_section(section)])
+
+
+def _section(values: dict[str, Any]) -> list[str]:
+    """Lines of a config's `diffusion`; JSON is YAML."""
+    return ["diffusion:", *(f"  {key}: {json.dumps(value)}" for key, value in values.items())]

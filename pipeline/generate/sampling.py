@@ -103,7 +103,7 @@ def latents(
     `DEFAULTS` and seed, and `scales` of single conditions; null: what stands for no condition; sides: (h, w), default
     the model's square.
     """
-    path = make_path(options["path"]["kind"], options["path"]["schedule"])
+    path = make_path(**options["path"])
     sides = sides or (options["latent"]["size"], options["latent"]["size"])
     spec = [Draw("noise", "normal", (options["latent"]["channels"], *sides))]
 

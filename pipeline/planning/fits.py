@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
@@ -22,6 +23,7 @@ def check_models(config: Config) -> tuple[int, int]:
     from models import registry
     from models.diffusion.denoiser import check_attends
     from pipeline.artifacts import Artifact
+    from pipeline.data.latents import BROUGHT
     from pipeline.schema.data import text
 
     options, data = config.autoencoder.model, config.data
@@ -33,6 +35,13 @@ def check_models(config: Config) -> tuple[int, int]:
                 f"`data.channels`: {data.channels}, but the autoencoder at {pinned.path} was trained on {channels}; "
                 f"set {channels}, or train another autoencoder"
             )
+    if config.latents.statistics == "autoencoder" and not (
+        config.autoencoder.from_ and (Path(config.autoencoder.from_) / BROUGHT).exists()
+    ):
+        raise UserError(
+            "`latents.statistics`: autoencoder goes with `autoencoder.from`, one that was imported and brings "
+            "statistics; set measured"
+        )
     key = "autoencoder.model"
     try:
         autoencoder: Any = registry.outline("autoencoders", options, channels=data.channels)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.schema.conditions import Condition
-from pipeline.schema.section import SPEED, Fraction, Place, Positive, Section
+from pipeline.schema.section import LATER, SPEED, Fraction, Place, Positive, Section
 from pipeline.schema.training import Training
 
 
@@ -103,6 +103,12 @@ class Latents(Section):
         "random crop (each time it is named another one), which needs `data.augment.crop: random`.",
     )
     batch_size: Positive = Field(64, description="Images encoded at once.", json_schema_extra=SPEED)
+    statistics: Literal["measured", "autoencoder"] = Field(
+        "measured",
+        description="Mean and deviation by which latents are normalised: those of the training images, or those "
+        "that an imported autoencoder brings (its scaling factor), with which its denoiser was trained.",
+        json_schema_extra=LATER,
+    )
 
 
 # What a path is trained with where a config does not say. edm as of Karras et al. 2024, "EDM2", won the
@@ -115,16 +121,33 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 EDM_MEAN = 0.3  # of the log noise level, where latents have deviation 1 (Karras et al. 2024: -0.4 at sigma_data 0.5)
 
 
+Schedule = Literal["linear", "cosine", "zero_terminal_snr", "ddpm_linear", "ddpm_scaled_linear", "ddpm_cosine"]
+
+
 class DiffusionPath(Section):
     kind: Literal["edm", "rectified_flow", "variance_preserving"] = Field(
         "edm",
         description="The forward process; edm adds noise up to 80 deviations of the data, and is meant for "
         "`prediction: v` (its preconditioning), `times.kind: edm`, `weighting: edm`.",
     )
-    schedule: Literal["linear", "cosine", "zero_terminal_snr"] = Field(
+    schedule: Schedule = Field(
         "cosine",
-        description="With `variance_preserving`: its noise schedule; the last is linear, moved to end in noise.",
+        description="With `variance_preserving`: its noise schedule; zero_terminal_snr is linear, moved to end in "
+        "noise; ddpm_*: the thousand steps of published models.",
     )
+    betas: tuple[float, float] = Field(
+        (1e-4, 0.02),
+        description="With `ddpm_linear` and `ddpm_scaled_linear`: variance of the noise in the first and last step.",
+        json_schema_extra=LATER,
+    )
+
+    @model_validator(mode="after")
+    def _betas(self) -> DiffusionPath:
+        if not 0 < self.betas[0] <= self.betas[1] < 1:
+            raise ValueError(f"`betas` {list(self.betas)}: expected 0 < first <= last < 1")
+        if self.betas != (1e-4, 0.02) and self.schedule not in ("ddpm_linear", "ddpm_scaled_linear"):
+            raise ValueError(f"`betas` goes with `schedule` ddpm_linear and ddpm_scaled_linear, not {self.schedule}")
+        return self
 
 
 class Times(Section):
@@ -183,14 +206,15 @@ class Diffusion(Section):
     def _finite_loss(self) -> Diffusion:
         # sigma^2 falls like t, so |d(alpha, sigma)/dt|^2 grows like 1/t: its mean over uniform times has no bound
         preserving = self.path.kind == "variance_preserving"
-        linear = preserving and self.path.schedule in ("linear", "zero_terminal_snr")
+        linear = preserving and self.path.schedule != "cosine"
         if linear and (self.prediction, self.times.kind, self.weighting) == ("velocity", "uniform", "uniform"):
             raise ValueError(
-                "`prediction: velocity` has an infinite mean loss on the linear variance preserving path with uniform "
+                f"`prediction: velocity` has an infinite mean loss on the path {self.path.schedule} with uniform "
                 "times; expected eps, x0 or v, or `schedule: cosine`, `times.kind: logit_normal`, `weighting: min_snr`"
             )
         # 1 + SNR times the error of x0 is (1 + SNR) / SNR times that of eps: like 1/(1 - t)^2 where alpha ends at 0
-        ends = self.path.kind == "rectified_flow" or (preserving and self.path.schedule != "linear")
+        ended = preserving and self.path.schedule in ("cosine", "zero_terminal_snr")
+        ends = self.path.kind == "rectified_flow" or ended
         if ends and (self.prediction, self.times.kind, self.weighting) == ("eps", "uniform", "edm"):
             raise ValueError(
                 "`weighting: edm` with `prediction: eps` has an infinite mean loss under uniform times where no data "

@@ -51,6 +51,7 @@ def run(
     pool = writer.path.parent.parent.parent / "latents"
     pool.mkdir(parents=True, exist_ok=True)
     pixels = {name: result_fields(config.data)[name] for name in ("size", "channels", "background", "augment")}
+    moments = {key: value for key, value in recipe(config).items() if key != "statistics"}  # these are not scaled
     jobs: list[dict[str, Any]] = []
     for split in SPLITS:
         for index in Index.open(data.path, split, config.data.cache).parts:
@@ -58,7 +59,7 @@ def run(
             shape = [] if index.bucket is None else [list(index.shapes[index.bucket])]
             for shard in range(len(index.counts)):
                 if index.counts[shard]:
-                    key = digest([index.shard_digest(shard), autoencoder.content, recipe(config), pixels, *shape])
+                    key = digest([index.shard_digest(shard), autoencoder.content, moments, pixels, *shape])
                     jobs.append(
                         {
                             "split": split,
@@ -88,8 +89,10 @@ def run(
     entries = [{**job, "lost": [], **read_json(entry_path(job["path"]))} for job in jobs]
     listed = ("split", "bucket", "shard", "count", "bytes", "sha256")
     shards = [{k: e[k] for k in listed if k in e} | {"file": Path(e["path"]).name} for e in entries]
-    space = latents.merge(e["sums"] for e in entries if e["split"] == "train")
-    space = _scalable(space, autoencoder)
+    if config.latents.statistics == "autoencoder":
+        space = latents.LatentSpace.load(autoencoder.path / latents.BROUGHT)
+    else:
+        space = _scalable(latents.merge(e["sums"] for e in entries if e["split"] == "train"), autoencoder)
     lost = {key: why for entry in entries for key, why in entry["lost"]}
     if lost:
         atomic_write(writer.work / "lost.txt", "".join(f"{key}\n" for key in lost))

@@ -44,7 +44,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         "backbone": config.diffusion.backbone,
         "condition": condition,
         "classes": inputs["ingest"].summary["classes"],
-        "path": config.diffusion.path.model_dump(mode="json"),
+        "path": result_fields(config.diffusion.path),
         "prediction": config.diffusion.prediction,
     }
 
@@ -95,7 +95,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     what = options(config, inputs)
     torch.manual_seed(seeded(seed, "diffusion/weights"))
     network = build_network(what, activation_checkpointing=training.activation_checkpointing)
-    path = make_path(section.path.kind, section.path.schedule)
+    path = make_path(**result_fields(section.path))
     space = LatentSpace.load(inputs["encode"].path / "latents.json")
     train, val = (open_latents(inputs["encode"], split) for split in ("train", "val"))
     null = len(what["classes"])

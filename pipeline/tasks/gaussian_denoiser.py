@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
+from pipeline.schema.section import result_fields
 
 GAUSSIAN_LIMIT = 4096  # elements of a latent above which its full covariance (and the yardstick) is left out
 
@@ -45,7 +46,7 @@ def gaussian_loss(config: Config, latents: Artifact) -> float | None:
     section = config.diffusion
     return gaussian.gaussian_loss(
         torch.from_numpy(np.linalg.eigvalsh(covariance)),
-        make_path(section.path.kind, section.path.schedule),
+        make_path(**result_fields(section.path)),
         section.prediction,
         Times(section.times.kind, section.times.mean, section.times.std),
         section.weighting,

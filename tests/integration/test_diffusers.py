@@ -83,6 +83,51 @@ def test_out_to_diffusers_and_back_into_training(small: Any, part: str) -> None:
     assert encoded["inputs"]["autoencoder"]["stage"] == "autoencoder"
 
 
+def test_a_pipeline_is_fine_tuned(small: Any) -> None:
+    """A folder of diffusers, by the lines that its import prints: 100 steps in the latents as they were published."""
+    from pipeline.config import _Loader
+    from pipeline.data.latents import LatentSpace
+    from pipeline.generate.folder import load_pretrained
+
+    torch.manual_seed(0)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = diffusers.AutoencoderKL(**kinds, block_out_channels=(8, 16), norm_num_groups=4, scaling_factor=0.5)
+    dit = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=4, out_channels=8, num_embeds_ada_norm=2
+    )
+    folder, out = small.folder / "published", small.folder / "imported"
+    diffusers.DiTPipeline(dit, vae, diffusers.DDIMScheduler()).save_pretrained(folder)
+    imported = small.ldm("import", str(folder), "-o", str(out))
+    assert imported.code == 0, imported.err
+    said = small.ldm("sample", str(out), "--out", str(small.folder / "samples"), "-n", "1", "--steps", "2")
+    assert said.code == 0 and (small.folder / "samples" / "000000.png").exists(), said.err
+    said = small.run("diffusion", "latents.statistics=autoencoder")
+    assert said.code == 2 and "goes with `autoencoder.from`" in said.err
+
+    config = yaml.safe_load(small.config.read_text())
+    for key, section in yaml.load(imported.out, Loader=_Loader).items():
+        training = {"training": {**config.get(key, {}).get("training", {}), **section.get("training", {})}}
+        config[key] = {**config.get(key, {}), **section, **(training if key in ("autoencoder", "diffusion") else {})}
+    config["diffusion"]["training"] |= {"steps": 100, "learning_rate": 3e-3, "validate_every": 10}
+    small.config.write_text(yaml.safe_dump(config))
+    said = small.run("diffusion")
+    assert said.code == 0, said.err
+    encode, diffusion = (small.manifests(stage)[-1].parent for stage in ("encode", "diffusion"))
+    space = LatentSpace.load(encode / "latents.json")
+    assert space.std.tolist() == [2.0] * 4 and space.mean.tolist() == [0.0] * 4  # 1 / 0.5
+    before, after = (load_pretrained(folder, device="cpu") for folder in (out, diffusion))
+    assert {key: after.options[key] for key in ("path", "prediction", "latent", "classes")} == {
+        **{key: before.options[key] for key in ("path", "prediction", "latent")}, "classes": ["a", "b"],
+    }  # fmt: skip
+    events = map(json.loads, next(diffusion.glob("work/spool/*.jsonl")).read_text().splitlines())
+    losses = [e["values"]["diffusion/val_loss"] for e in events if "diffusion/val_loss" in e.get("values", {})]
+    assert losses[-1] < 0.9 * losses[0], losses
+    said = small.run("encode", "latents.statistics=measured")  # the same moments, another scale
+    assert said.code == 0 and ", 0 of 6 shards encoded" in said.out, said.out
+    said = small.ldm("lineage", str(out), "--root", str(small.root))
+    assert said.code == 0 and f"imported from {folder}" in said.out, said.err
+
+
 def test_mistakes_are_one_line(small: Any) -> None:
     assert small.run("diffusion").code == 0
     artifact = small.manifests("diffusion")[0].parent

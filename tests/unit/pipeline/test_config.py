@@ -119,6 +119,8 @@ def test_what_is_evaluated_is_there_after_training(path: Path) -> None:
     [
         ("{kind: variance_preserving, schedule: zero_terminal_snr}", ["prediction=velocity"], False),
         ("{kind: variance_preserving, schedule: zero_terminal_snr}", ["prediction=v"], True),
+        ("{kind: variance_preserving, schedule: ddpm_linear}", ["prediction=velocity"], False),
+        ("{kind: variance_preserving, schedule: ddpm_linear}", ["prediction=eps", "weighting=edm"], True),
         ("{kind: rectified_flow}", ["prediction=eps", "weighting=edm"], False),
         ("{kind: rectified_flow}", ["prediction=eps", "weighting=edm", "times.kind=edm"], True),
         ("{kind: edm}", ["prediction=eps", "times.kind=uniform"], True),
@@ -133,6 +135,15 @@ def test_losses_without_a_mean_are_refused(path: Path, path_options: str, object
         config.load(path, overrides)
     else:
         assert "infinite mean loss" in message(path, *overrides)
+
+
+def test_betas_go_with_the_schedules_that_have_them(path: Path) -> None:
+    steps = "diffusion.path={kind: variance_preserving, schedule: %s, betas: [%s]}"
+    found = config.load(path, [steps % ("ddpm_scaled_linear", "0.00085, 0.012")]).diffusion.path
+    assert result_fields(found)["betas"] == [0.00085, 0.012]
+    assert "betas" not in result_fields(config.load(path, [steps % ("ddpm_linear", "0.0001, 0.02")]).diffusion.path)
+    assert "`betas` goes with `schedule` ddpm_linear" in message(path, steps % ("cosine", "0.00085, 0.012"))
+    assert "expected 0 < first <= last < 1" in message(path, steps % ("ddpm_linear", "0.02, 0.01"))
 
 
 @pytest.mark.parametrize(

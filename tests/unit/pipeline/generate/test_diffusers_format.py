@@ -181,9 +181,9 @@ def test_what_has_no_place_in_diffusers_is_refused_by_name(tmp_path: Path) -> No
             write(tmp_path, attends, size=SIZE)
     with pytest.raises(UserError, match=r"`middle_norm: False`.*UNet2DModel"):
         write(tmp_path, network({**DDPM, "middle_norm": False}), size=SIZE)
-    with pytest.raises(UserError, match="no counterpart in diffusers"):
+    with pytest.raises(UserError, match="cannot be exported to diffusers"):
         write(tmp_path, nn.Linear(2, 2), size=SIZE)
-    with pytest.raises(UserError, match="'vq' has no counterpart"):
+    with pytest.raises(UserError, match="'vq' cannot be exported"):
         write(tmp_path, registry.build("autoencoders", {**KL, "kind": "vq"}, channels=3), size=SIZE)
 
 
@@ -217,7 +217,9 @@ def test_what_has_no_place_here_is_refused_by_name(
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config\.json is missing; give a folder that diffusers has saved"):
+    with pytest.raises(
+        UserError, match=r"nor config\.json \(one network\) is there; give a folder that diffusers has saved"
+    ):
         diffusers_read.read(tmp_path)
     write(tmp_path / "unet", network(UNET), size=SIZE)
     with pytest.raises(UserError, match="give one of its folders: unet"):
