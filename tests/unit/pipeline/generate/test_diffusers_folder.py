@@ -73,7 +73,7 @@ def sampled(folder: Path, labels: list[int], **how: Any) -> tuple[torch.Tensor, 
     """Images in [0, 1] of our generator, and the noise that they began with."""
     generator = load_pretrained(folder, device="cpu")
     request = generator.request(classes=labels, n=len(labels), seed=3, **how)
-    condition, null = told.conditions(generator.options, request, len(labels), generator.device)
+    condition, null = told.conditions(generator.options, request, range(len(labels)), generator.device)
     rows = range(len(labels))
     z = sampling.latents(generator.network, lambda: generator.network, generator.options, request, rows, condition,
                          null, generator.device)  # fmt: skip
