@@ -61,6 +61,7 @@ def checked(
         chosen[name] = [value] if one else list(value)
         for each in chosen[name]:
             _row("set", lambda name=name, each=each: condition_values.row(name, known[name], each))
+        chosen[name] = [_plain(known[name], each) for each in chosen[name]]
     request |= {"attributes": chosen} if chosen else {}
     for name, scale in (scales or {}).items():
         if name not in names(options):

@@ -1,13 +1,15 @@
-"""The sampling page of `ldm ui`: images by sliders, and the command and the Python lines that make them again.
+"""The sampling page of `ldm ui`: images by prompts, menus and sliders, and the command and the Python lines that make
+them again.
 
 A Streamlit script: `serve.py` starts `streamlit run` on it, and Streamlit executes it from top to bottom at each
-change. Sampling itself is `generate/`'s; nothing here decides on an image.
+change. Sampling itself, and what a model may be told, is `generate/`'s; nothing here decides on an image.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import math
 import shlex
 import sys
 import tempfile
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 SLIDERS = ("n", "seed", "classes", "sampler", "steps", "guidance")
 COUNT, STEPS, GUIDANCE = 16, 100, 10.0  # images at first; the sliders' ends
 SHOWN = 640  # pixels: the grid is enlarged, by a whole number, to at most this width
+UNTOLD = "not told"
+PLACES = 100  # of a slider over an attribute's range
 
 
 def models_in(root: Path) -> dict[str, str]:
@@ -49,35 +53,52 @@ def models_in(root: Path) -> dict[str, str]:
 
 def told(model: Generator, request: Mapping[str, Any]) -> dict[str, Any]:
     """Of a request (`Generator.request`) what a command must say: the sliders, and what is not the model's default."""
-    return {key: value for key, value in request.items() if key in SLIDERS or value != model.defaults.get(key)}
+    known = {key: value for key, value in request.items() if key in SLIDERS or value != model.defaults.get(key)}
+    usual = [] if "prompts" in known or "attributes" in known else model.request()["classes"]
+    if known["classes"] == usual:
+        del known["classes"]
+    else:
+        known["classes"] = [model.classes[label] for label in known["classes"]]
+    if "attributes" in known:
+        known["attributes"] = {name: only for name, (only,) in known["attributes"].items()}
+    return known
 
 
-def command_line(model: str, request: Mapping[str, Any], classes: Sequence[str], root: Path) -> str:
-    """The `ldm sample` command of a request (`told`): the same images, bit for bit."""
-    words = ["ldm", "sample", model, "--out", "samples"]
-    for key, value in request.items():
+def command_line(name: str, model: Generator, request: Mapping[str, Any], root: Path) -> str:
+    """The `ldm sample` command of a request of the model `name`: the same images, bit for bit."""
+    words = ["ldm", "sample", name, "--out", "samples"]
+    for key, value in told(model, request).items():
         if key == "n":
             words += ["-n", str(value)]
-        elif key != "classes":
+        elif key == "classes":
+            numbers = map(str, request["classes"])
+            words += ["--classes", ",".join(numbers if any("," in one for one in value) else value)]
+        elif key == "prompts":
+            words += [word for text in value for word in ("--prompt", text)]
+        elif key == "attributes":
+            known = model.options["condition"]["attributes"]
+            words += [word for one in value for word in ("--set", f"{one}={_text(known[one], value[one])}")]
+        elif key == "scales":
+            words += [word for one, scale in value.items() for word in ("--scale", f"{one}={scale}")]
+        else:
             words += [f"--{key.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
-        elif value != list(range(len(classes))):  # all in turn: the default
-            names = [classes[label] for label in value]
-            words += ["--classes", ",".join(map(str, value if any("," in name for name in names) else names))]
-    if model.startswith("models:"):
+    if name.startswith("models:"):
         words += ["--root", str(root)]
     return shlex.join(words)
 
 
-def python_lines(model: str, request: Mapping[str, Any], classes: Sequence[str], root: Path) -> str:
-    """The Python lines of a request."""
-    values = {key: value for key, value in request.items() if key != "classes"}
-    if request["classes"] != list(range(len(classes))):
-        values["classes"] = [classes[label] for label in request["classes"]]
-    given = ", ".join(f"{key}={value!r}" for key, value in values.items())
-    place = f", root={str(root)!r}" if model.startswith("models:") else ""
+def _text(options: Mapping[str, Any], value: Any) -> str:
+    """An attribute's value as `--set` takes it."""
+    return str(options.get("separator", ",").join(value)) if isinstance(value, list) else str(value)
+
+
+def python_lines(name: str, model: Generator, request: Mapping[str, Any], root: Path) -> str:
+    """The Python lines of a request of the model `name`."""
+    given = ", ".join(f"{key}={value!r}" for key, value in told(model, request).items())
+    place = f", root={str(root)!r}" if name.startswith("models:") else ""
     return (
         "from pipeline.generate import load_pretrained\n\n"
-        f"model = load_pretrained({model!r}{place})\n"
+        f"model = load_pretrained({name!r}{place})\n"
         f"images = model.sample({given})  # uint8 [n, H, W, C]"
     )
 
@@ -108,26 +129,73 @@ def controls(model: Generator) -> dict[str, Any]:
     import streamlit as st
 
     from models.diffusion import grids, samplers
+    from pipeline.generate.told import names
 
     chosen: dict[str, Any] = {}
-    first = model.request(n=COUNT)
+    first, known = model.request(n=COUNT), names(model.options)
     with st.sidebar.form("request"):
+        if model.options["condition"].get("caption"):
+            text = st.text_area(
+                "Prompt", height=68, placeholder=UNTOLD, help="Several: one a line, in turn row by row."
+            )
+            chosen["prompts"] = [line.strip() for line in text.splitlines() if line.strip()] or None
+            help_text = "Guidance leads away from it; it has no effect at a scale of 1."
+            chosen["negative"] = st.text_input("Negative prompt", placeholder="none", help=help_text).strip() or None
         if model.classes:
-            help_text = "In turn, row by row. None chosen: all."
+            help_text = "In turn, row by row. None chosen: all" + (
+                "." if known == ["class"] else ", unless more is told."
+            )
             chosen["classes"] = st.multiselect("Classes", model.classes, help=help_text) or None
+        values = {name: attribute(name, own) for name, own in model.options["condition"].get("attributes", {}).items()}
+        chosen["attributes"] = {name: value for name, value in values.items() if value is not None}
         chosen["n"] = st.slider("Images", 1, 64, first["n"])
         chosen["seed"] = int(st.number_input("Seed", 0, None, 0, help="The same seed, the same images."))
         chosen["steps"] = st.slider("Steps", 1, max(STEPS, first["steps"]), first["steps"])
-        for key, names in {"sampler": samplers.NAMES, "grid": ("auto", *grids.GRIDS)}.items():
-            chosen[key] = st.selectbox(key.capitalize(), names, names.index(first[key]))
-        if first["guidance_kind"] == "autoguidance" or (
-            model.classes and model.options["condition"].get("drop", 0) > 0
-        ):
+        for key, options in {"sampler": samplers.NAMES, "grid": ("auto", *grids.GRIDS)}.items():
+            chosen[key] = st.selectbox(key.capitalize(), options, options.index(first[key]))
+        withheld = bool(known) and model.options["condition"].get("drop", 0) > 0
+        if first["guidance_kind"] == "autoguidance" or withheld:
             end = max(GUIDANCE, first["guidance"])
-            label, text = "Guidance scale", "1: as trained. Above: closer to the class, less variety."
+            label, text = "Guidance scale", "1: as trained. Above: closer to what is told, less variety."
             chosen["guidance"] = round(st.slider(label, 0.0, end, float(first["guidance"]), 0.1, help=text), 2)
+        if first["guidance_kind"] == "classifier_free" and withheld and len(known) > 1:
+            with st.expander("Scales of single conditions"):
+                scales = {name: scale(name) for name in known}
+            chosen["scales"] = {name: value for name, value in scales.items() if value is not None}
         st.form_submit_button("Make images", type="primary", width="stretch")
     return chosen
+
+
+def attribute(name: str, options: Mapping[str, Any]) -> Any:
+    """The slider or menu of an attribute; its value, None where it is not told."""
+    import streamlit as st
+
+    if options["kind"] == "continuous":
+        shown = [UNTOLD, *places(*options["range"])]
+        value = st.select_slider(name, shown, format_func=lambda v: v if isinstance(v, str) else f"{v:g}")
+        return None if value == UNTOLD else value
+    if options["kind"] == "multi_label":
+        return st.multiselect(name, options["values"], placeholder=UNTOLD, help="All that are chosen, at once.") or None
+    return st.selectbox(name, options["values"], None, placeholder=UNTOLD)
+
+
+def scale(name: str) -> float | None:
+    """The field of a condition's own guidance scale; None where that of all counts."""
+    import streamlit as st
+
+    usual = "as above"
+    value: float | None = st.number_input(f"Scale of {name}", 0.0, None, None, 0.5, placeholder=usual)
+    return value
+
+
+def places(low: float, high: float) -> list[float]:
+    """Values of a slider from low to high, both among them: whole numbers where these are PLACES steps at most, else
+    PLACES equal steps, rounded to as many digits as tell them apart."""
+    if low == int(low) and high == int(high) and high - low <= PLACES and high - low > 1:
+        return [float(value) for value in range(int(low), int(high) + 1)]
+    digits = max(0, math.ceil(-math.log10((high - low) / PLACES)))
+    inner = [round(low + (high - low) * i / PLACES, digits) for i in range(1, PLACES)]
+    return [low, *(value for value in inner if low < value < high), high]
 
 
 def show(model: Generator, name: str, root: Path) -> None:
@@ -154,9 +222,9 @@ def show(model: Generator, name: str, root: Path) -> None:
         st.caption(f"{len(images)} images of {width} x {height} x {channels}, {seconds:.1f} s on {model.device}")
     with right:
         st.markdown("**The same images** on the command line")
-        st.code(command_line(name, told(model, request), model.classes, root), language="bash", wrap_lines=True)
+        st.code(command_line(name, model, request, root), language="bash", wrap_lines=True)
         st.markdown("and in Python")
-        st.code(python_lines(name, told(model, request), model.classes, root), language="python", wrap_lines=True)
+        st.code(python_lines(name, model, request, root), language="python", wrap_lines=True)
         st.download_button("Grid (PNG)", png(sheet), "grid.png", "image/png", on_click="ignore")
         files = archive(model, images, request)
         st.download_button("All files (zip)", files, "samples.zip", "application/zip", on_click="ignore")
