@@ -79,7 +79,7 @@ class Generator:
         batch_size: int | None = None,
         shape: Sequence[int] | None = None,
         prompts: str | Sequence[str] | None = None,
-        negative: str | None = None,
+        negative: str | Sequence[str] | None = None,
         attributes: Mapping[str, Any] | None = None,
         scales: Mapping[str, float] | None = None,
         **how: Any,
@@ -90,12 +90,12 @@ class Generator:
         of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is
         filled up to `batch_size`, so that `n` and the other classes change no bit. Another batch size is another shape
         of the same computation: equal up to rounding. prompts: captions, in turn as the classes are; negative: one that
-        guidance leads away from, in place of the empty one. attributes: by name a value, or a list that images take in
-        turn (of labels: a list of lists); with either, no class is told unless one is given. What is not given is not
-        told. scales: a guidance scale of a condition's own, by name (class, caption, an attribute's); `guidance` is
-        that of all others together. `how`: grid, shift, guidance_kind, guidance_weak, guidance_interval,
-        guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model does not know, and
-        NotFinite where they, or the weights, lead to no image.
+        guidance leads away from, in place of the empty one (or several, in turn). attributes: by name a value, or a
+        list that images take in turn (of labels: a list of lists); with either, no class is told unless one is given.
+        What is not given is not told. scales: a guidance scale of a condition's own, by name (class, caption, an
+        attribute's); `guidance` is that of all others together. `how`: grid, shift, guidance_kind, guidance_weak,
+        guidance_interval, guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model
+        does not know, and NotFinite where they, or the weights, lead to no image.
         """
         request = self.request(
             classes, n, seed, steps, sampler, guidance, batch_size, shape, prompts, negative, attributes, scales, **how
@@ -117,7 +117,7 @@ class Generator:
         batch_size: int | None = None,
         shape: Sequence[int] | None = None,
         prompts: str | Sequence[str] | None = None,
-        negative: str | None = None,
+        negative: str | Sequence[str] | None = None,
         attributes: Mapping[str, Any] | None = None,
         scales: Mapping[str, float] | None = None,
         **how: Any,

@@ -6,12 +6,17 @@ Executed by MLflow (when the model is logged and when it is loaded), imported by
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from pipeline.data.request_columns import LABEL, NEGATIVE, PROMPT, attribute_column, columns, scales
+from pipeline.errors import UserError
 
 PARAMS = ("seed", "steps", "sampler", "grid", "guidance")
 
@@ -19,9 +24,11 @@ PARAMS = ("seed", "steps", "sampler", "grid", "guidance")
 class LatentDiffusion(PythonModel):  # type: ignore[misc]
     """`predict({"label": [3, 3, 7]}, params={"seed": 0, "steps": 20})` -> images, uint8 [3, H, W, C].
 
-    Labels are class numbers, or names where these are numbers (a model without classes makes an image a row). The image
-    of row i and a seed does not depend on the other rows. Parameters that are left out have the values the model was
-    evaluated with.
+    Labels are class numbers, or names where these are numbers (a model without classes makes an image a row). A model
+    that is told more has columns `prompt` and `negative`, one an attribute (several labels as in the data set's text,
+    `hat;glasses`), and a parameter `scale_NAME` for each condition. Columns that are not there, and values that are
+    None, are not told; a label is given in all rows or in none. The image of row i and a seed does not depend on the
+    other rows. Parameters that are left out have the values the model was evaluated with.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -33,21 +40,64 @@ class LatentDiffusion(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: PythonModelContext | None, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Sample an image for each row. ValueError for a parameter that is not one of PARAMS, or a missing column.
+        """Sample an image for each row. MlflowException, in one line, for a column, parameter or value that the model
+        does not know.
 
-        (MLflow itself drops, with a warning, parameters that the signature does not name.)
+        MLflow itself drops, with a warning, parameters and columns that the signature does not name.
         """
-        given = {name: value for name, value in (params or {}).items() if value is not None}
-        if unknown := sorted(set(given) - set(PARAMS)):
-            raise ValueError(f"unknown parameters {', '.join(unknown)}; expected some of {', '.join(PARAMS)}")
-        if not self.generator.classes:
-            unconditional: np.ndarray = self.generator.sample(n=len(model_input), **given)
-            return unconditional
-        if "label" not in model_input:
-            raise ValueError(f"expected a column `label` of class numbers, got {list(model_input.columns)}")
-        labels = [int(label) for label in model_input["label"]]
-        images: np.ndarray = self.generator.sample(classes=labels, n=len(labels), **given)
-        return images
+        try:
+            images: np.ndarray = self.generator.sample(**self._arguments(_table(model_input), params or {}))
+            return images
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _arguments(self, table: pd.DataFrame, params: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of `Generator.sample`. UserError for what is not known."""
+        condition = self.generator.options["condition"]
+        given = {name: value for name, value in params.items() if value is not None}
+        weights, known = scales(condition), columns(condition)
+        for what, unknown, names in (
+            ("parameters", set(given) - {*PARAMS, *weights}, [*PARAMS, *weights]),
+            ("columns", set(map(str, table.columns)) - set(known), list(known)),
+        ):
+            if unknown:
+                raise UserError(f"unknown {what} {', '.join(sorted(unknown))}; expected some of {', '.join(names)}")
+        if not len(table):
+            raise UserError(f"no rows with a column of this model; expected some of {', '.join(known)}")
+        values = {name: [_plain(value) for value in table[name]] for name in table.columns}
+        own = {name: given.pop(key) for key, name in weights.items() if key in given}
+        arguments: dict[str, Any] = {**given, "n": len(table), **({"scales": own} if own else {})}
+        if self.generator.classes:
+            arguments |= self._classes(values.get(LABEL, []), required=list(known) == [LABEL])
+        if condition.get("caption"):
+            arguments["prompts"] = [text or "" for text in values.get(PROMPT, [""])]
+            if any(values.get(NEGATIVE, [])):
+                arguments["negative"] = [text or "" for text in values[NEGATIVE]]
+        told = {name: attribute_column(name) for name in condition.get("attributes") or {}}
+        arguments["attributes"] = {name: values[column] for name, column in told.items() if column in values}
+        return arguments
+
+    def _classes(self, labels: list[Any], required: bool) -> dict[str, Any]:
+        if not labels and required:
+            raise UserError(f"expected a column `{LABEL}` of class numbers")
+        if any(label is None for label in labels):
+            if required or any(label is not None for label in labels):
+                raise UserError(f"{LABEL}: row {labels.index(None)} has none; give one in each row")
+            return {}
+        return {"classes": [int(label) for label in labels]} if labels else {}
+
+
+def _table(given: Any) -> pd.DataFrame:
+    """The rows asked for. {column: list of texts} reaches a model as one row of lists (MLflow 3.17): its rows."""
+    table = pd.DataFrame(given)
+    if len(table) == 1 and any(isinstance(value, (list, np.ndarray)) for value in table.iloc[0]):
+        return pd.DataFrame(dict(table.iloc[0]))
+    return table
+
+
+def _plain(value: Any) -> Any:
+    """A cell, None for what is missing."""
+    return None if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)) else value
 
 
 mlflow.models.set_model(LatentDiffusion())

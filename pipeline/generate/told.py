@@ -34,7 +34,7 @@ def names(options: Options) -> list[str]:
 def checked(
     options: Options,
     prompts: str | Sequence[str] | None = None,
-    negative: str | None = None,
+    negative: str | Sequence[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
     scales: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
@@ -45,12 +45,12 @@ def checked(
         if not condition.get("caption"):
             raise UserError("prompt: this model was trained without captions; leave it out")
         several = [prompts] if isinstance(prompts, str) else list(prompts or [])
-        for text in [*several, *([negative] if negative is not None else [])]:
+        for text in [*several, *([negative] if isinstance(negative, str) else negative or [])]:
             if "empty" in condition["caption"]:
                 continue  # its tokens are counted when it is read
             _row("prompt", lambda text=text: condition_values.caption_row(condition["caption"], text))
         request |= {"prompts": several} if several else {}
-        request |= {} if negative is None else {"negative": negative}
+        request |= {} if negative is None else {"negative": negative if isinstance(negative, str) else list(negative)}
     known = condition.get("attributes", {})
     chosen: dict[str, list[Any]] = {}
     for name, value in (attributes or {}).items():
@@ -86,26 +86,29 @@ def conditions(
 ) -> tuple[Conditions, Conditions]:
     """The conditions of the images with the numbers `rows` of a request, and what stands for none of them, one row.
 
-    What is not told is null; the negative prompt stands in the null in place of the empty caption. known: embeddings of
-    captions that are at hand; others are asked of the model's text encoder.
+    What is not told is null; the negative prompt stands in the null in place of the empty caption: where there are
+    several of them, the caption's null has a row each as well. known: embeddings of captions that are at hand; others
+    are asked of the model's text encoder.
     """
     condition = options["condition"]
     told: dict[str, list[Any]] = {}
-    null: dict[str, Any] = {}
+    null: dict[str, list[Any]] = {}
     if condition["kind"] == "class":
         nothing, labels = len(options["classes"]), request["classes"] or [len(options["classes"])]
-        told["class"], null["class"] = [np.int64(labels[i % len(labels)]) for i in rows], np.int64(nothing)
+        told["class"], null["class"] = [np.int64(labels[i % len(labels)]) for i in rows], [np.int64(nothing)]
     for name, own in condition.get("attributes", {}).items():
         values = request.get("attributes", {}).get(name, [None])
         told[name] = [condition_values.row(name, own, values[i % len(values)]) for i in rows]
-        null[name] = condition_values.row(name, own, None)
+        null[name] = [condition_values.row(name, own, None)]
     if own := condition.get("caption"):
-        prompts, negative = request.get("prompts", [""]), request.get("negative")
-        found = _read(own, [*(prompts[i % len(prompts)] for i in rows), negative or ""], device, known or {})
-        told |= {name: [row[name] for row in found[:-1]] for name in found[-1]}
-        null |= found[-1]
-    tensors = {name: torch.from_numpy(np.stack(values)).to(device) for name, values in told.items()}
-    return tensors, {name: torch.from_numpy(np.stack([row])).to(device) for name, row in null.items()}
+        prompts, negative = request.get("prompts", [""]), request.get("negative") or ""
+        texts = [prompts[i % len(prompts)] for i in rows]
+        against = [negative[i % len(negative)] for i in rows] if isinstance(negative, list) else [negative]
+        found = _read(own, [*texts, *against], device, known or {})
+        for name in found[0]:
+            told[name] = [row[name] for row in found[: len(texts)]]
+            null[name] = [row[name] for row in found[len(texts) :]]
+    return _tensors(told, device), _tensors(null, device)
 
 
 def _read(
@@ -158,6 +161,10 @@ def part(told: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     if "prompts" in told:
         chosen["prompts"] = [told["prompts"][i % len(told["prompts"])] for i in rows]
     return chosen
+
+
+def _tensors(rows: Mapping[str, list[Any]], device: torch.device) -> Conditions:
+    return {name: torch.from_numpy(np.stack(each)).to(device) for name, each in rows.items()}
 
 
 def _plain(options: Options, value: Any) -> Any:

@@ -26,9 +26,10 @@ import json  # noqa: E402
 import math  # noqa: E402
 import tempfile  # noqa: E402
 import uuid  # noqa: E402
+from collections.abc import Mapping  # noqa: E402
 from importlib.metadata import version as package_version  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import mlflow  # noqa: E402
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag  # noqa: E402
@@ -36,6 +37,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import Model, ModelSignature  # noqa: E402
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema  # noqa: E402
 
+from pipeline.data.request_columns import columns, example, scales  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.files import SOURCE, digest, sha256_file  # noqa: E402
 from pipeline.schema.tracker_names import logged_name  # noqa: E402
@@ -315,11 +317,29 @@ def experiment_tags(experiment: str) -> dict[str, str]:
     return {f"mlflow.sharedViewState.{VIEW}": json.dumps(view), NOTE: note}
 
 
+class Described(Model):  # type: ignore[misc]
+    """A model whose input example is kept, and not run: MLflow would load the weights and sample while it logs."""
+
+    def get_serving_input(self, path: str) -> str | None:
+        return None
+
+
+def signature_of(condition: Mapping[str, Any]) -> tuple[ModelSignature, dict[str, Any]]:
+    """What a registered model takes, by the conditions in its config.json, and an example, a value a column."""
+    known = columns(condition)
+    inputs = [ColSpec(form, name, required=len(known) == 1) for name, form in known.items()]
+    spec = {"seed": ("long", 0), "steps": ("long", None), "guidance": ("double", None)}
+    spec |= {"sampler": ("string", None), "grid": ("string", None)} | dict.fromkeys(scales(condition), ("double", None))
+    params = ParamSchema([ParamSpec(name, *values) for name, values in spec.items()])
+    return ModelSignature(inputs=Schema(inputs), params=params), example(condition)
+
+
 def log_model(run: str, folder: Path, name: str) -> str:
     """Log a model folder as a model of the run, with the code that loads it and explicit requirements; its model id."""
-    spec = {"seed": ("long", 0), "steps": ("long", None), "guidance": ("double", None)}
-    spec |= {"sampler": ("string", None), "grid": ("string", None)}
-    model = Model.log(
+    import pandas as pd
+
+    signature, row = signature_of(json.loads((folder / "config.json").read_text())["condition"])
+    model = Described.log(
         artifact_path=None,
         name=name,
         flavor=mlflow.pyfunc,
@@ -327,9 +347,8 @@ def log_model(run: str, folder: Path, name: str) -> str:
         python_model=str(SOURCE / "pipeline" / "generate" / "pyfunc.py"),
         artifacts={"model": str(folder)},
         code_paths=[str(SOURCE / "pipeline"), str(SOURCE / "models")],
-        signature=ModelSignature(
-            inputs=Schema([ColSpec("long", "label")]), params=ParamSchema([ParamSpec(k, *v) for k, v in spec.items()])
-        ),
+        signature=signature,
+        input_example=pd.DataFrame([row]),
         pip_requirements=[f"{p}=={package_version(p).partition('+')[0]}" for p in PACKAGES],
     )
     return str(model.model_id)

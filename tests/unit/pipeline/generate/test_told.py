@@ -49,6 +49,13 @@ def test_a_negative_prompt_stands_in_the_null() -> None:
     assert torch.equal(rows["caption"], plain[0]["caption"]) and not torch.equal(null["caption"], rows["caption"])
 
 
+def test_several_negative_prompts_are_taken_in_turn() -> None:
+    given = told.checked(OPTIONS, prompts="a", negative=["dark", ""])
+    _, null = told.conditions(OPTIONS, {"classes": [], **given}, range(2, 5), CPU)
+    one = [told.conditions(OPTIONS, {"classes": [], "negative": text}, range(1), CPU)[1] for text in ("dark", "")]
+    assert torch.equal(null["caption"], torch.cat([one[i]["caption"] for i in (0, 1, 0)])) and len(null["mood"]) == 1
+
+
 def test_labels_of_one_image_or_of_each() -> None:
     assert told.checked(OPTIONS, attributes={"worn": ["hat", "scarf"]})["attributes"] == {"worn": [["hat", "scarf"]]}
     each = told.checked(OPTIONS, attributes={"worn": [["hat"], [], None]})
