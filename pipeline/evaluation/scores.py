@@ -65,6 +65,7 @@ def evaluate(
     """
     from pipeline.evaluation import shapes
     from pipeline.generate.sampling import guidance_of
+    from pipeline.generate.told import words
 
     n = min(config.samples, len(held_out), len(train) // 2)
     held_out = held_out[: config.samples]  # as many as samples: of tens of thousands, reconstruction takes its time
@@ -96,6 +97,9 @@ def evaluate(
         classify(asked, generator.classes, named, features, held_out_labels[: config.samples], report)
     order = np.arange(len(samples)) if asked is None else np.argsort(asked[:SHOWN], kind="stable")
     report.images["samples"] = _grid(shown[order[:SHOWN]])
+    if told:
+        each = words(told, SHOWN)
+        report.values["shown"] = [each[i] for i in order[:SHOWN]]
     return report
 
 

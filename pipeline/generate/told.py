@@ -167,6 +167,25 @@ def _tensors(rows: Mapping[str, list[Any]], device: torch.device) -> Conditions:
     return {name: torch.from_numpy(np.stack(each)).to(device) for name, each in rows.items()}
 
 
+def words(told: Mapping[str, Any], count: int) -> list[str]:
+    """What each of the first `count` images of `of_samples` is told, for people; empty where a model knows a class at
+    most."""
+    return [_in_words(part(told, [i])) for i in range(count)] if told else []
+
+
+def _in_words(told: Mapping[str, Any]) -> str:
+    values = {name: values[0] for name, values in told.get("attributes", {}).items() if values[0] is not None}
+    shown = [
+        f"{name}: {value:g}"
+        if isinstance(value, float)
+        else f"{name}: {', '.join(value) or 'none'}"
+        if isinstance(value, list)
+        else f"{name}: {value}"
+        for name, value in values.items()
+    ]
+    return "; ".join([text for text in told.get("prompts", []) if text] + shown) or "(told nothing)"
+
+
 def _plain(options: Options, value: Any) -> Any:
     """A value as a request has it: JSON, None for none."""
     if options["kind"] == "continuous":

@@ -23,6 +23,7 @@ from pipeline.past.history import Curve
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008
 POINTS = 300  # of a curve that are drawn
 STEPS = 12  # pictures of a key that the page holds, evenly spread, the last one always
+FEW = 16  # samples below which it is said without being asked what each was told
 WIDEST = 512  # pixels of a picture's longer side
 FIRST = ("diffusion/val_loss", "diffusion/train_loss", "autoencoder/val_psnr", "autoencoder/train_loss")
 IN_BRIEF = ("fd", "fd_real", "fd_reconstructions", "class_accuracy", "psnr", "val_loss", "val_psnr", "train_loss")
@@ -84,11 +85,12 @@ def _runs(compared: Sequence[Side], found: Verdict) -> str:
     rows = []
     for i, side in enumerate(compared):
         mark = " <b>better</b>" if i == found.winner else ""
-        rows.append([_chip(i, side.label) + mark, side.past.key, history.when(side.past.started_ms), side.past.status])
+        ended = [side.past.key, history.when(side.past.started_ms), side.past.status]
+        rows.append([_chip(i, side.label) + mark, *ended, _safe(history.told(side.past))])
     same = compare.shared(compared)
     listed = ", ".join(f"{stage} <code>{_safe(key.split('/')[1])}</code>" for stage, key in same.items())
     note = f"<p class=note>The same in all: {listed}.</p>" if same else ""
-    return _table(["run", "key", "begun", "ended as"], rows) + note
+    return _table(["run", "key", "begun", "ended as", "the model is told"], rows) + note
 
 
 def _figures(compared: Sequence[Side]) -> str:
@@ -170,7 +172,7 @@ def thinned(curve: Curve, most: int = POINTS) -> list[list[float]]:
 
 def _grids(compared: Sequence[Side]) -> str:
     """The runs' pictures of each key side by side, with a slider over the steps."""
-    all_pictures = [history.pictures(side.past) for side in compared]
+    all_pictures, cells = [history.pictures(side.past) for side in compared], [history.cells(s.past) for s in compared]
     keys = dict.fromkeys(key for pictures in all_pictures for key in pictures)
     order = {"samples_final/ema": 0, "samples/ema": 1, "reconstructions/val": 2}
     blocks = []
@@ -183,12 +185,21 @@ def _grids(compared: Sequence[Side]) -> str:
             chosen = _spread(steps)
             images = [f"<img alt='step {step}' data-step={step} src='{_data_uri(path)}'>" for step, path in chosen]
             inside = "".join(images) or "<p>none</p>"
-            columns.append(f"<div class=grid>{_chip(i, side.label)}{inside}<small></small></div>")
+            told = _told(cells[i].get(key, []))
+            columns.append(f"<div class=grid>{_chip(i, side.label)}{inside}<small></small>{told}</div>")
         most = max(len(_spread(steps)) for steps in paths)
         slider = f"<input type=range min=0 max={most - 1} value={most - 1} aria-label='step'>" if most > 1 else ""
         block = f"<div class=pictures><h3>{_safe(key)} {slider}</h3><div class=row>{''.join(columns)}</div></div>"
         blocks.append(block if key in order else f"<details><summary>{_safe(key)}</summary>{block}</details>")
     return "".join(blocks) or "<p>No pictures differ.</p>"
+
+
+def _told(cells: Sequence[str]) -> str:
+    """What each sample of a square was told, in the same places; the whole of it where the mouse rests."""
+    across = math.ceil(math.sqrt(len(cells)))
+    spans = "".join(f"<span title='{_safe(text)}'>{_safe(text)}</span>" for text in cells)
+    square = f"<div class=told style='grid-template-columns:repeat({across},1fr)'>{spans}</div>" if cells else ""
+    return square if len(cells) <= FEW else f"<details><summary>what each was told</summary>{square}</details>"
 
 
 def _spread(steps: list[tuple[int, Path]]) -> list[tuple[int, Path]]:
@@ -240,6 +251,9 @@ svg { width: 100%; height: auto; display: block } svg text { font-size: 11px; fi
   font-size: 12px; display: none; white-space: nowrap }
 .row { display: flex; gap: 1em; flex-wrap: wrap } .grid { flex: 1 1 300px; max-width: 540px }
 .grid img { width: 100%; display: none; image-rendering: pixelated } .grid img.on { display: block }
+.told { display: grid; gap: 2px 4px; font-size: 11px; line-height: 1.25; color: #444; margin-top: .4em }
+.told span { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden;
+  overflow-wrap: anywhere }
 summary { cursor: pointer; margin: .6em 0; color: #444 }
 """
 

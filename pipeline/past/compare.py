@@ -170,6 +170,9 @@ def obstacles(name: str, compared: Sequence[Side]) -> list[str]:
         elif name == "diffusion/val_loss":
             if first.content("encode") != other.content("encode"):
                 found.append("it was measured on other latents")
+            told = [history.told(side.past) for side in (first, other)]
+            if told[0] != told[1]:
+                found.append(f"one model is told {told[0]}, the other {told[1]}")
             found += [
                 f"{key} is {values[0]} and {values[1]}"
                 for key, values in differences([first.past, other.past]).items()

@@ -197,3 +197,19 @@ def pictures(past: Past) -> dict[str, list[tuple[int, Path]]]:
                 if path:
                     found.setdefault(event["key"], {})[event["step"]] = path
     return {key: sorted(steps.items()) for key, steps in sorted(found.items())}
+
+
+def cells(past: Past) -> dict[str, list[str]]:
+    """Of pictures that are squares of samples what each sample was told, by key; none of a model told a class at
+    most."""
+    every = (event for stage in past.stages for event in events(past.spools(stage)) if event["kind"] == "image")
+    return {event["key"]: event["cells"] for event in every if event.get("cells")}
+
+
+def told(past: Past) -> str:
+    """What the run's model is told of an image: `class, expression, age, caption`; `nothing`."""
+    start = "diffusion.condition."
+    names = ["class"] if past.params.get(f"{start}kind", "class") == "class" else []
+    attributes = (key.split(".")[3] for key in past.params if key.startswith(f"{start}attributes."))
+    caption = any(key.startswith(f"{start}caption.") for key in past.params)
+    return ", ".join([*names, *dict.fromkeys(attributes), *(["caption"] if caption else [])]) or "nothing"

@@ -71,7 +71,7 @@ def run(
 
     for name in report["grids"]:
         with Image.open(writer.path / f"{name}.png") as image:
-            spool.image(GRID_KEYS[name], np.asarray(image), 0)
+            spool.image(GRID_KEYS[name], np.asarray(image), 0, report.get("shown", ()) if name == "samples" else ())
     for name in ("report.json", "classes.csv"):
         if (writer.path / name).exists():
             spool.file(writer.path / name)

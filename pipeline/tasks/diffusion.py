@@ -87,6 +87,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.data.pictures import grid
     from pipeline.evaluation.told import told_of
     from pipeline.generate.generator import Label, generator
+    from pipeline.generate.told import words
     from pipeline.networks import build_network, load_model
     from pipeline.tasks.trained import to_device
     from pipeline.training.loop import Task
@@ -163,7 +164,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             images = sampler.sample(
                 classes, n=PREVIEW_IMAGES, seed=seed, steps=PREVIEW_STEPS, batch_size=PREVIEW_IMAGES, **shown
             )
-        return {"samples/ema": grid(images, columns=4)}
+        return {"samples/ema": (grid(images, columns=4), words(shown, PREVIEW_IMAGES))}
 
     if not section.fd.every:
         return network, Task("diffusion", loss, batches, validate, preview)

@@ -10,7 +10,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -233,7 +233,7 @@ class Silent:
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Nothing: rank 0 logs."""
 
-    def image(self, key: str, image: Any, step: int) -> None:
+    def image(self, key: str, image: Any, step: int, cells: Sequence[str] = ()) -> None:
         """Nothing: rank 0 logs."""
 
 

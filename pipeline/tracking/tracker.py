@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,8 +111,11 @@ class Spool:
             written: dict[str, float | str] = {k: v if math.isfinite(v) else str(v) for k, v in new.items()}
             self._append("metrics", step=int(step), values=written)
 
-    def image(self, key: str, image: np.ndarray, step: int) -> None:
-        """A picture, uint8 [H, W, 3] or [H, W, 1], under `key` (`samples/ema`) at `step`. Kept beside the spool."""
+    def image(self, key: str, image: np.ndarray, step: int, cells: Sequence[str] = ()) -> None:
+        """A picture, uint8 [H, W, 3] or [H, W, 1], under `key` (`samples/ema`) at `step`. Kept beside the spool.
+
+        cells: where it is a square of pictures, what each is of, row by row.
+        """
         from PIL import Image
 
         if image.dtype != "uint8" or image.ndim != 3 or image.shape[2] not in (1, 3):
@@ -122,7 +125,8 @@ class Spool:
         path = self.folder / "images" / f"{spool_stem(key)}-{step:09d}.png"
         with atomic_path(path) as temporary:
             Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(temporary, format="png")
-        self._append("image", key=key, step=int(step), path=str(path.absolute()))
+        more = {"cells": list(cells)} if cells else {}
+        self._append("image", key=key, step=int(step), path=str(path.absolute()), **more)
 
     def tags(self, values: Mapping[str, object]) -> None:
         """More tags, or new values of them: world size, devices, fingerprints."""

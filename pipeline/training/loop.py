@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,10 @@ class Log(Protocol):
     """Where curves and pictures go (pipeline/tracking/tracker.py has one)."""
 
     def metrics(self, values: dict[str, float], step: int) -> None: ...
-    def image(self, key: str, image: np.ndarray, step: int) -> None: ...
+    def image(self, key: str, image: np.ndarray, step: int, cells: Sequence[str] = ()) -> None: ...
+
+
+Preview = Callable[[Engine], Mapping[str, np.ndarray | tuple[np.ndarray, list[str]]]]
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,15 @@ class Task:
 
     name: prefix of its curves. loss: for `Engine`. batches: this rank's shares from a position on, endless, each with
     the `position` at which its global batch begins. validate: metric -> value, equal on all ranks. preview: key ->
-    uint8 image [H, W, 3] (rank 0's are shown). measure: more metrics, rank 0's, every `measure_every` steps.
-    fight: where the network is trained against another one (duel.py).
+    uint8 image [H, W, 3] (rank 0's are shown), or that and what each of its cells is of. measure: more metrics, rank
+    0's, every `measure_every` steps. fight: where the network is trained against another one (duel.py).
     """
 
     name: str
     loss: LossFn
     batches: Callable[[int], Iterator[dict[str, Any]]]
     validate: Callable[[Engine], dict[str, float]] | None = None
-    preview: Callable[[Engine], dict[str, np.ndarray]] | None = None
+    preview: Preview | None = None
     measure: Callable[[Engine], dict[str, float]] | None = None
     measure_every: int = 1
     fight: Fight | None = None
@@ -341,12 +344,11 @@ def _log(
     progress(Progress(meter.name, step, training.steps, loss, rate, left))
 
 
-def _preview(
-    preview: Callable[[Engine], dict[str, np.ndarray]], engine: Engine, ranks: Ranks, log: Log, step: int
-) -> None:
-    for key, image in preview(engine).items():
+def _preview(preview: Preview, engine: Engine, ranks: Ranks, log: Log, step: int) -> None:
+    for key, shown in preview(engine).items():
         if ranks.first:
-            log.image(key, image, step)
+            image, cells = shown if isinstance(shown, tuple) else (shown, [])
+            log.image(key, image, step, *([cells] if cells else []))
 
 
 def _validate(

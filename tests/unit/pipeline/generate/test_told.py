@@ -92,7 +92,8 @@ def test_what_samples_of_the_data_set_are_told() -> None:
     }
     told.checked(OPTIONS, **found)
     assert told.part(found, [1, 2])["prompts"] == ["", "much to"]
-    assert told.of_samples(CLASSES_ONLY, metas) == {}
+    assert told.words(found, 2) == ["much to; mood: sad; age: 3", "worn: hat"]
+    assert told.of_samples(CLASSES_ONLY, metas) == {} and told.words({}, 2) == []
 
 
 def test_prompts_of_a_frozen_encoder_that_are_at_hand_are_not_read_again() -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class Made:
                     if stage == "diffusion":
                         spool.metrics({"diffusion/val_loss": fd / 10}, 4)
                         for step in (2, 4):
-                            spool.image("samples/ema", np.full((8, 8, 3), step, np.uint8), step)
+                            spool.image("samples/ema", np.full((8, 8, 3), step, np.uint8), step, ["a <hat>"] * 16)
                     fill(stage, writer.path, fd)
                     done[stage] = writer.finish({**SUMMARIES[stage], "run": spool.run})
                 run.finished(stage, done[stage], 1.0, "made")
@@ -265,6 +265,25 @@ def test_the_page_stands_alone_and_leads_with_the_verdict(made: Made, tmp_path: 
     assert text.count("data:image/webp;base64,") == 4  # two steps of two runs
     assert "<figcaption>diffusion/train_loss ↓" in text
     assert "<figcaption>autoencoder/train_loss" not in text  # one stage, one curve: nothing to compare
+
+
+def test_samples_have_what_they_were_told_under_them(made: Made) -> None:
+    compared = compare.sides(made.root, ["1111", "2222"])
+    assert history.cells(compared[0].past) == {"samples/ema": ["a <hat>"] * 16}
+    text = compare_page.page(compared, compare.verdict(compared))
+    assert text.count(">a &lt;hat&gt;</span>") == 32 and "<hat>" not in text
+    assert text.count("repeat(4,1fr)") == 2
+
+
+def test_runs_that_are_told_other_things_say_so(made: Made) -> None:
+    first, second = compare.sides(made.root, ["1111", "2222"])
+    start = "diffusion.condition."
+    more = {f"{start}attributes.age.kind": "continuous", f"{start}caption.tokens": "64", f"{start}kind": "none"}
+    other = Side(replace(second.past, params={**second.past.params, **more}), second.label)
+    assert history.told(first.past) == "class" and history.told(other.past) == "age, caption"
+    assert "one model is told class, the other age, caption" in compare.obstacles("diffusion/val_loss", [first, other])
+    page = compare_page.page([first, other], compare.verdict([first, other]))
+    assert "<td>class</td>" in page and "<td>age, caption</td>" in page
 
 
 def test_labels_from_a_config_cannot_break_the_page(made: Made) -> None:
