@@ -27,6 +27,7 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     from pipeline.planning import starter
     from pipeline.planning.fits import check_models
     from pipeline.planning.look import look
+    from pipeline.planning.starter_told import captioned
 
     source = str(plain(source)) if ".." in Path(source).parts and "://" not in source else source
     path = Path(source)
@@ -50,7 +51,8 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     check_models(load(target))
     classes = f"{len(found.classes) or 'no'} class{'es' * (len(found.classes) != 1)}"
     shape = f"{chosen.size}x{chosen.size}x{chosen.channels}"
-    print(f"{found.count:,} images, {classes}, shown at {shape}")
+    captions = ", captions" if captioned(found) else ""
+    print(f"{found.count:,} images, {classes}{captions}, shown at {shape}")
     for line in [*chosen.told, *found.notes]:
         print(line)
     command = f"ldm run {shlex.quote(str(target))}"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import arrays, index_tars, listing, parquet, shards, sources, tars, transforms, twins
+from pipeline.data.captions import captions_of
 from pipeline.data.folders import hidden, walk
 from pipeline.data.own_split import own_split, split_number
 from pipeline.data.parquet_files import PLACE
@@ -44,7 +46,8 @@ class Found:
     those looked at). left_out: what lies there and is not taken. groups: column that names who or what is on several
     images, and each image's value. sizes: (width, height) of the images looked at. gray, transparent, dark: shares of
     the decoded images (dark: of the transparent ones, drawn in nearly white). problems: reason -> images, of `looked`
-    images. own: the source has a split of its own; `count` and `keys` are then of the training images. notes: what the
+    images. captions, metas: of images, in tars of the first of them, a caption (empty for none), and the other columns.
+    own: the source has a split of its own; `count` and `keys` are then of the training images. notes: what the
     listing tells.
     """
 
@@ -53,7 +56,8 @@ class Found:
     keys: list[str] = field(default_factory=list)
     classes: Counter[str] = field(default_factory=Counter)
     groups: tuple[str, list[str]] | None = None
-    captions: bool = False
+    captions: list[str] = field(default_factory=list)
+    metas: list[Mapping[str, Any]] = field(default_factory=list)
     held_out: int | None = None  # images in validation tars, or for validation by the source's own split
     labels: list[str | None] = field(default_factory=list)
     own: bool = False
@@ -87,7 +91,7 @@ def look(text: str) -> Found:
     if path.suffix.lower() in SUFFIXES:
         return _look_at_table(*look_tables.table_source(path))
     if path.suffix == ".npz" or path.name.removesuffix(".gz").endswith(("-ubyte", ".idx", "idx3")):
-        return _look_at_arrays(_arrays_source(path))
+        return _look_at_arrays(look_arrays.source_of(path))
     raise UserError(
         f"--source {text}: expected a folder, .csv, .tsv, .jsonl, .parquet, .npz, an IDX file, or a pattern of "
         ".tar or .parquet files in quotes"
@@ -110,7 +114,7 @@ def _look_in_folder(path: Path) -> Found:
     arrays = sorted(a for a in [*path.glob("*.npz"), *path.glob("*images*ubyte*")] if not hidden(a.name))
     if arrays and not _holds_images(path):
         chosen = next((a for a in arrays if a.name.startswith("train")), arrays[0])
-        return _look_at_arrays(_arrays_source(chosen))
+        return _look_at_arrays(look_arrays.source_of(chosen))
     if not _holds_images(path) and any(p.suffix.lower() in parquet.SUFFIXES for p in path.rglob("*")):
         return _look_at_table(*look_tables.parquet_source(str(path)))
     return _look_at_files({"kind": "folder", "path": str(path)})
@@ -139,7 +143,8 @@ def _look_at_files(source: dict[str, Any]) -> Found:
     found = Found(source, len(rows) + len(listed.missing))
     _count_rows(found, listed)
     found.left_out = listed.left_out
-    found.captions = any(row.caption for row in rows)
+    found.captions = [_caption(row.caption) for row in rows]
+    found.metas = [row.attributes for row in rows]
     headers = _some(rows)
     share = len(headers) / max(1, len(rows))
     found.problems["missing"] = round(len(listed.missing) * share)
@@ -277,17 +282,6 @@ def _look_at_table(source: dict[str, Any], groups: look_tables.Groups | None, no
     return found
 
 
-def _idx_labels(path: Path) -> dict[str, str]:
-    """The IDX file of labels beside one of images: train-images-idx3-ubyte -> train-labels-idx1-ubyte."""
-    other = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-    return {"labels": str(other)} if other != path and other.is_file() else {}
-
-
-def _arrays_source(path: Path) -> dict[str, Any]:
-    more = look_arrays.keys_of(path) if path.suffix == ".npz" else _idx_labels(path)
-    return {"kind": "arrays", "path": str(path), **more}
-
-
 def _look_at_arrays(source: dict[str, Any]) -> Found:
     chosen = _validated(source)
     images, _ = arrays.read_arrays(chosen)
@@ -332,7 +326,8 @@ def _look_at_tars(pattern: str) -> Found:
         with open(path, "rb") as file:
             for i, (_, members, image) in enumerate(samples):
                 _count_label(found, file, members, names)
-                found.captions |= "txt" in members
+                if len(found.metas) < HEADERS:
+                    _count_meta(found, file, members)
                 if i % max(1, len(samples) // per_tar) == 0:
                     _count_image(found, file, image, contents)
     if len(train) < len(paths):
@@ -362,6 +357,23 @@ def _count_label(found: Found, file: Any, members: dict[str, Any], names: list[s
     known = names is not None and label.isdigit() and int(label) < len(names)
     found.labels.append(names[int(label)] if known and names else label)
     found.classes[str(found.labels[-1])] += 1
+
+
+def _count_meta(found: Found, file: Any, members: dict[str, Any]) -> None:
+    """A sample's caption and other columns, as ingest would take them; nothing where they cannot be read."""
+    meta: dict[str, Any] = {}
+    if member := members.get("json") or members.get("txt"):
+        file.seek(member.offset)
+        content = file.read(member.length)
+        with contextlib.suppress(ValueError):  # ingest says where it is
+            known = json.loads(content) if "json" in members else {"caption": content.decode("utf-8", "replace")}
+            meta = known if isinstance(known, dict) else {}
+    found.captions.append(_caption(meta.get("caption")))
+    found.metas.append(meta)
+
+
+def _caption(value: Any) -> str:
+    return next(iter(captions_of(value)), "")
 
 
 def _count_image(found: Found, file: Any, member: shards.Member | None, contents: list[bytes]) -> None:

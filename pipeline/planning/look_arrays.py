@@ -42,3 +42,15 @@ def _by_shape(file: Any, names: list[str]) -> dict[str, Any]:
         name for name, shape in shapes.items() if shape in ((count,), (count, 1)) and file[name].dtype.kind in "iu"
     ]
     return {"images_key": images[0], **({"labels_key": labels[0]} if len(labels) == 1 else {})}
+
+
+def _idx_labels(path: Path) -> dict[str, str]:
+    """The IDX file of labels beside one of images: train-images-idx3-ubyte -> train-labels-idx1-ubyte."""
+    other = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    return {"labels": str(other)} if other != path and other.is_file() else {}
+
+
+def source_of(path: Path) -> dict[str, Any]:
+    """`data.source` of an .npz or IDX file."""
+    more = keys_of(path) if path.suffix == ".npz" else _idx_labels(path)
+    return {"kind": "arrays", "path": str(path), **more}

@@ -21,6 +21,7 @@ from pipeline.planning.starter_data import (
     shortened,
     yaml_text,
 )
+from pipeline.planning.starter_told import captioned, condition_lines
 
 SIDES = (32, 48, 64, 96, 128, 192, 256)  # sizes to choose from: multiples of what autoencoder and patches need
 CPU_AUTOENCODER = {4: "[1, 4, 4]", 8: "[1, 2, 4, 4]"}  # factor -> multipliers at width 16
@@ -160,7 +161,7 @@ def write_config(found: Found, chosen: Plan, machine: Machine) -> str:
         *_data(found, chosen),
         *_autoencoder(chosen, machine),
         *_diffusion(found, chosen, machine),
-        *_rest(chosen, machine),
+        *_rest(found, chosen, machine),
     ]
     return "\n".join(rows) + "\n"
 
@@ -240,13 +241,15 @@ def _diffusion(found: Found, chosen: Plan, machine: Machine) -> list[str]:
     else:
         backbone = "{kind: dit, width: 128, depth: 6, heads: 4, patch: 2, frequency_shift: 1}"
         why = "small enough for a CPU"
-    why += "; `ldm export` can write it for diffusers"
-    condition = "{kind: class, drop: 0.1}" if chosen.classes else "{kind: none}"
-    reason = "a tenth is trained without class, for guidance" if chosen.classes else "no classes to condition on"
+    if captioned(found):
+        backbone = backbone.replace("}", ", tokens: cross}")
+        why += "; it attends to captions; without them (`tokens`, `caption`) `ldm export` could write it for diffusers"
+    else:
+        why += "; `ldm export` can write it for diffusers"
     return [
         "diffusion:",
         f"  backbone: {backbone}   # {why}",
-        f"  condition: {condition}   # {reason}",
+        *condition_lines(found, chosen.classes),
         *_training(chosen, 1, "2e-4" if chosen.gpu else "1e-3", []),
     ]
 
@@ -271,14 +274,14 @@ def _training(chosen: Plan, which: int, rate: str, more: list[str]) -> list[str]
     ]
 
 
-def _rest(chosen: Plan, machine: Machine) -> list[str]:
+def _rest(found: Found, chosen: Plan, machine: Machine) -> list[str]:
     compared = min(chosen.samples, chosen.val, chosen.train // 2)
     few = "" if compared >= 50 else "; a Fréchet distance needs 50"
     rows = [
         "evaluate:",
         f"  samples: {chosen.samples}   # {compared} images a set can be compared{few}",
         f"  steps: {10 if chosen.quick else 20}",
-        f"  guidance: {1.5 if chosen.classes else 1}   # 1: none",
+        f"  guidance: {1.5 if chosen.classes or captioned(found) else 1}   # 1: none",
         *(["  extractor: {kind: classifier, steps: 50}"] if chosen.quick else []),
     ]
     if chosen.gpu:
