@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data import caption_shards, condition_values
+from pipeline.data import caption_shards, condition_report, condition_values
 from pipeline.data.array_files import Array, mapped, save
 from pipeline.data.captions import captions_of, cut, symbols
 from pipeline.data.index import OPEN, Index, Open
@@ -35,18 +35,18 @@ def write(pool: Path, condition: Mapping[str, Any], metas: Sequence[Mapping[str,
     condition: {attributes: {name: {kind, column, ...}}, caption: {tokens} or None}, with `encoder` beside tokens where
     captions are embedded elsewhere, and only counted here. metas: of each sample its columns.
     Record: {file, bytes, sha256, count, values: of each attribute the shard's list, told: samples that have a value by
-    name, captions, cut: captions that were too long, longest: bytes of the longest, columns: all there are}.
+    name, captions, cut: captions that were too long, longest: bytes of the longest, seen: counts
+    (`condition_report.py`), columns: all there are}.
     UserError, naming the column, for a value that does not fit.
     """
     attributes, caption = condition["attributes"], condition["caption"]
-    values = {name: [_value(name, options, meta) for meta in metas] for name, options in attributes.items()}
-    texts = [captions_of(meta.get("caption")) for meta in metas] if caption else []
+    values, texts = values_of(condition, metas)
     recipe = {name: [o["kind"], o.get("range")] for name, o in attributes.items()}
     held = caption and "encoder" not in caption  # as bytes
     limit = caption["tokens"] - 1 if held else 0
     path = pool / f"{digest([FORMAT, recipe, limit, values, texts or len(metas)])[:32]}.safetensors"
-    if is_whole(path):
-        return dict(read_json(entry_path(path)))
+    if is_whole(path) and "seen" in (known := read_json(entry_path(path))):  # not of files of before there were counts
+        return dict(known)
     arrays: dict[str, Array] = {}
     lists: dict[str, list[str]] = {}
     for name, options in attributes.items():
@@ -70,10 +70,21 @@ def write(pool: Path, condition: Mapping[str, Any], metas: Sequence[Mapping[str,
         "captions": len(whole),
         "cut": sum(size > limit for size in whole),
         "longest": min(limit, max(whole, default=0)),
+        "seen": condition_report.seen(values, texts if caption else None),
         "columns": sorted({str(column) for meta in metas for column in meta if column != KEY}),
     }
     write_json(entry_path(path), record)
     return record
+
+
+def values_of(
+    condition: Mapping[str, Any], metas: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, list[Any]], list[list[str]]]:
+    """Of samples by their columns the values of each attribute, and their captions, where there are to be any.
+    UserError, naming the column, for a value that does not fit."""
+    attributes = condition["attributes"].items()
+    values = {name: [_value(name, options, meta) for meta in metas] for name, options in attributes}
+    return values, [captions_of(meta.get("caption")) for meta in metas] if condition["caption"] else []
 
 
 def columns_of(index: Index, i: int, label: str | None) -> dict[str, Any]:

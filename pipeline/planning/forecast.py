@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.planning.disk import CHECKPOINT_BYTES, disk
 from pipeline.planning.doubts import doubts
 from pipeline.planning.fits import check_models
-from pipeline.planning.outlook import outlook
+from pipeline.planning.outlook import outlook, told_outlook
 from pipeline.schema.training import Training
 from pipeline.stages import graph
 
@@ -56,6 +56,8 @@ def forecast(config: Config) -> str:
     with listing.forgetting():
         lines.append(f"disk: {disk(config, steps, sizes, channels * side * side)}")
         lines += [f"ingest: {line}" for line in outlook(config.data, steps[0].artifact)]
+        gathered = next((step.artifact for step in steps if step.stage == "conditions"), None)
+        lines += [f"conditions: {line}" for line in told_outlook(config, gathered)]
         lines += remote_cache(config, trained=steps[1].artifact is not None)
     for step in steps:
         state = f"cached, {step.artifact.path}" if step.artifact else "would run"

@@ -327,7 +327,8 @@ def _look_at_tars(pattern: str) -> Found:
             for i, (_, members, image) in enumerate(samples):
                 _count_label(found, file, members, names)
                 if len(found.metas) < HEADERS:
-                    _count_meta(found, file, members)
+                    found.metas.append(meta_of(file, members))
+                    found.captions.append(_caption(found.metas[-1].get("caption")))
                 if i % max(1, len(samples) // per_tar) == 0:
                     _count_image(found, file, image, contents)
     if len(train) < len(paths):
@@ -359,17 +360,19 @@ def _count_label(found: Found, file: Any, members: dict[str, Any], names: list[s
     found.classes[str(found.labels[-1])] += 1
 
 
-def _count_meta(found: Found, file: Any, members: dict[str, Any]) -> None:
-    """A sample's caption and other columns, as ingest would take them; nothing where they cannot be read."""
-    meta: dict[str, Any] = {}
-    if member := members.get("json") or members.get("txt"):
-        file.seek(member.offset)
-        content = file.read(member.length)
-        with contextlib.suppress(ValueError):  # ingest says where it is
-            known = json.loads(content) if "json" in members else {"caption": content.decode("utf-8", "replace")}
-            meta = known if isinstance(known, dict) else {}
-    found.captions.append(_caption(meta.get("caption")))
-    found.metas.append(meta)
+def meta_of(file: Any, members: Mapping[str, Any]) -> dict[str, Any]:
+    """The caption and other columns of a tar's sample, as ingest would take them; nothing where they cannot be read."""
+    member = members.get("json") or members.get("txt")
+    if member is None:
+        return {}
+    file.seek(member.offset)
+    content = file.read(member.length)
+    if "json" not in members:
+        return {"caption": content.decode("utf-8", "replace")}
+    with contextlib.suppress(ValueError):  # ingest says where it is
+        if isinstance(known := json.loads(content), dict):
+            return known
+    return {}
 
 
 def _caption(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config
+from pipeline.data.condition_report import lines, merged
 from pipeline.data.split import SPLITS
 from pipeline.data.text_encoders import frozen_encoder
 from pipeline.errors import UserError
@@ -72,19 +73,13 @@ def run(
     empty = [records.pop()] if encoder else []
     nothing = opened_empty(pool / empty[0]["file"]) if empty else None
     options = options_of(condition, config, records, nothing)
-    told = {name: sum(r["told"][name] for r in records) for name in (*condition["attributes"], *_captioned(condition))}
-    images = sum(record["count"] for record in records)
-    for name, count in told.items():
-        if not count:
-            there = ", ".join(sorted({column for record in records for column in record["columns"]})) or "none"
-            raise UserError(_missing(name, condition, there))
-        if count < images:
-            print(f"conditions: {name}: {images - count:,} of {images:,} images have no value", flush=True)
+    seen, images = merged(record["seen"] for record in records), sum(record["count"] for record in records)
+    check(seen, condition, {column for record in records for column in record["columns"]})
     embedded = [record["embedded"] for record in records if "embedded" in record]
     cut = sum(record["cut"] for record in embedded or records)
-    if cut:
-        most = config.diffusion.condition.caption
-        print(f"conditions: {cut:,} captions are longer than {most and most.tokens} tokens: cut", flush=True)
+    for line in lines(seen, images, cut):
+        print(f"conditions: {line}", flush=True)
+    spool.note("\n".join(f"- {line}" for line in lines(seen, images, cut)))
     listed = ("file", "bytes", "sha256", "count", "values")
     shards = [{**job, **{key: r[key] for key in listed}} for job, r in zip(jobs, records, strict=False)]
     for job, record in zip(jobs, [*embedded, *empty], strict=False):
@@ -92,13 +87,21 @@ def run(
     write_json(writer.path / "shards.json", {"pool": "conditions", "shards": shards})
     return {
         **options,
-        "told": told,
+        "told": {name: found["told"] for name, found in seen.items()},
+        "seen": seen,
         "images": images,
         "captions": sum(record["captions"] for record in records),
         "cut": cut,
         "bytes": sum(record["bytes"] for record in [*records, *embedded]),
         **({"payload": sum(record["payload"] for record in embedded)} if embedded else {}),
     }
+
+
+def check(seen: dict[str, Any], condition: dict[str, Any], columns: set[str]) -> None:
+    """UserError where no image has a value of something that the model is to be told. columns: all there are."""
+    for name, found in seen.items():
+        if not found["told"]:
+            raise UserError(_missing(name, condition, ", ".join(sorted(columns)) or "none"))
 
 
 def asked(config: Config) -> dict[str, Any]:
@@ -187,10 +190,6 @@ def headline(summary: dict[str, Any]) -> str:
 
 def _without_drop(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "drop"}
-
-
-def _captioned(condition: dict[str, Any]) -> tuple[str, ...]:
-    return ("caption",) if condition["caption"] else ()
 
 
 def options_of(

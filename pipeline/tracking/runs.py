@@ -51,6 +51,7 @@ class PipelineRun:
         self.all_cached = all_cached and any(self.folder.glob("*.jsonl"))
         self.rows: list[tuple[str, str, str, str]] = []
         self.verdict = ""  # the key figure of the last stage that has one: the run's first line
+        self.told = ""  # what the model is told besides a class
         self._lease = ExitStack()
 
     def __enter__(self) -> PipelineRun:
@@ -142,11 +143,15 @@ class PipelineRun:
             headline = f"[{headline}]({{{{model:{key}}}}})"
         else:
             self.verdict = headline
+        if stage == "conditions":
+            beside = ", besides the class," if self.config.diffusion.condition.kind == "class" else ""
+            self.told = f"The model is told{beside} of {headline}."
         self.rows.append((f"[{stage}]({{{{run:{key}}}}})", took, headline, f"`{artifact.fingerprint}`"))
         if not self.all_cached:
             table = ["| stage | time | key figure | artifact |", "| --- | --- | --- | --- |"]
             table += [f"| {' | '.join(row)} |" for row in self.rows]
-            self.spool.note("\n".join([self.verdict, "", *table]))
+            told = [self.told, ""] if self.told else []
+            self.spool.note("\n".join([self.verdict, "", *told, *table]))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

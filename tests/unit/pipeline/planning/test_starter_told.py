@@ -54,7 +54,7 @@ def test_captions_of_most_images_are_told_and_other_columns_are_proposed(machine
 
 def test_captions_of_few_images_are_left_to_the_user(tmp_path: Path) -> None:
     rows = [{**row, "caption": row["caption"] if i < 25 else ""} for i, row in enumerate(ROWS)]
-    config, taken, text = both(look.look(str(table(tmp_path / "set", rows))), tmp_path)
+    config, _, text = both(look.look(str(table(tmp_path / "set", rows))), tmp_path)
     assert config.diffusion.condition.caption is None and "tokens" not in config.diffusion.backbone
     assert config.diffusion.condition.class_drop == 0 and "# caption: {tokens: 128}   # 42% of the images" in text
 

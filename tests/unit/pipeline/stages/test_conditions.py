@@ -62,7 +62,7 @@ def made(where: Config) -> tuple[dict[str, Any], Any]:
     for folder in folders.values():  # anew: what lies in an artifact's folder is taken for a part of it
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-    lease, spool = SimpleNamespace(check=lambda: None), SimpleNamespace(metrics=lambda *_: None)
+    lease, spool = SimpleNamespace(check=lambda: None), SimpleNamespace(metrics=lambda *_: None, note=lambda _: None)
     writer = {stage: SimpleNamespace(path=f, work=f / "work", lease=lease) for stage, f in folders.items()}
     summary = ingest.run(where, {}, writer["ingest"], Inline(), None)  # type: ignore[arg-type]
     images: Any = SimpleNamespace(path=folders["ingest"], summary=summary)
@@ -136,7 +136,31 @@ def test_missing_values_and_cut_captions_are_counted(tmp_path: Path, capsys: pyt
     )
     assert summary["told"]["mood"] == COUNT - 2 and summary["cut"] == 1
     said = capsys.readouterr().out
-    assert "conditions: mood: 2 of 24 images have no value" in said and "1 captions are longer than 32 tokens" in said
+    expected = [
+        "mood: 2 values (glad 11, sad 11); 2 of 24 images (8%) have none",
+        "caption: 24 captions, half of them up to 9 bytes, the longest 50; 1 are longer than the model reads, and cut",
+    ]
+    assert [f"conditions: {line}" for line in expected] == said.splitlines()[-2:]
+    assert summary["seen"]["mood"] == {"told": 22, "different": 2, "values": {"glad": 11, "sad": 11}}
+
+
+def test_a_dry_run_says_the_same_before_anything_is_read(tmp_path: Path) -> None:
+    from pipeline.planning.outlook import told_outlook
+
+    attributes = {**MOOD, "who": {"kind": "categorical"}, "age": {"kind": "continuous", "range": [0, 9]}}
+    path = table(tmp_path, mood={0: ""}, said={2: "x" * 50})
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([rows[0] + ",age", *(f"{row},{i % 9 or ''}" for i, row in enumerate(rows[1:]))]))
+    asked = config(path, attributes=attributes, caption=CAPTION)
+    _, (_, finished) = made(asked)
+    lines = told_outlook(asked, None)
+    assert lines[2] == "age: numbers from 1 to 8, 4.143 in the mean; 3 of 24 images (12%) have none"
+    assert sorted(told_outlook(asked, finished)) == sorted(lines) and len(lines) == 4
+    with pytest.raises(UserError, match="age`: column 'age' of 05: 5 is not in the range from 0 to 4"):
+        told_outlook(config(path, attributes={"age": {"kind": "continuous", "range": [0, 4]}}), None)
+    with pytest.raises(UserError, match="`: no image has a value of 'aeg'; there are: age, caption, mood, who"):
+        told_outlook(config(path, attributes={"aeg": {"kind": "categorical"}}), None)
+    assert told_outlook(config(path), None) == []
 
 
 def test_a_config_without_them_has_no_such_stage_and_its_recipe_no_trace_of_them(tmp_path: Path) -> None:
