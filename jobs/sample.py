@@ -23,7 +23,12 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
     "-n", "--count", default=None, type=click.IntRange(1), help="Number of images; default: 16, or as many as prompts."
 )
 @click.option("--classes", default=None, help="Classes by name or number, separated by commas, in turn; default: all.")
-@click.option("--prompt", "prompts", multiple=True, help="A caption; several of them in turn.")
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    help="A caption, or several, in turn; `a hat AND a coat`: both at once, each a guidance term.",
+)
 @click.option("--prompts", "file", default=None, type=PLACE, help="A file of captions, one a line.")
 @click.option("--negative", default=None, help="A caption that guidance leads away from.")
 @click.option("--set", "values", multiple=True, help="NAME=VALUE, an attribute, such as age=0.7.")

@@ -78,7 +78,7 @@ class Generator:
         guidance: float | None = None,
         batch_size: int | None = None,
         shape: Sequence[int] | None = None,
-        prompts: str | Sequence[str] | None = None,
+        prompts: str | Sequence[str | Sequence[str]] | None = None,
         negative: str | Sequence[str] | None = None,
         attributes: Mapping[str, Any] | None = None,
         scales: Mapping[str, float] | None = None,
@@ -89,7 +89,8 @@ class Generator:
         shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
         of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is
         filled up to `batch_size`, so that `n` and the other classes change no bit. Another batch size is another shape
-        of the same computation: equal up to rounding. prompts: captions, in turn as the classes are; negative: one that
+        of the same computation: equal up to rounding. prompts: captions, in turn as the classes are; those of
+        pieces, "a hat AND a coat" or a list, are composed, a guidance term each; negative: one that
         guidance leads away from, in place of the empty one (or several, in turn). attributes: by name a value, or a
         list that images take in turn (of labels: a list of lists); with either, no class is told unless one is given.
         What is not given is not told. scales: a guidance scale of a condition's own, by name (class, caption, an
@@ -116,7 +117,7 @@ class Generator:
         guidance: float | None = None,
         batch_size: int | None = None,
         shape: Sequence[int] | None = None,
-        prompts: str | Sequence[str] | None = None,
+        prompts: str | Sequence[str | Sequence[str]] | None = None,
         negative: str | Sequence[str] | None = None,
         attributes: Mapping[str, Any] | None = None,
         scales: Mapping[str, float] | None = None,
@@ -148,15 +149,15 @@ class Generator:
         if not isinstance(seed, int) or seed < 0:
             raise UserError(f"seed: {seed} given, expected a whole number of at least 0")
         sampling.check({key: value for key, value in filled.items() if key != "batch_size"})
-        if given.get("scales") and filled["guidance_kind"] == "autoguidance":
-            raise UserError("scale: autoguidance has one scale, `guidance`; give guidance_kind classifier_free")
+        terms = "scale" if given.get("scales") else "prompt: AND" if told.composes(given) else None
+        if terms and filled["guidance_kind"] == "autoguidance":
+            raise UserError(f"{terms}: autoguidance has one scale, `guidance`; give guidance_kind classifier_free")
         if filled["guidance"] != 1 and filled["guidance_kind"] == "autoguidance":
             self._weak_file(str(filled["guidance_weak"]))
-        elif filled["guidance"] != 1 or given.get("scales"):
+        elif filled["guidance"] != 1 or terms:
             if not (told.names(self.options) and self.options["condition"].get("drop", 0) > 0):
-                raise UserError(
-                    f"guidance: {filled['guidance']} needs a model trained with `condition.drop` above 0; give 1"
-                )
+                asked = terms or f"guidance: {filled['guidance']}"
+                raise UserError(f"{asked} needs a model trained with `condition.drop` above 0; give 1")
         elif "negative" in given:
             raise UserError("negative: nothing is led away from it at guidance 1; give more, or a scale")
         return {**request, **given, **filled}
@@ -194,14 +195,14 @@ class Generator:
         height, width = request.get("shape") or self.shapes[0]
         for start in range(0, request["n"], size):
             rows = range(start, start + size)  # the last batch goes beyond n, and is cut by the caller
-            condition, null = told.conditions(self.options, request, rows, self.device, self.known)
+            conditions, null = told.composed(self.options, request, rows, self.device, self.known)
             z = sampling.latents(
                 self.network,
                 lambda: self._weak(str(request["guidance_weak"])),
                 self.options,
                 request,
                 range(first + rows.start, first + rows.stop),
-                condition,
+                conditions,
                 null,
                 self.device,
                 (height // factor, width // factor),

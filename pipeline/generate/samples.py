@@ -15,6 +15,7 @@ from pipeline.data.pictures import Images, grid
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, read_json, sha256_file, write_json
 from pipeline.generate.generator import Generator, class_number
+from pipeline.generate.prompts import said
 from pipeline.generate.told import part
 
 INFO, GRID = "samples.json", "grid.png"
@@ -93,7 +94,7 @@ def write_samples(folder: str | Path, images: Images, info: Mapping[str, Any], b
         _write_png(file, image)
         chosen = labels[i % len(labels)] if labels else None
         told = part(info["request"], [i])
-        prompt = {"prompt": told["prompts"][0]} if "prompts" in told else {}
+        prompt = {"prompt": said(told["prompts"][0])} if "prompts" in told else {}
         known = {name: values[0] for name, values in told.get("attributes", {}).items()}
         about = {"class": chosen, **prompt, **({"attributes": known} if known else {})}
         entries.append({"file": file.name, "index": first + i, **about, "sha256": sha256_file(file)})

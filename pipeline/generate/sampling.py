@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,12 +91,13 @@ def latents(
     options: Mapping[str, Any],
     request: Mapping[str, Any],
     rows: range,
-    condition: Conditions,
+    conditions: Sequence[Conditions],
     null: Conditions,
     device: torch.device,
     sides: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Normalised latents [len(rows), C, h, w] of the images with the numbers `rows`, told `condition`, a row each.
+    """Normalised latents [len(rows), C, h, w] of the images with the numbers `rows`, told `conditions`, a row each:
+    several, which differ in the caption only, where prompts are of several pieces.
 
     All noise of an image is a function of (seed, its number, the step), and of its shape: the first and, in stochastic
     samplers, that of each step. weaker: gives the network of autoguidance. options: of the model; request: checked,
@@ -117,10 +118,12 @@ def latents(
     denoise = denoiser.denoiser(network, path, options["prediction"])
     scale, rescale = float(request["guidance"]), float(request["guidance_rescale"])
     scales: Mapping[str, float] = request.get("scales", {})
-    if scale != 1.0 or scales:
-        plain = denoise
-        if scales:
-            denoise = composed(plain, _terms(scales, scale, condition, null), null, rescale)
+    if scale != 1.0 or scales or len(conditions) > 1:
+        network_alone = plain = denoise
+        if len(conditions) > 1:
+            plain = composed(network_alone, _terms({}, 1.0, conditions, null), null)
+        if scales or len(conditions) > 1:
+            denoise = composed(network_alone, _terms(scales, scale, conditions, null), null, rescale)
         elif request["guidance_kind"] == "autoguidance":
             weak = denoiser.denoiser(weaker(), path, options["prediction"])
             denoise = autoguided(plain, weak, scale, rescale)
@@ -130,14 +133,26 @@ def latents(
             denoise = within(denoise, plain, path, *request["guidance_interval"])
     with torch.no_grad():
         return samplers.sample(
-            request["sampler"], denoise, path, x, times, condition, lambda step: noise(f"sample/{step}")
+            request["sampler"], denoise, path, x, times, conditions[0], lambda step: noise(f"sample/{step}")
         )
 
 
 def _terms(
-    scales: Mapping[str, float], rest: float, condition: Conditions, null: Conditions
+    scales: Mapping[str, float], rest: float, told: Sequence[Conditions], null: Conditions
 ) -> list[tuple[float, Conditions]]:
-    """A term for each condition that has a scale of its own, and one of the scale `rest` for all others together."""
-    others = {key.partition("/")[0] for key in condition} - set(scales)
-    terms = [(float(scale), only(condition, [name], null)) for name, scale in scales.items()]
-    return [*terms, (rest, only(condition, others, null))] if others else terms
+    """A term for each condition that has a scale of its own, and one of the scale `rest` for all others together.
+
+    Where captions are of several pieces p_i, a row of `told` each, the term that holds them is one for each, and what
+    it holds besides, G, counts once: s sum_i (D(G, p_i) - D(G)) + s (D(G) - D(null)), which is Liu et al. 2022, eq. 11,
+    given G. With one piece it is the term as it was.
+    """
+    groups = [(float(scale), {name}) for name, scale in scales.items()]
+    if others := {key.partition("/")[0] for key in told[0]} - set(scales):
+        groups.append((rest, others))
+    terms = []
+    for scale, group in groups:
+        several = told if "caption" in group else told[:1]
+        terms += [(scale, only(one, group, null)) for one in several]
+        if len(several) > 1 and group != {"caption"}:
+            terms.append((scale * (1 - len(several)), only(told[0], group - {"caption"}, null)))
+    return terms

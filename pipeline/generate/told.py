@@ -5,6 +5,7 @@ A value's form is `data/condition_values.py`'s; what guidance makes of the tenso
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from pipeline.data import caption_shards, condition_values
 from pipeline.data.captions import captions_of, cleaned, cut
 from pipeline.data.text_encoders import Embedding, Frozen
 from pipeline.errors import UserError
+from pipeline.generate.prompts import kept, pieces, said
 
 Options = Mapping[str, Any]
 
@@ -33,7 +35,7 @@ def names(options: Options) -> list[str]:
 
 def checked(
     options: Options,
-    prompts: str | Sequence[str] | None = None,
+    prompts: str | Sequence[str | Sequence[str]] | None = None,
     negative: str | Sequence[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
     scales: Mapping[str, float] | None = None,
@@ -44,12 +46,12 @@ def checked(
     if prompts is not None or negative is not None:
         if not condition.get("caption"):
             raise UserError("prompt: this model was trained without captions; leave it out")
-        several = [prompts] if isinstance(prompts, str) else list(prompts or [])
-        for text in [*several, *([negative] if isinstance(negative, str) else negative or [])]:
+        several = [pieces(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts or [])]
+        for text in [*itertools.chain(*several), *([negative] if isinstance(negative, str) else negative or [])]:
             if "empty" in condition["caption"]:
                 continue  # its tokens are counted when it is read
             _row("prompt", lambda text=text: condition_values.caption_row(condition["caption"], text))
-        request |= {"prompts": several} if several else {}
+        request |= {"prompts": [kept(each) for each in several]} if several else {}
         request |= {} if negative is None else {"negative": negative if isinstance(negative, str) else list(negative)}
     known = condition.get("attributes", {})
     chosen: dict[str, list[Any]] = {}
@@ -77,6 +79,30 @@ def count(request: Mapping[str, Any]) -> int:
     return max([len(request.get("prompts", [])), *map(len, request.get("attributes", {}).values())], default=0)
 
 
+def composes(request: Mapping[str, Any]) -> bool:
+    """Whether a prompt is of several pieces."""
+    return any(len(pieces(prompt)) > 1 for prompt in request.get("prompts", []))
+
+
+def composed(
+    options: Options,
+    request: Mapping[str, Any],
+    rows: Sequence[int],
+    device: torch.device,
+    known: Mapping[str, Embedding] | None = None,
+) -> tuple[list[Conditions], Conditions]:
+    """`conditions`, once for each piece of the prompts: they differ in the caption only. Of images whose prompt has
+    fewer pieces the others are what stands for none, which adds nothing."""
+    split, negative = [pieces(prompt) for prompt in request.get("prompts", [""])], request.get("negative") or ""
+    against = negative if isinstance(negative, list) else [negative]
+    turns = [(split[i % len(split)], against[i % len(against)]) for i in range(math.lcm(len(split), len(against)))]
+    found = []
+    for place in range(max(map(len, split))):
+        texts = [own[place] if place < len(own) else other for own, other in turns]
+        found.append(conditions(options, {**request, "prompts": texts}, rows, device, known))
+    return [told for told, _ in found], found[0][1]
+
+
 def conditions(
     options: Options,
     request: Mapping[str, Any],
@@ -84,7 +110,8 @@ def conditions(
     device: torch.device,
     known: Mapping[str, Embedding] | None = None,
 ) -> tuple[Conditions, Conditions]:
-    """The conditions of the images with the numbers `rows` of a request, and what stands for none of them, one row.
+    """The conditions of the images with the numbers `rows` of a request whose prompts are texts, and what stands for
+    none of them, one row.
 
     What is not told is null; the negative prompt stands in the null in place of the empty caption: where there are
     several of them, the caption's null has a row each as well. known: embeddings of captions that are at hand; others
@@ -136,7 +163,7 @@ def encoder_of(encoder: str, limit: int, device: str) -> Frozen:
 
 def of_samples(options: Options, metas: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The arguments of `Generator.request` that tell a model what samples of its data set are told: `metas` are their
-    columns. A caption that was cut for training is cut here as well."""
+    columns. A caption that was cut for training is cut here as well; one with the word AND is one piece."""
     condition, several = options["condition"], list(metas)
     known = condition.get("attributes", {})
     told: dict[str, Any] = {}
@@ -147,7 +174,8 @@ def of_samples(options: Options, metas: Iterable[Mapping[str, Any]]) -> dict[str
     if own := condition.get("caption"):
         texts = [(captions_of(meta.get("caption")) or [""])[0] for meta in several]
         trained = "empty" not in own
-        told["prompts"] = [cut(text, own["tokens"] - 1).decode() for text in texts] if trained else texts
+        texts = [cut(text, own["tokens"] - 1).decode() for text in texts] if trained else texts
+        told["prompts"] = [kept([text]) for text in texts]
     return told
 
 
@@ -183,7 +211,7 @@ def _in_words(told: Mapping[str, Any]) -> str:
         else f"{name}: {value}"
         for name, value in values.items()
     ]
-    return "; ".join([text for text in told.get("prompts", []) if text] + shown) or "(told nothing)"
+    return "; ".join([said(prompt) for prompt in told.get("prompts", []) if prompt] + shown) or "(told nothing)"
 
 
 def _plain(options: Options, value: Any) -> Any:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SLIDERS = ("n", "seed", "classes", "sampler", "steps", "guidance")
 COUNT, STEPS, GUIDANCE = 16, 100, 10.0  # images at first; the sliders' ends
 SHOWN = 640  # pixels: the grid is enlarged, by a whole number, to at most this width
+PROMPTS = "Several: one a line, in turn row by row. `a red hat AND wide eyes`: both, each by itself."
 UNTOLD = "not told"
 PLACES = 100  # of a slider over an attribute's range
 
@@ -66,6 +67,8 @@ def told(model: Generator, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def command_line(name: str, model: Generator, request: Mapping[str, Any], root: Path) -> str:
     """The `ldm sample` command of a request of the model `name`: the same images, bit for bit."""
+    from pipeline.generate.prompts import said
+
     words = ["ldm", "sample", name, "--out", "samples"]
     for key, value in told(model, request).items():
         if key == "n":
@@ -74,7 +77,7 @@ def command_line(name: str, model: Generator, request: Mapping[str, Any], root: 
             numbers = map(str, request["classes"])
             words += ["--classes", ",".join(numbers if any("," in one for one in value) else value)]
         elif key == "prompts":
-            words += [word for text in value for word in ("--prompt", text)]
+            words += [word for prompt in value for word in ("--prompt", said(prompt))]
         elif key == "attributes":
             known = model.options["condition"]["attributes"]
             words += [word for one in value for word in ("--set", f"{one}={_text(known[one], value[one])}")]

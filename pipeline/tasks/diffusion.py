@@ -69,8 +69,10 @@ def told(config: Config, inputs: dict[str, Artifact], split: str) -> loader.Told
 def read_of(inputs: dict[str, Artifact], request: Mapping[str, Any]) -> dict[str, Embedding]:
     """What a frozen encoder gave for the held-out captions of a request: no rank loads it."""
     from pipeline.data.condition_pool import embeddings
+    from pipeline.generate.prompts import pieces
 
-    return embeddings(inputs["conditions"], "val", request["prompts"]) if "prompts" in request else {}
+    texts = [text for prompt in request.get("prompts", []) for text in pieces(prompt)]
+    return embeddings(inputs["conditions"], "val", texts) if texts else {}
 
 
 def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn.Module, Task]:

@@ -75,7 +75,7 @@ def sampled(folder: Path, labels: list[int], **how: Any) -> tuple[torch.Tensor, 
     request = generator.request(classes=labels, n=len(labels), seed=3, **how)
     condition, null = told.conditions(generator.options, request, range(len(labels)), generator.device)
     rows = range(len(labels))
-    z = sampling.latents(generator.network, lambda: generator.network, generator.options, request, rows, condition,
+    z = sampling.latents(generator.network, lambda: generator.network, generator.options, request, rows, [condition],
                          null, generator.device)  # fmt: skip
     noise = draw_batch(3, "sample", rows, [Draw("noise", "normal", (CHANNELS, SIDE, SIDE))])["noise"]
     first = torch.from_numpy(noise) * make_path(**generator.options["path"]).sigma(torch.ones(())).float()

@@ -181,7 +181,7 @@ def test_normal_latents_come_out_normal(sampler: str, path: str) -> None:
 
     given = options(path={"kind": path, "schedule": "cosine"}, prediction="v")
     request = {**DEFAULTS, "sampler": sampler, "steps": 200, "seed": 0, "grid": "karras"}
-    latents = sampling.latents(Zero(), Zero, given, request, range(200), {}, {}, torch.device("cpu"))
+    latents = sampling.latents(Zero(), Zero, given, request, range(200), [{}], {}, torch.device("cpu"))
     assert latents.std().item() == pytest.approx(1.0, abs=0.04)
     assert latents.mean().item() == pytest.approx(0.0, abs=0.04)
 

@@ -28,7 +28,7 @@ CONDITION: dict[str, Any] = {
 }
 ATTRIBUTES = tuple(CONDITION["attributes"])
 MORE: dict[str, Any] = {
-    "prompts": ["it's a hat", "--two"],
+    "prompts": ["it's a hat", "--two", "a AND b"],
     "negative": 'a "dark" one',
     "attributes": {"mood": "not so glad", "age": -0.125, "worn": ["hat", "a, b"]},
     "scales": {"caption": 4.123456789, "age": 0.0},
