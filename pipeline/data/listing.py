@@ -34,7 +34,7 @@ class Row:
     location: str | int
     digest: str  # SHA-256 of the file's bytes, or of the array's row
     label: str | None = None
-    caption: str | None = None
+    caption: str | list[str] | None = None  # several in a list
     attributes: dict[str, Any] = field(default_factory=dict)
     together: str | None = None
 

@@ -17,7 +17,7 @@ from pipeline.data.array_names import SPLITS
 from pipeline.data.labels import Labels
 from pipeline.data.listing import Digests, Listing, Row, Unread, class_order, existing
 from pipeline.data.named_files import Paths
-from pipeline.data.parquet_files import PLACE, missing_images, places, reader, schema_of
+from pipeline.data.parquet_files import PLACE, holds_lists, missing_images, places, reader, schema_of
 from pipeline.data.values import Values, text_of, whole_text
 from pipeline.errors import UserError
 
@@ -81,7 +81,9 @@ def with_digests(source: TableSource, rows: Sequence[Row], digests: Digests) -> 
 def identity(source: TableSource, digests: Digests) -> list[Any]:
     """What decides on the images and what is known of them, without reading images that are inside of the files."""
     files, _ = chosen_files(source.path)
-    keys = [source.image, source.label, source.caption, source.empty_label]
+    keys: list[Any] = [source.image, source.label, source.caption, source.empty_label]
+    if source.caption and any(holds_lists(file, source.caption) for file in files):
+        keys.append("several captions")  # once they were one text
     known = [[_stem(source, file), digests.of(file)] for file in files]
     if not any(count != 0 for file in files for count in missing_images(file, schema_of(file, source.image))):
         return [keys, known]

@@ -130,6 +130,17 @@ def _is_text(kind: Any) -> bool:
     return any(test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view))
 
 
+def holds_lists(file: Path, column: str) -> bool:
+    """Whether a column's values are lists."""
+    from pyarrow import types
+
+    with opened(file) as table:
+        schema = table.schema_arrow
+    kind = schema.field(column).type if column in schema.names else None
+    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return kind is not None and any(test(kind) for test in tests)
+
+
 def missing_images(file: Path, schema: Schema) -> list[int | None]:
     """Of each row group, how many rows do not hold their image; None where the file's statistics do not tell."""
     with opened(file) as table:

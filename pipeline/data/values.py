@@ -20,8 +20,10 @@ def whole_text(text: str) -> str:
     return HALF.sub(MARK, text)
 
 
-def text_of(value: Any) -> str | None:
-    """A caption: any value as text, None for an empty one."""
+def text_of(value: Any) -> str | list[str] | None:
+    """A caption: any value as text, None for an empty one; of a list all that are not empty, None where none is."""
+    if isinstance(value, list):
+        return [str(text) for text in value if text is not None and text != ""] or None
     return None if value is None or value == "" else str(value)
 
 

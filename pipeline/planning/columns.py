@@ -20,11 +20,20 @@ def cell(value: Any) -> str:
     return "" if value is None or isinstance(value, (list, dict, bytes)) or value != value else str(value)
 
 
-def named(values: Mapping[str, list[str]]) -> tuple[dict[str, str], str | None]:
-    """(the columns of `label` and `caption` where there are such, that of groups or None), by all rows' values."""
+def first_text(value: Any) -> str:
+    """The first text of a list; nothing for what is no list of texts."""
+    return value[0] if isinstance(value, list) and value and isinstance(value[0], str) else ""
+
+
+def named(
+    values: Mapping[str, list[str]], firsts: Mapping[str, list[str]] | None = None
+) -> tuple[dict[str, str], str | None]:
+    """(the columns of `label` and `caption` where there are such, that of groups or None), by all rows' values; firsts:
+    of columns of lists the first text, since there may be several captions."""
     label = _pick(values, LABEL_WORDS, is_label)
     group = _pick({c: v for c, v in values.items() if c != label}, GROUP_WORDS, is_group)
-    caption = _pick({c: v for c, v in values.items() if c not in (label, group)}, CAPTION_WORDS, is_caption)
+    known = {**(firsts or {}), **{c: v for c, v in values.items() if any(v)}}
+    caption = _pick({c: v for c, v in known.items() if c not in (label, group)}, CAPTION_WORDS, is_caption)
     return {key: column for key, column in (("label", label), ("caption", caption)) if column}, group
 
 

@@ -38,7 +38,7 @@ def table_source(table: Path) -> Looked:
         raise UserError(f"{table}: no column names image files that lie beside it; paths are relative to its folder")
     records = [record for _, record in TextTable(table).rows()]
     values = {c: [columns.cell(r.get(c)) for r in records] for c in records[0] if c != image}
-    named, group = columns.named(values)
+    named, group = columns.named(values, {c: [columns.first_text(r.get(c)) for r in records] for c in values})
     source = {"kind": "table", "path": str(table), "image": image, **named}
     notes = columns.maybe_labels(values, named, group)
     if group is None:
@@ -57,7 +57,7 @@ def parquet_source(path: str) -> Looked:
     plain = [name for name in schema.columns if name != schema.image and name not in schema.binary]
     rows = [place.columns for file in files for place in places(file, schema, plain)]
     values = {name: [columns.cell(row[name]) for row in rows] for name in plain}
-    named, group = columns.named(values)
+    named, group = columns.named(values, {c: [columns.first_text(row[c]) for row in rows] for c in plain})
     numbers = [name for name in schema.names if name in plain]
     if "label" not in named and len(numbers) == 1:  # the metadata name its classes
         named["label"] = numbers[0]

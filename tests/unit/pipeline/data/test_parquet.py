@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data import parquet_files, sources
+from pipeline.data.listing import Digests, Unread
+from pipeline.data.parquet import identity, list_parquet
 from pipeline.errors import UserError
 from pipeline.schema.data import Data
 
@@ -82,6 +84,20 @@ def test_a_column_of_paths_alone(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(png(1))
     path = write(tmp_path / "d.parquet", ["1.png", "2.png"], pa.string())
     assert read(data(path)) == {"1": png(1)} and sources.open_listing(data(path)).missing == ["2.png"]
+
+
+def test_several_captions_of_a_sample(tmp_path: Path) -> None:
+    """A column of lists is several captions, none is none; the fingerprint is not that of one text."""
+    said = [["a hat", "", "red"], [], None, [None], ["one"], ["x", "y"]]
+    path = write(tmp_path / "a.parquet", [png(i) for i in range(6)], pa.binary(), said=said)
+    found = list_parquet(data(path, caption="said").source, Unread())  # type: ignore[arg-type]
+    assert [row.caption for row in found.rows] == [["a hat", "red"], None, None, None, ["one"], ["x", "y"]]
+    texts = write(tmp_path / "b.parquet", [png(i) for i in range(6)], pa.binary(), said=["a"] * 6)
+    keys = {
+        name: identity(data(file, caption="said").source, Digests(None))[0]  # type: ignore[arg-type]
+        for name, file in (("lists", path), ("texts", texts))
+    }
+    assert "several captions" in keys["lists"] and keys["texts"] == ["image", None, "said", None]
 
 
 def test_a_folder_of_hugging_face_with_its_own_split(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from PIL import Image
 from pipeline.cluster.inline import Inline
 from pipeline.config import Config
 from pipeline.data.condition_pool import open_conditions
+from pipeline.data.shards import TarWriter
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.stages import conditions, diffusion, graph, ingest
@@ -237,3 +240,47 @@ def test_a_frozen_encoder_reads_each_shard_once_and_a_changed_caption_costs_one(
     changed = {"conditions": SimpleNamespace(summary=summary, path=tmp_path)}
     with pytest.raises(UserError, match=r"captions embedded by transformers .* run again with --rebuild conditions"):
         diffusion.check_encoder(where, changed)  # type: ignore[arg-type]
+
+
+def png(i: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tars(folder: Path) -> dict[str, Any]:
+    """Tars whose samples have a caption in KEY.txt, or several in KEY.json."""
+    with open(folder / "x-0.tar", "wb") as file:
+        tar = TarWriter(file)
+        for i in range(COUNT):
+            tar.add(f"{i:02d}.png", png(i))
+            several = json.dumps({"caption": [f"number {i}", f"again {i}"]})
+            tar.add(*((f"{i:02d}.txt", f"number {i}".encode()) if i % 2 else (f"{i:02d}.json", several.encode())))
+        tar.close()
+    return {"kind": "webdataset", "path": str(folder / "x-*.tar")}
+
+
+def parquet(folder: Path) -> dict[str, Any]:
+    """The same in Parquet: a column of lists, of one or two."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    said = [[f"number {i}", f"again {i}"][: 2 - i % 2] for i in range(COUNT)]
+    pq.write_table(pa.table({"image": [png(i) for i in range(COUNT)], "said": said}), folder / "x.parquet")
+    return {"kind": "table", "path": str(folder / "x.parquet"), "caption": "said"}
+
+
+@pytest.mark.parametrize("source", [tars, parquet])
+def test_of_several_captions_one_is_drawn(tmp_path: Path, source: Any) -> None:
+    from pipeline.data.index import Index
+
+    where = config(tmp_path / "x", kind="none", caption=CAPTION)
+    data = {**where.data.model_dump(mode="json"), "source": source(tmp_path)}
+    where = Config.model_validate({**where.model_dump(mode="json", by_alias=True), "data": data})
+    summary, (images, told) = made(where)
+    assert summary["captions"] == COUNT * 3 // 2 and summary["told"] == {"caption": COUNT}
+    (index,) = open_conditions(told, images, SimpleNamespace(summary={}), "train", None)  # type: ignore[arg-type]
+    known = Index.open(images.path, "train")
+    for which, second in ((0.0, "number"), (0.9, "again")):
+        rows = index.read(np.arange(len(known)), which)["caption"]
+        said = ["".join(chr(symbol - 1) for symbol in row[1:] if symbol) for row in rows]
+        number = [int(known.key(i).split("/")[-1]) for i in range(len(known))]
+        assert said == [f"{'number' if i % 2 else second} {i}" for i in number]
