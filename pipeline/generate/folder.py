@@ -3,7 +3,8 @@
     config.json              how to build it and what it was made of      latents.json   the latent space
     autoencoder.safetensors  denoiser.safetensors (averaged weights)
 
-With autoguidance also weaker.safetensors. No pickle. What a generator does is in `generator.py`.
+With autoguidance also weaker.safetensors. In place of the denoiser an adapter has the files of `adapters.py`, and needs
+its base. No pickle. What a generator does is in `generator.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from models import registry
 from pipeline.artifacts import Artifact, Store
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, read_json, sha256_file, write_json
+from pipeline.files import read_json, sha256_file, write_json
+from pipeline.generate import adapters
 from pipeline.generate.averages import check, weights_path
 from pipeline.generate.generator import DEFAULTS, Generator, generator
-from pipeline.networks import build_network, load_weights
+from pipeline.networks import build_network, load_weights, save_weights
 
 FORMAT = 1
 WEIGHTS = ("autoencoder.safetensors", "denoiser.safetensors")
@@ -44,23 +46,25 @@ def save_pretrained(
     defaults: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
     weaker_weights: Mapping[str, Tensor] | None = None,
+    adapter: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a model folder, whole in itself; returns its config.
 
     image: {size, channels}, and with buckets their shapes, {buckets: [[height, width], ...]}. options: as of
     `Generator`. autoencoder: options of models/autoencoders/. lineage: plain JSON values that name what the model was
-    made of. weaker_weights: those of `guidance_weak` in `defaults`, for autoguidance. config.json comes last and holds
-    the checksums of the weights.
+    made of. weaker_weights: those of `guidance_weak` in `defaults`, for autoguidance. adapter: adapter_config.json,
+    where the weights are an adapter's. config.json comes last and holds the checksums of the weights.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
-    files = dict(zip(WEIGHTS, (autoencoder_weights, denoiser_weights), strict=True))
+    files = {WEIGHTS[0]: autoencoder_weights}
     if weaker_weights is not None:
         files[WEAKER] = weaker_weights
+    if adapter is None:
+        files[WEIGHTS[1]] = denoiser_weights
+    else:
+        adapters.save(folder, denoiser_weights, adapter)
     for file, weights in files.items():
-        with atomic_path(folder / file) as temporary:
-            save_file({key: value.detach().contiguous().cpu() for key, value in weights.items()}, str(temporary))
+        save_weights(folder / file, {key: value.detach() for key, value in weights.items()})
     space.save(folder / "latents.json")
     config = {
         "format": FORMAT,
@@ -70,7 +74,7 @@ def save_pretrained(
         "autoencoder": registry.resolve("autoencoders", autoencoder),
         "backbone": registry.resolve("backbones", options["backbone"]),
         "defaults": {**DEFAULTS, **(defaults or {})},
-        "weights": {file: sha256_file(folder / file) for file in files},
+        "weights": {file: sha256_file(folder / file) for file in (*files, *([adapters.FILE] if adapter else []))},
         "lineage": dict(lineage or {}),
     }
     write_json(folder / "config.json", config)
@@ -82,14 +86,15 @@ def load_pretrained(
     device: str | torch.device | None = None,
     root: str | Path = "runs",
     weights: str | None = None,
+    base: str | None = None,
 ) -> Generator:
     """The generator of a model folder, a diffusion artifact's folder, a registered model (`models:/NAME@ALIAS`), or a
     run (its name, key or MLflow id).
 
     Default device: a GPU if there is one. `root`: where runs lie, and where `models:/` finds MLflow's data base, unless
     MLFLOW_TRACKING_URI says. `weights`: other ones of the denoiser than the model's own: a .safetensors file, or of an
-    artifact also a name (`averages.weights_path`). Raises UserError where something is missing, damaged, or does not
-    fit.
+    artifact also a name (`averages.weights_path`). `base`: of an adapter, where the weights are that were adapted, if
+    neither where they were nor under `root`. Raises UserError where something is missing, damaged, or does not fit.
     """
     if str(source).startswith("models:"):
         from pipeline.tracking.tracker import fetch_model
@@ -105,21 +110,22 @@ def load_pretrained(
                 raise
     folder, where = Path(source), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if (folder / "manifest.json").exists() and not (folder / "config.json").exists():
-        return from_artifact(Artifact.load(folder), where, weights or "ema")
+        return from_artifact(Artifact.load(folder), where, weights or "ema", base)
     config = _read_config(folder)
     for file, digest in config["weights"].items():
         if not (folder / file).is_file() or sha256_file(folder / file) != digest:
             raise UserError(f"{folder / file}: missing, or not the file that config.json names; fetch the model again")
     autoencoder = registry.build("autoencoders", config["autoencoder"], channels=config["image"]["channels"])
-    network = build_network(config)
-    for module, file in zip((autoencoder, network), WEIGHTS, strict=True):
-        load_weights(module, folder / file)
+    load_weights(autoencoder, folder / WEIGHTS[0])
+    network, adapted = build_network(config), config.get("adapter")
+    base_file = adapters.find_base(adapted, root, base) if adapted else None
+    own = adapters.FILE if adapted else WEIGHTS[1]
     if weights:
         if not weights.endswith(".safetensors"):
             raise UserError(f"weights {weights!r}: a model folder has one set only; give a .safetensors file")
         check(Path(weights), config["lineage"].get("diffusion", {}).get("content"), str(folder))
-        load_weights(network, Path(weights))
-        config["weights"][WEIGHTS[1]] = sha256_file(weights)
+        config["weights"][own] = sha256_file(weights)
+    adapters.load(network, Path(weights) if weights else folder / own, config, base_file)
     return generator(
         config,
         autoencoder.eval().to(where),
@@ -129,10 +135,13 @@ def load_pretrained(
         config["defaults"],
         {key: config[key] for key in ("name", "weights", "lineage")},
         {str(config["defaults"]["guidance_weak"]): folder / WEAKER} if WEAKER in config["weights"] else {},
+        base_file,
     )
 
 
-def from_artifact(diffusion: Artifact, device: torch.device, weights: str = "ema") -> Generator:
+def from_artifact(
+    diffusion: Artifact, device: torch.device, weights: str = "ema", base: str | None = None
+) -> Generator:
     """The generator of a finished diffusion stage; its autoencoder and latents are looked for beside it."""
     if diffusion.stage != "diffusion":
         raise UserError(f"{diffusion.path}: an artifact of {diffusion.stage}; give one of diffusion, or a model folder")
@@ -147,7 +156,7 @@ def from_artifact(diffusion: Artifact, device: torch.device, weights: str = "ema
                 f"there is {found.name}; sample from the registered model instead"
             )
         inputs[name] = found
-    return from_artifacts(inputs["autoencoder"], inputs["encode"], diffusion, device, weights=weights)
+    return from_artifacts(inputs["autoencoder"], inputs["encode"], diffusion, device, weights=weights, base=base)
 
 
 def from_artifacts(
@@ -157,14 +166,17 @@ def from_artifacts(
     device: torch.device,
     defaults: Mapping[str, Any] | None = None,
     weights: str = "ema",
+    base: str | None = None,
 ) -> Generator:
     """The generator that three finished stages make, with the averaged weights or others (`averages.weights_path`)."""
     from pipeline.networks import load_model
 
-    options = read_json(diffusion.path / "model.json")
+    options = options_of(diffusion)
     network = build_network(options)
     chosen = weights_path(diffusion, weights)
-    load_weights(network, chosen)
+    adapted = options.get("adapter")
+    base_file = adapters.find_base(adapted, diffusion.path.parents[2], base) if adapted else None
+    adapters.load(network, chosen, options, base_file)
     files = zip(WEIGHTS, (autoencoder.path / "ema.safetensors", chosen), strict=True)
     made_of = (autoencoder, latents, diffusion)
     about = {
@@ -174,7 +186,16 @@ def from_artifacts(
     }
     decoder = load_model(autoencoder.path).eval().to(device)
     space = LatentSpace.load(latents.path / "latents.json")
-    return generator(options, decoder, network.eval().to(device), space, device, defaults, about, averages(diffusion))
+    own = averages(diffusion)
+    return generator(options, decoder, network.eval().to(device), space, device, defaults, about, own, base_file)
+
+
+def options_of(diffusion: Artifact) -> dict[str, Any]:
+    """The options of a diffusion stage's network; of an adapter with the places where its base was."""
+    options: dict[str, Any] = read_json(diffusion.path / "model.json")
+    if "adapter" in options:
+        options["adapter"]["places"] = diffusion.summary["base"]
+    return options
 
 
 def averages(diffusion: Artifact) -> dict[str, Path]:

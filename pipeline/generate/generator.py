@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
-from pipeline.generate import sampling, told
-from pipeline.networks import build_network, load_weights
+from pipeline.generate import adapters, sampling, told
+from pipeline.networks import build_network
 from pipeline.schema.data import Shape, text
 
 DEFAULTS: dict[str, Any] = {**sampling.DEFAULTS, "batch_size": 32}
@@ -40,7 +40,8 @@ class Generator:
 
     options: as in config.json (latent, backbone, condition, classes, path, prediction). space: raw <-> normalised
     latents. defaults: what `sample` takes where it is not told. about: name, weights (SHA-256 by file), lineage.
-    averages: files of other weights of the network, by name (`live`, or a half-life), for autoguidance.
+    averages: files of other weights of the network, by name (`live`, or a half-life), for autoguidance. base: of an
+    adapter, the file of the weights that it goes with.
     """
 
     options: dict[str, Any]
@@ -51,6 +52,7 @@ class Generator:
     defaults: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
     about: dict[str, Any] = field(default_factory=dict)
     averages: dict[str, Path] = field(default_factory=dict)
+    base: Path | None = None
     _loaded: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
@@ -223,7 +225,7 @@ class Generator:
         if name not in self._loaded:
             with torch.random.fork_rng(devices=[]):  # its first weights are of no use
                 network = build_network(self.options)
-            load_weights(network, self._weak_file(name))
+            adapters.load(network, self._weak_file(name), self.options, self.base)
             self._loaded[name] = network.eval().to(self.device)
         return self._loaded[name]
 
@@ -274,7 +276,10 @@ def generator(
     defaults: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
     averages: Mapping[str, Path] | None = None,
+    base: Path | None = None,
 ) -> Generator:
     """A generator of networks at hand (in training, too); nothing is copied."""
     filled = {**DEFAULTS, **(defaults or {})}
-    return Generator(options, autoencoder, network, space, device, filled, dict(about or {}), dict(averages or {}))
+    return Generator(
+        options, autoencoder, network, space, device, filled, dict(about or {}), dict(averages or {}), base
+    )

@@ -25,7 +25,7 @@ def recipe(config: Config) -> dict[str, Any]:
     """What decides on the weights besides the latents."""
     from models import registry
     from pipeline.data.balance import balance_recipe
-    from pipeline.tasks.trained import training_recipe
+    from pipeline.tasks.begin import training_recipe
 
     section = result_fields(config.diffusion)
     section["training"] = training_recipe(config, "diffusion")
@@ -36,6 +36,7 @@ def recipe(config: Config) -> dict[str, Any]:
 def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool) -> dict[str, Any]:
     """Refuse latents of another autoencoder, train by the cluster's ranks, compare with the best Gaussian denoiser."""
     from pipeline.tasks import trained
+    from pipeline.tasks.begin import first_weights
 
     check_inputs(inputs["encode"], {"autoencoder": inputs["autoencoder"], "ingest": inputs["ingest"]})
     if config.diffusion.fd.every:
@@ -44,7 +45,12 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         described = next(iter(cluster.map(prepare, [{**about, "threads": threads}], threads=threads, gpus=1)))
         spool.tags({"ldm.fd_curve": described})
     summary = trained.train("diffusion", config, inputs, writer, cluster, spool)
-    write_json(writer.path / "model.json", options(config, inputs))
+    what, training = options(config, inputs), config.diffusion.training
+    if training.lora:
+        what["adapter"] = {"base": writer.recipe["training"]["init_from"], "scale": training.lora.scale}
+        places = (str(first_weights(config, "diffusion")), str(training.init_from))
+        summary["base"] = list(dict.fromkeys(places))
+    write_json(writer.path / "model.json", what)
     gaussian = gaussian_loss(config, inputs["encode"])
     if gaussian is not None:
         summary["gaussian_loss"] = gaussian

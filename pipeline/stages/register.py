@@ -38,8 +38,9 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
 
     from pipeline.data.latents import LatentSpace
     from pipeline.files import read_json
+    from pipeline.generate import adapters
     from pipeline.generate.averages import weights_path
-    from pipeline.generate.folder import averages, save_pretrained
+    from pipeline.generate.folder import averages, options_of, save_pretrained
 
     name, alias = config.tracking.model_name or config.run.name, config.tracking.alias
     section, weaker = config.evaluate, None
@@ -49,11 +50,12 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     if config.data.buckets is not None:
         image["buckets"] = [list(shape) for shape in config.data.shapes]
     lineage = {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in inputs.values()}
+    options, adapter = options_of(inputs["diffusion"]), inputs["diffusion"].path / adapters.FOLDER / adapters.CONFIG
     save_pretrained(
         writer.path / "model",
         name=name,
         image=image,
-        options=read_json(inputs["diffusion"].path / "model.json"),
+        options=options,
         autoencoder=read_json(inputs["autoencoder"].path / "model.json")["model"],
         autoencoder_weights=load_file(inputs["autoencoder"].path / "ema.safetensors"),
         denoiser_weights=load_file(weights_path(inputs["diffusion"], config.evaluate.weights)),
@@ -61,6 +63,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         defaults=defaults(config),
         lineage=lineage,
         weaker_weights=weaker,
+        adapter=read_json(adapter) if "adapter" in options else None,
     )
     spool.model(
         writer.path / "model",

@@ -1,0 +1,101 @@
+"""An adapter and its base: found by content, summed up to whole weights. Neither needs peft.
+
+    adapter_config.json  adapter_model.safetensors    in a model's folder, in adapter/ of an artifact: as peft has them
+
+An adapter's options hold `adapter`: base (SHA-256 of the file of weights that was adapted), scale (alpha / rank) and,
+where they are known, places: where that file was. The sum is in `models/lora.py`, training in `training/lora.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, sha256_file, write_json
+from pipeline.networks import load_weights, read_weights, save_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FOLDER, CONFIG, FILE = "adapter", "adapter_config.json", "adapter_model.safetensors"
+INSIDE = ("ema.safetensors", "denoiser.safetensors")  # whole weights of an artifact, of a model's folder
+SHOWN = 12  # hex digits of a digest
+
+
+def weights_file(
+    source: str, root: str | Path, uri: str | None = None, inside: tuple[str, ...] = INSIDE
+) -> Path | None:
+    """The file of weights that is meant: a .safetensors file, or in a folder or a registered model (models:/NAME@ALIAS)
+    the first of `inside`; None where there is none."""
+    path = Path(source).absolute()
+    if source.startswith("models:"):
+        from pipeline.tracking.tracker import fetch_model
+
+        path = fetch_model(source, root, uri)
+    return next((file for file in (path, *(path / name for name in inside)) if file.is_file()), None)
+
+
+def find_base(adapter: Mapping[str, Any], root: str | Path, given: str | None = None) -> Path:
+    """The file that was adapted: where it was, or wherever it lies under `root`; or `given` by a person, then no other.
+
+    UserError, in which it is named by content, if it is gone, or other weights lie there.
+    """
+    wanted = adapter["base"]
+    others = []
+    for place in [given] if given else _places(adapter, root, wanted):
+        try:
+            file = weights_file(place, root)
+        except UserError:  # a registry that is not there, of another machine
+            file = None
+        if file and sha256_file(file) == wanted:
+            return file
+        others += [file] if file else []
+    known = given or ", ".join(adapter.get("places", ())) or "not known"
+    if others:
+        raise UserError(
+            f"{others[0]}: not the base of this adapter, which are the weights of content {wanted[:SHOWN]} (they were "
+            f"at {', '.join(adapter.get('places', ())) or 'a place not known'}); give these by --base of `ldm merge`"
+        )
+    raise UserError(
+        f"the base of this adapter, weights of content {wanted[:SHOWN]}, is gone (it was: {known}), and no artifact "
+        f"under {root} holds it; bring it back, or give it by --base of `ldm merge`"
+    )
+
+
+def _places(adapter: Mapping[str, Any], root: str | Path, wanted: str) -> Iterator[str]:
+    places = list(adapter.get("places", ()))
+    yield from (place for place in places if not place.startswith("models:"))
+    for pattern in ("artifacts", "set-aside"):
+        for path in sorted(Path(root).glob(f"{pattern}/*/*/manifest.json")):
+            for name, entry in read_json(path).get("files", {}).items():
+                if entry["sha256"] == wanted:
+                    yield str(path.parent / name)
+    yield from (place for place in places if place.startswith("models:"))
+
+
+def whole(network: nn.Module, file: Path, options: Mapping[str, Any], base: Path | None) -> dict[str, Tensor]:
+    """The whole weights of a network whose own are in `file`: of an adapter (`adapter` in options), with its `base`."""
+    from models.lora import merged
+
+    own = read_weights(file)
+    if base is None:
+        return own
+    try:
+        return merged(read_weights(base), own, options["adapter"]["scale"], set(network.state_dict()))
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{file}: no adapter of {base} ({error})") from None
+
+
+def load(network: nn.Module, file: Path, options: Mapping[str, Any], base: Path | None) -> None:
+    """Put the weights of a model, or of an adapter and its base, into its network. UserError if they do not fit."""
+    load_weights(network, file, whole(network, file, options, base))
+
+
+def save(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write an adapter as peft reads it. weights: by names in training, or as peft has them."""
+    from models.lora import in_files_of_peft
+
+    save_weights(folder / FILE, {in_files_of_peft(name): value for name, value in weights.items()})
+    write_json(folder / CONFIG, dict(config))
