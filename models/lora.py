@@ -9,16 +9,52 @@ with them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.registry import nearest
 from models.transfer import plain
+
+ATTENTION = ("attention.qkv", "attention.out", "cross.query", "cross.key_value", "cross.out",
+             "to_q", "to_k", "to_v", "to_out.0")  # fmt: skip
 
 PEFT = "base_model.model."  # before each name in a file of peft's
 NAME = "default"  # of the one adapter that a network in training has, which its layers' names hold
 LOW_RANK = re.compile(rf"(.+)\.lora_([AB])(?:\.{NAME})?\.weight")
+
+
+def adapted(backbone: nn.Module, wanted: Sequence[str] | None, begun: Collection[str] = ()) -> dict[str, nn.Module]:
+    """The layers that adapters go beside, by name: linear maps and convolutions whose name ends as one of `wanted`
+    (default: the products of every attention), but for those whose weight is new (`begun`) and trained whole.
+
+    ValueError for one of `wanted` that no layer is called, and where nothing is left.
+    """
+    layers: dict[str, nn.Module] = {
+        name: part for name, part in backbone.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)
+    }
+    for end in wanted or ():
+        if not any(_ends(name, end) for name in layers):
+            known = {re.sub(r"^.*\.\d+\.(?=\D)", "", name) for name in layers}  # blocks.3.mlp.up: mlp.up
+            raise ValueError(f"no layer of the backbone is called {end!r}; {nearest(end, known)}")
+    found = {name: part for name, part in layers.items() if any(_ends(name, end) for end in wanted or ATTENTION)}
+    if not found:
+        raise ValueError("this backbone has no attention that could be adapted; name some of its layers")
+    old = {name: part for name, part in found.items() if f"{name}.weight" not in begun}
+    if not old:
+        raise ValueError("all layers that are named are new, and trained whole; name others, or leave out `lora`")
+    return old
+
+
+def _ends(name: str, end: str) -> bool:
+    return f".{name}".endswith(f".{end}")
+
+
+def parameters(layers: Mapping[str, nn.Module], rank: int) -> int:
+    """Parameters of the adapters of these layers: A [rank, in (k k)] and B [out, rank]."""
+    shapes = [part.weight.shape for part in layers.values() if isinstance(part, nn.Linear | nn.Conv2d)]
+    return sum(rank * (shape[0] + shape[1:].numel()) for shape in shapes)
 
 
 def in_files_of_peft(name: str) -> str:

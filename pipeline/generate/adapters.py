@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts import Artifact
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.networks import load_weights, read_weights, save_weights
@@ -35,6 +36,25 @@ def weights_file(
 
         path = fetch_model(source, root, uri)
     return next((file for file in (path, *(path / name for name in inside)) if file.is_file()), None)
+
+
+def options_of(diffusion: Artifact) -> dict[str, Any]:
+    """The options of a diffusion stage's network; of an adapter with the places where its base was."""
+    options: dict[str, Any] = read_json(diffusion.path / "model.json")
+    if "adapter" in options:
+        options["adapter"]["places"] = diffusion.summary["base"]
+    return options
+
+
+def without_base(diffusion: Artifact) -> list[str]:
+    """What is wrong with the base of an artifact that is an adapter: a line, or none."""
+    adapter = options_of(diffusion).get("adapter")
+    try:
+        if adapter:
+            find_base(adapter, diffusion.path.parents[2])
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def find_base(adapter: Mapping[str, Any], root: str | Path, given: str | None = None) -> Path:

@@ -96,19 +96,7 @@ def load_pretrained(
     artifact also a name (`averages.weights_path`). `base`: of an adapter, where the weights are that were adapted, if
     neither where they were nor under `root`. Raises UserError where something is missing, damaged, or does not fit.
     """
-    if str(source).startswith("models:"):
-        from pipeline.tracking.tracker import fetch_model
-
-        source = fetch_model(str(source), root)
-    elif Path(source).name == str(source) and not any((Path(source) / name).exists() for name in MODELS):
-        from pipeline.generate.averages import find
-
-        try:
-            source = find(str(source), root).path  # also where a folder has the run's name: that of its images, often
-        except UserError:
-            if not Path(source).exists():
-                raise
-    folder, where = Path(source), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder, where = place(source, root), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if (folder / "manifest.json").exists() and not (folder / "config.json").exists():
         return from_artifact(Artifact.load(folder), where, weights or "ema", base)
     config = _read_config(folder)
@@ -139,12 +127,35 @@ def load_pretrained(
     )
 
 
+def place(source: str | Path, root: str | Path) -> Path:
+    """The folder of what `load_pretrained` takes; UserError for a run or a registered model that is not there."""
+    if str(source).startswith("models:"):
+        from pipeline.tracking.tracker import fetch_model
+
+        return fetch_model(str(source), root)
+    if Path(source).name == str(source) and not any((Path(source) / name).exists() for name in MODELS):
+        from pipeline.generate.averages import find
+
+        try:
+            return find(str(source), root).path  # also where a folder has the run's name: that of its images, often
+        except UserError:
+            if not Path(source).exists():
+                raise
+    return Path(source)
+
+
 def from_artifact(
     diffusion: Artifact, device: torch.device, weights: str = "ema", base: str | None = None
 ) -> Generator:
     """The generator of a finished diffusion stage; its autoencoder and latents are looked for beside it."""
     if diffusion.stage != "diffusion":
         raise UserError(f"{diffusion.path}: an artifact of {diffusion.stage}; give one of diffusion, or a model folder")
+    inputs = inputs_of(diffusion)
+    return from_artifacts(inputs["autoencoder"], inputs["encode"], diffusion, device, weights=weights, base=base)
+
+
+def inputs_of(diffusion: Artifact) -> dict[str, Artifact]:
+    """Autoencoder and latents of a finished diffusion stage, beside it or where they were; UserError for others."""
     store, inputs = Store(diffusion.path.parents[2]), {}
     for name in ("autoencoder", "encode"):
         made_of = diffusion.inputs[name]
@@ -156,7 +167,7 @@ def from_artifact(
                 f"there is {found.name}; sample from the registered model instead"
             )
         inputs[name] = found
-    return from_artifacts(inputs["autoencoder"], inputs["encode"], diffusion, device, weights=weights, base=base)
+    return inputs
 
 
 def from_artifacts(
@@ -171,7 +182,7 @@ def from_artifacts(
     """The generator that three finished stages make, with the averaged weights or others (`averages.weights_path`)."""
     from pipeline.networks import load_model
 
-    options = options_of(diffusion)
+    options = adapters.options_of(diffusion)
     network = build_network(options)
     chosen = weights_path(diffusion, weights)
     adapted = options.get("adapter")
@@ -188,14 +199,6 @@ def from_artifacts(
     space = LatentSpace.load(latents.path / "latents.json")
     own = averages(diffusion)
     return generator(options, decoder, network.eval().to(device), space, device, defaults, about, own, base_file)
-
-
-def options_of(diffusion: Artifact) -> dict[str, Any]:
-    """The options of a diffusion stage's network; of an adapter with the places where its base was."""
-    options: dict[str, Any] = read_json(diffusion.path / "model.json")
-    if "adapter" in options:
-        options["adapter"]["places"] = diffusion.summary["base"]
-    return options
 
 
 def averages(diffusion: Artifact) -> dict[str, Path]:

@@ -48,8 +48,8 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     what, training = options(config, inputs), config.diffusion.training
     if training.lora:
         what["adapter"] = {"base": writer.recipe["training"]["init_from"], "scale": training.lora.scale}
-        places = (str(first_weights(config, "diffusion")), str(training.init_from))
-        summary["base"] = list(dict.fromkeys(places))
+        given = str(training.init_from)
+        summary["base"] = [str(first_weights(config, "diffusion")), *([given] if given.startswith("models:") else [])]
     write_json(writer.path / "model.json", what)
     gaussian = gaussian_loss(config, inputs["encode"])
     if gaussian is not None:

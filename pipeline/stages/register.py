@@ -40,7 +40,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     from pipeline.files import read_json
     from pipeline.generate import adapters
     from pipeline.generate.averages import weights_path
-    from pipeline.generate.folder import averages, options_of, save_pretrained
+    from pipeline.generate.folder import averages, save_pretrained
 
     name, alias = config.tracking.model_name or config.run.name, config.tracking.alias
     section, weaker = config.evaluate, None
@@ -50,7 +50,10 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     if config.data.buckets is not None:
         image["buckets"] = [list(shape) for shape in config.data.shapes]
     lineage = {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in inputs.values()}
-    options, adapter = options_of(inputs["diffusion"]), inputs["diffusion"].path / adapters.FOLDER / adapters.CONFIG
+    options, adapter = (
+        adapters.options_of(inputs["diffusion"]),
+        inputs["diffusion"].path / adapters.FOLDER / adapters.CONFIG,
+    )
     save_pretrained(
         writer.path / "model",
         name=name,

@@ -19,9 +19,11 @@ from pipeline.schema.section import result_fields
 if TYPE_CHECKING:
     from torch import nn
 
+    from models.transfer import Carried
+
 INSIDE = {  # of an artifact, of a model's folder
     "autoencoder": ("ema.safetensors", "autoencoder.safetensors"),
-    "diffusion": ("ema.safetensors", "denoiser.safetensors"),
+    "diffusion": ("ema.safetensors", "denoiser.safetensors", "adapter_model.safetensors"),
 }
 
 
@@ -33,6 +35,8 @@ def first_weights(config: Config, name: str) -> Path:
     file = weights_file(source, config.run.root, config.tracking.uri, inside)
     if file is None:
         raise UserError(f"{key}: {source} is neither a .safetensors file nor a folder with {' or '.join(inside)}")
+    if "adapter" in (described(file) or {}):
+        raise UserError(f"{key}: {source} is an adapter; make a whole model of it (`ldm merge {source} -o FOLDER`)")
     return file
 
 
@@ -62,10 +66,7 @@ def put(
     from pipeline.training import lora
 
     training = config.diffusion.training
-    try:
-        carried = transfer.carry(network, read_weights(file), what, described(file))
-    except ValueError as error:
-        raise UserError(f"`diffusion.training.init_from`: {file} does not fit: {error}") from None
+    carried = _fitting(file, lambda: transfer.carry(network, read_weights(file), what, described(file)))
     load_weights(network, file, carried.weights)
     for line in carried.lines():
         say(f"init_from, {line}")
@@ -79,6 +80,33 @@ def put(
     return {**adapter, "base_model_name_or_path": f"sha256:{sha256_file(file)}"}
 
 
+def check(config: Config, channels: int, side: int) -> None:
+    """UserError where the denoiser of `init_from` does not fit latents or backbone, before anything runs: by the shapes
+    in the file of weights. What lies in a registry is looked at by the ranks."""
+    from safetensors import SafetensorError, safe_open
+
+    section = config.diffusion
+    if not section.training.init_from or section.training.init_from.startswith("models:"):
+        return
+    import torch
+
+    from models import transfer
+    from models.diffusion import denoiser
+
+    file = first_weights(config, "diffusion")
+    caption = section.condition.caption.model_dump() if section.condition.caption else None
+    with torch.device("meta"):
+        try:
+            with safe_open(file, "pt") as header:
+                shapes = {name: header.get_slice(name).get_shape() for name in header.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{file}: not a whole safetensors file ({error})") from None
+        theirs = {name: torch.empty(shape) for name, shape in shapes.items()}
+        network = denoiser.build_network(section.backbone, "none", channels, side, caption=caption)
+        ours = {"latent": {"channels": channels}, "condition": {}}
+        _fitting(file, lambda: transfer.carry(network, theirs, ours, described(file)))
+
+
 def described(file: Path) -> dict[str, Any] | None:
     """The options of the network whose weights a file holds, from beside it; None where nothing is told there."""
     for path in (file.parent / "model.json", file.parent / "config.json"):
@@ -90,3 +118,11 @@ def described(file: Path) -> dict[str, Any] | None:
             if isinstance(found, dict) and "backbone" in found:
                 return found
     return None
+
+
+def _fitting(file: Path, carry: Callable[[], Carried]) -> Carried:
+    """What `carry` gives; its ValueError as a UserError."""
+    try:
+        return carry()
+    except ValueError as error:
+        raise UserError(f"`diffusion.training.init_from`: {file} does not fit: {error}") from None

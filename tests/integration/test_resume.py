@@ -20,7 +20,7 @@ Runs = tuple[list[dict[str, Any]], dict[str, int]]
 
 
 def scenarios(root: Path, seed: int, subject: str) -> Runs:
-    """Runs that are never stopped, killed, resumed (of network, autoencoder, conditioned, lora); subject "bad": bad steps."""
+    """Runs that are never stopped, killed, resumed; of the subject "bad" some with bad steps."""
     chance = random.Random(seed)
     runs: list[dict[str, Any]] = []
     kills: dict[str, int] = {}
