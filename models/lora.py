@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from models.registry import nearest
 from models.transfer import plain
 
-ATTENTION = ("attention.qkv", "attention.out", "cross.query", "cross.key_value", "cross.out",
-             "to_q", "to_k", "to_v", "to_out.0")  # fmt: skip
+ATTENTION = ("qkv", "query", "key_value", "attention.out", "cross.out", "to_q", "to_k", "to_v", "to_out.0")
 
 PEFT = "base_model.model."  # before each name in a file of peft's
 NAME = "default"  # of the one adapter that a network in training has, which its layers' names hold

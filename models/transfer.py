@@ -13,7 +13,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-JOINS = ("cross",)  # modules by which a backbone attends to a caption; they begin with no effect
+JOINS = {  # modules by which a backbone takes a condition in, that begin with no effect -> in words
+    "cross": "attention to the caption",
+    "cross_attentions": "attention to the caption",
+    "embed_beside": "channels beside the latents",
+    "conv_in_beside": "channels beside the latents",
+}
 SHOWN = 8  # names in a line
 LONE, PART = "conditioner.", "conditioner.parts.of_"  # a class that is all that a network is told; one of several
 
@@ -104,8 +109,9 @@ def _told(part: str, options: Told | None) -> Told:
     return dict(((options or {}).get("condition", {}).get("attributes") or {}).get(part, {}))
 
 
-def _joins(name: str) -> bool:
-    return any(piece in JOINS for piece in name.split("."))
+def _joins(names: Iterable[str]) -> set[str]:
+    """What these parameters of a backbone take in, in words; nothing of those that every backbone has."""
+    return {JOINS[piece] for name in names for piece in name.split(".") if piece in JOINS}
 
 
 def _backbone(
@@ -114,7 +120,7 @@ def _backbone(
     wrong = [
         f"{name} is {_shape(theirs, there, name)} there and {_shape(carried.weights, here, name)} here"
         for name in sorted({*here, *there})
-        if not (_joins(name) and (name not in here or name not in there))
+        if not (_joins([name]) and (name not in here or name not in there))
         and _shape(theirs, there, name) != _shape(carried.weights, here, name)
     ]
     if wrong:
@@ -125,8 +131,8 @@ def _backbone(
         carried.weights[here[name]].copy_(theirs[there[name]])
     carried.begun |= {here[name] for name in new}
     carried.taken.append("backbone")
-    carried.new += ["attention to the caption"] * bool(new)
-    carried.left += ["attention to the caption"] * any(name not in here for name in there)
+    carried.new += sorted(_joins(new))
+    carried.left += sorted(_joins(there.keys() - here.keys()))
 
 
 def _shape(tensors: Mapping[str, Tensor], names: Mapping[str, str], name: str) -> str:
@@ -149,8 +155,9 @@ def _table(
     target, source = (mine.T, value.T) if several else (mine, value)  # [values (+ 1), width]
     nulls = 0 if several else 1
     count, before = len(target) - nulls, len(source) - nulls
-    if known is None or names is None:  # by number, where there are equally many
-        names, known = [str(i) for i in range(count)], [str(i) for i in range(before)] if count == before else []
+    names = names or [str(number) for number in range(count)]
+    if known is None:  # by number, where there are equally many
+        known = names if count == before else []
     if several:
         carried.weights[here["untold.weight"]].copy_(theirs[there["untold.weight"]])
     else:
