@@ -8,7 +8,8 @@ where they are known, places: where that file was. The sum is in `models/lora.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,37 +63,42 @@ def find_base(adapter: Mapping[str, Any], root: str | Path, given: str | None = 
 
     UserError, in which it is named by content, if it is gone, or other weights lie there.
     """
-    wanted = adapter["base"]
-    others = []
-    for place in [given] if given else _places(adapter, root, wanted):
+    wanted, places = adapter["base"], adapter.get("places", [])
+    found, others = find(wanted, [given] if given else places, root, search=not given)
+    if found:
+        return found
+    was = f"which was {' or '.join(places)}" if places else "whose place is not known"
+    base = f"the base of this adapter, weights of content {wanted[:SHOWN]}, {was}"
+    if others:
+        raise UserError(f"{others[0]}: not {base}; bring that back, or give it to `ldm merge --base`")
+    where = f"no such file: {given}" if given else f"no artifact under {root} holds it"
+    raise UserError(f"{base}: gone, and {where}; bring it back, or give it to `ldm merge --base`")
+
+
+def find(wanted: str, places: Sequence[str], root: str | Path, search: bool = True) -> tuple[Path | None, list[Path]]:
+    """(the file of weights whose SHA-256 is `wanted`, what lies in its place): in `places`, or (search) in artifacts
+    under `root`; in a registry (models:/NAME@ALIAS) last, since that may be far."""
+    local = [place for place in places if not place.startswith("models:")]
+    there = [place for place in places if place.startswith("models:")]
+    others: list[Path] = []
+    for place in itertools.chain(local, _holding(wanted, Path(root)) if search else (), there):
         try:
             file = weights_file(place, root)
-        except UserError:  # a registry that is not there, of another machine
-            file = None
+        except UserError:  # a registry that is not to be had here
+            continue
         if file and sha256_file(file) == wanted:
-            return file
+            return file, others
         others += [file] if file else []
-    known = given or ", ".join(adapter.get("places", ())) or "not known"
-    if others:
-        raise UserError(
-            f"{others[0]}: not the base of this adapter, which are the weights of content {wanted[:SHOWN]} (they were "
-            f"at {', '.join(adapter.get('places', ())) or 'a place not known'}); give these by --base of `ldm merge`"
-        )
-    raise UserError(
-        f"the base of this adapter, weights of content {wanted[:SHOWN]}, is gone (it was: {known}), and no artifact "
-        f"under {root} holds it; bring it back, or give it by --base of `ldm merge`"
-    )
+    return None, others
 
 
-def _places(adapter: Mapping[str, Any], root: str | Path, wanted: str) -> Iterator[str]:
-    places = list(adapter.get("places", ()))
-    yield from (place for place in places if not place.startswith("models:"))
+def _holding(wanted: str, root: Path) -> Iterator[str]:
+    """Files of that content, by the manifests of all artifacts under `root`."""
     for pattern in ("artifacts", "set-aside"):
-        for path in sorted(Path(root).glob(f"{pattern}/*/*/manifest.json")):
+        for path in sorted(root.glob(f"{pattern}/*/*/manifest.json")):
             for name, entry in read_json(path).get("files", {}).items():
                 if entry["sha256"] == wanted:
                     yield str(path.parent / name)
-    yield from (place for place in places if place.startswith("models:"))
 
 
 def whole(network: nn.Module, file: Path, options: Mapping[str, Any], base: Path | None) -> dict[str, Tensor]:

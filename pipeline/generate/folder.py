@@ -4,7 +4,7 @@
     autoencoder.safetensors  denoiser.safetensors (averaged weights)
 
 With autoguidance also weaker.safetensors. In place of the denoiser an adapter has the files of `adapters.py`, and needs
-its base. No pickle. What a generator does is in `generator.py`.
+its base, in whose folder its autoencoder may be as well. No pickle. What a generator does is in `generator.py`.
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ def save_pretrained(
     lineage: Mapping[str, Any] | None = None,
     weaker_weights: Mapping[str, Tensor] | None = None,
     adapter: Mapping[str, Any] | None = None,
+    base: Path | None = None,
 ) -> dict[str, Any]:
     """Write a model folder, whole in itself; returns its config.
 
     image: {size, channels}, and with buckets their shapes, {buckets: [[height, width], ...]}. options: as of
     `Generator`. autoencoder: options of models/autoencoders/. lineage: plain JSON values that name what the model was
     made of. weaker_weights: those of `guidance_weak` in `defaults`, for autoguidance. adapter: adapter_config.json,
-    where the weights are an adapter's. config.json comes last and holds the checksums of the weights.
+    where the weights are an adapter's; base: what it goes with: its folder's autoencoder is not written again.
+    config.json comes last and holds the checksums of the weights.
     """
     folder = Path(folder)
     files = {WEIGHTS[0]: autoencoder_weights}
@@ -65,6 +67,9 @@ def save_pretrained(
         adapters.save(folder, denoiser_weights, adapter)
     for file, weights in files.items():
         save_weights(folder / file, {key: value.detach() for key, value in weights.items()})
+    digests = {file: sha256_file(folder / file) for file in (*files, *([adapters.FILE] if adapter else []))}
+    if base and adapters.find(digests[WEIGHTS[0]], [str(base.parent / WEIGHTS[0])], folder, search=False)[0]:
+        (folder / WEIGHTS[0]).unlink()
     space.save(folder / "latents.json")
     config = {
         "format": FORMAT,
@@ -74,7 +79,7 @@ def save_pretrained(
         "autoencoder": registry.resolve("autoencoders", autoencoder),
         "backbone": registry.resolve("backbones", options["backbone"]),
         "defaults": {**DEFAULTS, **(defaults or {})},
-        "weights": {file: sha256_file(folder / file) for file in (*files, *([adapters.FILE] if adapter else []))},
+        "weights": digests,
         "lineage": dict(lineage or {}),
     }
     write_json(folder / "config.json", config)
@@ -100,13 +105,18 @@ def load_pretrained(
     if (folder / "manifest.json").exists() and not (folder / "config.json").exists():
         return from_artifact(Artifact.load(folder), where, weights or "ema", base)
     config = _read_config(folder)
-    for file, digest in config["weights"].items():
-        if not (folder / file).is_file() or sha256_file(folder / file) != digest:
-            raise UserError(f"{folder / file}: missing, or not the file that config.json names; fetch the model again")
-    autoencoder = registry.build("autoencoders", config["autoencoder"], channels=config["image"]["channels"])
-    load_weights(autoencoder, folder / WEIGHTS[0])
-    network, adapted = build_network(config), config.get("adapter")
+    adapted = config.get("adapter")
     base_file = adapters.find_base(adapted, root, base) if adapted else None
+    files = {file: folder / file for file in config["weights"]}
+    if base_file and not files[WEIGHTS[0]].exists():
+        found, _ = adapters.find(config["weights"][WEIGHTS[0]], [str(base_file.parent / WEIGHTS[0])], root)
+        files[WEIGHTS[0]] = found or files[WEIGHTS[0]]
+    for file, digest in config["weights"].items():
+        if not files[file].is_file() or sha256_file(files[file]) != digest:
+            raise UserError(f"{files[file]}: missing, or not the file that config.json names; fetch the model again")
+    autoencoder = registry.build("autoencoders", config["autoencoder"], channels=config["image"]["channels"])
+    load_weights(autoencoder, files[WEIGHTS[0]])
+    network = build_network(config)
     own = adapters.FILE if adapted else WEIGHTS[1]
     if weights:
         if not weights.endswith(".safetensors"):

@@ -50,10 +50,13 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     if config.data.buckets is not None:
         image["buckets"] = [list(shape) for shape in config.data.shapes]
     lineage = {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in inputs.values()}
-    options, adapter = (
-        adapters.options_of(inputs["diffusion"]),
-        inputs["diffusion"].path / adapters.FOLDER / adapters.CONFIG,
-    )
+    options = adapters.options_of(inputs["diffusion"])
+    adapter: dict[str, Any] = {}
+    if adapted := options.get("adapter"):
+        adapter = {
+            "adapter": read_json(inputs["diffusion"].path / adapters.FOLDER / adapters.CONFIG),
+            "base": adapters.find_base(adapted, config.run.root),
+        }
     save_pretrained(
         writer.path / "model",
         name=name,
@@ -66,7 +69,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         defaults=defaults(config),
         lineage=lineage,
         weaker_weights=weaker,
-        adapter=read_json(adapter) if "adapter" in options else None,
+        **adapter,
     )
     spool.model(
         writer.path / "model",
@@ -90,6 +93,7 @@ def description(inputs: dict[str, Artifact], run: str) -> str:
 
     `run` is the run key of this stage.
     """
+    from pipeline.generate.adapters import options_of
     from pipeline.stages import autoencoder, diffusion, encode, evaluate, ingest
     from pipeline.tracking.runs import run_key
 
@@ -106,5 +110,8 @@ def description(inputs: dict[str, Artifact], run: str) -> str:
         figure = made_by[stage].headline(artifact.summary)
         link = f"[{NAMES.get(stage, 'scores')}]({{{{run:{run_key(artifact)}}}}})"
         lines.append(f"| {link} | {figure} | `{stage} {artifact.fingerprint}`, content `{artifact.content[:12]}` |")
+    if adapted := options_of(inputs["diffusion"]).get("adapter"):
+        places = ", ".join(adapted["places"])
+        lines.append(f"| base, without which it is nothing | {places} | weights of content `{adapted['base'][:12]}` |")
     lines.append(f"| [config]({{{{config:{run}}}}}) | all keys, with defaults | `config.yaml` of the pipeline's run |")
     return "\n".join(lines)
