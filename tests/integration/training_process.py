@@ -229,22 +229,8 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
     path = root / "small.yaml"
     path.write_text(conftest.CONFIG.format(root=path.parent / "pipeline", images=path.parent / "images"))
     if scenario["subject"] == "lora":
-        make_base(root / "base")
+        conftest.make_base(root / "base")
     graph.run(config.load(path, variant(scenario)[1]), "encode")
-
-
-def make_base(folder: Path) -> None:
-    """Weights that an adapter goes beside: of a network with other classes, that is told nothing else."""
-    from pipeline.files import write_json
-    from pipeline.networks import build_network, save_weights
-
-    backbone = {"kind": "dit", "width": 16, "depth": 1, "heads": 2, "patch": 2}
-    options = {"backbone": backbone, "condition": {"kind": "class"}, "classes": ["b", "c", "d"]}
-    options["latent"] = {"channels": 2, "size": 4}
-    torch.manual_seed(0)
-    weights = build_network(options).state_dict()
-    write_json(folder / "model.json", options)
-    save_weights(folder / "ema.safetensors", {name: 0.3 * torch.randn_like(value) for name, value in weights.items()})
 
 
 def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any, Any]:
