@@ -6,10 +6,11 @@ How two networks' weights are matched is in `models/transfer.py`, what an adapte
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts import Artifact
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file
@@ -49,12 +50,18 @@ def training_recipe(config: Config, name: str) -> dict[str, Any]:
 
 
 def put(
-    network: nn.Module, what: dict[str, Any] | None, file: Path, config: Config, say: Callable[[str], None]
+    network: nn.Module,
+    what: dict[str, Any] | None,
+    inputs: Mapping[str, Artifact],
+    file: Path,
+    config: Config,
+    say: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """Give a stage's network the weights in `file`, and adapters if it shall have some: then their adapter_config.json.
 
     what: the options of a denoiser, whose weights may be of one with other conditions; None: the weights fit or not.
-    Says what was taken, what is new and what was left, a line each. UserError, by name, for what does not fit.
+    Says what was taken, what is new and what was left, a line each, and what makes the old weights strangers here.
+    UserError, by name, for what does not fit.
     """
     if what is None:
         load_weights(network, file)
@@ -66,10 +73,13 @@ def put(
     from pipeline.training import lora
 
     training = config.diffusion.training
-    carried = _fitting(file, lambda: transfer.carry(network, read_weights(file), what, described(file)))
+    other = described(file)
+    carried = _fitting(file, lambda: transfer.carry(network, read_weights(file), what, other))
     load_weights(network, file, carried.weights)
     for line in carried.lines():
         say(f"init_from, {line}")
+    for line in strange(file, other or {}, what, inputs["autoencoder"]):
+        say(f"warning: init_from, {line}")
     if training.lora is None:
         return None
     torch.manual_seed(seeded(config.run.seed, "diffusion/lora"))
@@ -78,6 +88,26 @@ def put(
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     say(f"lora: {trained:,} parameters are trained, {trained / every:.1%} of the network's {every:,}")
     return {**adapter, "base_model_name_or_path": f"sha256:{sha256_file(file)}"}
+
+
+def strange(file: Path, other: Mapping[str, Any], what: Mapping[str, Any], autoencoder: Artifact) -> Iterator[str]:
+    """What the weights in `file` were trained on and are not any more, a line each: they fit, and may be far off."""
+    made_of = other.get("lineage") or {}
+    if (file.parent / "manifest.json").is_file():
+        made_of = read_json(file.parent / "manifest.json")["inputs"]
+    theirs = (made_of.get("autoencoder") or {}).get("content") if isinstance(made_of, dict) else None
+    if theirs and theirs != autoencoder.content:
+        yield (
+            f"trained on latents of another autoencoder (content {theirs[:12]}) than {autoencoder.name}; "
+            "`autoencoder.from` gives it that one"
+        )
+    for key in ("path", "prediction"):
+        if key in other and other[key] != what[key]:
+            yield f"trained for `{key}` {_words(other[key])}, here it is {_words(what[key])}"
+
+
+def _words(value: Any) -> str:
+    return " ".join(str(part) for part in value.values()) if isinstance(value, dict) else str(value)
 
 
 def check(config: Config, channels: int, side: int) -> None:

@@ -151,7 +151,7 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
     if arguments["first_weights"]:
         file = Path(arguments["first_weights"])
         what = module.options(config, inputs) if name == "diffusion" else None
-        adapter = beginning.put(model, what, file, config, (lambda _: None) if resumes else say_first)
+        adapter = beginning.put(model, what, inputs, file, config, (lambda _: None) if resumes else say_first)
     engine = task.engine(model, training, ranks)
     begin = (Path(given[0]), int(given[1])) if (given := arguments["begin_from"]) else None
     snapshots = Path(arguments["path"]) / averages.FOLDER if training.snapshot_every else None

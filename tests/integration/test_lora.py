@@ -42,6 +42,7 @@ def test_an_adapter_from_its_training_to_a_whole_model(small: Small) -> None:
     said = small.run("diffusion", *adapting, pinned, "diffusion.training.learning_rate=0.1")
     assert said.code == 0, said.err
     assert "init_from, taken: backbone, class (a b)" in said.err and "init_from, new: class (c)" in said.err
+    assert "warning" not in said.err
     assert f"lora: {2 * (16 + 48) + 2 * (16 + 16) + 4 * 16} parameters are trained" in said.err
     adapter = newest(small)
 
@@ -62,6 +63,9 @@ def test_an_adapter_from_its_training_to_a_whole_model(small: Small) -> None:
     assert small.ldm("merge", str(adapter), "-o", str(merged), *root).code == 0
     assert "adapts the weights of digest" in small.ldm("lineage", str(adapter), *root).out
     assert "damaged" not in small.ldm("verify", *root).out
+    other = small.run("diffusion", *adapting, "autoencoder.training.steps=5", "diffusion.prediction=eps")
+    assert "trained on latents of another autoencoder (content" in other.err
+    assert "trained for `prediction` velocity, here it is eps" in other.err
     refused = small.run("diffusion", f"diffusion.training.init_from={adapter}", pinned)
     assert refused.code == 2 and "is an adapter; make a whole model of it" in refused.err
     base.rename(small.folder / "away")

@@ -250,7 +250,8 @@ def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any, A
     model, task = module.build(values, inputs, ranks)
     own = getattr(values, stage).training
     if own.init_from:
-        begin.put(model, module.options(values, inputs), begin.first_weights(values, stage), values, lambda line: None)
+        what, file = module.options(values, inputs), begin.first_weights(values, stage)
+        begin.put(model, what, inputs, file, values, lambda line: None)
     return model, task, own
 
 
