@@ -22,6 +22,8 @@ JOINS = {  # modules by which a backbone takes a condition in, that begin with n
 SHOWN = 8  # names in a line
 LONE, PART = "conditioner.", "conditioner.parts.of_"  # a class that is all that a network is told; one of several
 
+ANOTHER = "caption: it is read by another encoder there; give `diffusion.condition.caption` as it was, or none"
+
 Told = Mapping[str, Any]  # of a condition: {kind, values}, {kind, range}, or empty where nothing is known
 
 
@@ -55,6 +57,8 @@ def carry(network: nn.Module, theirs: Mapping[str, Tensor], ours: Told, other: T
             f"latents of {channels} channels there, of {ours['latent']['channels']} here; give the autoencoder that it "
             "was trained with (`autoencoder.from`)"
         )
+    if _read_otherwise(ours, other):
+        raise ValueError(ANOTHER)
     carried = Carried({name: value.clone() for name, value in network.state_dict().items()})
     here, there = _by_part(carried.weights), _by_part(theirs)
     _backbone(carried, theirs, here.pop("", {}), there.pop("", {}))
@@ -66,9 +70,7 @@ def carry(network: nn.Module, theirs: Mapping[str, Tensor], ours: Told, other: T
         what, before = _told(part, ours), _told(part, other)
         alike = known and all(mine.shape == value.shape for mine, value in both)
         if part == "caption" and part in there and not alike:
-            raise ValueError(
-                "caption: it is read by another encoder there; give `condition.caption` as it was, or none"
-            )
+            raise ValueError(ANOTHER)
         if known and "table.weight" in names and what.get("range") is None:
             _table(carried, theirs, part, names, there.pop(part), what.get("values"), before.get("values"))
         elif alike and what.get("range") == before.get("range", what.get("range")):
@@ -107,6 +109,17 @@ def _told(part: str, options: Told | None) -> Told:
         names = (options or {}).get("classes")
         return {"values": names} if isinstance(names, Sequence) else {}
     return dict(((options or {}).get("condition", {}).get("attributes") or {}).get(part, {}))
+
+
+def _read_otherwise(ours: Told, other: Told | None) -> bool:
+    """Whether both read captions, by encoders that differ in what is known of both."""
+    captions = [((options or {}).get("condition") or {}).get("caption") or {} for options in (ours, other)]
+    if {} in captions:
+        return False
+    mine, theirs = ({**caption.get("encoder", {}), "tokens": caption.get("tokens")} for caption in captions)
+    same = ("kind", "digest", "width", "depth", "heads")  # and as many tokens, where each has a learned place
+    places = ("tokens",) if mine.get("kind") == "trained" else ()
+    return any(mine[key] != theirs[key] for key in (*same, *places) if key in mine and key in theirs)
 
 
 def _joins(names: Iterable[str]) -> set[str]:

@@ -119,22 +119,21 @@ def check(config: Config, channels: int, side: int) -> None:
     if not section.training.init_from or not Path(section.training.init_from).exists():
         return  # what is not there is told by the stage that needs it
     import torch
+    from torch import nn
 
-    from models import transfer
-    from models.diffusion import denoiser
+    from models import registry, transfer
 
     file = first_weights(config, "diffusion")
-    caption = section.condition.caption.model_dump() if section.condition.caption else None
-    with torch.device("meta"):
-        try:
-            with safe_open(file, "pt") as header:
-                shapes = {name: header.get_slice(name).get_shape() for name in header.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"{file}: not a whole safetensors file ({error})") from None
-        theirs = {name: torch.empty(shape) for name, shape in shapes.items()}
-        network = denoiser.build_network(section.backbone, "none", channels, side, caption=caption)
-        ours = {"latent": {"channels": channels}, "condition": {}}
-        _fitting(file, lambda: transfer.carry(network, theirs, ours, described(file)))
+    try:
+        with safe_open(file, "pt") as header:
+            shapes = {name: header.get_slice(name).get_shape() for name in header.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise UserError(f"{file}: not a whole safetensors file ({error})") from None
+    theirs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    backbone = registry.outline("backbones", section.backbone, channels=channels, size=side)
+    caption = section.condition.caption
+    ours = {"latent": {"channels": channels}, "condition": {"caption": caption.model_dump() if caption else None}}
+    _fitting(file, lambda: transfer.carry(nn.ModuleDict({"backbone": backbone}), theirs, ours, described(file)))
 
 
 def described(file: Path) -> dict[str, Any] | None:

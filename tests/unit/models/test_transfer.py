@@ -113,6 +113,13 @@ def test_what_is_told_no_more_is_left_by_name() -> None:
     assert found.left == ["attention to the caption", "class (b)", "age", "caption"] and not found.new
 
 
+def test_a_caption_of_another_frozen_encoder_is_refused_though_its_shapes_fit() -> None:
+    encoder = {"kind": "minilm", "width": 8}
+    here, there = ({"tokens": 8, "encoder": {**encoder, "digest": digest}} for digest in "ab")
+    with pytest.raises(ValueError, match="read by another encoder"):
+        transfer.carry(network(options()), {}, options(caption=here), options(caption=there))
+
+
 def test_without_names_rows_go_by_number_where_there_are_as_many() -> None:
     old, new, found = carried(options("abc"), options("xyz"), known=False)
     assert torch.equal(new.state_dict()["conditioner.table.weight"], old.state_dict()["conditioner.table.weight"])
