@@ -37,6 +37,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
         "compare": ("compare", "Which of several runs is better, and what differs."),
         "average": ("average", "Average weights after training, over any length."),
         "solvers": ("solvers", "Measure samplers, grids and steps on a model."),
+        "merge": ("merge", "Make a whole model of an adapter and its base."),
         "export": ("export", "Write a model for diffusers."),
         "import": ("import_", "Read a model of diffusers."),
     },

@@ -17,6 +17,7 @@ def command(root: Path) -> None:
     from pipeline.artifacts import Artifact
     from pipeline.data.latent_pool import damaged
     from pipeline.errors import UserError
+    from pipeline.generate.adapters import without_base
 
     if not (root / "artifacts").is_dir():
         raise UserError(f"{root}: holds no artifacts; give the `run.root` of a config by --root")
@@ -31,6 +32,8 @@ def command(root: Path) -> None:
         wrong = artifact.verify()
         if artifact.stage in ("encode", "conditions"):
             wrong += damaged(artifact)
+        if artifact.stage == "diffusion":
+            wrong += without_base(artifact)
         count += len(wrong)
         print(f"{artifact.stage}/{artifact.fingerprint}: " + (f"damaged: {', '.join(wrong)}" if wrong else "whole"))
     if count:

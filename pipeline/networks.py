@@ -33,20 +33,27 @@ def build_network(options: Mapping[str, Any], activation_checkpointing: bool = F
     )
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Put a safetensors file into a module. Raises UserError if it is damaged or of another model."""
+def load_weights(module: nn.Module, path: Path, weights: Mapping[str, Any] | None = None) -> None:
+    """Put a safetensors file, or `weights` that were made of it, into a module. Raises UserError if it is damaged or of
+    another model."""
+    try:
+        module.load_state_dict(read_weights(path) if weights is None else weights)
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        raise UserError(f"{path}: weights of another model ({lines[min(1, len(lines) - 1)].strip()})") from None
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file, on the CPU. Raises UserError if it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        module.load_state_dict(load_file(str(path)))
+        return load_file(str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; no whole model is there") from None
     except SafetensorError as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); fetch the model again") from None
-    except RuntimeError as error:
-        lines = str(error).strip().splitlines()
-        raise UserError(f"{path}: weights of another model ({lines[min(1, len(lines) - 1)].strip()})") from None
 
 
 def load_model(folder: Path, which: str = "ema") -> nn.Module:

@@ -45,8 +45,8 @@ def scan(diffusion: Artifact, config: Config, lengths: Sequence[str]) -> tuple[F
     from pipeline.evaluation.extractors import extractor_of
     from pipeline.evaluation.metrics import frechet
     from pipeline.evaluation.shapes import native
+    from pipeline.generate import adapters
     from pipeline.generate.folder import from_artifact
-    from pipeline.networks import load_weights
 
     if diffusion.stage != "diffusion":
         raise UserError(f"--scan: {diffusion.name} makes no samples; give an artifact of diffusion")
@@ -84,7 +84,7 @@ def scan(diffusion: Artifact, config: Config, lengths: Sequence[str]) -> tuple[F
                     recipe = averages.plan(diffusion.path / snapshots.FOLDER, _number(name.removeprefix("length-")))
                     path, misfit = Path(folder) / "weights.safetensors", recipe.misfit
                     averages.make(recipe, path)
-                load_weights(generator.network, path)
+                adapters.load(generator.network, path, generator.options, generator.base)
                 print(f"average: {name}", flush=True)
                 rows.append(
                     Row(name, distance(extractor(scores.draw_samples(generator, asked, section, shapes)[0])), misfit)

@@ -3,7 +3,8 @@
     config.json              how to build it and what it was made of      latents.json   the latent space
     autoencoder.safetensors  denoiser.safetensors (averaged weights)
 
-With autoguidance also weaker.safetensors. No pickle. What a generator does is in `generator.py`.
+With autoguidance also weaker.safetensors. In place of the denoiser an adapter has the files of `adapters.py`, and needs
+its base, in whose folder its autoencoder may be as well. No pickle. What a generator does is in `generator.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from models import registry
 from pipeline.artifacts import Artifact, Store
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, read_json, sha256_file, write_json
+from pipeline.files import read_json, sha256_file, write_json
+from pipeline.generate import adapters
 from pipeline.generate.averages import check, weights_path
 from pipeline.generate.generator import DEFAULTS, Generator, generator
-from pipeline.networks import build_network, load_weights
+from pipeline.networks import build_network, load_weights, save_weights
 
 FORMAT = 1
 WEIGHTS = ("autoencoder.safetensors", "denoiser.safetensors")
@@ -44,23 +46,30 @@ def save_pretrained(
     defaults: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
     weaker_weights: Mapping[str, Tensor] | None = None,
+    adapter: Mapping[str, Any] | None = None,
+    base: Path | None = None,
 ) -> dict[str, Any]:
     """Write a model folder, whole in itself; returns its config.
 
     image: {size, channels}, and with buckets their shapes, {buckets: [[height, width], ...]}. options: as of
     `Generator`. autoencoder: options of models/autoencoders/. lineage: plain JSON values that name what the model was
-    made of. weaker_weights: those of `guidance_weak` in `defaults`, for autoguidance. config.json comes last and holds
-    the checksums of the weights.
+    made of. weaker_weights: those of `guidance_weak` in `defaults`, for autoguidance. adapter: adapter_config.json,
+    where the weights are an adapter's; base: what it goes with: its folder's autoencoder is not written again.
+    config.json comes last and holds the checksums of the weights.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
-    files = dict(zip(WEIGHTS, (autoencoder_weights, denoiser_weights), strict=True))
+    files = {WEIGHTS[0]: autoencoder_weights}
     if weaker_weights is not None:
         files[WEAKER] = weaker_weights
+    if adapter is None:
+        files[WEIGHTS[1]] = denoiser_weights
+    else:
+        adapters.save(folder, denoiser_weights, adapter)
     for file, weights in files.items():
-        with atomic_path(folder / file) as temporary:
-            save_file({key: value.detach().contiguous().cpu() for key, value in weights.items()}, str(temporary))
+        save_weights(folder / file, {key: value.detach() for key, value in weights.items()})
+    digests = {file: sha256_file(folder / file) for file in (*files, *([adapters.FILE] if adapter else []))}
+    if base and adapters.find(digests[WEIGHTS[0]], [str(base.parent / WEIGHTS[0])], folder, search=False)[0]:
+        (folder / WEIGHTS[0]).unlink()
     space.save(folder / "latents.json")
     config = {
         "format": FORMAT,
@@ -70,7 +79,7 @@ def save_pretrained(
         "autoencoder": registry.resolve("autoencoders", autoencoder),
         "backbone": registry.resolve("backbones", options["backbone"]),
         "defaults": {**DEFAULTS, **(defaults or {})},
-        "weights": {file: sha256_file(folder / file) for file in files},
+        "weights": digests,
         "lineage": dict(lineage or {}),
     }
     write_json(folder / "config.json", config)
@@ -82,44 +91,39 @@ def load_pretrained(
     device: str | torch.device | None = None,
     root: str | Path = "runs",
     weights: str | None = None,
+    base: str | None = None,
 ) -> Generator:
     """The generator of a model folder, a diffusion artifact's folder, a registered model (`models:/NAME@ALIAS`), or a
     run (its name, key or MLflow id).
 
     Default device: a GPU if there is one. `root`: where runs lie, and where `models:/` finds MLflow's data base, unless
     MLFLOW_TRACKING_URI says. `weights`: other ones of the denoiser than the model's own: a .safetensors file, or of an
-    artifact also a name (`averages.weights_path`). Raises UserError where something is missing, damaged, or does not
-    fit.
+    artifact also a name (`averages.weights_path`). `base`: of an adapter, where the weights are that were adapted, if
+    neither where they were nor under `root`. Raises UserError where something is missing, damaged, or does not fit.
     """
-    if str(source).startswith("models:"):
-        from pipeline.tracking.tracker import fetch_model
-
-        source = fetch_model(str(source), root)
-    elif Path(source).name == str(source) and not any((Path(source) / name).exists() for name in MODELS):
-        from pipeline.generate.averages import find
-
-        try:
-            source = find(str(source), root).path  # also where a folder has the run's name: that of its images, often
-        except UserError:
-            if not Path(source).exists():
-                raise
-    folder, where = Path(source), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder, where = place(source, root), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if (folder / "manifest.json").exists() and not (folder / "config.json").exists():
-        return from_artifact(Artifact.load(folder), where, weights or "ema")
+        return from_artifact(Artifact.load(folder), where, weights or "ema", base)
     config = _read_config(folder)
+    adapted = config.get("adapter")
+    base_file = adapters.find_base(adapted, root, base) if adapted else None
+    files = {file: folder / file for file in config["weights"]}
+    if base_file and not files[WEIGHTS[0]].exists():
+        found, _ = adapters.find(config["weights"][WEIGHTS[0]], [str(base_file.parent / WEIGHTS[0])], root)
+        files[WEIGHTS[0]] = found or files[WEIGHTS[0]]
     for file, digest in config["weights"].items():
-        if not (folder / file).is_file() or sha256_file(folder / file) != digest:
-            raise UserError(f"{folder / file}: missing, or not the file that config.json names; fetch the model again")
+        if not files[file].is_file() or sha256_file(files[file]) != digest:
+            raise UserError(f"{files[file]}: missing, or not the file that config.json names; fetch the model again")
     autoencoder = registry.build("autoencoders", config["autoencoder"], channels=config["image"]["channels"])
+    load_weights(autoencoder, files[WEIGHTS[0]])
     network = build_network(config)
-    for module, file in zip((autoencoder, network), WEIGHTS, strict=True):
-        load_weights(module, folder / file)
+    own = adapters.FILE if adapted else WEIGHTS[1]
     if weights:
         if not weights.endswith(".safetensors"):
             raise UserError(f"weights {weights!r}: a model folder has one set only; give a .safetensors file")
         check(Path(weights), config["lineage"].get("diffusion", {}).get("content"), str(folder))
-        load_weights(network, Path(weights))
-        config["weights"][WEIGHTS[1]] = sha256_file(weights)
+        config["weights"][own] = sha256_file(weights)
+    adapters.load(network, Path(weights) if weights else folder / own, config, base_file)
     return generator(
         config,
         autoencoder.eval().to(where),
@@ -129,13 +133,39 @@ def load_pretrained(
         config["defaults"],
         {key: config[key] for key in ("name", "weights", "lineage")},
         {str(config["defaults"]["guidance_weak"]): folder / WEAKER} if WEAKER in config["weights"] else {},
+        base_file,
     )
 
 
-def from_artifact(diffusion: Artifact, device: torch.device, weights: str = "ema") -> Generator:
+def place(source: str | Path, root: str | Path) -> Path:
+    """The folder of what `load_pretrained` takes; UserError for a run or a registered model that is not there."""
+    if str(source).startswith("models:"):
+        from pipeline.tracking.tracker import fetch_model
+
+        return fetch_model(str(source), root)
+    if Path(source).name == str(source) and not any((Path(source) / name).exists() for name in MODELS):
+        from pipeline.generate.averages import find
+
+        try:
+            return find(str(source), root).path  # also where a folder has the run's name: that of its images, often
+        except UserError:
+            if not Path(source).exists():
+                raise
+    return Path(source)
+
+
+def from_artifact(
+    diffusion: Artifact, device: torch.device, weights: str = "ema", base: str | None = None
+) -> Generator:
     """The generator of a finished diffusion stage; its autoencoder and latents are looked for beside it."""
     if diffusion.stage != "diffusion":
         raise UserError(f"{diffusion.path}: an artifact of {diffusion.stage}; give one of diffusion, or a model folder")
+    inputs = inputs_of(diffusion)
+    return from_artifacts(inputs["autoencoder"], inputs["encode"], diffusion, device, weights=weights, base=base)
+
+
+def inputs_of(diffusion: Artifact) -> dict[str, Artifact]:
+    """Autoencoder and latents of a finished diffusion stage, beside it or where they were; UserError for others."""
     store, inputs = Store(diffusion.path.parents[2]), {}
     for name in ("autoencoder", "encode"):
         made_of = diffusion.inputs[name]
@@ -147,7 +177,7 @@ def from_artifact(diffusion: Artifact, device: torch.device, weights: str = "ema
                 f"there is {found.name}; sample from the registered model instead"
             )
         inputs[name] = found
-    return from_artifacts(inputs["autoencoder"], inputs["encode"], diffusion, device, weights=weights)
+    return inputs
 
 
 def from_artifacts(
@@ -157,14 +187,17 @@ def from_artifacts(
     device: torch.device,
     defaults: Mapping[str, Any] | None = None,
     weights: str = "ema",
+    base: str | None = None,
 ) -> Generator:
     """The generator that three finished stages make, with the averaged weights or others (`averages.weights_path`)."""
     from pipeline.networks import load_model
 
-    options = read_json(diffusion.path / "model.json")
+    options = adapters.options_of(diffusion)
     network = build_network(options)
     chosen = weights_path(diffusion, weights)
-    load_weights(network, chosen)
+    adapted = options.get("adapter")
+    base_file = adapters.find_base(adapted, diffusion.path.parents[2], base) if adapted else None
+    adapters.load(network, chosen, options, base_file)
     files = zip(WEIGHTS, (autoencoder.path / "ema.safetensors", chosen), strict=True)
     made_of = (autoencoder, latents, diffusion)
     about = {
@@ -174,7 +207,8 @@ def from_artifacts(
     }
     decoder = load_model(autoencoder.path).eval().to(device)
     space = LatentSpace.load(latents.path / "latents.json")
-    return generator(options, decoder, network.eval().to(device), space, device, defaults, about, averages(diffusion))
+    own = averages(diffusion)
+    return generator(options, decoder, network.eval().to(device), space, device, defaults, about, own, base_file)
 
 
 def averages(diffusion: Artifact) -> dict[str, Path]:

@@ -24,8 +24,8 @@ from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
 from pipeline.data.text_encoders import Embedding
 from pipeline.errors import UserError
-from pipeline.generate import sampling, told
-from pipeline.networks import build_network, load_weights
+from pipeline.generate import adapters, sampling, told
+from pipeline.networks import build_network
 from pipeline.schema.data import Shape, text
 
 DEFAULTS: dict[str, Any] = {**sampling.DEFAULTS, "batch_size": 32}
@@ -42,7 +42,8 @@ class Generator:
     options: as in config.json (latent, backbone, condition, classes, path, prediction). space: raw <-> normalised
     latents. defaults: what `sample` takes where it is not told. about: name, weights (SHA-256 by file), lineage.
     averages: files of other weights of the network, by name (`live`, or a half-life), for autoguidance. known: captions
-    that a frozen text encoder has read; it is asked for others.
+    that a frozen text encoder has read; it is asked for others. base: of an adapter, the file of the weights that it
+    goes with.
     """
 
     options: dict[str, Any]
@@ -54,6 +55,7 @@ class Generator:
     about: dict[str, Any] = field(default_factory=dict)
     averages: dict[str, Path] = field(default_factory=dict)
     known: dict[str, Embedding] = field(default_factory=dict, repr=False)
+    base: Path | None = None
     _loaded: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
@@ -225,7 +227,7 @@ class Generator:
         if name not in self._loaded:
             with torch.random.fork_rng(devices=[]):  # its first weights are of no use
                 network = build_network(self.options)
-            load_weights(network, self._weak_file(name))
+            adapters.load(network, self._weak_file(name), self.options, self.base)
             self._loaded[name] = network.eval().to(self.device)
         return self._loaded[name]
 
@@ -277,8 +279,9 @@ def generator(
     about: Mapping[str, Any] | None = None,
     averages: Mapping[str, Path] | None = None,
     known: Mapping[str, Embedding] | None = None,
+    base: Path | None = None,
 ) -> Generator:
     """A generator of networks at hand (in training, too); nothing is copied."""
     filled = {**DEFAULTS, **(defaults or {})}
     kept = [dict(values or {}) for values in (about, averages, known)]
-    return Generator(options, autoencoder, network, space, device, filled, *kept)
+    return Generator(options, autoencoder, network, space, device, filled, *kept, base)

@@ -81,7 +81,7 @@ def _item(folder: Path, manifests: dict[Path, dict[str, Any]], pasts: Iterable[P
     users = [f"{past.name} ({past.key[:6]})" for past in pasts if past.folders.get(stage) == folder]
     for other, theirs in manifests.items():
         made = theirs.get("inputs", {}).values()
-        if any((i["stage"], i["fingerprint"]) == (stage, folder.name) for i in made):
+        if any((i["stage"], i["fingerprint"]) == (stage, folder.name) for i in made) or _holds_base(manifest, theirs):
             users.append(f"{other.parent.name}/{other.name[:6]}")
     newest = folder / "manifest.json" if manifest else folder / "work"
     work = size(folder / "work")
@@ -164,7 +164,8 @@ def garbage(root: str | Path, tracked: Tracked, keep: Sequence[str] = ()) -> lis
     for pool in POOLS:
         found += _pooled(root, pool, [item for item in known if item.path in kept])
     for folder in root.glob("set-aside/*/*"):
-        if folder.name.split("-")[0] not in tracked.models:
+        base = any(_holds_base(_manifest(folder), item.manifest) for item in known if item.path in kept)
+        if folder.name.split("-")[0] not in tracked.models and not base:
             found.append(Garbage("set-aside", folder, size(folder), "moved away by --rebuild, and made again since"))
     for path in [
         *root.glob("artifacts/*/*/**/*.tmp"),
@@ -188,14 +189,22 @@ def referred(known: list[Item], alive: Iterable[Past], models: Collection[str], 
         if item.fingerprint in models or (item.stage in ("evaluate", "register") and made_of & set(models)):
             kept.add(item.path)
     waiting = [item for item in known if item.path in kept]
-    by_name = {(item.stage, item.fingerprint): item for item in known}
     while waiting:
-        for made in waiting.pop().manifest.get("inputs", {}).values():
-            source = by_name.get((made["stage"], made["fingerprint"]))
-            if source and source.path not in kept:
+        manifest = waiting.pop().manifest
+        made_of = {(made["stage"], made["fingerprint"]) for made in manifest.get("inputs", {}).values()}
+        for source in known:
+            needed = (source.stage, source.fingerprint) in made_of or _holds_base(source.manifest, manifest)
+            if needed and source.path not in kept:
                 kept.add(source.path)
                 waiting.append(source)
     return kept
+
+
+def _holds_base(manifest: dict[str, Any], adapter: dict[str, Any]) -> bool:
+    """Whether an artifact holds the weights that another one, an adapter, goes beside: without these it is nothing."""
+    training = adapter.get("recipe", {}).get("training", {})
+    files = manifest.get("files", {}).values()
+    return bool(training.get("lora")) and any(file["sha256"] == training["init_from"] for file in files)
 
 
 def _why(item: Item, pasts: Iterable[Past]) -> str:

@@ -151,7 +151,8 @@ def _block(artifact: Artifact, headline: Headline, every_shard: bool) -> list[st
         )
     begun = artifact.recipe.get("training", {}).get("init_from")
     if begun:
-        lines.append(f"    began with weights of digest {begun[:SHOWN]}")
+        how = "adapts the" if artifact.recipe["training"].get("lora") else "began with"
+        lines.append(f"    {how} weights of digest {begun[:SHOWN]}")
     return [*lines, f"    at {artifact.path}"]
 
 

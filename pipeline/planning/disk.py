@@ -74,6 +74,11 @@ def checkpoint(training: Training, parameters: int, opponents: int = 0) -> float
     return parameters * (CHECKPOINT_BYTES + 4.0 * averages) + opponents * CHECKPOINT_BYTES
 
 
+def kept(sizes: dict[str, int], name: str) -> int:
+    """Parameters of a stage that its checkpoints and weights hold: of an adapted network the adapters'."""
+    return sizes.get("adapters", sizes[name]) if name == "diffusion" else sizes[name]
+
+
 def checkpoints_kept(training: Training) -> tuple[int, int]:
     """Checkpoints that are there at the end, and that were written: one each `save_every` steps, at the last step, and
     where the learning rate begins to depend on the number of steps; that one stays beside the newest (loop.py)."""
@@ -98,13 +103,13 @@ def disk(config: Config, steps: Sequence[Step], sizes: dict[str, int], elements:
     largest, points, previews = 0.0, 0.0, 0
     for name in trained:
         training: Training = getattr(config, name).training
-        each = checkpoint(training, sizes[name], sizes.get("discriminator", 0) if name == "autoencoder" else 0)
-        kept, written = checkpoints_kept(training)
-        checkpoints += each * kept
-        largest = max(largest, each if written > kept else 0.0)
+        each = checkpoint(training, kept(sizes, name), sizes.get("discriminator", 0) if name == "autoencoder" else 0)
+        there, written = checkpoints_kept(training)
+        checkpoints += each * there
+        largest = max(largest, each if written > there else 0.0)
         averages = len(training.half_lives) + len(training.average_lengths)
-        weights += 4.0 * sizes[name] * (1 + averages)  # live, too
-        snapshots += 4.0 * sizes[name] * len(training.average_lengths) * count(training)
+        weights += 4.0 * kept(sizes, name) * (1 + averages)  # live, too
+        snapshots += 4.0 * kept(sizes, name) * len(training.average_lengths) * count(training)
         points += training.steps / training.log_every * POINT_NAMES
         previews += -(-training.steps // training.preview_every)
     images, count_, each_image = _images(config, steps[0])
@@ -114,7 +119,7 @@ def disk(config: Config, steps: Sequence[Step], sizes: dict[str, int], elements:
     tracker += (previews * PREVIEW_IMAGES + GRIDS) * picture * copies
     if config.evaluate.extractor.kind == "classifier":
         tracker += EXTRACTOR
-    model = 4.0 * (sizes["autoencoder"] + sizes["diffusion"])
+    model = 4.0 * (sizes["autoencoder"] + kept(sizes, "diffusion"))
     code = sum(file.stat().st_size for part in ("pipeline", "models") for file in (SOURCE / part).rglob("*.py"))
     latents = None if count_ is None else float(count_ * len(config.latents.views) * elements * 2 * 2)
     total = 2 * model + code if local else model

@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.schema.synonyms import KINDS, squeezed
+from pipeline.tasks import begin
 
 
 def check_models(config: Config) -> tuple[int, int]:
@@ -22,6 +23,7 @@ def check_models(config: Config) -> tuple[int, int]:
     """
     from models import registry
     from models.diffusion.denoiser import check_attends
+    from models.lora import adapted
     from pipeline.artifacts import Artifact
     from pipeline.data.latents import BROUGHT
     from pipeline.schema.data import text
@@ -64,6 +66,10 @@ def check_models(config: Config) -> tuple[int, int]:
         backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
         caption = config.diffusion.condition.caption
         check_attends(backbone, config.diffusion.backbone, caption.model_dump() if caption else None)
+        key = "diffusion.training.lora.targets"
+        if lora := config.diffusion.training.lora:
+            adapted(backbone, lora.targets)
+        key = "diffusion.backbone"
         if config.diffusion.training.activation_checkpointing:
             registry.checkpoint_activations(backbone, config.diffusion.backbone["kind"])
         if data.buckets is not None:
@@ -71,6 +77,7 @@ def check_models(config: Config) -> tuple[int, int]:
     except ValueError as error:
         given = options if key == "autoencoder.model" else config.diffusion.backbone
         raise UserError(f"`{key}`: {_kind_meant(str(error), given)}") from None
+    begin.check(config, channels, side)
     return channels, side
 
 

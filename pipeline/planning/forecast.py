@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.artifacts import Store
 from pipeline.config import Config, dump
 from pipeline.errors import UserError
-from pipeline.planning.disk import CHECKPOINT_BYTES, disk
+from pipeline.planning.disk import CHECKPOINT_BYTES, disk, kept
 from pipeline.planning.doubts import doubts
 from pipeline.planning.fits import check_models
 from pipeline.planning.outlook import outlook, told_outlook
@@ -50,6 +50,9 @@ def forecast(config: Config) -> str:
         training: Training = getattr(config, name).training
         told = arithmetic(config, training, lanes(training.batch_size))
         lines.append(f"{name}: {sizes[name]:,} parameters; {told}")
+    if "adapters" in sizes:
+        share = sizes["adapters"] / sizes["diffusion"]
+        lines.append(f"adapters: {sizes['adapters']:,} parameters ({share:.1%}) are trained, and what is new")
     if "discriminator" in sizes:
         lines.append(f"discriminator: {sizes['discriminator']:,} parameters, from step "
                      f"{config.autoencoder.loss.adversarial.start:,} on")  # fmt: skip
@@ -128,7 +131,7 @@ def disk_bytes(
 ) -> dict[str, dict[str, float]]:
     """Bytes by stage and use (`checkpoints`, `snapshots`, `latents`), whether the stage has run or not.
 
-    sizes: parameters of `autoencoder`, `diffusion` and, where there is one, `discriminator`; elements: of a latent;
+    sizes: parameters by network (`parameter_counts`); elements: of a latent;
     images: how many there will be, where ingest has not counted them yet.
     """
     from pipeline.training.snapshots import count
@@ -136,10 +139,10 @@ def disk_bytes(
     needs: dict[str, dict[str, float]] = {}
     for name in ("autoencoder", "diffusion"):
         training: Training = getattr(config, name).training
-        total = kept_bytes(training, sizes[name])
+        total = kept_bytes(training, kept(sizes, name))
         if name == "autoencoder":  # the discriminator's, without averages and exports
             total += sizes.get("discriminator", 0) * CHECKPOINT_BYTES * (training.keep + 1)
-        stored = sizes[name] * 4 * len(training.average_lengths) * count(training)
+        stored = kept(sizes, name) * 4 * len(training.average_lengths) * count(training)
         needs[name] = {"checkpoints": float(total), "snapshots": float(stored), "latents": 0.0}
     ingest: Any = steps[0].artifact
     images = sum(ingest.summary["images"].values()) if ingest else images
@@ -149,8 +152,9 @@ def disk_bytes(
 
 
 def parameter_counts(config: Config) -> dict[str, int]:
-    """Parameters of `autoencoder`, `diffusion` and, if the config asks for one, `discriminator`; on the meta device."""
-    from models import registry
+    """Parameters of `autoencoder`, `diffusion` and, if the config asks for them, `discriminator` and `adapters`; on the
+    meta device."""
+    from models import lora, registry
 
     channels, side = check_models(config)
     sizes = {
@@ -159,6 +163,9 @@ def parameter_counts(config: Config) -> dict[str, int]:
     }
     if config.autoencoder.loss.adversarial.weight:
         sizes["discriminator"] = discriminator_parameters(config)
+    if own := config.diffusion.training.lora:
+        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
+        sizes["adapters"] = lora.parameters(lora.adapted(backbone, own.targets), own.rank)
     return sizes
 
 

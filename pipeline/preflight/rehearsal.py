@@ -78,7 +78,9 @@ def as_rehearsed(config: Config, world: int) -> tuple[Config, list[str]]:
         training = getattr(config, name).training
         micro, _ = micro_batches(training, ranks_of(config, name, world))
         changed = {"batch_size": micro * world, "micro_batch": micro, "skip": (), "compile": False}
-        values[name]["training"] |= {**changed, "init_from": None, "snapshot_every": None}
+        values[name]["training"] |= {**changed, "init_from": None, "lora": None, "snapshot_every": None}
+        if training.lora:
+            notes.append(f"{name}: without `lora`, as if all its weights were trained: an adapter needs less memory")
         if training.compile:
             notes.append(f"{name}: torch.compile was left out, it takes minutes to start")
     values["data"] |= {"lanes": world, "balance": None, "buckets": None}

@@ -92,6 +92,8 @@ class Autoencoder(Section):
     def _range(self) -> Autoencoder:
         if self.training.precision == "fp16":
             raise ValueError("an autoencoder's activations overflow fp16; give `training.precision` auto, bf16 or fp32")
+        if self.training.lora:
+            raise ValueError("`training.lora` is for the stage diffusion; leave it out here")
         return self
 
 

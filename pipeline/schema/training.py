@@ -6,7 +6,27 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.section import SPEED, Fraction, Place, Positive, Section
+from pipeline.schema.section import LATER, SPEED, Fraction, Place, Positive, Section
+
+
+class Lora(Section):
+    """Low-rank adapters beside frozen weights (Hu et al. 2021), by peft."""
+
+    rank: Positive = Field(8, description="Rank of each adapter: it has rank * (inputs + outputs) parameters.")
+    alpha: float | None = Field(
+        None, gt=0, description="An adapter's product counts alpha / rank times; default: `rank`, so once."
+    )
+    targets: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Ends of the names of the backbone's layers that are adapted, such as `attention.qkv`, `mlp.up`; "
+        "default: the products of every attention.",
+    )
+
+    @property
+    def scale(self) -> float:
+        """How many times the product of both factors counts."""
+        return (self.alpha or self.rank) / self.rank
 
 
 class Training(Section):
@@ -68,7 +88,15 @@ class Training(Section):
         (), description="Stretches [from, to) of positions, in samples, to leave out."
     )
     init_from: Place | None = Field(
-        None, description="Weights to begin with: an artifact's folder or a .safetensors file."
+        None,
+        description="Weights to begin with: an artifact's or a model's folder, models:/NAME@ALIAS, or a .safetensors "
+        "file. Other classes and more conditions than they know begin with no effect.",
+    )
+    lora: Lora | None = Field(
+        None,
+        description="Train adapters beside the frozen weights of `init_from`, and what is new, nothing else (stage "
+        "diffusion; needs the extra `lora`).",
+        json_schema_extra=LATER,
     )
 
     @model_validator(mode="after")
@@ -81,4 +109,8 @@ class Training(Section):
             raise ValueError("`half_lives` and `average_lengths` name each average once")
         if self.snapshot_every and not self.average_lengths:
             raise ValueError("`snapshot_every` stores averages of `average_lengths`, which names none; set [0.05, 0.1]")
+        if self.lora and not self.init_from:
+            raise ValueError(
+                "`lora` adapts the weights that `init_from` names; give a model there, or leave out `lora`"
+            )
         return self

@@ -27,7 +27,7 @@ def recipe(config: Config) -> dict[str, Any]:
     from pipeline.data.balance import balance_recipe
     from pipeline.data.index import skip_recipe
     from pipeline.tasks import autoencoder_loss
-    from pipeline.tasks.trained import training_recipe
+    from pipeline.tasks.begin import training_recipe
 
     own = {
         "model": registry.resolve("autoencoders", config.autoencoder.model),

@@ -27,7 +27,7 @@ def recipe(config: Config) -> dict[str, Any]:
     """What decides on the weights besides the latents."""
     from models import registry
     from pipeline.data.balance import balance_recipe
-    from pipeline.tasks.trained import training_recipe
+    from pipeline.tasks.begin import training_recipe
 
     section = result_fields(config.diffusion)
     section["training"] = training_recipe(config, "diffusion")
@@ -41,6 +41,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     """Refuse latents and captions of other encoders, train by the cluster's ranks, compare with the best Gaussian
     denoiser."""
     from pipeline.tasks import trained
+    from pipeline.tasks.begin import first_weights
 
     check_encoder(config, inputs)
     check_inputs(inputs["encode"], {"autoencoder": inputs["autoencoder"], "ingest": inputs["ingest"]})
@@ -50,7 +51,12 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         described = next(iter(cluster.map(prepare, [{**about, "threads": threads}], threads=threads, gpus=1)))
         spool.tags({"ldm.fd_curve": described})
     summary = trained.train("diffusion", config, inputs, writer, cluster, spool)
-    write_json(writer.path / "model.json", options(config, inputs))
+    what, training = options(config, inputs), config.diffusion.training
+    if training.lora:
+        what["adapter"] = {"base": writer.recipe["training"]["init_from"], "scale": training.lora.scale}
+        given = str(training.init_from)
+        summary["base"] = [str(first_weights(config, "diffusion")), *([given] if given.startswith("models:") else [])]
+    write_json(writer.path / "model.json", what)
     gaussian = gaussian_loss(config, inputs["encode"])
     if gaussian is not None:
         summary["gaussian_loss"] = gaussian

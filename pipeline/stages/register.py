@@ -38,6 +38,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
 
     from pipeline.data.latents import LatentSpace
     from pipeline.files import read_json
+    from pipeline.generate import adapters
     from pipeline.generate.averages import weights_path
     from pipeline.generate.folder import averages, save_pretrained
 
@@ -49,11 +50,18 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     if config.data.buckets is not None:
         image["buckets"] = [list(shape) for shape in config.data.shapes]
     lineage = {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in inputs.values()}
+    options = adapters.options_of(inputs["diffusion"])
+    adapter: dict[str, Any] = {}
+    if adapted := options.get("adapter"):
+        adapter = {
+            "adapter": read_json(inputs["diffusion"].path / adapters.FOLDER / adapters.CONFIG),
+            "base": adapters.find_base(adapted, config.run.root),
+        }
     save_pretrained(
         writer.path / "model",
         name=name,
         image=image,
-        options=read_json(inputs["diffusion"].path / "model.json"),
+        options=options,
         autoencoder=read_json(inputs["autoencoder"].path / "model.json")["model"],
         autoencoder_weights=load_file(inputs["autoencoder"].path / "ema.safetensors"),
         denoiser_weights=load_file(weights_path(inputs["diffusion"], config.evaluate.weights)),
@@ -61,6 +69,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         defaults=defaults(config),
         lineage=lineage,
         weaker_weights=weaker,
+        **adapter,
     )
     spool.model(
         writer.path / "model",
@@ -84,6 +93,7 @@ def description(inputs: dict[str, Artifact], run: str) -> str:
 
     `run` is the run key of this stage.
     """
+    from pipeline.generate.adapters import options_of
     from pipeline.stages import autoencoder, diffusion, encode, evaluate, ingest
     from pipeline.tracking.runs import run_key
 
@@ -100,5 +110,8 @@ def description(inputs: dict[str, Artifact], run: str) -> str:
         figure = made_by[stage].headline(artifact.summary)
         link = f"[{NAMES.get(stage, 'scores')}]({{{{run:{run_key(artifact)}}}}})"
         lines.append(f"| {link} | {figure} | `{stage} {artifact.fingerprint}`, content `{artifact.content[:12]}` |")
+    if adapted := options_of(inputs["diffusion"]).get("adapter"):
+        places = ", ".join(adapted["places"])
+        lines.append(f"| base, without which it is nothing | {places} | weights of content `{adapted['base'][:12]}` |")
     lines.append(f"| [config]({{{{config:{run}}}}}) | all keys, with defaults | `config.yaml` of the pipeline's run |")
     return "\n".join(lines)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import TAKEN_OVER, Artifact, Writer, lease_file
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.files import canonical_json, disk_trouble, read_json, sha256_file, write_json
+from pipeline.files import canonical_json, disk_trouble, read_json, write_json
 from pipeline.networks import save_weights
-from pipeline.schema.section import result_fields
 from pipeline.schema.training import Training
+from pipeline.tasks import begin as beginning
 from pipeline.tracking.tracker import Spool
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def train(
         "token": writer.token,
         "run": spool.run,
         "begin_from": other_run(name, training, writer),
-        "first_weights": str(first_weights(config, name)) if training.init_from else None,
+        "first_weights": str(beginning.first_weights(config, name)) if training.init_from else None,
     }
     try:
         cluster.train(rank, arguments, mail, world, watch)
@@ -131,7 +131,7 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
     import torch
 
     from pipeline.cluster.on_rank import device, preempted
-    from pipeline.networks import load_weights
+    from pipeline.generate import adapters
     from pipeline.training import loop
     from pipeline.training import snapshots as averages
     from pipeline.training.checkpoint import listing
@@ -144,12 +144,18 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
     module = importlib.import_module(f"pipeline.tasks.{name}")
     inputs = {key: Artifact.load(path) for key, path in arguments["inputs"].items()}
     model, task = module.build(config, inputs, ranks)
+    say = sayer(mail / "said" / f"{ranks.rank}.txt")
+    say_first: Callable[[str], None] = say if ranks.first else lambda _: None
+    resumes = bool(listing(work / "checkpoints"))
+    adapter = None
     if arguments["first_weights"]:
-        load_weights(model, Path(arguments["first_weights"]))
+        file = Path(arguments["first_weights"])
+        what = module.options(config, inputs) if name == "diffusion" else None
+        adapter = beginning.put(model, what, inputs, file, config, (lambda _: None) if resumes else say_first)
     engine = task.engine(model, training, ranks)
     begin = (Path(given[0]), int(given[1])) if (given := arguments["begin_from"]) else None
     snapshots = Path(arguments["path"]) / averages.FOLDER if training.snapshot_every else None
-    if snapshots and begin and ranks.first and not listing(work / "checkpoints"):
+    if snapshots and begin and ranks.first and not resumes:
         averages.take_over(begin[0].parents[1] / averages.FOLDER, snapshots, training, begin[1])
     log = _log(config, name, arguments, work, mail) if ranks.first else Silent()
     stop = stopper(mail, lease_file(work / "lease", arguments["token"] + 1), preempted)
@@ -159,9 +165,6 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
     def validate(engine: Engine) -> dict[str, float]:
         validated.update(task.validate(engine))
         return dict(validated)
-
-    say = sayer(mail / "said" / f"{ranks.rank}.txt")
-    say_first: Callable[[str], None] = say if ranks.first else lambda _: None
 
     def batches(position: int) -> Iterator[dict[str, Any]]:
         return naming_lost(task.batches(position), work / "lost" / f"{ranks.rank}.txt", say)
@@ -193,10 +196,12 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
         return
     if not validated:  # a kill between the last checkpoint and this line
         validate(engine)
-    for file, which, half_life in exports(training):
+    for stem, which, half_life in exports(training):
         weights = engine.export(which, half_life)  # all ranks; whole on rank 0
         if ranks.first:
-            save_weights(Path(arguments["path"]) / f"{file}.safetensors", weights)
+            save_weights(Path(arguments["path"]) / f"{stem}.safetensors", weights)
+        if ranks.first and adapter and which == "ema" and half_life is None:
+            adapters.save(Path(arguments["path"]) / adapters.FOLDER, weights, adapter)
     if snapshots:
         averages.save(engine, snapshots)  # the end, whatever came before it
     if ranks.first:
@@ -240,31 +245,6 @@ class Silent:
 def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
     """A batch with its tensors on the device."""
     return {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
-
-
-def first_weights(config: Config, name: str) -> Path:
-    """The weights that `init_from` names: a .safetensors file, an artifact's folder, or a model folder or URI."""
-    from pipeline.tracking.tracker import fetch_model
-
-    source = str(getattr(config, name).training.init_from)
-    path = Path(source).absolute()
-    if source.startswith("models:"):
-        path = fetch_model(source, config.run.root, config.tracking.uri)
-    inside = ("ema.safetensors", {"autoencoder": "autoencoder.safetensors", "diffusion": "denoiser.safetensors"}[name])
-    for file in (path, *(path / file for file in inside)):
-        if file.is_file():
-            return file
-    raise UserError(
-        f"`{name}.training.init_from`: {source} is neither a .safetensors file nor a folder with {' or '.join(inside)}"
-    )
-
-
-def training_recipe(config: Config, name: str) -> dict[str, Any]:
-    """The keys of a training section that change the result; weights to begin with count by content, not by place."""
-    kept = result_fields(getattr(config, name).training)
-    if kept["init_from"]:
-        kept["init_from"] = sha256_file(first_weights(config, name))
-    return kept
 
 
 def stopper(mail: Path, successor: Path, preempted: Callable[[], bool]) -> Callable[[], bool]:

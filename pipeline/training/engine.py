@@ -94,7 +94,12 @@ class Engine:
         self._adam = _adamw(model, training)
         self._deepspeed = initialise(model, self._adam, training, ranks, self.precision, self.micro_batch)
         self.partition = Partition(
-            self._deepspeed.module, self._deepspeed.optimizer, training.zero_stage, ranks.rank, ranks.world
+            self._deepspeed.module,
+            self._deepspeed.optimizer,
+            training.zero_stage,
+            ranks.rank,
+            ranks.world,
+            frozen=training.lora is None,
         )
         masters = self.partition.masters()
         names = [*map(average_name, training.half_lives), *map(length_name, training.average_lengths)]
@@ -271,7 +276,7 @@ class Engine:
     @torch.no_grad()
     def export(self, which: str = "ema", half_life: int | None = None) -> dict[str, torch.Tensor]:
         """The whole fp32 state dict on the CPU of rank 0, bit-equal to masters or average (named as in `weights`);
-        empty on the other ranks.
+        empty on the other ranks. Of an adapter without its frozen base.
 
         Made from the pieces that the ranks own, some parameters at a time: what DeepSpeed gathers for a forward pass at
         ZeRO 3 is in the precision of autocast.
@@ -282,6 +287,7 @@ class Engine:
         names: dict[int, list[str]] = {}  # a tied parameter has several
         for name, parameter in module.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
+        names = {key: found for key, found in names.items() if found[0] in partition.shapes}
         out: dict[str, torch.Tensor] = {}
         for pack in partition.packs([first for first, *_ in names.values()]):
             bits = torch.cat([partition.bits(name, flats) for name in pack])

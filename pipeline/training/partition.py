@@ -35,15 +35,19 @@ class Partition:
     flats: the fp32 tensors that AdamW steps on this rank, then the frozen parameters (from index `trainable` on).
     held: all that this rank keeps (a load fills it). owned: the part of it that this rank saves. The ranks' `owned`
     together cover each parameter exactly once; `held` is more only where ranks keep copies (ZeRO 0, frozen weights).
-    shapes: the whole shape of each parameter, by name.
+    shapes: the whole shape of each parameter, by name. frozen: whether frozen parameters are among all these; they are
+    not where they come from elsewhere, as the base of an adapter.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Any, stage: int, rank: int, world: int) -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: Any, stage: int, rank: int, world: int, frozen: bool = True
+    ) -> None:
         self.module, self.optimizer, self.stage, self.rank, self.world = module, optimizer, stage, rank, world
         self.adam = optimizer  # the torch optimizer inside DeepSpeed's wrapper
         while hasattr(self.adam, "optimizer"):
             self.adam = self.adam.optimizer
-        named = dict(module.named_parameters())  # a tied parameter once, under its first name
+        every = module.named_parameters()  # a tied parameter once, under its first name
+        named = {name: p for name, p in every if frozen or p.requires_grad}
         self.shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in named.items()}
         self.flats: list[torch.Tensor] = []
         self.held: list[Piece] = []

@@ -27,6 +27,7 @@ BENCHMARKS = {  # name: (rounds, in short)
     "draws": (15, 2),
     "engine": (10, 3),
     "save": (15, 2),
+    "lora": (10, 2),
     "cache": (9, 2),
     "captions": (7, 2),
 }

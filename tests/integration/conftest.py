@@ -92,6 +92,22 @@ def sync(root: Path) -> dict[str, int]:
         return tracker.sync(root)
 
 
+def make_base(folder: Path) -> None:
+    """Weights that an adapter goes beside: of a network with other classes, that is told nothing else."""
+    import torch
+
+    from pipeline.files import write_json
+    from pipeline.networks import build_network, save_weights
+
+    backbone = {"kind": "dit", "width": 16, "depth": 1, "heads": 2, "patch": 2}
+    options = {"backbone": backbone, "condition": {"kind": "class"}, "classes": ["b", "c", "d"]}
+    options["latent"] = {"channels": 2, "size": 4}
+    torch.manual_seed(0)
+    weights = build_network(options).state_dict()
+    write_json(folder / "model.json", options)
+    save_weights(folder / "ema.safetensors", {name: 0.3 * torch.randn_like(value) for name, value in weights.items()})
+
+
 @dataclass(frozen=True)
 class Said:
     """How a command ended."""

@@ -20,7 +20,7 @@ Runs = tuple[list[dict[str, Any]], dict[str, int]]
 
 
 def scenarios(root: Path, seed: int, subject: str) -> Runs:
-    """Runs that are never stopped, killed, resumed (of network, autoencoder, conditioned); subject "bad": bad steps."""
+    """Runs that are never stopped, killed, resumed; of the subject "bad" some with bad steps."""
     chance = random.Random(seed)
     runs: list[dict[str, Any]] = []
     kills: dict[str, int] = {}
@@ -80,10 +80,10 @@ def make(train: Any, root: Path, subject: str) -> tuple[Path, dict[str, int]]:
     return root, kills
 
 
-@pytest.fixture(scope="module", params=["network", "autoencoder", "conditioned"])
+@pytest.fixture(scope="module", params=["network", "autoencoder", "conditioned", "lora"])
 def results(request: Any, train: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     """Runs of a network that has all kinds of parameters, and of both trained stages on real artifacts; the diffusion
-    model is told class, attributes of each kind and captions."""
+    model is told class, attributes of each kind and captions; adapters beside a base that knows other classes."""
     return make(train, tmp_path_factory.mktemp("resume"), request.param)
 
 

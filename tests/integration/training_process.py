@@ -52,6 +52,12 @@ VARIANTS = {  # subject -> stage, overrides of its config
          "attributes: {mood: {kind: categorical}, age: {kind: continuous, range: [0, 40]}, worn: {kind: multi_label}}}",
          "diffusion.backbone.tokens=cross"],
     ),
+    "lora": (
+        "diffusion",
+        ["data.source={kind: table, path: ROOT/images.csv, label: class}", "diffusion.training.init_from=ROOT/base",
+         "diffusion.condition.attributes={age: {kind: continuous, range: [0, 40]}}",
+         "diffusion.training.lora={rank: 2}"],
+    ),
 }  # fmt: skip
 
 
@@ -163,7 +169,8 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
         loss = loss_function(rank if rank == world - 1 else -1, scenario.get("bad", []))
         model, task = Net(), Task("test", loss, lambda position: batches(position, rank, world))
     else:
-        model, task = build_stage(scenario, ranks)
+        model, task, values = build_stage(scenario, ranks)
+        training = training.model_copy(update={"lora": values.lora})
     engine = task.engine(model, training, ranks)
     out, kill = scenario["out"], scenario.get("kill")
 
@@ -221,23 +228,31 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
     (root / "images.csv").write_text("\n".join(["image,class,said,mood,age,worn", *rows]) + "\n")
     path = root / "small.yaml"
     path.write_text(conftest.CONFIG.format(root=path.parent / "pipeline", images=path.parent / "images"))
+    if scenario["subject"] == "lora":
+        conftest.make_base(root / "base")
     graph.run(config.load(path, variant(scenario)[1]), "encode")
 
 
-def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any]:
-    """Network and task of a trained stage, on what `prepare` made."""
+def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any, Any]:
+    """Network, task and section `training` of a trained stage, on what `prepare` made."""
     import importlib
 
     from pipeline import config
     from pipeline.artifacts import Store
     from pipeline.schema.names import INPUTS
+    from pipeline.tasks import begin
 
     made = {artifact.stage: artifact for artifact in Store(Path(scenario["root"]) / "pipeline").all()}
     stage, overrides = variant(scenario)
     module = importlib.import_module(f"pipeline.tasks.{stage}")
     values = config.load(Path(scenario["root"]) / "small.yaml", overrides)
-    model, task = module.build(values, {name: made[name] for name in INPUTS[stage] if name in made}, ranks)
-    return model, task
+    inputs = {name: made[name] for name in INPUTS[stage] if name in made}
+    model, task = module.build(values, inputs, ranks)
+    own = getattr(values, stage).training
+    if own.init_from:
+        what, file = module.options(values, inputs), begin.first_weights(values, stage)
+        begin.put(model, what, inputs, file, values, lambda line: None)
+    return model, task, own
 
 
 def variant(scenario: dict[str, Any]) -> tuple[str, list[str]]:
@@ -410,7 +425,10 @@ def all_of(scenarios: str, output: str) -> int:
             file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for number in (1, 2):
                 os.dup2(file, number)
-            for each in json.loads(Path(scenarios).read_text()):
+            runs = json.loads(Path(scenarios).read_text())
+            if any(each["subject"] == "lora" for each in runs):
+                import peft  # noqa: F401 - five seconds, which no fork need spend again
+            for each in runs:
                 fork(each)
             code = 0
         except BaseException:

@@ -83,6 +83,9 @@ def test_mistakes_in_overrides(path: Path) -> None:
     assert "not a stretch of whole batches" in message(path, "diffusion.training.skip=[[1, 130]]")
     assert "`column` is given if and only if" in message(path, "data.split.by=column")
     assert "`guidance_interval` [2.0, 1.0]: expected" in message(path, "evaluate.guidance_interval=[2, 1]")
+    assert "`lora` adapts the weights that `init_from` names" in message(path, "diffusion.training.lora={}")
+    adapted = ["autoencoder.training.lora={}", "autoencoder.training.init_from=x"]
+    assert "`training.lora` is for the stage diffusion" in message(path, *adapted)
     assert "`evaluate.guidance_weak` 700: expected live" in message(path, "evaluate.guidance_weak=700")
 
 

@@ -1,0 +1,157 @@
+"""With which weights a training begins: where `init_from` has them, what our network takes of them, adapters.
+
+How two networks' weights are matched is in `models/transfer.py`, what an adapter is in `models/lora.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Artifact
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.files import read_json, sha256_file
+from pipeline.networks import load_weights, read_weights
+from pipeline.schema.section import result_fields
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from models.transfer import Carried
+
+INSIDE = {  # of an artifact, of a model's folder
+    "autoencoder": ("ema.safetensors", "autoencoder.safetensors"),
+    "diffusion": ("ema.safetensors", "denoiser.safetensors", "adapter_model.safetensors"),
+}
+
+
+def first_weights(config: Config, name: str) -> Path:
+    """The weights that `init_from` names: a .safetensors file, an artifact's folder, or a model folder or URI."""
+    from pipeline.generate.adapters import weights_file
+
+    key, source, inside = f"`{name}.training.init_from`", str(getattr(config, name).training.init_from), INSIDE[name]
+    file = weights_file(source, config.run.root, config.tracking.uri, inside)
+    if file is None:
+        raise UserError(f"{key}: {source} is neither a .safetensors file nor a folder with {' or '.join(inside)}")
+    if "adapter" in (described(file) or {}):
+        raise UserError(f"{key}: {source} is an adapter; make a whole model of it (`ldm merge {source} -o FOLDER`)")
+    return file
+
+
+def training_recipe(config: Config, name: str) -> dict[str, Any]:
+    """The keys of a training section that change the result; weights to begin with count by content, not by place."""
+    kept = result_fields(getattr(config, name).training)
+    if kept["init_from"]:
+        kept["init_from"] = sha256_file(first_weights(config, name))
+    return kept
+
+
+def put(
+    network: nn.Module,
+    what: dict[str, Any] | None,
+    inputs: Mapping[str, Artifact],
+    file: Path,
+    config: Config,
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Give a stage's network the weights in `file`, and adapters if it shall have some: then their adapter_config.json.
+
+    what: the options of a denoiser, whose weights may be of one with other conditions; None: the weights fit or not.
+    Says what was taken, what is new and what was left, a line each, and what makes the old weights strangers here.
+    UserError, by name, for what does not fit.
+    """
+    if what is None:
+        load_weights(network, file)
+        return None
+    import torch
+
+    from models import transfer
+    from pipeline.data.order import seeded
+    from pipeline.training import lora
+
+    training = config.diffusion.training
+    other = described(file)
+    carried = _fitting(file, lambda: transfer.carry(network, read_weights(file), what, other))
+    load_weights(network, file, carried.weights)
+    for line in carried.lines():
+        say(f"init_from, {line}")
+    for line in strange(file, other or {}, what, inputs["autoencoder"]):
+        say(f"warning: init_from, {line}")
+    if training.lora is None:
+        return None
+    torch.manual_seed(seeded(config.run.seed, "diffusion/lora"))
+    every = sum(p.numel() for p in network.parameters())
+    adapter = lora.adapt(network, training.lora, carried.begun)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    say(f"lora: {trained:,} parameters are trained, {trained / every:.1%} of the network's {every:,}")
+    return {**adapter, "base_model_name_or_path": f"sha256:{sha256_file(file)}"}
+
+
+def strange(file: Path, other: Mapping[str, Any], what: Mapping[str, Any], autoencoder: Artifact) -> Iterator[str]:
+    """What the weights in `file` were trained on and are not any more, a line each: they fit, and may be far off."""
+    made_of = other.get("lineage") or {}
+    if (file.parent / "manifest.json").is_file():
+        made_of = read_json(file.parent / "manifest.json")["inputs"]
+    theirs = (made_of.get("autoencoder") or {}).get("content") if isinstance(made_of, dict) else None
+    if theirs and theirs != autoencoder.content:
+        yield (
+            f"trained on latents of another autoencoder (content {theirs[:12]}) than {autoencoder.name}; "
+            "`autoencoder.from` gives it that one"
+        )
+    for key in ("path", "prediction"):
+        if key in other and other[key] != what[key]:
+            yield f"trained for `{key}` {_words(other[key])}, here it is {_words(what[key])}"
+
+
+def _words(value: Any) -> str:
+    return " ".join(str(part) for part in value.values()) if isinstance(value, dict) else str(value)
+
+
+def check(config: Config, channels: int, side: int) -> None:
+    """UserError where the denoiser of `init_from` does not fit latents or backbone, before anything runs: by the shapes
+    in the file of weights. What lies in a registry is looked at by the ranks."""
+    from safetensors import SafetensorError, safe_open
+
+    section = config.diffusion
+    if not section.training.init_from or not Path(section.training.init_from).exists():
+        return  # what is not there is told by the stage that needs it
+    import torch
+    from torch import nn
+
+    from models import registry, transfer
+
+    file = first_weights(config, "diffusion")
+    try:
+        with safe_open(file, "pt") as header:
+            shapes = {name: header.get_slice(name).get_shape() for name in header.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise UserError(f"{file}: not a whole safetensors file ({error})") from None
+    theirs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    backbone = registry.outline("backbones", section.backbone, channels=channels, size=side)
+    caption = section.condition.caption
+    ours = {"latent": {"channels": channels}, "condition": {"caption": caption.model_dump() if caption else None}}
+    _fitting(file, lambda: transfer.carry(nn.ModuleDict({"backbone": backbone}), theirs, ours, described(file)))
+
+
+def described(file: Path) -> dict[str, Any] | None:
+    """The options of the network whose weights a file holds, from beside it; None where nothing is told there."""
+    for path in (file.parent / "model.json", file.parent / "config.json"):
+        if path.is_file():
+            try:
+                found = read_json(path)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(found, dict) and "backbone" in found:
+                return found
+    return None
+
+
+def _fitting(file: Path, carry: Callable[[], Carried]) -> Carried:
+    """What `carry` gives; its ValueError as a UserError."""
+    try:
+        return carry()
+    except ValueError as error:
+        raise UserError(f"`diffusion.training.init_from`: {file} does not fit: {error}") from None
