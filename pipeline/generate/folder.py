@@ -133,7 +133,7 @@ def load_pretrained(
         config["defaults"],
         {key: config[key] for key in ("name", "weights", "lineage")},
         {str(config["defaults"]["guidance_weak"]): folder / WEAKER} if WEAKER in config["weights"] else {},
-        base_file,
+        base=base_file,
     )
 
 
@@ -208,7 +208,7 @@ def from_artifacts(
     decoder = load_model(autoencoder.path).eval().to(device)
     space = LatentSpace.load(latents.path / "latents.json")
     own = averages(diffusion)
-    return generator(options, decoder, network.eval().to(device), space, device, defaults, about, own, base_file)
+    return generator(options, decoder, network.eval().to(device), space, device, defaults, about, own, base=base_file)
 
 
 def averages(diffusion: Artifact) -> dict[str, Path]:

@@ -283,5 +283,6 @@ def generator(
 ) -> Generator:
     """A generator of networks at hand (in training, too); nothing is copied."""
     filled = {**DEFAULTS, **(defaults or {})}
-    kept = [dict(values or {}) for values in (about, averages, known)]
-    return Generator(options, autoencoder, network, space, device, filled, *kept, base)
+    kept = {"about": about or {}, "averages": averages or {}, "known": known or {}}
+    copies: dict[str, Any] = {name: dict(values) for name, values in kept.items()}
+    return Generator(options, autoencoder, network, space, device, filled, base=base, **copies)
