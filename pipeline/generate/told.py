@@ -114,8 +114,7 @@ def conditions(
     none of them, one row.
 
     What is not told is null; the negative prompt stands in the null in place of the empty caption: where there are
-    several of them, the caption's null has a row each as well. known: embeddings of captions that are at hand; others
-    are asked of the model's text encoder.
+    several of them, the caption's null has a row each as well. known: of a frozen text encoder, what `read` gives.
     """
     condition = options["condition"]
     told: dict[str, list[Any]] = {}
@@ -131,28 +130,37 @@ def conditions(
         prompts, negative = request.get("prompts", [""]), request.get("negative") or ""
         texts = [prompts[i % len(prompts)] for i in rows]
         against = [negative[i % len(negative)] for i in rows] if isinstance(negative, list) else [negative]
-        found = _read(own, [*texts, *against], device, known or {})
+        found = [_rows(own, text, known or {}) for text in (*texts, *against)]
         for name in found[0]:
             told[name] = [row[name] for row in found[: len(texts)]]
             null[name] = [row[name] for row in found[len(texts) :]]
     return _tensors(told, device), _tensors(null, device)
 
 
-def _read(
-    caption: Options, texts: Sequence[str], device: torch.device, known: Mapping[str, Embedding]
-) -> list[dict[str, Any]]:
-    """The rows by name of each prompt."""
+def _rows(caption: Options, text: str, known: Mapping[str, Embedding]) -> dict[str, Any]:
+    """The rows by name of a prompt."""
     if "empty" not in caption:
-        return [{"caption": condition_values.caption_row(caption, text)} for text in texts]
-    given = [cleaned(text) for text in texts]
-    new = sorted({text for text in given if text and text not in known})
-    embeddings: dict[str, Embedding | None] = {**known, "": None}
-    if new:
-        found, cut_off = encoder_of(json.dumps(caption["encoder"]), caption["tokens"], str(device))(new)
-        if cut_off:
-            print(f"prompt: {cut_off} are longer than the {caption['tokens']} tokens that the model reads: cut")
-        embeddings |= dict(zip(new, found, strict=True))
-    return [caption_shards.rows(caption, embeddings[text]) for text in given]
+        return {"caption": condition_values.caption_row(caption, text)}
+    return caption_shards.rows(caption, known[cleaned(text)] if cleaned(text) else None)
+
+
+def read(
+    options: Options, request: Mapping[str, Any], device: torch.device, known: Mapping[str, Embedding]
+) -> Mapping[str, Embedding]:
+    """What the model's frozen text encoder gives for all prompts of a request, each once; asked for those alone that
+    are not known. Of a model without such an encoder, what is known."""
+    caption = options["condition"].get("caption")
+    if not caption or "empty" not in caption:
+        return known
+    negative = request.get("negative") or []
+    prompts = [*request.get("prompts", []), *(negative if isinstance(negative, list) else [negative])]
+    new = sorted({text for prompt in prompts for piece in pieces(prompt) if (text := cleaned(piece))} - set(known))
+    if not new:
+        return known
+    found, longer = encoder_of(json.dumps(caption["encoder"]), caption["tokens"], str(device))(new)
+    if longer:
+        print(f"prompt: {longer} are longer than the {caption['tokens']} tokens that the model reads: cut", flush=True)
+    return {**known, **dict(zip(new, found, strict=True))}
 
 
 @lru_cache(maxsize=1)

@@ -113,5 +113,6 @@ def test_prompts_of_a_frozen_encoder_that_are_at_hand_are_not_read_again() -> No
     rows, null = told.conditions(options, request, range(4), CPU, known)
     assert rows["caption/length"].tolist() == [3, 5, 2, 3] and null["caption/length"].tolist() == [3]
     assert rows["caption"].shape == (4, 8, 4) and rows["caption/pooled"][:, 0].tolist() == [3, 5, 2, 3]
+    assert told.read(options, request, CPU, known) == known
     with pytest.raises(UserError, match=r"text encoder nowhere: no config.json there"):
-        told.conditions(options, told.checked(options, prompts=["new"]), range(1), CPU, known)
+        told.read(options, told.checked(options, prompts=["one AND new"]), CPU, known)
