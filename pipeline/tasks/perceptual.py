@@ -6,6 +6,7 @@ classifier of the data's own classes, or untrained convolutions, stand in where 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +73,9 @@ def _heads(network: str, options: Perceptual) -> Path:
     """LPIPS's linear heads: a file of the user's, or the published ones, which torchmetrics ships (a few KB)."""
     if options.heads:
         return _file(options, "heads")
-    import torchmetrics.functional.image as image
-
-    return Path(str(image.__file__)).parent / "lpips_models" / f"{network}.pth"
+    found = find_spec("torchmetrics")  # not imported: that takes seconds
+    library = next(iter((found and found.submodule_search_locations) or []))
+    return Path(library) / "functional" / "image" / "lpips_models" / f"{network}.pth"
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:

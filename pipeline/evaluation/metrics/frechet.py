@@ -53,11 +53,12 @@ def distance(first: Features, second: Features) -> float:
     Raises ValueError for fewer than two images, differing widths, or features that are not finite.
     """
     import torch
-    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    from pipeline.evaluation.metrics.library import torchmetrics
 
     _check(first, second)
     # Features are given instead of images: the metric's own extractor is the identity.
-    metric = FrechetInceptionDistance(feature=_given(first.shape[1]))
+    metric = torchmetrics("image.fid").FrechetInceptionDistance(feature=_given(first.shape[1]))
     # A common shift changes no distance, and keeps its one-pass covariance clear of cancellation.
     shift = first.mean(0)
     metric.update(torch.from_numpy(np.asarray(first - shift, np.float64)), real=True)

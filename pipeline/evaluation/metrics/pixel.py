@@ -20,8 +20,9 @@ def psnr(images: Images, reconstructions: Images) -> float:
 
     An image that is met exactly has no finite ratio: ValueError, as for shapes that differ.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio
+    from pipeline.evaluation.metrics.library import torchmetrics
 
+    peak_signal_noise_ratio = torchmetrics("functional.image").peak_signal_noise_ratio
     _check(images, reconstructions)
     total = 0.0
     for start in range(0, len(images), CHUNK):
@@ -40,15 +41,16 @@ def ssim(images: Images, reconstructions: Images) -> float:
 
     Gaussian window of 11 pixels, sigma 1.5, data range 255. Images smaller than the window are a ValueError.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    from pipeline.evaluation.metrics.library import torchmetrics
 
+    structural_similarity = torchmetrics("functional.image").structural_similarity_index_measure
     _check(images, reconstructions)
     if min(images.shape[1:3]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} pixels, not {images.shape[1]}x{images.shape[2]}")
     total = 0.0
     for start in range(0, len(images), CHUNK):
         rows = slice(start, start + CHUNK)
-        values = structural_similarity_index_measure(
+        values = structural_similarity(
             _tensor(reconstructions[rows]), _tensor(images[rows]), data_range=RANGE, reduction="none"
         )
         total += float(values.sum())
