@@ -127,6 +127,17 @@ class Config(Section):
                 "`autoencoder.loss.perceptual.kind` classifier knows square images only; with `data.buckets` use "
                 "lpips or random"
             )
+        if self.evaluate.agreement:
+            raise ValueError("`evaluate.agreement` knows square images only; leave it out with `data.buckets`")
+        return self
+
+    @model_validator(mode="after")
+    def _something_told(self) -> Config:
+        asked, condition, source = self.evaluate.agreement, self.diffusion.condition, self.data.source
+        if asked and condition.kind == "none" and not condition.columns:
+            raise ValueError("`evaluate.agreement`: the model is told nothing (`diffusion.condition`); leave it out")
+        if asked and asked.captions and source.kind == "table" and source.caption is None:
+            raise ValueError("`evaluate.agreement.captions`: `data.source.caption` names no column of captions")
         return self
 
     @model_validator(mode="after")
@@ -159,11 +170,12 @@ class Config(Section):
                 f"`evaluate.weights` {section.weights!r}: this training leaves {', '.join(names)} (other half-lives by "
                 "`diffusion.training.half_lives`, other lengths by `snapshot_every` with `average_lengths`)"
             )
-        told = self.diffusion.condition.kind != "none" and self.diffusion.condition.drop > 0
+        condition = self.diffusion.condition
+        told = (condition.kind != "none" or condition.columns) and condition.drop > 0
         if section.guidance != 1 and section.guidance_kind == "classifier_free" and not told:
             raise ValueError(
                 f"`evaluate.guidance` {section.guidance:g} needs a condition that is sometimes withheld: "
-                "`diffusion.condition` of kind class with `drop` above 0; or give 1, or `guidance_kind: autoguidance`"
+                "`diffusion.condition` with `drop` above 0; or give 1, or `guidance_kind: autoguidance`"
             )
         return self
 
