@@ -28,7 +28,7 @@ from jobs.sample import SAMPLERS
 @click.option("--steps", default=None, type=click.IntRange(1), help="Steps of the sampler; default: the model's.")
 @click.option("--batch-size", default=None, type=click.IntRange(1), help="Images at once; default: the model's.")
 @click.option(
-    "--judge-steps", default=1000, show_default=True, type=click.IntRange(1), help="Training steps of a judge."
+    "--judge-steps", default=1500, show_default=True, type=click.IntRange(1), help="Training steps of a judge."
 )
 @click.option("--flip", is_flag=True, help="Judges may be trained on mirrored images as well.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of rows, noise and judges.")

@@ -38,7 +38,7 @@ def measure(
     named: Mapping[str, str | None],
     count: int = 400,
     scales: Sequence[float] = (1.0,),
-    judge_steps: int = 1000,
+    judge_steps: int = 1500,
     flip: bool = False,
     seed: int = 0,
     **how: Any,

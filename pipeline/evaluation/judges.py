@@ -275,7 +275,7 @@ def disturbed(x: Tensor, random: np.random.Generator, flip: bool) -> Tensor:
     where = functional.affine_grid(torch.from_numpy(place), list(x.shape), align_corners=False)
     x = functional.grid_sample(x, where, padding_mode="border", align_corners=False)
     some = random.integers(2, size=(2, n, 1))  # half of the images are blurred, half have noise
-    sigma = torch.from_numpy((0.01 + some[0] * random.uniform(0, 1, (n, 1))).astype(np.float32))
+    sigma = torch.from_numpy((0.01 + some[0] * random.uniform(0, 1.5, (n, 1))).astype(np.float32))
     taps = torch.exp(-(torch.arange(-2.0, 3.0) ** 2) / (2 * sigma**2))  # [n, 5]
     taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None, None]  # [n C, 1, 1, 5]
     flat = x.reshape(1, n * channels, *x.shape[2:])

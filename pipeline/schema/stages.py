@@ -238,7 +238,7 @@ class Agreement(Section):
     samples: int = Field(
         400, ge=2, description="Samples, each told a held-out image's row: at most as many as there are."
     )
-    steps: Positive = Field(1000, description="Training steps of a judge.")
+    steps: Positive = Field(1500, description="Training steps of a judge.")
 
     @model_validator(mode="after")
     def _something_judged(self) -> Agreement:
