@@ -55,7 +55,7 @@ class Judge(nn.Module):
 
     def __init__(self, channels: int, size: int, columns: Mapping[str, int], numbers: Collection[str] = ()) -> None:
         super().__init__()
-        self.columns, self.numbers = dict(columns), tuple(numbers)
+        self.columns, self.numbers = dict(sorted(columns.items())), tuple(numbers)  # a file keeps no order
         self.places = Places(channels, size)
         self.dropout = nn.Dropout2d(0.1)
         self.heads = nn.Conv2d(self.places.width, sum(columns.values()), 1)

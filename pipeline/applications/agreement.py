@@ -74,10 +74,11 @@ def measure(
         taught, said, judged, captions, root / "extractors", judge_steps, seed, flip, f"--captions, {train}"
     )
     real = real[rows[:count]]
-    found, shown = {}, {"real": real[:SHOWN]}
+    decoded = generator.decode(generator.encode(real))
+    found, shown = {}, {"real": real[:SHOWN], "real decoded": decoded[:SHOWN]}
     for scale in scales:
         samples = agreement.draw(generator, chosen, label, seed, guidance=scale, **how)
-        found[f"{scale:g}"] = agreement.measure(judges, samples, real, chosen)
+        found[f"{scale:g}"] = agreement.measure(judges, samples, real, decoded, chosen)
         shown[f"guidance {scale:g}"] = samples[:SHOWN]
     values = {
         "model": generator.about,
@@ -177,7 +178,7 @@ def picture(rows: Mapping[str, Images], texts: Sequence[str]) -> Any:
 
 
 def table(values: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the figures: a row a guidance scale, one of real images, one of the best scale's samples
+    """Header and rows of the figures: a row a guidance scale, two of real images, one of the best scale's samples
     against other rows. Best: most with all columns right, else of the first column, else of recall."""
     found: Mapping[str, Any] = values["guidance"]
     best = max(found, key=lambda scale: _ranked(found[scale]))
@@ -185,7 +186,8 @@ def table(values: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns, recalls = list(first.get("columns", {})), [k for k in first.get("captions", {}).get("samples", {})]
     header = ["", *columns, *(k.replace("_", " ") for k in recalls)]
     named = {f"guidance {scale}": (one, "samples") for scale, one in found.items()}
-    named |= {"real images": (first, "real"), f"guidance {best}, other rows": (first, "shuffled")}
+    named |= {"real images": (first, "real"), "through the autoencoder": (first, "decoded")}
+    named |= {f"guidance {best}, other rows": (first, "shuffled")}
     if recalls:
         named["chance"] = (first, "chance")
     rows = []

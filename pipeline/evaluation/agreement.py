@@ -1,9 +1,9 @@
 """Does a model do what it is told: samples told held-out rows, judged by judges that saw real training images only.
 
-Beside every figure of samples stand the same of the real images of these rows (the judge's own errors are in it) and of
-the same samples against other rows (chance). What is judged need not be what the model is told: one that is told a
-caption is judged by the columns that the caption was made from. Judges are trained in `judges.py`, the figures are
-`metrics/agreement.py`.
+Beside every figure of samples stand the same of the real images of these rows (the judge's own errors are in it), of
+these through the autoencoder, and of the same samples against other rows (chance). What is judged need not be what the
+model is told: one that is told a caption is judged by the columns that the caption was made from. Judges are trained in
+`judges.py`, the figures are `metrics/agreement.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Metas = Sequence[Mapping[str, Any]]  # of each image its columns
 MOST_VALUES = 1000  # of a column; and at least two images each, in the mean
+BESIDE = {"real": "real images", "decoded": "these through the autoencoder", "shuffled": "other rows"}
 
 
 @dataclass(frozen=True)
@@ -146,23 +147,22 @@ def tellable(generator_classes: Sequence[str], metas: Metas, label: str) -> list
     return [i for i, meta in enumerate(metas) if not generator_classes or meta.get(label) in generator_classes]
 
 
-def measure(judges: Judges, samples: Images, real: Images, metas: Metas) -> dict[str, Any]:
-    """All figures of samples that were told `metas`, beside those of the real images of these rows, in random order.
+def measure(judges: Judges, samples: Images, real: Images, decoded: Images, metas: Metas) -> dict[str, Any]:
+    """All figures of samples that were told `metas`, beside those of the real images of these rows, and of these as the
+    autoencoder gives them back: what samples lack more than that is the denoiser's. All in one random order.
 
-    {rows, columns: by name, and `all`, {samples, real, shuffled}; captions: {candidates, samples, real, shuffled,
-    chance}; judge, towers: digest and facts}.
+    {rows, columns: by name, and `all`, {samples, real, decoded, shuffled}; captions: {candidates, samples, real,
+    decoded, shuffled, chance}; judge, towers: digest and facts}.
     """
     from pipeline.evaluation import judges as networks
 
     values: dict[str, Any] = {"rows": len(metas)}
+    images = {"samples": samples, "real": real, "decoded": decoded}
     if judges.judge:
-        told = rows_of(judges.columns, metas)
-        given, ceiling = (networks.answers(judges.judge, images) for images in (samples, real))
-        sets = {
-            "samples": metrics.shares(judges.columns, given, told),
-            "real": metrics.shares(judges.columns, ceiling, told),
-            "shuffled": metrics.shuffled(judges.columns, given, told),
-        }
+        told, columns = rows_of(judges.columns, metas), judges.columns
+        given = {of: networks.answers(judges.judge, several) for of, several in images.items()}
+        sets = {of: metrics.shares(columns, answers, told) for of, answers in given.items()}
+        sets["shuffled"] = metrics.shuffled(columns, given["samples"], told)
         values["columns"] = {
             name: {of: found[name] for of, found in sets.items() if name in found} for name in sets["samples"]
         }
@@ -171,14 +171,14 @@ def measure(judges: Judges, samples: Images, real: Images, metas: Metas) -> dict
         texts = [caption_of(meta) for meta in metas]
         some = [i for i, text in enumerate(texts) if text]
         candidates, own = metrics.distinct([str(texts[i]) for i in some])
-        if len(candidates) > 1:
-            ours, theirs = (networks.scores(judges.towers, images[some], candidates) for images in (samples, real))
+        count = len(candidates)
+        if count > 1:
+            near = {of: networks.scores(judges.towers, several[some], candidates) for of, several in images.items()}
             values["captions"] = {
-                "candidates": len(candidates),
-                "samples": metrics.recall(metrics.ranks(ours, own), len(candidates)),
-                "real": metrics.recall(metrics.ranks(theirs, own), len(candidates)),
-                "shuffled": metrics.recall_shuffled(ours, own),
-                "chance": metrics.recall_chance(len(candidates)),
+                "candidates": count,
+                **{of: metrics.recall(metrics.ranks(scores, own), count) for of, scores in near.items()},
+                "shuffled": metrics.recall_shuffled(near["samples"], own),
+                "chance": metrics.recall_chance(count),
             }
         values["towers"] = {"digest": judges.towers.digest, **judges.towers.about["facts"]}
     return values
@@ -193,8 +193,8 @@ def key_figures(values: Mapping[str, Any]) -> dict[str, float]:
             end = "" if of == "samples" else f"_{of}"
             figure, value = ("", own["right"]) if "right" in own else ("_error", own["error"])
             found[f"agreement/{plain}{figure}{end}"] = value
-    for of in ("samples", "real", "shuffled", "chance"):
-        for name, value in values.get("captions", {}).get(of, {}).items():
+    for of in (of for of in values.get("captions", {}) if of != "candidates"):
+        for name, value in values["captions"][of].items():
             found[f"agreement/caption_{name}{'' if of == 'samples' else f'_{of}'}"] = value
     return found
 
@@ -214,18 +214,24 @@ def lines(values: Mapping[str, Any]) -> list[str]:
     """The figures as lines of text, those of samples first."""
     result = []
     for name, sets in values.get("columns", {}).items():
-        samples, real, chance = (sets.get(of, {}) for of in ("samples", "real", "shuffled"))
-        if "error" in samples:
-            others = f"real images: {real['error']:.3g}, other rows: {chance.get('error', float('nan')):.3g}"
-            result.append(f"{name}: told and seen differ by {samples['error']:.3g} in the mean ({others})")
-            continue
-        what = "all columns at once" if name == "all" else name
-        others = f"real images: {real['right']:.1%}, other rows: {chance.get('right', float('nan')):.1%}"
-        between = f"[{samples['low']:.1%}, {samples['high']:.1%}] of {samples['count']}"
-        result.append(f"{what}: {samples['right']:.1%} of samples as told {between} ({others})")
+        samples = sets["samples"]
+        error = "error" in samples
+        beside = [f"{title}: {_figure(sets[of])}" for of, title in BESIDE.items() if of in sets]
+        if error:
+            said = f"{name}: told and seen differ by {_figure(samples)} in the mean of {samples['count']}"
+        else:
+            between = f"[{samples['low']:.1%}, {samples['high']:.1%}] of {samples['count']}"
+            said = f"{'all columns at once' if name == 'all' else name}: {_figure(samples)} as told {between}"
+        result.append(f"{said} ({', '.join(beside)})")
     if "captions" in values:
         own = values["captions"]
         for name in own["samples"]:
-            parts = [f"{of} {own[of][name]:.3g}" for of in ("samples", "real", "shuffled", "chance") if name in own[of]]
-            result.append(f"own caption among {own['candidates']}, {name.replace('_', ' ')}: {', '.join(parts)}")
+            beside = [f"{title}: {own[of][name]:.3g}" for of, title in BESIDE.items() if name in own[of]]
+            beside.append(f"drawn: {own['chance'][name]:.3g}")
+            said = f"own caption among {own['candidates']}, {name.replace('_', ' ')} {own['samples'][name]:.3g}"
+            result.append(f"{said} ({', '.join(beside)})")
     return result
+
+
+def _figure(share: Mapping[str, Any]) -> str:
+    return f"{share['error']:.3g}" if "error" in share else f"{share['right']:.1%}"

@@ -86,6 +86,7 @@ def of_columns(
     images: uint8 [n, H, W, C], real ones of training; told: of each column the rows of `data/condition_values.py`;
     columns: {kind, values or range} of each. flip: whether a mirrored image is as good as it was.
     """
+    columns = dict(sorted(columns.items()))  # the same judge in whatever order they are asked for
     outputs = {name: len(own["values"]) if "values" in own else 1 for name, own in columns.items()}
     layout = {
         "channels": images.shape[3],
@@ -94,7 +95,6 @@ def of_columns(
         "numbers": sorted(name for name, own in columns.items() if own["kind"] == "continuous"),
     }
     said = [dict(columns), {name: hashlib.sha256(rows.tobytes()).hexdigest() for name, rows in told.items()}]
-
     tables = lifts(columns, told)
 
     def make(network: Any, rows: Array, random: Any) -> Tensor:

@@ -162,4 +162,6 @@ def agreement_of(
     chosen = [metas[i] for i in rows]
     how = {"batch_size": config.evaluate.batch_size, **configured(config.evaluate)}
     samples = agreement.draw(generator, chosen, label, seed, **how)
-    return agreement.measure(judges, samples, held_out[rows], chosen)
+    real = held_out[rows]
+    decoded = generator.decode(generator.encode(real, config.evaluate.batch_size), config.evaluate.batch_size)
+    return agreement.measure(judges, samples, real, decoded, chosen)

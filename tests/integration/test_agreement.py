@@ -60,7 +60,7 @@ def test_samples_are_judged_by_rows(small: Any, told: list[str]) -> None:
     found = figures[0][0]["guidance"]
     assert list(found) == ["1", "2"] and found["1"]["columns"]["mood"]["samples"]["count"] == 24
     rows = [line.split("  ")[0] for line in said.out.splitlines()]
-    assert {"guidance 1", "guidance 2", "real images", "chance"} < set(rows)
+    assert {"guidance 1", "guidance 2", "real images", "through the autoencoder", "chance"} < set(rows)
     assert {"guidance 1, other rows", "guidance 2, other rows"} & set(rows)
     for arguments, expected in (
         ([], "nothing is judged; give --columns, or --captions"),

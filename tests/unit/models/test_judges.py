@@ -14,7 +14,7 @@ def test_evidence_anywhere_is_evidence_and_a_number_is_a_mean() -> None:
     torch.nn.init.zeros_(judge.heads.weight)
     assert judge.heads.bias is not None
     with torch.no_grad():
-        judge.heads.bias.copy_(torch.tensor([1.0, 2.0, 3.0, 0.5]))
+        judge.heads.bias.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))  # columns lie in order of name
         found = judge(torch.zeros(2, 3, 64, 64))  # brought to 16 pixels
     assert torch.allclose(found["mood"], torch.tensor([[1.0, 2.0, 3.0]] * 2)), "the same everywhere: the mean"
     assert torch.allclose(found["age"], torch.full((2, 1), 0.5))
