@@ -38,7 +38,7 @@ def trained(taught: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[agre
     images, metas = taught
     pool = tmp_path_factory.mktemp("pool")
     columns = agreement.columns_of(["left", "right"], metas, {}, "columns")
-    return agreement.train(images, metas, columns, True, pool, 150, 0, False, "captions"), pool
+    return agreement.train(images, metas, columns, True, pool, 60, 0, False, "captions"), pool
 
 
 def test_real_images_are_right_and_other_rows_at_chance(trained: Any) -> None:
@@ -69,7 +69,7 @@ def test_a_judge_trains_once_and_equally(trained: Any, taught: Any, tmp_path: Pa
     columns = agreement.columns_of(["left", "right"], metas, {}, "columns")
     before = sorted(trained[1].iterdir())
     columns = dict(reversed(columns.items()))
-    again = agreement.train(images, metas, columns, True, trained[1], 150, 0, False, "captions")
+    again = agreement.train(images, metas, columns, True, trained[1], 60, 0, False, "captions")
     assert sorted(trained[1].iterdir()) == before and len(before) == 2
     assert again.judge.digest == trained[0].judge.digest and again.towers.digest == trained[0].towers.digest
     for one in (again, trained[0]):  # from its file, and as it was trained
