@@ -32,10 +32,12 @@ from pipeline.files import digest as digest_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FORMAT = 1  # raised when a judge of the same options is another one
-RATE = 3e-3  # the peak learning rate
+RATES = {"judge": 3e-3, "towers": 1e-3}  # the peak learning rate
+DECAYS = {"judge": 1e-2, "towers": 0.2}  # of weights
 BATCH, PAIRS = 64, 128  # images of a step: of a judge, of two towers
 CHUNK = 200  # images of a forward pass
 LOOKS = 10  # at the images that are kept back; the weights that are best there are taken
+PATIENCE = 3  # looks in a row that are a tenth worse than the best: no more is learned that holds for other images
 BACK, MOST_BACK = 10, 1000  # one image in ten is kept back, at most a thousand
 TOKENS = 128  # of a caption, BEGIN among them; the rest is not read
 NETWORKS: dict[str, type[nn.Module]] = {"judge": Judge, "towers": TwoTowers}
@@ -195,13 +197,13 @@ def _trained(
     order = random.permutation(len(images))
     back = min(MOST_BACK, max(1, len(images) // BACK))
     kept_back, train = np.sort(order[:back]), order[back:]
-    best, weights, at = float("inf"), {}, 0
+    best, weights, at, worse = float("inf"), {}, 0, 0
     with torch.random.fork_rng(devices=[]):  # first weights, dropout
         torch.manual_seed(seed)
         network: Any = NETWORKS[kind](**layout)
         network = network.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(steps, 10), pct_start=0.2)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=RATES[kind], weight_decay=DECAYS[kind])
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATES[kind], total_steps=max(steps, 10), pct_start=0.2)
         for step in range(1, steps + 1):
             value = loss(network, train[random.integers(len(train), size=batch)], random)
             optimizer.zero_grad()
@@ -211,6 +213,9 @@ def _trained(
             if step % max(1, steps // LOOKS) == 0 or step == steps:
                 measured = _looked(network, loss, kept_back)
                 print(f"agreement: {kind}, step {step} of {steps}: loss {measured:.3g} of images kept back", flush=True)
+                worse = worse + 1 if measured > 1.1 * best else 0
+                if worse == PATIENCE:
+                    break
                 if measured < best:
                     best, at = measured, step
                     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
