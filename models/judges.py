@@ -48,8 +48,7 @@ def convolution(before: int, after: int, kernel: int, stride: int) -> list[nn.Mo
 class Judge(nn.Module):
     """Evidence for each value of each column, by place; of an image the log of its sum (a smooth maximum) over places.
 
-    Summed evidence can speak for a value, hardly against one, and a place sees little: a hat is no sign that the mouth
-    does not smile, though no training image had both. columns: outputs of each, by name; numbers: those of them whose output is a mean over places.
+    columns: outputs of each, by name; numbers: those of them whose output is a mean over places instead.
     """
 
     def __init__(self, channels: int, size: int, columns: Mapping[str, int], numbers: Collection[str] = ()) -> None:
