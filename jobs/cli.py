@@ -36,6 +36,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
         "sweep": ("sweep", "Run a config with many values, and name the best."),
         "compare": ("compare", "Which of several runs is better, and what differs."),
         "average": ("average", "Average weights after training, over any length."),
+        "agreement": ("agreement", "Do samples show what they were told?"),
         "solvers": ("solvers", "Measure samplers, grids and steps on a model."),
         "merge": ("merge", "Make a whole model of an adapter and its base."),
         "export": ("export", "Write a model for diffusers."),

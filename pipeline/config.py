@@ -127,6 +127,17 @@ class Config(Section):
                 "`autoencoder.loss.perceptual.kind` classifier knows square images only; with `data.buckets` use "
                 "lpips or random"
             )
+        if self.evaluate.agreement:
+            raise ValueError("`evaluate.agreement` knows square images only; leave it out with `data.buckets`")
+        return self
+
+    @model_validator(mode="after")
+    def _something_told(self) -> Config:
+        asked, condition, source = self.evaluate.agreement, self.diffusion.condition, self.data.source
+        if asked and condition.kind == "none" and not condition.columns:
+            raise ValueError("`evaluate.agreement`: the model is told nothing (`diffusion.condition`); leave it out")
+        if asked and asked.captions and source.kind == "table" and source.caption is None:
+            raise ValueError("`evaluate.agreement.captions`: `data.source.caption` names no column of captions")
         return self
 
     @model_validator(mode="after")

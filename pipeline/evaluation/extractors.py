@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
@@ -69,7 +69,7 @@ def extractor_of(
     n = min(config.evaluate.samples, len(held_out[0]), len(train[0]) // 2)
     classes = len(ingest.summary["classes"])
     made = make_extractor(config.evaluate, train[0][n:], train[1][n:], *held_out, classes)
-    return keep(made, path)
+    return keep(made, path, features.load)
 
 
 def pool_path(config: Config, ingest: Artifact) -> Path | None:
@@ -89,10 +89,17 @@ def pool_file(config: Config, ingest: Artifact, options: list[Any]) -> Path:
     return Path(config.run.root) / "extractors" / f"{digest([*what, *options])[:16]}.safetensors"
 
 
-def keep(made: Extractor, path: Path) -> Extractor:
-    """Put an extractor into the pool unless another process was first; gives the one that is there."""
-    from pipeline.evaluation.metrics import features
+class Saved(Protocol):
+    """What lies in the pool: an extractor, or a judge."""
 
+    def save(self, path: Path) -> None: ...
+
+
+S = TypeVar("S", bound=Saved)
+
+
+def keep(made: S, path: Path, load: Callable[[Path], S]) -> S:
+    """Put what was trained into the pool unless another process was first; gives the one that is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = path.with_name(f"{path.stem}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     made.save(mine)
@@ -100,7 +107,7 @@ def keep(made: Extractor, path: Path) -> Extractor:
         os.link(mine, path)  # unlike a rename, this fails where there is one already
         sync_folder(path.parent)
     except FileExistsError:
-        return features.load(path)
+        return load(path)
     finally:
         mine.unlink()
     return made

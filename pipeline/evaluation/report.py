@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.evaluation import agreement
 from pipeline.evaluation.metrics import sets
 
 
@@ -18,6 +19,7 @@ def key_figures(report: dict[str, Any]) -> dict[str, float]:
         found[f"nearest_{space}_share"] = values["share_below"]
         if values["held_out_median"]:  # else the report says why there is none (`neighbours_of`)
             found[f"nearest_{space}_ratio"] = values["sample_median"] / values["held_out_median"]
+    found |= agreement.key_figures(report.get("agreement", {}))
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -34,6 +36,8 @@ def headline(summary: dict[str, Any]) -> str:
         parts.append(summary["verdict"])
     if "class_accuracy" in values:
         parts.append(f"{values['class_accuracy']:.1%} of samples in their class")
+    if name := agreement.headline(values):
+        parts.append(name)
     if "psnr" in values:
         parts.append(f"PSNR {values['psnr']:.2f} dB from posterior means")
     return ", ".join(parts) or "no figure: " + "; ".join(summary["missing"].values())
@@ -66,4 +70,5 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"samples, {near['held_out_median']:.3g} of {near['held_out']} held-out images; {near['share_below']:.1%} "
             f"of samples nearer than the first percentile of these ({near['threshold']:.3g})"
         )
+    result += [f"agreement, {line}" for line in agreement.lines(report.get("agreement", {}))]
     return result + [f"{name} is not given: {reason}" for name, reason in report["missing"].items()]

@@ -12,13 +12,24 @@ from pipeline.config import Config
 def told_of(config: Config, data: Path, options: Mapping[str, Any], split: str, count: int) -> dict[str, Any]:
     """Prompts and attributes of the first `count` images of a split in the order of `split_order`, as arguments of
     `Generator.request`; empty for a model that knows none. options: the model's."""
-    from pipeline.data.condition_shards import columns_of
-    from pipeline.data.index import Index
-    from pipeline.data.split import split_order
     from pipeline.generate.told import of_samples
 
     if not config.diffusion.condition.columns:
         return {}
+    return of_samples(options, metas_of(config, data, split, count))
+
+
+def metas_of(config: Config, data: Path, split: str, count: int | None = None) -> list[dict[str, Any]]:
+    """The columns of the first `count` images of a split in the order of `split_order`."""
+    from pipeline.data.condition_shards import columns_of
+    from pipeline.data.index import Index
+    from pipeline.data.split import split_order
+
     index = Index.open(data, split, config.data.cache)
-    rows, label = split_order(data, split, config, config.evaluate.seed)[0], getattr(config.data.source, "label", None)
-    return of_samples(options, [columns_of(index, int(i), label) for i in rows[:count]])
+    rows = split_order(data, split, config, config.evaluate.seed)[0]
+    return [columns_of(index, int(i), label_of(config)) for i in rows[:count]]
+
+
+def label_of(config: Config) -> str:
+    """The name of the column that is the class."""
+    return getattr(config.data.source, "label", None) or "class"

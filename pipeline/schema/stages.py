@@ -254,6 +254,27 @@ class Extractor(Section):
         return self
 
 
+class Agreement(Section):
+    """Whether samples show what they were told: judges that are trained on real images look (guide/agreement.md)."""
+
+    columns: tuple[str, ...] = Field(
+        (), description="Columns of the source that are judged: told to the model, or what its captions were made from."
+    )
+    captions: bool = Field(False, description="Whether a sample is looked up among the captions of held-out images.")
+    samples: int = Field(
+        400, ge=2, description="Samples, each told a held-out image's row: at most as many as there are."
+    )
+    steps: Positive = Field(1500, description="Training steps of a judge.")
+
+    @model_validator(mode="after")
+    def _something_judged(self) -> Agreement:
+        if not self.columns and not self.captions:
+            raise ValueError("`agreement` judges nothing: give `columns`, or `captions: true`")
+        if len(set(self.columns)) < len(self.columns) or "all" in self.columns:
+            raise ValueError(f"`columns` {list(self.columns)}: expected different names, none of them `all`")
+        return self
+
+
 class Evaluate(Section):
     weights: Place = Field(
         "ema",
@@ -290,6 +311,9 @@ class Evaluate(Section):
     )
     batch_size: Positive = Field(100, description="Images generated at once.")
     extractor: Extractor = Extractor()
+    agreement: Agreement | None = Field(
+        None, description="Judges of what samples were told; null: none.", json_schema_extra=LATER
+    )
     bootstrap: int = Field(100, ge=2, description="Resamples behind an interval.")
     seed: int = Field(0, ge=0, description="Seed of the samples.")
 

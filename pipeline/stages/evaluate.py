@@ -24,6 +24,8 @@ from pipeline.schema.section import result_fields
 if TYPE_CHECKING:
     from pipeline.cluster.cluster import Cluster
     from pipeline.cluster.inline import Inline
+    from pipeline.data.pictures import Images
+    from pipeline.generate.generator import Generator
     from pipeline.tracking.tracker import Spool
 
 MEASURES = 2  # raised when a report holds figures that older ones have not
@@ -127,6 +129,39 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
         report.extractor.save(folder / "extractor.safetensors")
     if "classes" in report.values:
         atomic_write(folder / "classes.csv", classes.to_csv(report.values["classes"]["table"]))
+    if config.evaluate.agreement:
+        report.values["agreement"] = agreement_of(config, inputs["ingest"], generator, train[0], held_out[0])
     values = {**report.values, "missing": report.missing, "grids": sorted(report.images)}
     write_json(folder / "report.json", values)
     return values
+
+
+def agreement_of(
+    config: Config, ingest: Artifact, generator: Generator, train: Images, held_out: Images
+) -> dict[str, Any]:
+    """The figures of `evaluation/agreement.py` of samples that are told held-out rows. train, held_out: images as
+    `load_split` gives them."""
+    from pipeline.evaluation import agreement
+    from pipeline.evaluation.told import label_of, metas_of
+    from pipeline.generate.sampling import configured
+
+    section, seed = config.evaluate.agreement, config.evaluate.seed
+    assert section
+    label, where = label_of(config), "`evaluate.agreement`"
+    told = metas_of(config, ingest.path, "train", len(train))
+    known = generator.options["condition"].get("attributes", {})
+    columns = agreement.columns_of(section.columns, told, known, where)
+    pool = Path(config.run.root) / "extractors"
+    judges = agreement.train(
+        train, told, columns, section.captions, pool, section.steps, seed, config.data.augment.flip, where
+    )
+    metas = metas_of(config, ingest.path, "val", len(held_out))
+    rows = agreement.tellable(generator.classes, metas, label)[: section.samples]
+    if len(rows) < 2:
+        raise UserError(f"{where}: {len(rows)} held-out images can be told to the model, 2 at least; hold out more")
+    chosen = [metas[i] for i in rows]
+    how = {"batch_size": config.evaluate.batch_size, **configured(config.evaluate)}
+    samples = agreement.draw(generator, chosen, label, seed, **how)
+    real = held_out[rows]
+    decoded = generator.decode(generator.encode(real, config.evaluate.batch_size), config.evaluate.batch_size)
+    return agreement.measure(judges, samples, real, decoded, chosen)

@@ -120,6 +120,8 @@ def _run(config: Config, store: Store, cluster: Cluster, until: str, if_busy: Li
             if not found:
                 if "ingest" in done and STAGES.index(last) >= STAGES.index("diffusion"):
                     check_condition(config, done["ingest"].artifact)
+                if "ingest" in done and STAGES.index(last) >= STAGES.index("evaluate"):
+                    check_agreement(config, done["ingest"].artifact)
                 if "ingest" in done:
                     check_buckets(config, done["ingest"].artifact)
                 print(f"{step.stage}: {step.fingerprint}", flush=True)
@@ -170,6 +172,18 @@ def check_condition(config: Config, data: Artifact) -> None:
             f"`diffusion.condition.kind` is class, but the images of {data.name} have no classes; set it to none, or "
             "give labels (`data.source`)"
         )
+
+
+def check_agreement(config: Config, data: Artifact) -> None:
+    """Refuse columns that evaluation cannot judge: before anything is trained, not after."""
+    from pipeline.evaluation.agreement import columns_of
+    from pipeline.evaluation.told import metas_of
+    from pipeline.stages.conditions import asked
+
+    section = config.evaluate.agreement
+    if section and section.columns:
+        metas = metas_of(config, data.path, "train")
+        columns_of(section.columns, metas, asked(config)["attributes"], "`evaluate.agreement.columns`")
 
 
 def check_buckets(config: Config, data: Artifact) -> None:

@@ -152,7 +152,7 @@ def train_classifier(arguments: dict[str, Any]) -> str:
         classes=max(len(index.classes), int(labels.max()) + 1), steps=config.autoencoder.loss.perceptual.steps,
         seed=SEED,
     )  # fmt: skip
-    extractors.keep(extractor, kept)
+    extractors.keep(extractor, kept, features.load)
     return _copy(kept, Path(arguments["path"]))
 
 

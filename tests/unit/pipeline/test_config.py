@@ -228,5 +228,25 @@ def test_buckets_that_the_models_do_not_fit_are_one_line(path: Path, overrides: 
 
 def test_what_needs_squares_is_refused_with_buckets(path: Path) -> None:
     assert "`diffusion.fd` samples one shape only" in message(path, BUCKETS, "diffusion.fd.every=10")
+    told = "evaluate.agreement={columns: [class]}"
+    assert "`evaluate.agreement` knows square images only" in message(path, BUCKETS, told)
     assert "use lpips or random" in message(path, BUCKETS, "autoencoder.loss.perceptual.kind=classifier")
     assert "`data`: `buckets.multiple` 24 does not divide" in message(path, "data.buckets={multiple: 24}")
+
+
+def test_agreement_needs_something_told_and_something_judged(path: Path) -> None:
+    plain, asked = config.load(path), config.load(path, ["evaluate.agreement={columns: [class]}"])
+    assert "agreement" not in result_fields(plain.evaluate)  # old fingerprints hold
+    assert result_fields(asked.evaluate)["agreement"]["columns"] == ["class"]
+    assert "judges nothing" in message(path, "evaluate.agreement={samples: 20}")
+    assert "expected different names" in message(path, "evaluate.agreement={columns: [a, a]}")
+    nothing = ["diffusion.condition.kind=none", "evaluate.agreement={columns: [class]}"]
+    assert "the model is told nothing" in message(path, *nothing)
+    table = ["data.source={kind: table, path: a.csv, label: a}", "evaluate.agreement={captions: true}"]
+    assert "`data.source.caption` names no column" in message(path, *table)
+
+
+def test_guidance_needs_any_condition(path: Path) -> None:
+    captions = ["diffusion.condition={kind: none, caption: {}}", "evaluate.guidance=2"]
+    assert config.load(path, captions).evaluate.guidance == 2
+    assert "needs a condition that is sometimes withheld" in message(path, *captions, "diffusion.condition.drop=0")

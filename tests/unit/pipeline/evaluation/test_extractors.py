@@ -60,8 +60,8 @@ def test_the_first_one_stays(digits: Any, tmp_path: Path) -> None:
     first = extractors.extractor_of(config(root), data)
     path = extractors.pool_path(config(root), data)
     other = features.random_network(np.zeros((1, 8, 8, 1), np.uint8), "a test")
-    assert path and extractors.keep(other, path).digest == first.digest
-    assert extractors.keep(other, tmp_path / "new" / "a.safetensors").digest == other.digest
+    assert path and extractors.keep(other, path, features.load).digest == first.digest
+    assert extractors.keep(other, tmp_path / "new" / "a.safetensors", features.load).digest == other.digest
 
 
 def test_what_decides_on_the_extractor_is_in_its_name(digits: Any) -> None:
