@@ -33,6 +33,9 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 @click.option("--negative", default=None, help="A caption that guidance leads away from.")
 @click.option("--set", "values", multiple=True, help="NAME=VALUE, an attribute, such as age=0.7.")
 @click.option(
+    "--map", "maps", multiple=True, help="NAME=FILE, a picture over the latents; a folder, or several: in turn."
+)
+@click.option(
     "--scale", "scales", multiple=True, help="NAME=NUMBER, a guidance scale of one condition, such as caption=4."
 )
 @click.option("--sampler", default=None, type=click.Choice(SAMPLERS), help="Default: the model's.")
@@ -63,13 +66,14 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 @click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(
     model: str, out: Path, add: bool, count: int | None, classes: str | None, prompts: tuple[str, ...],
-    file: str | None, negative: str | None, values: tuple[str, ...], scales: tuple[str, ...], sampler: str | None,
-    steps: int | None, guidance: float | None, seed: int, batch_size: int | None, size: str | None, weights: str | None,
-    root: Path, **how: Any,
+    file: str | None, negative: str | None, values: tuple[str, ...], maps: tuple[str, ...], scales: tuple[str, ...],
+    sampler: str | None, steps: int | None, guidance: float | None, seed: int, batch_size: int | None,
+    size: str | None, weights: str | None, root: Path, **how: Any,
 ) -> None:  # fmt: skip
     """Generate images from MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS): PNG files, a grid,
     and a JSON file of what made them."""
     from pipeline.data.buckets import parsed
+    from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
     from pipeline.generate.samples import earlier, sample_info, write_samples
 
@@ -79,15 +83,19 @@ def command(
         "prompts": [*prompts, *(prompts_of(file) if file else [])] or None,
         "negative": negative,
         "attributes": pairs("--set", values),
+        "maps": maps_of(maps),
         "scales": {name: as_number("--scale", name, value) for name, value in pairs("--scale", scales).items()},
     }
-    count = count if count or told["prompts"] else 16
+    listed = told["prompts"] or any(len(files) > 1 for files in told["maps"].values())
+    count = count if count or listed else 16
     generator = load_pretrained(model, root=root, weights=weights)
     names = [name if name in generator.classes else name.strip() for name in classes.split(",")] if classes else None
     request = generator.request(names, count, seed, steps, sampler, guidance, batch_size, shape=shape, **told, **how)
     before.check(out, generator, request.get("shape") or generator.shapes[0])
     images = generator.images(request, before.next)
-    write_samples(out, images, sample_info(generator, request), before)
+    files = {name: [{"file": f.name, "sha256": sha256_file(f)} for f in given] for name, given in told["maps"].items()}
+    info = {**sample_info(generator, request), **({"maps": files} if files else {})}
+    write_samples(out, images, info, before)
     more = f" ({before.next:06d}.png and on)" if before.next else ""
     print(f"{len(images)} image{'s' * (len(images) != 1)} in {out}{more}, the grid in {out / 'grid.png'}")
 
@@ -104,6 +112,24 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:
         if name.strip() in found:
             raise UserError(f"{option} {text}: {name.strip()} is given twice")
         found[name.strip()] = value
+    return found
+
+
+def maps_of(given: Sequence[str]) -> dict[str, list[Path]]:
+    """Of each NAME=FILE, or NAME=FOLDER, the pictures in turn, by name. UserError for what is not there."""
+    from pipeline.data.transforms import FORMATS
+    from pipeline.errors import UserError
+
+    found: dict[str, list[Path]] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        path = Path(value).expanduser()
+        if not equals or not name.strip() or not value.strip():
+            raise UserError(f"--map {text}: expected NAME=FILE")
+        inside = sorted(f for f in path.iterdir() if f.suffix[1:].lower() in FORMATS) if path.is_dir() else [path]
+        if not inside or not all(file.is_file() for file in inside):
+            raise UserError(f"--map {text}: no picture is there; give a picture's path, or a folder of pictures")
+        found.setdefault(name.strip(), []).extend(inside)
     return found
 
 

@@ -117,6 +117,22 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _pictures_fit(self) -> Config:
+        """Whatever lies over the latents is cut, and mirrored, as the images are."""
+        if not self.diffusion.condition.spatial:
+            return self
+        data, where = self.data, "`diffusion.condition.spatial`"
+        crops = [view for view in self.latents.views if view.startswith("crop")]
+        if data.source.kind not in ("table", "webdataset"):
+            raise ValueError(f"{where} comes from a table or from tars; `data.source.kind` is {data.source.kind}")
+        if data.buckets is not None:
+            raise ValueError(f"{where} knows square images only; leave it out with `data.buckets`")
+        if crops or data.augment.crop == "random":
+            found = f"`latents.views` has {crops[0]}" if crops else "`data.augment.crop` is random"
+            raise ValueError(f"{where} is cut from the middle only, but {found}; take the views as_is and flip")
+        return self
+
+    @model_validator(mode="after")
     def _works_in_buckets(self) -> Config:
         if self.data.buckets is None:
             return self

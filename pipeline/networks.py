@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts import Artifact
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, read_json
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pipeline.config import Config
 
 
 def build_network(options: Mapping[str, Any], activation_checkpointing: bool = False) -> nn.Module:
@@ -31,6 +34,17 @@ def build_network(options: Mapping[str, Any], activation_checkpointing: bool = F
         options["condition"].get("caption"),
         options["condition"].get("spatial"),
     )
+
+
+def latent_side(config: Config) -> int:
+    """Places a side of the latents of a square image, by the config's autoencoder; builds nothing."""
+    from models import registry
+
+    options = config.autoencoder.model
+    if config.autoencoder.from_:
+        options = Artifact.load(config.autoencoder.from_, "autoencoder").recipe["model"]
+    model: Any = registry.outline("autoencoders", options, channels=config.data.channels)
+    return int(config.data.size // model.factor)
 
 
 def load_weights(module: nn.Module, path: Path, weights: Mapping[str, Any] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.artifacts import Artifact
 from pipeline.data.caption_shards import known
 from pipeline.data.condition_shards import ConditionIndex
+from pipeline.data.maps import packed
 from pipeline.data.text_encoders import Embedding
 from pipeline.files import read_json
 
@@ -28,8 +29,9 @@ def open_conditions(
     """
     listing = read_json(conditions.path / "shards.json")
     pool = conditions.path.parent.parent.parent / listing["pool"]
-    values = [record for record in listing["shards"] if record["split"] == split and "embeds" not in record]
-    embedded = [record for record in listing["shards"] if record["split"] == split and "embeds" in record]
+    values, embedded, maps = (
+        [r for r in listing["shards"] if r["split"] == split and _kind(r) == kind] for kind in ("", "embeds", "maps")
+    )
     buckets = latents.summary.get("buckets")
     numbers: list[int | None] = [None] if buckets is None else list(range(len(buckets)))
     return [
@@ -40,9 +42,31 @@ def open_conditions(
             conditions.summary["caption"],
             _stand_ins(data, latents, split, bucket, cache) if latents.summary.get("lost") else None,
             [record for record in embedded if record.get("bucket") == bucket],
+            conditions.summary.get("spatial"),
+            maps,
         )
         for bucket in numbers
     ]
+
+
+def maps_of(conditions: Artifact, split: str, samples: Iterable[int]) -> dict[str, list[str | None]]:
+    """By spatial condition the packed map of each of these samples of a split's images, None where there is none; empty
+    where there are no spatial conditions."""
+    spatial = conditions.summary.get("spatial", {})
+    if not spatial:
+        return {}
+    listing = read_json(conditions.path / "shards.json")
+    pool = conditions.path.parent.parent.parent / listing["pool"]
+    of_split = [r for r in listing["shards"] if r["split"] == split]
+    values, maps = ([r for r in of_split if _kind(r) == kind] for kind in ("", "maps"))
+    index = ConditionIndex(pool, values, {}, None, spatial=spatial, maps=maps)
+    found = {name: [index.map_of(i, name) for i in samples] for name in spatial}
+    return {name: [None if one is None else packed(one) for one in several] for name, several in found.items()}
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    """What a file of the listing holds: values (""), embedded captions, maps."""
+    return next((kind for kind in ("embeds", "maps") if kind in record), "")
 
 
 def embeddings(conditions: Artifact, split: str, texts: Iterable[str]) -> dict[str, Embedding]:

@@ -33,7 +33,7 @@ def seen(values: Mapping[str, Sequence[Any]], texts: Sequence[Sequence[str]] | N
 def merged(shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The report of all shards: by condition {told: images that have a value} and {values: the most frequent, with
     their counts, different: how many there are}, {low, high, mean} of numbers, or {captions, median, longest} in
-    bytes."""
+    bytes. Of pictures, which are not among them, it is {told, bad: how many cannot be used}."""
     several = list(shards)
     report: dict[str, Any] = {}
     for name in dict.fromkeys(name for shard in several for name in shard):
@@ -64,6 +64,8 @@ def lines(report: Mapping[str, Mapping[str, Any]], images: int, cut: int | None 
 
 
 def _in_words(found: Mapping[str, Any], cut: int | None) -> str:
+    if "bad" in found:
+        return f"{found['told']:,} pictures"
     if "captions" in found:
         several = f" of {found['told']:,} images" if found["captions"] != found["told"] else ""
         sizes = (

@@ -4,8 +4,9 @@ A safetensors file a shard, in a pool that all runs share, named by the values i
 `NAME` int32 [n] (place in the shard's own list of values, -1 for none), of a continuous one float32 [n] (NaN for none),
 of labels uint8 [n, k] (255 in a row of none); of captions `caption` uint8 [bytes of all], `caption.ends` int64 [m + 1],
 and `caption.first` int64 [n + 1]: sample i has the captions first[i] to first[i + 1]. Beside it a record with the
-shard's lists of values. Captions that a frozen encoder read lie in a file of their own, `caption_shards.py`. What a
-value may be is in `condition_values.py`, what a rank makes of it in `loader.py`.
+shard's lists of values. Captions that a frozen encoder read lie in a file of their own, `caption_shards.py`, and so do
+spatial conditions, `map_shards.py`. What a value may be is in `condition_values.py`, what a rank makes of it in
+`loader.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data import caption_shards, condition_report, condition_values
+from pipeline.data import caption_shards, condition_report, condition_values, map_shards
 from pipeline.data.array_files import Array, mapped, save
 from pipeline.data.captions import captions_of, cut, symbols
 from pipeline.data.index import OPEN, Index, Open
@@ -131,7 +132,8 @@ class ConditionIndex:
 
     attributes, caption: options as a model has them. rows: int64 [n], the sample whose conditions each latent has,
     where these are not in the latents' own order (`data.on_corrupt: skip`). embedded: records of the files of captions
-    that a frozen encoder read, one for each of `records`.
+    that a frozen encoder read, one for each of `records`. spatial: options of the maps; maps: records of
+    their files.
     """
 
     def __init__(
@@ -142,7 +144,11 @@ class ConditionIndex:
         caption: Mapping[str, Any] | None,
         rows: Array | None = None,
         embedded: Sequence[Mapping[str, Any]] = (),
+        spatial: Mapping[str, Mapping[str, Any]] | None = None,
+        maps: Sequence[Mapping[str, Any]] = (),
     ) -> None:
+        self.spatial, self._map_files = dict(spatial or {}), [(pool / r["file"], r["bytes"]) for r in maps]
+        self._maps: Open[dict[str, Array]] = Open(lambda shard: _whole(*self._map_files[shard]), OPEN)
         self.attributes, self.caption, self.rows = dict(attributes), caption, rows
         self._embedded = [(pool / record["file"], record["bytes"]) for record in embedded]
         self._files = [(pool / record["file"], record["bytes"]) for record in records]
@@ -156,19 +162,30 @@ class ConditionIndex:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def read(self, indices: Array, which: Array | float = 0.0) -> dict[str, Array]:
+    def read(self, indices: Array, which: Array | float = 0.0, mirrored: Array | bool = False) -> dict[str, Array]:
         """The rows [n, ...] of each condition of samples `indices` int64 [n]. which: a number in [0, 1) each, that
-        draws one of a sample's captions."""
+        draws one of a sample's captions; mirrored: whether its maps are to be."""
         told = np.asarray(indices, np.int64) if self.rows is None else self.rows[indices]
         each = np.broadcast_to(np.asarray(which, np.float64), told.shape)
-        found = [self._row(int(i), float(w)) for i, w in zip(told, each, strict=True)]
+        turned = np.broadcast_to(np.asarray(mirrored, bool), told.shape)
+        found = [self._row(int(i), float(w), bool(m)) for i, w, m in zip(told, each, turned, strict=True)]
         return {name: np.stack([row[name] for row in found]) for name in found[0]} if found else {}
 
-    def _row(self, i: int, which: float) -> dict[str, Any]:
+    def map_of(self, i: int, name: str) -> Array | None:
+        """A map of sample i, uint8 [K, h, w]; None where it has none."""
+        shard, place = self._place(i)
+        arrays = self._maps[shard]
+        return arrays[name][place] if arrays[f"{name}.told"][place] else None
+
+    def _place(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
         shard = int(np.searchsorted(self._ends, i, side="right"))
-        place, arrays = i - int(self._starts[shard]), self._shards[shard]
+        return shard, i - int(self._starts[shard])
+
+    def _row(self, i: int, which: float, mirrored: bool) -> dict[str, Any]:
+        shard, place = self._place(i)
+        arrays = self._shards[shard]
         row: dict[str, Any] = {}
         for name, options in self.attributes.items():
             value = arrays[name][place]
@@ -189,6 +206,8 @@ class ConditionIndex:
                 begin, end = (int(n) for n in arrays["caption.ends"][chosen : chosen + 2])
                 content = arrays["caption"][begin:end]
             row["caption"] = symbols(content[: self.caption["tokens"] - 1], self.caption["tokens"])
+        if self.spatial:
+            row |= map_shards.rows(self._maps[shard], self.spatial, place, mirrored)
         return row
 
     def _open(self, shard: int) -> dict[str, Array]:

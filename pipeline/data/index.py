@@ -253,6 +253,11 @@ class Index:
         place = self._rows[shard][row]
         return self._bytes(shard, int(place["offset"]), int(place["length"]))
 
+    def place(self, i: int) -> tuple[int, int]:
+        """Offset and length of sample i's image in its tar."""
+        row = self._row(i)
+        return int(row["offset"]), int(row["length"])
+
     def meta(self, i: int) -> dict[str, Any]:
         """Caption and attributes of sample i; empty where there are none."""
         shard, row = self.locate(i)
@@ -283,9 +288,14 @@ class Index:
         rows: Array = np.load(self.folder / f"{self._names[shard]}.rows.npy", mmap_mode="r")
         return rows
 
-    def _open_tar(self, shard: int) -> mmap.mmap:
+    def tar(self, shard: int) -> tuple[Path, str]:
+        """Where a shard's tar lies on this machine, fetched if need be, and how messages call it."""
         location = self._locations[shard]
         path = local_copy(location, self._sha256[shard], self.cache) if is_remote(location) else self.folder / location
+        return path, location
+
+    def _open_tar(self, shard: int) -> mmap.mmap:
+        path, location = self.tar(shard)
         try:
             return map_file(path)
         except (FileNotFoundError, ValueError):

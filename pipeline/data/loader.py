@@ -34,11 +34,13 @@ GOLDEN = (5**0.5 - 1) / 2  # multiples modulo 1 are spread evenly: the times of 
 
 class Told(NamedTuple):
     """What samples are told besides their class: an index a bucket, the rows of what is not told, and the share of the
-    samples from which each condition alone is withheld, by name; "class" may be among these."""
+    samples from which each condition alone is withheld, by name; "class" may be among these. mirrored: of each view of
+    the latents, whether maps are to be mirrored with it; none: no view is mirrored."""
 
     parts: Sequence[ConditionIndex]
     null: dict[str, Any]
     drops: dict[str, float]
+    mirrored: tuple[bool, ...] = ()
 
 
 class Request(NamedTuple):
@@ -254,18 +256,22 @@ class LatentBatches(Dataset[Batch]):
             noise=draws["noise"],
             u=u,
             label=label,
-            **self._conditions(request, withheld),
+            **self._conditions(request, withheld, draws["view"]),
         )
 
-    def _conditions(self, request: Request, withheld: Array) -> Batch:
-        """The rows of each condition but the class, null where all are `withheld` (bool [n]) or this one is."""
+    def _conditions(self, request: Request, withheld: Array, view: Array) -> Batch:
+        """The rows of each condition but the class, null where all are `withheld` (bool [n]) or this one is; of the
+        drawn `view` int64 [n] in training."""
         if self.told is None:
             return {}
         which: Array | float = 0.0
         if not self.stratified:  # one of several captions
             which = self._draw("caption", "which", request)
+        turned: Array | bool = False
+        if self.told.mirrored and not self.stratified:
+            turned = np.array(self.told.mirrored)[view]
         batch: Batch = {}
-        for name, rows in self.told.parts[request.bucket].read(request.indices, which).items():
+        for name, rows in self.told.parts[request.bucket].read(request.indices, which, turned).items():
             rows[withheld | self._alone(name.partition("/")[0], request)] = self.told.null[name]
             batch[f"condition/{name}"] = rows
         return batch

@@ -92,6 +92,25 @@ def identity(source: TableSource, digests: Digests) -> list[Any]:
     return [keys, known, [[row.key, digests.of(str(row.location))] for row in outside], found.missing]
 
 
+def located(source: TableSource, column: str) -> dict[str, str]:
+    """By the key of an image the place of the picture that its row has in `column`: FILE:GROUP:ROW, or its path,
+    whether it is there or not; nothing of rows that have none. UserError for a column that is none of pictures."""
+    found: dict[str, str] = {}
+    for file in chosen_files(source.path)[0]:
+        schema, paths, first = schema_of(file, column), Paths(file.parent), schema_of(file, source.image)
+        labels = Labels(source.label or "", source.empty_label, first.names.get(source.label or ""))
+        rows = _rows_of(file, source, labels, Values(), Paths(file.parent))
+        for row, place in zip(rows, places(file, schema, []), strict=True):
+            if not isinstance(row, Row):
+                continue
+            if place.inside:
+                found.setdefault(row.key, f"{file}:{place.group}:{place.row}")
+            elif place.path:
+                name, there = paths.find(place.path)
+                found.setdefault(row.key, str((there or file.parent / name).absolute()))
+    return found
+
+
 def _stem(source: TableSource, file: Path) -> str:
     """A file's part of keys: its path below the source's folder, without suffix."""
     root = Path(source.path).absolute()

@@ -91,7 +91,7 @@ def schema_of(file: Path, image: str) -> Schema:
         image=image,
         bytes=content[0] if content else None,
         paths=paths[0] if paths else None,
-        binary=[f.name for f in schema if _is_binary(f.type) or f.name in images],
+        binary=[f.name for f in schema if _holds_bytes(f.type) or f.name in images],
         images=images,
         names={name: one["names"] for name, one in features.items() if isinstance(one.get("names"), list)},
     )
@@ -121,6 +121,12 @@ def _is_binary(kind: Any) -> bool:
 
     tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
     return any(test(kind) for test in tests)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    return _is_binary(kind) or (types.is_struct(kind) and any(_is_binary(field.type) for field in kind))
 
 
 def _is_text(kind: Any) -> bool:

@@ -70,13 +70,19 @@ def _listed(data: Data, digests: Digests) -> Listing:
     if data.limit is None:
         found = listing(data.source, digests)
         return own_split(found) if data.split.by == "source" else found
-    found = listing(data.source, Unread())
-    found = limited(own_split(found) if data.split.by == "source" else found, data.limit)
+    found = chosen(data)
     if data.source.kind == "table" and parquet.is_parquet(data.source.path):
         return replace(found, rows=parquet.with_digests(data.source, found.rows, digests))
     if data.source.kind in ("folder", "table"):
         return replace(found, rows=[replace(row, digest=digests.of(str(row.location))) for row in found.rows])
     return found
+
+
+def chosen(data: Data) -> Listing:
+    """The listing of a source, no more of it than `data.limit`, without reading images: names stand for digests."""
+    found = listing(data.source, Unread())
+    found = own_split(found) if data.split.by == "source" else found
+    return found if data.limit is None else limited(found, data.limit)
 
 
 def _digests(source: Any, digests_folder: str | Path | None) -> Digests:

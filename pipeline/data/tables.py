@@ -44,3 +44,21 @@ def list_table(source: TableSource, digests: Digests) -> Listing:
             missing.append(whole_text(name))
     notes = [*table.notes(), *paths.notes(), *values.notes(), *labels.notes()]
     return Listing(rows, class_order(row.label for row in rows if row.label), missing, notes=notes)
+
+
+def located(source: TableSource, column: str) -> dict[str, str]:
+    """By the key of an image the path of the picture that its row names in `column`, whether it is there or not;
+    nothing of rows that name none. UserError for a column that is not there."""
+    path = existing(source.path)
+    table, images, others = TextTable(path, source.delimiter, source.encoding), Paths(path.parent), Paths(path.parent)
+    found: dict[str, str] = {}
+    for number, record in table.rows():
+        if column not in record or column in table.repeated:
+            there = ", ".join(map(str, record))
+            raise UserError(f"{path}:{number}: no column {column!r}, or more than one; there are {there}")
+        value = record[column]
+        name, file = images.find(str(record[source.image]))
+        if file is not None and value is not None and str(value).strip():
+            named, picture = others.find(str(value))
+            found.setdefault(Path(name).with_suffix("").as_posix(), str((picture or path.parent / named).absolute()))
+    return found

@@ -40,9 +40,9 @@ class Curve:
             )
         self.name = f"fd_{self.count}"
 
-    def request(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def request(self, options: Mapping[str, Any], conditions: Artifact | None = None) -> dict[str, Any]:
         """The arguments of `Generator.sample`: told what held-out images are, always the same noise. options: of the
-        model."""
+        model; conditions: where its maps are, if it knows any."""
         from pipeline.data.split import split_order
         from pipeline.evaluation.scores import asked_classes
         from pipeline.evaluation.told import told_of
@@ -52,7 +52,7 @@ class Curve:
         labels = split_order(self.ingest.path, "val", self.config, self.config.evaluate.seed)[1][: self.count]
         return {
             "classes": [Label(c) for c in asked_classes(labels, self.count, classes)] if classes else None,
-            **told_of(self.config, self.ingest.path, options, "val", self.count),
+            **told_of(self.config, self.ingest.path, options, "val", self.count, conditions),
             "n": self.count,
             "seed": self.config.evaluate.seed,
             "steps": self.config.diffusion.fd.steps,

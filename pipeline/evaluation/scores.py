@@ -173,7 +173,7 @@ def asked_classes(labels: Array, count: int, classes: int) -> Array:
     return asked
 
 
-LISTS = ("classes", "prompts", "attributes")  # of a request: a value for each image
+LISTS = ("classes", "prompts", "attributes", "maps")  # of a request: a value for each image
 
 
 def draw_samples(
@@ -183,7 +183,7 @@ def draw_samples(
     native: Native | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> tuple[Images, dict[str, Any], Images]:
-    """The samples, what was asked of the generator (without the lists of classes, prompts and attributes), and the
+    """The samples, what was asked of the generator (without its `LISTS`), and the
     samples as they are shown: the same, but for several shapes, of which the samples are stretched to squares."""
     from pipeline.evaluation import shapes
     from pipeline.generate.generator import Label

@@ -6,17 +6,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import Artifact, check_inputs
 from pipeline.config import Config
 
 
-def told_of(config: Config, data: Path, options: Mapping[str, Any], split: str, count: int) -> dict[str, Any]:
-    """Prompts and attributes of the first `count` images of a split in the order of `split_order`, as arguments of
-    `Generator.request`; empty for a model that knows none. options: the model's."""
+def told_of(
+    config: Config,
+    data: Path,
+    options: Mapping[str, Any],
+    split: str,
+    count: int,
+    conditions: Artifact | None = None,
+) -> dict[str, Any]:
+    """Prompts, attributes, maps of the first `count` images of a split in the order of `split_order`, as arguments of
+    `Generator.request`; empty for a model that knows none. options: the model's; conditions: where its maps are."""
+    from pipeline.data.condition_pool import maps_of
+    from pipeline.data.split import split_order
     from pipeline.generate.told import of_samples
 
     if not config.diffusion.condition.columns:
         return {}
-    return of_samples(options, metas_of(config, data, split, count))
+    told = of_samples(options, metas_of(config, data, split, count))
+    if conditions is None:
+        return told
+    rows = split_order(data, split, config, config.evaluate.seed)[0][:count]
+    maps = maps_of(conditions, split, [int(i) for i in rows])
+    return {**told, **({"maps": maps} if maps else {})}
 
 
 def metas_of(config: Config, data: Path, split: str, count: int | None = None) -> list[dict[str, Any]]:
@@ -33,3 +48,13 @@ def metas_of(config: Config, data: Path, split: str, count: int | None = None) -
 def label_of(config: Config) -> str:
     """The name of the column that is the class."""
     return getattr(config.data.source, "label", None) or "class"
+
+
+def conditions_of(diffusion: Artifact) -> Artifact | None:
+    """What a model was told in training; None where that was nothing but classes."""
+    if "conditions" not in diffusion.inputs:
+        return None
+    folder = diffusion.path.parent.parent / "conditions" / diffusion.inputs["conditions"]["fingerprint"]
+    found = Artifact.load(folder, "conditions")
+    check_inputs(diffusion, {"conditions": found})
+    return found

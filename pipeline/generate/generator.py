@@ -84,6 +84,7 @@ class Generator:
         negative: str | Sequence[str] | None = None,
         attributes: Mapping[str, Any] | None = None,
         scales: Mapping[str, float] | None = None,
+        maps: Mapping[str, Any] | None = None,
         **how: Any,
     ) -> Images:
         """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (a list, or one; default: all).
@@ -94,14 +95,28 @@ class Generator:
         of the same computation: equal up to rounding. prompts: captions, in turn as the classes are; those of
         pieces, "a hat AND a coat" or a list, are composed, a guidance term each; negative: one that
         guidance leads away from, in place of the empty one (or several, in turn). attributes: by name a value, or a
-        list that images take in turn (of labels: a list of lists); with either, no class is told unless one is given.
-        What is not given is not told. scales: a guidance scale of a condition's own, by name (class, caption, an
-        attribute's); `guidance` is that of all others together. `how`: grid, shift, guidance_kind, guidance_weak,
+        list that images take in turn (of labels: a list of lists). maps: by spatial condition a picture (a path, a
+        Pillow image, an array), or a list in turn. With any of these, no class is told unless one is given. What is not
+        given is not told. scales: a guidance scale of a condition's own, by name (class, caption, an attribute's, a
+        map's); `guidance` is that of all others together. `how`: grid, shift, guidance_kind, guidance_weak,
         guidance_interval, guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model
         does not know, and NotFinite where they, or the weights, lead to no image.
         """
         request = self.request(
-            classes, n, seed, steps, sampler, guidance, batch_size, shape, prompts, negative, attributes, scales, **how
+            classes,
+            n,
+            seed,
+            steps,
+            sampler,
+            guidance,
+            batch_size,
+            shape,
+            prompts,
+            negative,
+            attributes,
+            scales,
+            maps,
+            **how,
         )
         return self.images(request)
 
@@ -123,6 +138,7 @@ class Generator:
         negative: str | Sequence[str] | None = None,
         attributes: Mapping[str, Any] | None = None,
         scales: Mapping[str, float] | None = None,
+        maps: Mapping[str, Any] | None = None,
         **how: Any,
     ) -> dict[str, Any]:
         """The arguments of `sample`, checked, with the defaults put in, as plain JSON values."""
@@ -135,8 +151,8 @@ class Generator:
             if chosen.get("shift") is not None:
                 raise UserError(f"shift: {chosen['shift']} given, but the grid is {filled['grid']}; give grid shifted")
             filled["shift"] = None
-        given = told.checked(self.options, prompts, negative, attributes, scales)
-        if not classes and ("prompts" in given or "attributes" in given):
+        given = told.checked(self.options, prompts, negative, attributes, scales, maps)
+        if not classes and {"prompts", "attributes", "maps"} & set(given):
             labels = []  # told something else, and no class
         least = max(len(labels) if classes is not None else 0, told.count(given))
         request: dict[str, Any] = {"n": n if n is not None else least or 16, "seed": seed, "classes": labels}

@@ -1,4 +1,4 @@
-"""What a model is told besides the class: prompts, attributes, a scale for each condition; checked, and as tensors.
+"""What a model is told besides the class: prompts, attributes, maps, scales of each; checked, and as tensors.
 
 A value's form is `data/condition_values.py`'s; what guidance makes of the tensors is in `sampling.py`.
 """
@@ -18,6 +18,7 @@ import torch
 from models.conditioning import Conditions
 from models.registry import nearest
 from pipeline.data import caption_shards, condition_values
+from pipeline.data import maps as map_values
 from pipeline.data.captions import captions_of, cleaned, cut
 from pipeline.data.text_encoders import Embedding, Frozen
 from pipeline.errors import UserError
@@ -27,10 +28,11 @@ Options = Mapping[str, Any]
 
 
 def names(options: Options) -> list[str]:
-    """The conditions of a model by name: class, attributes, caption; empty where it knows none."""
+    """The conditions of a model by name: class, attributes, caption, maps; empty where it knows none."""
     condition = options["condition"]
     told = ["class"] if condition["kind"] == "class" else []
-    return [*told, *condition.get("attributes", {}), *(["caption"] if condition.get("caption") else [])]
+    told += [*condition.get("attributes", {}), *(["caption"] if condition.get("caption") else [])]
+    return [*told, *condition.get("spatial", {})]
 
 
 def checked(
@@ -39,6 +41,7 @@ def checked(
     negative: str | Sequence[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
     scales: Mapping[str, float] | None = None,
+    maps: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The part of a request that these make, plain JSON values: each a list that images take in turn; nothing of what
     is not given. UserError for what the model does not know."""
@@ -65,6 +68,7 @@ def checked(
             _row("set", lambda name=name, each=each: condition_values.row(name, known[name], each))
         chosen[name] = [_plain(known[name], each) for each in chosen[name]]
     request |= {"attributes": chosen} if chosen else {}
+    request |= {"maps": packed_maps(condition.get("spatial", {}), maps)} if maps else {}
     for name, scale in (scales or {}).items():
         if name not in names(options):
             there = names(options)
@@ -76,7 +80,8 @@ def checked(
 
 def count(request: Mapping[str, Any]) -> int:
     """Images that it takes to show each value that a request lists."""
-    return max([len(request.get("prompts", [])), *map(len, request.get("attributes", {}).values())], default=0)
+    return max([len(request.get("prompts", [])), *map(len, request.get("attributes", {}).values()),
+                *map(len, request.get("maps", {}).values())], default=0)  # fmt: skip
 
 
 def composes(request: Mapping[str, Any]) -> bool:
@@ -126,6 +131,12 @@ def conditions(
         values = request.get("attributes", {}).get(name, [None])
         told[name] = [condition_values.row(name, own, values[i % len(values)]) for i in rows]
         null[name] = [condition_values.row(name, own, None)]
+    for name, own in condition.get("spatial", {}).items():
+        given = [
+            None if one is None else map_values.taken(one, own) for one in request.get("maps", {}).get(name, [None])
+        ]
+        told[name] = [map_values.row(given[i % len(given)], own) for i in rows]
+        null[name] = [map_values.row(None, own)]
     if own := condition.get("caption"):
         prompts, negative = request.get("prompts", [""]), request.get("negative") or ""
         texts = [prompts[i % len(prompts)] for i in rows]
@@ -135,6 +146,25 @@ def conditions(
             told[name] = [row[name] for row in found[: len(texts)]]
             null[name] = [row[name] for row in found[len(texts) :]]
     return _tensors(told, device), _tensors(null, device)
+
+
+def packed_maps(known: Mapping[str, Options], maps: Mapping[str, Any]) -> dict[str, list[str | None]]:
+    """The maps of a request, as `data.maps.packed` has them, a list each. known: options by name. UserError for another
+    name, and for what is no picture."""
+    found: dict[str, list[str | None]] = {}
+    for name, given in maps.items():
+        if name not in known:
+            hint = nearest(name, known) if known else "this model knows no pictures"
+            raise UserError(f"map: no spatial condition {name!r}; {hint}")
+        found[name] = []
+        for one in given if isinstance(given, (list, tuple)) else [given]:
+            try:
+                found[name].append(None if one is None else map_values.packed(map_values.taken(one, known[name])))
+            except ValueError as error:
+                raise UserError(f"map: {name}: {error}") from None
+        if not found[name]:
+            raise UserError(f"map: {name}: no picture given")
+    return found
 
 
 def _rows(caption: Options, text: str, known: Mapping[str, Embedding]) -> dict[str, Any]:
@@ -194,6 +224,8 @@ def part(told: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         chosen["attributes"] = {
             name: [values[i % len(values)] for i in rows] for name, values in told["attributes"].items()
         }
+    if "maps" in told:
+        chosen["maps"] = {name: [values[i % len(values)] for i in rows] for name, values in told["maps"].items()}
     if "prompts" in told:
         chosen["prompts"] = [told["prompts"][i % len(told["prompts"])] for i in rows]
     return chosen

@@ -22,7 +22,7 @@ def check_models(config: Config) -> tuple[int, int]:
     Raises UserError naming the key.
     """
     from models import registry
-    from models.diffusion.denoiser import check_attends
+    from models.diffusion.denoiser import beside, check_attends
     from models.lora import adapted
     from pipeline.artifacts import Artifact
     from pipeline.data.latents import BROUGHT
@@ -63,7 +63,8 @@ def check_models(config: Config) -> tuple[int, int]:
         _check_loss_fits(config)
         channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
         key = "diffusion.backbone"
-        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
+        more = beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"])
+        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side, **more)
         caption = config.diffusion.condition.caption
         check_attends(backbone, config.diffusion.backbone, caption.model_dump() if caption else None)
         key = "diffusion.training.lora.targets"

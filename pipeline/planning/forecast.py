@@ -155,11 +155,14 @@ def parameter_counts(config: Config) -> dict[str, int]:
     """Parameters of `autoencoder`, `diffusion` and, if the config asks for them, `discriminator` and `adapters`; on the
     meta device."""
     from models import lora, registry
+    from models.diffusion.denoiser import beside
 
     channels, side = check_models(config)
+    shape = {"channels": channels, "size": side}
+    shape |= beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"])
     sizes = {
         "autoencoder": registry.parameters("autoencoders", config.autoencoder.model, channels=config.data.channels),
-        "diffusion": registry.parameters("backbones", config.diffusion.backbone, channels=channels, size=side),
+        "diffusion": registry.parameters("backbones", config.diffusion.backbone, **shape),
     }
     if config.autoencoder.loss.adversarial.weight:
         sizes["discriminator"] = discriminator_parameters(config)

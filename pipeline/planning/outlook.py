@@ -20,6 +20,7 @@ from pipeline.data.condition_report import lines, merged
 from pipeline.data.condition_shards import KEY, values_of
 from pipeline.data.index_tars import samples_of
 from pipeline.data.listing import LeftOut, Unread
+from pipeline.data.map_sources import located
 from pipeline.planning.look import meta_of, spread
 from pipeline.schema.data import Data
 from pipeline.stages import ingest
@@ -56,7 +57,8 @@ def told_outlook(config: Config, finished: Artifact | None) -> list[str]:
     if finished is not None:
         summary = finished.summary
         return lines(summary["seen"], summary["images"], summary["cut"]) if "seen" in summary else []
-    condition, source, where = asked(config), config.data.source, ""
+    condition, data, where = asked(config), config.data, ""
+    source = data.source
     if source.kind == "webdataset":
         paths = [path for path in tars.expand(source.path) if not tars.is_remote(path)]
         metas = [meta for path in spread(paths, TARS) for meta in _metas_of(Path(path))]
@@ -71,6 +73,9 @@ def told_outlook(config: Config, finished: Artifact | None) -> list[str]:
         return []
     values, texts = values_of(condition, metas)
     seen = merged([condition_report.seen(values, texts if condition["caption"] else None)])
+    if source.kind == "table":
+        pictures = condition["spatial"].items()
+        seen |= {name: {"told": len(located(data, own["column"])), "bad": 0} for name, own in pictures}
     check(seen, condition, {column for meta in metas for column in meta if column != KEY})
     trained = condition["caption"] and "encoder" not in condition["caption"]
     limit = condition["caption"]["tokens"] - 1 if trained else None

@@ -189,7 +189,7 @@ def synthetic_conditions(config: Config, store: Store, latents: Artifact) -> Art
     """An artifact that tells each latent the same, captions as long as they may be."""
     import numpy as np
 
-    from pipeline.data import caption_shards
+    from pipeline.data import caption_shards, map_shards
     from pipeline.data.condition_shards import KEY, write
     from pipeline.data.text_encoders import Embedding
     from pipeline.stages.conditions import asked, options_of
@@ -215,9 +215,14 @@ def synthetic_conditions(config: Config, store: Store, latents: Artifact) -> Art
             made = caption_shards.write(pool, encoder, caption.tokens, texts, lambda texts: ([given] * len(texts), 0))
             record["embedded"] = made
             shards.append({"split": split, "shard": 0, "embeds": True, **made})
+    spatial, grey = condition["spatial"], map_shards.Picture("grey", "pgm", lambda: b"P5 1 1 255 \x80")
+    for split, count in counts.items() if spatial else ():
+        told = map_shards.write(pool, spatial, {name: [grey] * count for name in spatial}, config.data.max_pixels)
+        shards.append({"split": split, "shard": 0, "maps": True, **told})
+    more = {"spatial": spatial} if spatial else {}
     with store.write("conditions", digest("rehearsal")[:16], {}, {}) as writer:
         write_json(writer.path / "shards.json", {"pool": "conditions", "shards": shards})
-        return writer.finish(options_of(condition, config, list(records.values()), empty))
+        return writer.finish({**options_of(condition, config, list(records.values()), empty), **more})
 
 
 # ---- on a rank -------------------------------------------------------------------------------------------------------

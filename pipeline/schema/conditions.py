@@ -110,6 +110,19 @@ class Caption(Section):
     drop: Fraction = Field(0.1, description="Share of the samples from which the caption alone is withheld.")
 
 
+class Spatial(Section):
+    """A second picture of each image, laid over its latents: a mask, an outline, depths, a small image."""
+
+    column: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of the table with the picture's path (of Parquet: or its bytes); in tars the members "
+        "KEY.COLUMN.png; default: the condition's name.",
+    )
+    channels: Literal[1, 3] = Field(1, description="1: gray, 3: RGB.")
+    drop: Fraction = Field(0.1, description="Share of the samples from which this one alone is withheld.")
+
+
 class Condition(Section):
     kind: Literal["none", "class"] = Field("class", description="Whether the model is told an image's class.")
     drop: Fraction = Field(
@@ -125,10 +138,14 @@ class Condition(Section):
         None, description="The caption, which the model is told; null: it is not.", json_schema_extra=LATER
     )
 
+    spatial: dict[Name, Spatial] = Field(
+        {}, description="Pictures that lie over the latents, which the model is told, by name.", json_schema_extra=LATER
+    )
+
     @property
     def columns(self) -> bool:
         """Whether the model is told anything but the class: then there is a stage that gathers it."""
-        return bool(self.attributes) or self.caption is not None
+        return bool(self.attributes) or self.caption is not None or bool(self.spatial)
 
     @property
     def tells(self) -> bool:
@@ -140,6 +157,9 @@ class Condition(Section):
         for name in self.attributes:
             if name in RESERVED:
                 raise ValueError(f"`attributes.{name}`: the name is taken; give another, and `column: {name}`")
+        for name in self.spatial:
+            if name in (*RESERVED, *self.attributes):
+                raise ValueError(f"`spatial.{name}`: the name is taken; give another, and `column: {name}`")
         if self.class_drop and self.kind == "none":
             raise ValueError("`class_drop` is given, but `kind` is none: the model is told no class")
         if self.class_drop and not self.columns:

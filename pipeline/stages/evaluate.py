@@ -106,7 +106,7 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     from pipeline.evaluation.extractors import extractor_of
     from pipeline.evaluation.metrics import classes
     from pipeline.evaluation.shapes import native
-    from pipeline.evaluation.told import told_of
+    from pipeline.evaluation.told import conditions_of, told_of
     from pipeline.generate.folder import from_artifacts
 
     torch.set_num_threads(arguments["threads"])
@@ -121,7 +121,8 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     )
     extractor = extractor_of(config, inputs["ingest"], lambda: (train, held_out))
     shapes = native(inputs["ingest"].path, config, min(config.evaluate.samples, len(held_out[0])))
-    told = told_of(config, inputs["ingest"].path, generator.options, "train", config.evaluate.samples)
+    known = conditions_of(inputs["diffusion"]) if config.diffusion.condition.spatial else None
+    told = told_of(config, inputs["ingest"].path, generator.options, "train", config.evaluate.samples, known)
     report = evaluate(generator, *train, *held_out, config.evaluate, extractor, mirrored(config), shapes, told)
     for name, image in report.images.items():
         atomic_write(folder / f"{name}.png", to_png(Image.fromarray(image)))

@@ -62,7 +62,9 @@ def headline(artifact: Artifact) -> str:
 def plan(config: Config, store: Store, until: str = STAGES[-1]) -> list[Step]:
     """The stages up to `until` with their fingerprints and what is finished of them. Runs nothing."""
     if until not in config.stages:
-        raise UserError(f"{until}: this config names neither attributes nor captions (`diffusion.condition`)")
+        raise UserError(
+            f"{until}: this config names neither attributes nor captions nor pictures (`diffusion.condition`)"
+        )
     steps: dict[str, Step] = {}
     known: dict[str, str] = {}
     for stage in config.stages[: config.stages.index(until) + 1]:

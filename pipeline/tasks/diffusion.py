@@ -32,7 +32,8 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
 
     condition = result_fields(config.diffusion.condition)
     if "conditions" in inputs:
-        condition |= {key: inputs["conditions"].summary[key] for key in ("attributes", "caption")}
+        made = inputs["conditions"].summary
+        condition |= {key: made[key] for key in ("attributes", "caption", "spatial") if key in made}
     summary = inputs["encode"].summary
     shape, buckets = summary["shape"], {}
     if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
@@ -51,6 +52,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
 
 def told(config: Config, inputs: dict[str, Artifact], split: str) -> loader.Told | None:
     """What the samples of a split are told besides their class; None where that is nothing."""
+    from pipeline.data import maps
     from pipeline.data.condition_pool import open_conditions
     from pipeline.data.condition_values import null_rows
     from pipeline.data.loader import Told
@@ -59,11 +61,16 @@ def told(config: Config, inputs: dict[str, Artifact], split: str) -> loader.Told
     if "conditions" not in inputs:
         return None
     made = inputs["conditions"]
-    drops = {name: own.drop for name, own in section.attributes.items()} | {"class": section.class_drop}
+    several = {**section.attributes, **section.spatial}
+    drops = {name: own.drop for name, own in several.items()} | {"class": section.class_drop}
     if section.caption:
         drops["caption"] = section.caption.drop
     null = null_rows(made.summary["attributes"], made.summary["caption"])
-    return Told(open_conditions(made, inputs["ingest"], inputs["encode"], split, config.data.cache), null, drops)
+    null |= maps.null_rows(made.summary.get("spatial", {}))
+    mirrored = tuple(view == "flip" for view in config.latents.views) if section.spatial else ()
+    return Told(
+        open_conditions(made, inputs["ingest"], inputs["encode"], split, config.data.cache), null, drops, mirrored
+    )
 
 
 def read_of(inputs: dict[str, Artifact], request: Mapping[str, Any]) -> dict[str, Embedding]:
@@ -160,7 +167,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         classes = (
             [Label(i % null) for i in range(PREVIEW_IMAGES)] if null and section.condition.kind == "class" else None
         )
-        shown = told_of(config, inputs["ingest"].path, what, "val", PREVIEW_IMAGES)
+        shown = told_of(config, inputs["ingest"].path, what, "val", PREVIEW_IMAGES, inputs.get("conditions"))
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown))
             images = sampler.sample(
@@ -171,7 +178,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     if not section.fd.every:
         return network, Task("diffusion", loss, batches, validate, preview)
     curve = Curve(config, inputs["ingest"])
-    request = curve.request(what)
+    request = curve.request(what, inputs.get("conditions"))
 
     def measure(engine: Engine) -> dict[str, float]:
         """A point of the curve of Fréchet distances; every rank samples the same, rank 0 looks at it."""

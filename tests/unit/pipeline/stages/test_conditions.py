@@ -175,7 +175,7 @@ def test_a_config_without_them_has_no_such_stage_and_its_recipe_no_trace_of_them
     assert "conditions" not in plain.stages and told.stages[1] == "conditions"
     assert diffusion.recipe(plain)["condition"] == {"kind": "class", "drop": 0.1}
     assert "tokens" not in diffusion.recipe(plain)["backbone"]
-    with pytest.raises(UserError, match="conditions: this config names neither attributes nor captions"):
+    with pytest.raises(UserError, match="conditions: this config names neither attributes nor captions nor pictures"):
         graph.plan(plain, Store(plain.run.root), "conditions")
     shares = config(path, attributes={"mood": {"kind": "categorical", "drop": 0.5}})
     assert conditions.recipe(shares) == conditions.recipe(told)  # how often it is withheld costs no stage
