@@ -148,7 +148,7 @@ class ConditionIndex:
         maps: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.spatial, self._map_files = dict(spatial or {}), [(pool / r["file"], r["bytes"]) for r in maps]
-        self._maps: Open[dict[str, Array]] = Open(lambda shard: _whole(*self._map_files[shard]), OPEN)
+        self._maps: Open[dict[str, Array]] = Open(self._open_maps, OPEN)
         self.attributes, self.caption, self.rows = dict(attributes), caption, rows
         self._embedded = [(pool / record["file"], record["bytes"]) for record in embedded]
         self._files = [(pool / record["file"], record["bytes"]) for record in records]
@@ -157,7 +157,7 @@ class ConditionIndex:
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
         self._shards: Open[dict[str, Array]] = Open(self._open, OPEN)
-        self._captions: Open[dict[str, Array]] = Open(lambda shard: _whole(*self._embedded[shard]), OPEN)
+        self._captions: Open[dict[str, Array]] = Open(self._open_captions, OPEN)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -219,6 +219,12 @@ class ConditionIndex:
                 own = [places[text] for text in self._values[shard][name]]
                 arrays[f"{name}.table"] = np.array([*own, len(places)], np.int64)  # the last: none, at -1
         return arrays
+
+    def _open_captions(self, shard: int) -> dict[str, Array]:  # no lambdas: reader processes are sent this
+        return _whole(*self._embedded[shard])
+
+    def _open_maps(self, shard: int) -> dict[str, Array]:
+        return _whole(*self._map_files[shard])
 
 
 def _whole(path: Path, size: int) -> dict[str, Array]:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pipeline.cluster.inline import Inline
-from pipeline.data import cache, condition_shards, latent_shards, loader
+from pipeline.data import cache, condition_shards, latent_shards, loader, map_shards, maps
 from pipeline.data.condition_values import null_rows
 from pipeline.data.index import Index, read_image, read_pixels
 from pipeline.data.latent_shards import LatentIndex
@@ -67,15 +67,25 @@ def latent_stream(index, world=1, rank=0, position=0, drop=0.2, **more):
 
 @pytest.fixture(scope="module")
 def conditioned(latents, tmp_path_factory):
-    """The latents, and what their samples are told: an attribute and one of two captions."""
+    """The latents, and what their samples are told: an attribute, one of two captions, and a map."""
     pool = tmp_path_factory.mktemp("conditions")
     attributes = {"age": {"kind": "continuous", "column": "age", "range": [0, 99]}}
     asked = {"attributes": attributes, "caption": {"tokens": 8}}
     metas = [{"age": i, "caption": [f"a{i}", f"b{i}"], "__key__": str(i)} for i in range(90)]
     records = [condition_shards.write(pool, asked, metas[first : first + 30]) for first in (0, 30, 60)]
-    index = condition_shards.ConditionIndex(pool, records, attributes, asked["caption"])
-    drops = {"age": 0.3, "caption": 0.2, "class": 0.1}
-    return latents, loader.Told([index], null_rows(attributes, asked["caption"]), drops)
+    spatial = {"mask": {"channels": 1, "side": 3, "background": [255, 255, 255]}}
+    shards = [{"mask": [picture(i) for i in range(first, first + 30)]} for first in (0, 30, 60)]
+    files = [map_shards.write(pool, spatial, pictures, 100) for pictures in shards]
+    index = condition_shards.ConditionIndex(pool, records, attributes, asked["caption"], spatial=spatial, maps=files)
+    drops = {"age": 0.3, "caption": 0.2, "class": 0.1, "mask": 0.3}
+    null = null_rows(attributes, asked["caption"]) | maps.null_rows(spatial)
+    return latents, loader.Told([index], null, drops, (False, True))
+
+
+def picture(i):
+    """Of every seventh sample none, else one of three columns of which only the left one is not black."""
+    content = b"P5 3 3 255 " + bytes([i + 1, 0, 0] * 3)
+    return None if i % 7 == 0 else map_shards.Picture(f"{i}", "pgm", lambda: content)
 
 
 def told_stream(source, world=1, rank=0, position=0, drop=0.2, drops=None, **more):
@@ -131,6 +141,21 @@ def test_latent_batches_hold_what_they_say(latents):
     assert (views[0] ^ views[1]).all() and 0.4 < views[0].mean() < 0.6
     assert batches[0]["moments"].dtype == torch.float32 and batches[0]["u"].dtype == torch.float64
     assert batches[0]["noise"].shape == batches[0]["posterior"].shape == (16, 2, 3, 3)
+
+
+def test_maps_are_mirrored_with_the_view_of_the_latents_and_withheld_alone(conditioned):
+    latents, told = conditioned
+    batches = list(islice(told_stream(conditioned, drop=0.0), 60))
+    index, moments, mask = (torch.cat([b[n] for b in batches]).numpy() for n in ("index", "moments", "condition/mask"))
+    flipped = (moments == latents.moments(index, 1)).all((1, 2, 3))
+    given = mask[:, 1].all((1, 2))
+    assert not mask[~given].any() and not given[index % 7 == 0].any()
+    assert 0.25 < 1 - given[index % 7 > 0].mean() < 0.35  # its share
+    wanted = np.full((len(index), 3, 3), -1, np.float32)
+    wanted[np.arange(len(index)), :, np.where(flipped, 2, 0)] = ((index + 1) / np.float32(127.5) - 1)[:, None]
+    assert np.allclose(mask[given, 0], wanted[given], atol=1e-6) and 0.4 < flipped[given].mean() < 0.6
+    whole = loader.latent_validation(latents, 30, Data(source={"kind": "digits"}), 5, 0, 1, told=told)
+    assert all((b["condition/mask"][:, 0, :, 1:] <= 0).all() for b in whole)  # as they are, and none withheld
 
 
 def test_conditions_are_those_of_the_samples_or_null(conditioned):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.generate import told
@@ -21,6 +25,7 @@ OPTIONS: dict[str, Any] = {
             "worn": {"kind": "multi_label", "values": ["hat", "scarf"]},
         },
         "caption": {"tokens": 8, "encoder": {"kind": "trained"}},
+        "spatial": {"mask": {"channels": 1, "side": 4, "background": [255, 255, 255]}},
     },
 }
 CLASSES_ONLY: dict[str, Any] = {"classes": ["a"], "condition": {"kind": "class", "drop": 0.1}}
@@ -63,6 +68,41 @@ def test_labels_of_one_image_or_of_each() -> None:
     assert rows["worn"].tolist() == [[1, 0], [0, 0], [-1, -1]]
 
 
+def test_a_map_may_be_a_file_a_picture_or_an_array_and_comes_back(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 12), np.uint8)  # as of a wide picture: columns 2 to 9 are its middle square
+    pixels[:, 2:6] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    left = np.full((4, 4), -1, np.float32)
+    left[:, :2] = np.float32(200) / 127.5 - 1
+    several = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, pixels / 255, None]
+    request = told.checked(OPTIONS, maps={"mask": several})
+    assert told.count(request) == 6 and json.loads(json.dumps(request)) == request
+    assert told.checked(OPTIONS, **request) == request
+    rows, null = told.conditions(OPTIONS, {"classes": [], **request}, range(7), CPU)
+    for i in (0, 1, 2, 3, 4, 6):
+        assert np.allclose(rows["mask"][i, 0], left) and (rows["mask"][i, 1] == 1).all(), i
+    assert not rows["mask"][5].any() and null["mask"].shape == (1, 2, 4, 4) and not null["mask"].any()
+    assert told.part(request, [6, 5]) == {"maps": {"mask": [request["maps"]["mask"][0], None]}}
+    assert "mask" in told.names(OPTIONS) and told.checked(OPTIONS, maps={"mask": pixels}, scales={"mask": 2})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("nowhere.png", "map: mask: nowhere.png: No such file or directory; give a picture's path"),
+        (np.zeros((2, 2, 2)), r"map: mask: an array of shape \[2, 2, 2\]"),
+        (np.full((2, 2), 7.0), "map: mask: an array of float64; expected bytes, booleans, or numbers from 0 to 1"),
+        ("data:image/png;base64,AAAA", "map: mask: a picture: undecodable"),
+        ("data:image/png;base64,?", "map: mask: a packed map that is not whole"),
+        ([], "map: mask: no picture given"),
+    ],
+)
+def test_what_is_no_picture_is_one_line(value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        told.checked(OPTIONS, maps={"mask": value})
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("options", "given", "message"),
     [
@@ -73,6 +113,8 @@ def test_labels_of_one_image_or_of_each() -> None:
         (OPTIONS, {"attributes": {"aeg": 1}}, "no attribute 'aeg'; did you mean 'age'"),
         (OPTIONS, {"attributes": {"age": 11}}, "age: 11 is not in the range from 0 to 10"),
         (OPTIONS, {"attributes": {"mood": "sat"}}, "mood: no value 'sat'; did you mean 'sad'"),
+        (OPTIONS, {"maps": {"msk": "a.png"}}, "map: no spatial condition 'msk'; did you mean 'mask'"),
+        (CLASSES_ONLY, {"maps": {"mask": "a.png"}}, "map: no spatial .*; this model knows no pictures"),
         (OPTIONS, {"scales": {"prompt": 2.0}}, "scale: no condition 'prompt'; .*caption"),
         (OPTIONS, {"scales": {"caption": float("nan")}}, "scale: caption=nan"),
     ],

@@ -365,8 +365,9 @@ TOLD = {
 TOLD_ALL = {
     "diffusion": {
         "backbone": {**SMALL["diffusion"]["backbone"], "tokens": "cross"},
-        "condition": {"attributes": TOLD, "caption": {"tokens": 12}},
-    }
+        "condition": {"attributes": TOLD, "caption": {"tokens": 12}, "spatial": {"mask": {"channels": 3}}},
+    },
+    "data": {"source": {"kind": "table", "path": "images.csv", "label": "class"}},
 }
 
 
