@@ -19,7 +19,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
     },
     "Up to one stage": {
         "ingest": ("ingest", "Images to shards with an index (stage 1)."),
-        "conditions": ("conditions", "Gather attributes and captions, of a config that names them."),
+        "conditions": ("conditions", "Gather attributes, captions, pictures, if a config names them."),
         "autoencoder": ("autoencoder", "Train the autoencoder (stage 2)."),
         "encode": ("encode", "Encode every image once (stage 3)."),
         "diffusion": ("diffusion", "Train the diffusion model on the latents (stage 4)."),

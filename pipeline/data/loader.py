@@ -242,7 +242,8 @@ class LatentBatches(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         draws = draw_batch(self.seed, self.purpose, request.counters, self.specs[request.bucket])
-        moments, label = self.parts[request.bucket].read(request.indices, 0 if self.stratified else draws["view"])
+        view = 0 if self.stratified else draws["view"]
+        moments, label = self.parts[request.bucket].read(request.indices, view)
         withheld = draws["drop"] < self.drop
         label[(label < 0) | withheld | self._alone("class", request)] = self.null
         u = draws["u"]
@@ -256,20 +257,18 @@ class LatentBatches(Dataset[Batch]):
             noise=draws["noise"],
             u=u,
             label=label,
-            **self._conditions(request, withheld, draws["view"]),
+            **self._conditions(request, withheld, view),
         )
 
-    def _conditions(self, request: Request, withheld: Array, view: Array) -> Batch:
-        """The rows of each condition but the class, null where all are `withheld` (bool [n]) or this one is; of the
-        drawn `view` int64 [n] in training."""
+    def _conditions(self, request: Request, withheld: Array, view: Array | int) -> Batch:
+        """The rows of each condition but the class, null where all are `withheld` (bool [n]) or this one is. view:
+        number of the latents' view, of each or of all."""
         if self.told is None:
             return {}
         which: Array | float = 0.0
         if not self.stratified:  # one of several captions
             which = self._draw("caption", "which", request)
-        turned: Array | bool = False
-        if self.told.mirrored and not self.stratified:
-            turned = np.array(self.told.mirrored)[view]
+        turned = np.array(self.told.mirrored)[view] if self.told.mirrored else False
         batch: Batch = {}
         for name, rows in self.told.parts[request.bucket].read(request.indices, which, turned).items():
             rows[withheld | self._alone(name.partition("/")[0], request)] = self.told.null[name]

@@ -49,7 +49,8 @@ VARIANTS = {  # subject -> stage, overrides of its config
         "diffusion",
         ["data.source={kind: table, path: ROOT/images.csv, label: class, caption: said}",
          "diffusion.condition={class_drop: 0.2, caption: {tokens: 24, encoder: {kind: trained, width: 16, heads: 2}}, "
-         "attributes: {mood: {kind: categorical}, age: {kind: continuous, range: [0, 40]}, worn: {kind: multi_label}}}",
+         "attributes: {mood: {kind: categorical}, age: {kind: continuous, range: [0, 40]}, worn: {kind: multi_label}}, "
+         "spatial: {mask: {column: other, drop: 0.2}}}",
          "diffusion.backbone.tokens=cross"],
     ),
     "lora": (
@@ -221,11 +222,12 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (12, 12, 3), np.uint8)).save(path)
     rows = [
         f"images/{'ab'[i % 2]}/{i}.png,{'ab'[i % 2]},{'said of ' + str(i) if i % 5 else ''},"
-        f'{("glad", "sad", "")[i % 3]},{i if i % 4 else ""},"{("hat", "", "hat,beard")[i % 3]}"'
+        f'{("glad", "sad", "")[i % 3]},{i if i % 4 else ""},"{("hat", "", "hat,beard")[i % 3]}",'
+        f"{f'images/b/{i + 1}.png' if i % 4 == 0 else ''}"
         for i in range(40)
     ]  # some values are missing
     root = Path(scenario["root"])
-    (root / "images.csv").write_text("\n".join(["image,class,said,mood,age,worn", *rows]) + "\n")
+    (root / "images.csv").write_text("\n".join(["image,class,said,mood,age,worn,other", *rows]) + "\n")
     path = root / "small.yaml"
     path.write_text(conftest.CONFIG.format(root=path.parent / "pipeline", images=path.parent / "images"))
     if scenario["subject"] == "lora":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.sample import command
+from jobs.sample import command, maps_of
 from pipeline.errors import UserError
 from pipeline.generate import folder, samples
 
@@ -46,6 +46,22 @@ def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkey
     sample("model", "--out", str(tmp_path / "new"), "--batch-size", "7", "--classes", "a")
     sample("model", "--out", str(tmp_path / "new"), "--prompt", "one")
     assert asked == [None, 7, None] and counts == [16, 16, None]
+
+
+def test_pictures_are_taken_in_turn_and_a_folder_is_its_pictures(tmp_path: Path) -> None:
+    for name in ("b.png", "a.PNG", "c.txt"):
+        (tmp_path / name).write_bytes(b"")
+    a, b = tmp_path / "a.PNG", tmp_path / "b.png"
+    assert maps_of([f"mask={tmp_path}", f"mask={a}", f"edge={b}"]) == {"mask": [a, b, a], "edge": [b]}
+    (tmp_path / "empty").mkdir()
+    for given, message in (
+        ("mask", "expected NAME=FILE"),
+        ("mask=", "expected NAME=FILE"),
+        (f"mask={tmp_path / 'no.png'}", "no picture is there"),
+        (f"mask={tmp_path / 'empty'}", "no picture is there"),
+    ):
+        with pytest.raises(UserError, match=f"--map .*{message}"):
+            maps_of([given])
 
 
 def test_blanks_around_the_names_of_classes_are_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

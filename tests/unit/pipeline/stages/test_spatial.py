@@ -17,7 +17,7 @@ from pipeline.data.index import Index
 from pipeline.data.maps import PACKED
 from pipeline.data.shards import TarWriter
 from pipeline.errors import UserError
-from pipeline.stages import conditions
+from pipeline.stages import conditions, diffusion
 from tests.unit.pipeline.stages.test_conditions import COUNT, made
 
 SPATIAL: dict[str, Any] = {"outline": {"column": "mask"}}
@@ -194,6 +194,16 @@ def test_maps_of_parquet_are_bytes_or_paths(tmp_path: Path) -> None:
         numbers, rows = rows_of(artifacts, "train")
         for i, row in zip(numbers, rows, strict=True):
             assert np.allclose(row, expected(i), atol=1e-6), (column, i)
+
+
+def test_a_config_of_before_has_no_trace_of_them_in_its_recipes(tmp_path: Path) -> None:
+    told = of_table(tmp_path, spatial={}).model_dump(by_alias=True)
+    told["diffusion"]["condition"]["attributes"] = {"mask": {"kind": "categorical"}}
+    where = Config.model_validate(told)
+    assert conditions.recipe(where).keys() == {"attributes", "caption", "label"}
+    assert "spatial" not in diffusion.recipe(where)["condition"]
+    shares = of_table(tmp_path, spatial={"outline": {"column": "mask", "drop": 0.5}})
+    assert conditions.recipe(shares) == conditions.recipe(of_table(tmp_path))  # how often it is withheld costs no stage
 
 
 TABLE = {"kind": "table", "path": "x.csv"}
