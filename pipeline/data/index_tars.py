@@ -46,12 +46,14 @@ class TarPlan:
     fold_of: Mapping[str, int] = field(default_factory=dict)  # of each group, with `data.split.by: fold`
     repeats: Mapping[int, str] = field(default_factory=dict)
     chosen: frozenset[int] | None = None
+    image: str | None = None  # `data.source.image`
 
 
 def samples_of(
-    path: Path, shown: str, left_out: LeftOut | None = None
+    path: Path, shown: str, left_out: LeftOut | None = None, image: str | None = None
 ) -> Iterator[tuple[str, dict[str, shards.Member], shards.Member | None]]:
-    """(key, members by extension, the image member) of each sample of a tar; `left_out` counts what is not taken."""
+    """(key, members by extension, the image member) of each sample of a tar; `left_out` counts what is not taken.
+    image: the extension of the image member; None: the first that is an image."""
     left = LeftOut() if left_out is None else left_out
     for key, members in shards.samples(shards.scan(path, shown), left):
         images = []
@@ -68,6 +70,8 @@ def samples_of(
                 left.add(reason, member.name)
         # what was not read in earlier versions comes last: a JPEG beside an AVIF stays the image of its sample
         images.sort(key=lambda member: member.name.rpartition(".")[2].lower() in LATER)
+        if image:
+            images = [members[image.lower()]] if image.lower() in members else []
         if len(images) > 1:
             left.add(
                 "images more in a sample than the one that is read: a key ends at the first dot",
@@ -81,7 +85,7 @@ def taken(
     plan: TarPlan, local: Path, left_out: LeftOut | None = None
 ) -> Iterator[tuple[str, dict[str, shards.Member], shards.Member | None]]:
     """The samples of a plan's tar that `data.limit` leaves."""
-    for place, sample in enumerate(samples_of(local, plan.tar.location, left_out)):
+    for place, sample in enumerate(samples_of(local, plan.tar.location, left_out, plan.image)):
         if plan.chosen is None or place in plan.chosen:
             yield sample
 

@@ -82,7 +82,7 @@ def of_tar(index: Index, shard: int, columns: Mapping[str, str]) -> dict[str, li
             if member is not None and member.offset == index.place(i)[0]:
                 raise UserError(
                     f"shard {shown}: {plain(member.name)} is the first picture of its sample, so that it was taken for "
-                    f"the image, and cannot be the condition {name!r}; write the image first"
+                    f"the image, and cannot be the condition {name!r}; say which is: `data.source.image`, such as png"
                 )
             pictures[name].append(member and _member(path, member))
     return pictures

@@ -41,7 +41,7 @@ def source_fingerprint(data: Data, digests_folder: str | Path | None = None) -> 
     digests = _digests(source, digests_folder)
     if source.kind == "webdataset":
         tars = [[tar.identity, tar.held_out] for tar in tar_listing(source, digests)]
-        content: Any = [tars, tar_classes(source)]
+        content: Any = [tars, tar_classes(source), *([source.image.lower()] if source.image else [])]
     elif source.kind == "arrays":
         content = arrays.identity(source, digests)
     elif source.kind == "table" and parquet.is_parquet(source.path):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.section import SPEED, Fraction, Place, Positive, Section
+from pipeline.schema.section import LATER, SPEED, Fraction, Place, Positive, Section
 
 
 class DigitsSource(Section):
@@ -89,6 +89,13 @@ class WebDatasetSource(Section):
     val: Place | None = Field(None, description="Pattern of the validation tars, with `data.split.by: shards`.")
     classes: Place | None = Field(
         None, description="JSON file with the list of class names; default: classes.json beside."
+    )
+    image: str | None = Field(
+        None,
+        min_length=1,
+        description="Which members are the images, by what follows the key's dot, such as png or left.jpg; default: "
+        "the first of a sample that is an image.",
+        json_schema_extra=LATER,
     )
 
 

@@ -169,7 +169,7 @@ def index_all(
 ) -> tuple[list[str] | None, list[dict[str, str]], list[dict[str, Any]]]:
     assert data.source.kind == "webdataset"
     classes = tar_classes(data.source)
-    plans = [TarPlan(f"shard-{number:05d}", tar) for number, tar in enumerate(tars)]
+    plans = [TarPlan(f"shard-{number:05d}", tar, image=data.source.image) for number, tar in enumerate(tars)]
 
     if data.limit is not None:
         plans = limit_tars(data, plans, data.limit, cluster)

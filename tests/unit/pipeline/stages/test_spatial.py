@@ -17,7 +17,7 @@ from pipeline.data.index import Index
 from pipeline.data.maps import PACKED
 from pipeline.data.shards import TarWriter
 from pipeline.errors import UserError
-from pipeline.stages import conditions, diffusion
+from pipeline.stages import conditions, diffusion, ingest
 from tests.unit.pipeline.stages.test_conditions import COUNT, made
 
 SPATIAL: dict[str, Any] = {"outline": {"column": "mask"}}
@@ -169,10 +169,14 @@ def test_maps_of_tars_are_the_members_beside_the_images(tmp_path: Path) -> None:
         for i, row in zip(numbers, rows, strict=True):
             assert np.allclose(row, expected(i), atol=1e-6), i
     tar(tmp_path / "a.tar", ("mask.png", "png"))
-    with pytest.raises(
-        UserError, match=r"a.tar: 0\d.mask.png is the first picture of its sample.*write the image first"
-    ):
+    with pytest.raises(UserError, match=r"a.tar: 0\d.mask.png is the first .* say which is: `data.source.image`"):
         made(where)
+    source = {"kind": "webdataset", "path": str(tmp_path / "a.tar"), "image": "PNG"}
+    named = config(source, tmp_path / "runs")
+    assert ingest.recipe(named, tmp_path) != ingest.recipe(where, tmp_path)
+    numbers, rows = rows_of(made(named)[1], "train")
+    for i, row in zip(numbers, rows, strict=True):
+        assert np.allclose(row, expected(i), atol=1e-6), i
 
 
 def test_maps_of_parquet_are_bytes_or_paths(tmp_path: Path) -> None:
