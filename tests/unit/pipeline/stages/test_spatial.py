@@ -132,7 +132,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_too_many_end_the_run(
     summary, artifacts = made(where)
     assert summary["told"] == {"outline": COUNT - 5}
     said = capsys.readouterr().out
-    assert "4 of 23 pictures cannot be used" in said and "outline: 5 of 24 images have no value" in said
+    assert "4 of 23 pictures cannot be used" in said and "outline: 19 pictures; 5 of 24 images (21%) have none" in said
     listed = (artifacts[1].path / "quarantine.jsonl").read_text()
     for reason in ("undecodable", "missing", "oversized"):
         assert reason in listed
