@@ -23,15 +23,15 @@ HELD_OUT = 0.1
 WHITE = 230  # of 255: where all channels are over it, there is paper
 CONFIG = """\
 run: {{name: emoji-masks, root: {folder}/runs}}
-data: {{source: {{kind: table, path: {folder}/seen.csv}}, size: 32, max_quarantine: 0.05}}
+data: {{source: {{kind: table, path: {folder}/seen.csv}}, size: 16, max_quarantine: 0.05}}
 autoencoder:
-  model: {{kind: kl, width: 16, groups: 8, multipliers: [1, 2, 2], blocks: 1, latent_channels: 4, attention: false}}
+  model: {{kind: kl, width: 16, groups: 8, multipliers: [1, 2], blocks: 1, latent_channels: 4, attention: false}}
   training: {{steps: 200, batch_size: 16, learning_rate: 2.0e-3, half_lives: [300]}}
 latents: {{views: [as_is, flip]}}
 diffusion:
   backbone: {{kind: dit, preset: dit-xxs/2}}
   condition: {{kind: none, spatial: {{mask: {{}}}}}}
-  training: {{steps: 500, batch_size: 32, learning_rate: 1.0e-3, half_lives: [1500]}}
+  training: {{steps: 400, batch_size: 32, learning_rate: 1.0e-3, half_lives: [1500]}}
 evaluate: {{samples: 150}}
 """
 
