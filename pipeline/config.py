@@ -152,6 +152,8 @@ class Config(Section):
         asked, condition, source = self.evaluate.agreement, self.diffusion.condition, self.data.source
         if asked and condition.kind == "none" and not condition.columns:
             raise ValueError("`evaluate.agreement`: the model is told nothing (`diffusion.condition`); leave it out")
+        if asked and condition.spatial:
+            raise ValueError("`evaluate.agreement` tells samples no pictures; leave it out with `condition.spatial`")
         if asked and asked.captions and source.kind == "table" and source.caption is None:
             raise ValueError("`evaluate.agreement.captions`: `data.source.caption` names no column of captions")
         return self

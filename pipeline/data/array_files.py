@@ -24,7 +24,9 @@ def save(path: Path, arrays: Mapping[str, Array]) -> None:
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
-        save_file({name: torch.tensor(array) for name, array in arrays.items()}, str(temporary))
+        save_file(
+            {name: torch.from_numpy(np.require(a, requirements=["C", "W"])) for name, a in arrays.items()}, temporary
+        )
 
 
 def mapped(path: Path) -> dict[str, Array]:
@@ -41,5 +43,5 @@ def mapped(path: Path) -> dict[str, Array]:
                 flat = np.frombuffer(content, dtype, (end - begin) // dtype.itemsize, 8 + size + begin)
                 arrays[name] = flat.reshape(tensor["shape"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); run again with --rebuild conditions") from None
+        raise UserError(f"{path}: damaged ({error}); delete it, and run again with --rebuild conditions") from None
     return arrays

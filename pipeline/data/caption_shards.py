@@ -40,10 +40,14 @@ def write(
     places = {text: i for i, text in enumerate(unique)}
     found, cut = embed(unique)
     width = encoder["width"]
-    tokens = np.concatenate([e.tokens for e in found]) if found else np.empty((0, width), np.float16)
-    pooled = np.stack([e.pooled for e in found]) if found else np.empty((0, width), np.float16)
-    encoded = [text.encode("utf-8", "replace") for text in unique]
     lengths = [len(e.tokens) for e in found]
+    pooled = np.stack([e.pooled for e in found]) if found else np.empty((0, width), np.float16)
+    tokens, filled = np.empty((sum(lengths), width), np.float16), 0
+    while found:  # a large encoder's are gigabytes: none lies there twice
+        part = found.pop().tokens
+        tokens[len(tokens) - filled - len(part) : len(tokens) - filled] = part
+        filled += len(part)
+    encoded = [text.encode("utf-8", "replace") for text in unique]
     arrays = {
         "tokens": tokens,
         "ends": np.cumsum([0, *lengths], dtype=np.int64),

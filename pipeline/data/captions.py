@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.values import whole_text
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def cleaned(text: str) -> str:
-    """One line of composed characters (NFC), runs of blanks as one, no control characters, none at the ends."""
-    printed = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    """One line of composed characters (NFC), runs of blanks as one, no control characters, none at the ends; U+FFFD in
+    place of half characters."""
+    printed = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in whole_text(text))
     return " ".join(unicodedata.normalize("NFC", printed).split())
 
 

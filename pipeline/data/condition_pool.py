@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.artifacts import Artifact
 from pipeline.data.caption_shards import known
 from pipeline.data.condition_shards import ConditionIndex
+from pipeline.data.index import OPEN
 from pipeline.data.maps import packed
 from pipeline.data.text_encoders import Embedding
 from pipeline.files import read_json
@@ -44,6 +45,7 @@ def open_conditions(
             [record for record in embedded if record.get("bucket") == bucket],
             conditions.summary.get("spatial"),
             maps,
+            max(8, OPEN // len(numbers)),
         )
         for bucket in numbers
     ]

@@ -132,8 +132,8 @@ class ConditionIndex:
 
     attributes, caption: options as a model has them. rows: int64 [n], the sample whose conditions each latent has,
     where these are not in the latents' own order (`data.on_corrupt: skip`). embedded: records of the files of captions
-    that a frozen encoder read, one for each of `records`. spatial: options of the maps; maps: records of
-    their files.
+    that a frozen encoder read, one for each of `records`. spatial: options of the maps; maps: records of their files.
+    limit: files of each kind that are open at once.
     """
 
     def __init__(
@@ -146,9 +146,10 @@ class ConditionIndex:
         embedded: Sequence[Mapping[str, Any]] = (),
         spatial: Mapping[str, Mapping[str, Any]] | None = None,
         maps: Sequence[Mapping[str, Any]] = (),
+        limit: int = OPEN,
     ) -> None:
         self.spatial, self._map_files = dict(spatial or {}), [(pool / r["file"], r["bytes"]) for r in maps]
-        self._maps: Open[dict[str, Array]] = Open(self._open_maps, OPEN)
+        self._maps: Open[dict[str, Array]] = Open(self._open_maps, limit)
         self.attributes, self.caption, self.rows = dict(attributes), caption, rows
         self._embedded = [(pool / record["file"], record["bytes"]) for record in embedded]
         self._files = [(pool / record["file"], record["bytes"]) for record in records]
@@ -156,8 +157,8 @@ class ConditionIndex:
         counts = np.array([record["count"] for record in records], np.int64)
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
-        self._shards: Open[dict[str, Array]] = Open(self._open, OPEN)
-        self._captions: Open[dict[str, Array]] = Open(self._open_captions, OPEN)
+        self._shards: Open[dict[str, Array]] = Open(self._open, limit)
+        self._captions: Open[dict[str, Array]] = Open(self._open_captions, limit)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

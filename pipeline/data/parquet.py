@@ -101,14 +101,15 @@ def located(source: TableSource, column: str) -> dict[str, str]:
         labels = Labels(source.label or "", source.empty_label, first.names.get(source.label or ""))
         rows = _rows_of(file, source, labels, Values(), Paths(file.parent))
         for row, place in zip(rows, places(file, schema, []), strict=True):
-            if not isinstance(row, Row):
+            if not isinstance(row, Row) or row.key in found:  # a later row of the same key is no image
                 continue
+            found[row.key] = ""
             if place.inside:
-                found.setdefault(row.key, f"{file}:{place.group}:{place.row}")
+                found[row.key] = f"{file}:{place.group}:{place.row}"
             elif place.path:
                 name, there = paths.find(place.path)
-                found.setdefault(row.key, str((there or file.parent / name).absolute()))
-    return found
+                found[row.key] = str((there or file.parent / name).absolute())
+    return {key: place for key, place in found.items() if place}
 
 
 def _stem(source: TableSource, file: Path) -> str:

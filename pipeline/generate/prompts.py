@@ -14,7 +14,10 @@ AND = re.compile(r"\s+AND\s+")
 
 def pieces(prompt: str | Sequence[str]) -> list[str]:
     """The pieces of a prompt, one at least: of a text those around the word AND in capitals; a list is its pieces."""
-    found = AND.split(prompt.strip()) if isinstance(prompt, str) else list(prompt)
+    if isinstance(prompt, str):
+        found = AND.split(prompt.strip())
+    else:  # what is neither is refused by who checks
+        found = list(prompt) if isinstance(prompt, Sequence) else [prompt]
     return [piece for piece in found if piece] or [""]
 
 

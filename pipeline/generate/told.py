@@ -49,8 +49,12 @@ def checked(
     if prompts is not None or negative is not None:
         if not condition.get("caption"):
             raise UserError("prompt: this model was trained without captions; leave it out")
-        several = [pieces(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts or [])]
-        for text in [*itertools.chain(*several), *([negative] if isinstance(negative, str) else negative or [])]:
+        given = [prompts] if isinstance(prompts, str) else prompts or []
+        several = [pieces("" if prompt is None else prompt) for prompt in given]  # None is not told, as elsewhere
+        against = [negative] if isinstance(negative, str) else negative or []
+        for text in [*itertools.chain(*several), *against]:
+            if not isinstance(text, str):
+                raise UserError(f"prompt: {text!r}: expected a text")
             if "empty" in condition["caption"]:
                 continue  # its tokens are counted when it is read
             _row("prompt", lambda text=text: condition_values.caption_row(condition["caption"], text))
@@ -84,6 +88,18 @@ def count(request: Mapping[str, Any]) -> int:
                 *map(len, request.get("maps", {}).values())], default=0)  # fmt: skip
 
 
+def of_rows(request: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """A request of the images with these numbers: what it lists for images to take in turn, a value each."""
+    taken: dict[str, Any] = {}
+    for name in ("classes", "prompts", "negative"):
+        if isinstance(values := request.get(name), list) and values:
+            taken[name] = [values[i % len(values)] for i in rows]
+    for name in ("attributes", "maps"):
+        if name in request:
+            taken[name] = {key: [each[i % len(each)] for i in rows] for key, each in request[name].items()}
+    return {**request, **taken}
+
+
 def composes(request: Mapping[str, Any]) -> bool:
     """Whether a prompt is of several pieces."""
     return any(len(pieces(prompt)) > 1 for prompt in request.get("prompts", []))
@@ -98,13 +114,15 @@ def composed(
 ) -> tuple[list[Conditions], Conditions]:
     """`conditions`, once for each piece of the prompts: they differ in the caption only. Of images whose prompt has
     fewer pieces the others are what stands for none, which adds nothing."""
-    split, negative = [pieces(prompt) for prompt in request.get("prompts", [""])], request.get("negative") or ""
-    against = negative if isinstance(negative, list) else [negative]
-    turns = [(split[i % len(split)], against[i % len(against)]) for i in range(math.lcm(len(split), len(against)))]
+    prompts, negative = request.get("prompts", [""]), request.get("negative") or ""
+    most = max(len(pieces(prompt)) for prompt in prompts)
+    own = of_rows(request, rows)
+    split = [pieces(prompt) for prompt in own.get("prompts", [""] * len(rows))]
+    against = own["negative"] if isinstance(negative, list) else [negative] * len(rows)
     found = []
-    for place in range(max(map(len, split))):
-        texts = [own[place] if place < len(own) else other for own, other in turns]
-        found.append(conditions(options, {**request, "prompts": texts}, rows, device, known))
+    for place in range(most):
+        texts = [each[place] if place < len(each) else other for each, other in zip(split, against, strict=True)]
+        found.append(conditions(options, {**own, "prompts": texts}, range(len(rows)), device, known))
     return [told for told, _ in found], found[0][1]
 
 
@@ -132,10 +150,9 @@ def conditions(
         told[name] = [condition_values.row(name, own, values[i % len(values)]) for i in rows]
         null[name] = [condition_values.row(name, own, None)]
     for name, own in condition.get("spatial", {}).items():
-        given = [
-            None if one is None else map_values.taken(one, own) for one in request.get("maps", {}).get(name, [None])
-        ]
-        told[name] = [map_values.row(given[i % len(given)], own) for i in rows]
+        given = request.get("maps", {}).get(name, [None])
+        chosen = [given[i % len(given)] for i in rows]
+        told[name] = [map_values.row(None if one is None else map_values.taken(one, own), own) for one in chosen]
         null[name] = [map_values.row(None, own)]
     if own := condition.get("caption"):
         prompts, negative = request.get("prompts", [""]), request.get("negative") or ""
@@ -177,20 +194,22 @@ def _rows(caption: Options, text: str, known: Mapping[str, Embedding]) -> dict[s
 def read(
     options: Options, request: Mapping[str, Any], device: torch.device, known: Mapping[str, Embedding]
 ) -> Mapping[str, Embedding]:
-    """What the model's frozen text encoder gives for all prompts of a request, each once; asked for those alone that
-    are not known. Of a model without such an encoder, what is known."""
+    """What the model's frozen text encoder gives for the prompts of a request, each once; it is asked for those alone
+    that are not known. Empty for a model without such an encoder."""
     caption = options["condition"].get("caption")
     if not caption or "empty" not in caption:
-        return known
-    negative = request.get("negative") or []
-    prompts = [*request.get("prompts", []), *(negative if isinstance(negative, list) else [negative])]
-    new = sorted({text for prompt in prompts for piece in pieces(prompt) if (text := cleaned(piece))} - set(known))
+        return {}
+    negative = request.get("negative") or []  # no piece of it is a term: it is read as it stands
+    texts = {cleaned(piece) for prompt in request.get("prompts", []) for piece in pieces(prompt)}
+    texts |= {cleaned(text) for text in (negative if isinstance(negative, list) else [negative])}
+    at_hand = {text: known[text] for text in texts if text in known}
+    new = sorted(text for text in texts if text and text not in known)
     if not new:
-        return known
+        return at_hand
     found, longer = encoder_of(json.dumps(caption["encoder"]), caption["tokens"], str(device))(new)
     if longer:
         print(f"prompt: {longer} are longer than the {caption['tokens']} tokens that the model reads: cut", flush=True)
-    return {**known, **dict(zip(new, found, strict=True))}
+    return {**at_hand, **dict(zip(new, found, strict=True))}
 
 
 @lru_cache(maxsize=1)
@@ -255,9 +274,12 @@ def _in_words(told: Mapping[str, Any]) -> str:
 
 
 def _plain(options: Options, value: Any) -> Any:
-    """A value as a request has it: JSON, None for none."""
+    """A value as a request has it: JSON, None for none. UserError for a number that is out of the range."""
     if options["kind"] == "continuous":
-        return condition_values.number(value, options["range"])
+        try:
+            return condition_values.number(value, options["range"])
+        except ValueError as error:
+            raise UserError(f"{options.get('column', 'a value')}: {error}; mend it") from None
     if options["kind"] == "categorical":
         return condition_values.label(value)
     return condition_values.labels(value, options.get("separator", ","))

@@ -196,9 +196,10 @@ def synthetic_conditions(config: Config, store: Store, latents: Artifact) -> Art
 
     condition, caption = asked(config), config.diffusion.condition.caption
     columns: dict[str, Any] = {KEY: "0"}
-    for own in condition["attributes"].values():
+    for name, own in condition["attributes"].items():
         one = own["range"][0] if own["kind"] == "continuous" else (own["values"] or ["a"])[0]
-        columns[own["column"]] = one
+        own["column"] = name  # a column of its own, where several are told of one
+        columns[name] = [one] if own["kind"] == "multi_label" else one
     if caption:
         columns["caption"] = "x" * (caption.tokens - 1)
     pool = store.root / "conditions"

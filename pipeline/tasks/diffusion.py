@@ -34,6 +34,9 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
     if "conditions" in inputs:
         made = inputs["conditions"].summary
         condition |= {key: made[key] for key in ("attributes", "caption", "spatial") if key in made}
+        if condition.get("caption"):  # what is trained, and where a frozen one lies, is as the config says now
+            encoder = config.diffusion.condition.caption.encoder.model_dump()  # type: ignore[union-attr]
+            condition["caption"] = {**made["caption"], "encoder": {**made["caption"]["encoder"], **encoder}}
     summary = inputs["encode"].summary
     shape, buckets = summary["shape"], {}
     if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
@@ -94,6 +97,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.data.latents import LatentSpace
     from pipeline.data.order import seeded
     from pipeline.data.pictures import grid
+    from pipeline.data.split import split_order
+    from pipeline.evaluation.scores import asked_classes
     from pipeline.evaluation.told import told_of
     from pipeline.generate.generator import Label, generator
     from pipeline.generate.told import words
@@ -162,12 +167,12 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
 
     def preview(engine: Engine) -> dict[str, Any]:
-        """Samples of the averaged weights from fixed noise, classes in turn, told what the first held-out images are;
-        every rank computes the same."""
-        classes = (
-            [Label(i % null) for i in range(PREVIEW_IMAGES)] if null and section.condition.kind == "class" else None
-        )
+        """Samples of the averaged weights from fixed noise, told what the first held-out images are, or classes in
+        turn where a class is all there is; every rank computes the same."""
         shown = told_of(config, inputs["ingest"].path, what, "val", PREVIEW_IMAGES, inputs.get("conditions"))
+        labels = split_order(inputs["ingest"].path, "val", config, config.evaluate.seed)[1]
+        turns = asked_classes(labels, PREVIEW_IMAGES, null) if shown else range(PREVIEW_IMAGES)
+        classes = [Label(i % null) for i in turns] if null and section.condition.kind == "class" else None
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown))
             images = sampler.sample(
