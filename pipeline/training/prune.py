@@ -88,9 +88,9 @@ class Judge:
         if self.rule.metric in values and step < self.steps:
             self._judge(values[self.rule.metric], step * self.batch)
 
-    def image(self, key: str, image: np.ndarray[Any, Any], step: int) -> None:
+    def image(self, key: str, image: np.ndarray[Any, Any], step: int, cells: Sequence[str] = ()) -> None:
         """Log."""
-        self.log.image(key, image, step)
+        self.log.image(key, image, step, cells)
 
     def _judge(self, value: float, samples: int) -> None:
         from pipeline.past.sweep_folder import sign

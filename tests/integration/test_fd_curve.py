@@ -40,7 +40,7 @@ class Curves:
         kept = {key: value for key, value in values.items() if "per_second" not in key}
         self.points.setdefault(step, {}).update(kept)
 
-    def image(self, key: str, image: Any, step: int) -> None: ...
+    def image(self, key: str, image: Any, step: int, cells: Any = ()) -> None: ...
 
 
 def train(config: Config, folder: Path, stop_after: int | None = None) -> dict[int, dict[str, float]]:

@@ -127,7 +127,7 @@ class Curves:
     def metrics(self, values: dict[str, float], step: int) -> None:
         self.points.append((step, values))
 
-    def image(self, key: str, image: Any, step: int) -> None:
+    def image(self, key: str, image: Any, step: int, cells: Any = ()) -> None:
         self.points.append((step, {key: float(image.mean())}))
 
 
