@@ -407,6 +407,19 @@ def test_the_base_of_an_adapter_that_is_kept_stays(made: Made) -> None:
     assert place in {entry.path for entry in inventory.garbage(made.root, tracked)}
 
 
+def test_the_base_of_an_adapter_that_waits_to_go_on_stays(made: Made) -> None:
+    first = made.store.find("diffusion", "a" * 16)
+    assert first is not None
+    training = {"init_from": first.manifest["files"]["weights"]["sha256"], "lora": {"rank": 8}}
+    waiting = made.root / "artifacts" / "diffusion" / ("f" * 16)
+    (waiting / "work").mkdir(parents=True)
+    write_json(waiting / "work" / "recipe.json", {"recipe": {"training": training}, "inputs": {}})
+    tracked = Tracked(frozenset({ONE, TWO}), frozenset())
+    kept = inventory.garbage(made.root, tracked, keep=[f"diffusion/{waiting.name}"])
+    assert first.path not in {entry.path for entry in kept}
+    assert {first.path, waiting} <= {entry.path for entry in inventory.garbage(made.root, tracked)}
+
+
 def test_an_unfinished_encode_keeps_the_whole_pool(made: Made) -> None:
     (made.root / "artifacts" / "encode" / ("a" * 16) / "manifest.json").unlink()
     assert not [entry for entry in inventory.garbage(made.root, NOTHING) if entry.kind == "latents"]
