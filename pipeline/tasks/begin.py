@@ -122,6 +122,7 @@ def check(config: Config, channels: int, side: int) -> None:
     from torch import nn
 
     from models import registry, transfer
+    from models.diffusion.denoiser import beside
 
     file = first_weights(config, "diffusion")
     try:
@@ -130,9 +131,10 @@ def check(config: Config, channels: int, side: int) -> None:
     except SafetensorError as error:
         raise UserError(f"{file}: not a whole safetensors file ({error})") from None
     theirs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    backbone = registry.outline("backbones", section.backbone, channels=channels, size=side)
-    caption = section.condition.caption
-    ours = {"latent": {"channels": channels}, "condition": {"caption": caption.model_dump() if caption else None}}
+    told = section.condition.model_dump(include={"caption", "spatial"})
+    more = beside(section.backbone, told["spatial"])
+    backbone = registry.outline("backbones", section.backbone, channels=channels, size=side, **more)
+    ours = {"latent": {"channels": channels}, "condition": told}
     _fitting(file, lambda: transfer.carry(nn.ModuleDict({"backbone": backbone}), theirs, ours, described(file)))
 
 
