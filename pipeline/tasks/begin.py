@@ -49,6 +49,21 @@ def training_recipe(config: Config, name: str) -> dict[str, Any]:
     return kept
 
 
+def planned_weights(config: Config, name: str, recipe: Mapping[str, Any]) -> Path | None:
+    """The weights that a stage of this recipe begins with; None where it begins with its own. UserError where others
+    than those that were planned with lie there: the alias of a registered model may be moved at any time."""
+    training = getattr(config, name).training
+    if not training.init_from:
+        return None
+    file, wanted = first_weights(config, name), recipe["training"]["init_from"]
+    if (found := sha256_file(file)) != wanted:
+        raise UserError(
+            f"`{name}.training.init_from`: {training.init_from} is of content {found[:12]} by now, and {wanted[:12]} "
+            "when this run was planned: the alias, or the file, has changed since; run again"
+        )
+    return file
+
+
 def put(
     network: nn.Module,
     what: dict[str, Any] | None,
