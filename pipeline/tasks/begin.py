@@ -138,6 +138,7 @@ def check(config: Config, channels: int, side: int) -> None:
 
     from models import registry, transfer
     from models.diffusion.denoiser import beside
+    from pipeline.data.text_encoders import frozen_encoder
 
     file = first_weights(config, "diffusion")
     try:
@@ -147,6 +148,8 @@ def check(config: Config, channels: int, side: int) -> None:
         raise UserError(f"{file}: not a whole safetensors file ({error})") from None
     theirs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     told = section.condition.model_dump(include={"caption", "spatial"})
+    if encoder := frozen_encoder(config):  # of its kind there are many
+        told["caption"]["encoder"] = encoder
     more = beside(section.backbone, told["spatial"])
     backbone = registry.outline("backbones", section.backbone, channels=channels, size=side, **more)
     ours = {"latent": {"channels": channels}, "condition": told}

@@ -10,7 +10,9 @@ import torch
 
 from models import registry
 from pipeline.config import Config
+from pipeline.data.text_encoders import identified
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.networks import save_weights
 from pipeline.tasks import begin
 
@@ -25,7 +27,7 @@ def config(first: Path, **condition: Any) -> Config:
             "data": {"source": {"kind": "table", "path": "images.csv", "label": "class"}, "size": 16},
             "autoencoder": {"model": {"kind": "kl", "width": 8}, "training": training},
             "diffusion": {
-                "backbone": BACKBONE,
+                "backbone": {**BACKBONE, **({"tokens": "cross"} if "caption" in condition else {})},
                 "condition": condition,
                 "training": {**training, "init_from": str(first)},
             },
@@ -58,3 +60,15 @@ def test_maps_of_any_channels_fit(first: Path, channels: int) -> None:
     begin.check(config(first, spatial={"mask": {"channels": channels}} if channels else {}), 2, 4)
     with pytest.raises(UserError, match="another backbone"):
         begin.check(config(first, spatial={"mask": {"channels": 1}}), 3, 4)
+
+
+def test_captions_of_another_encoder_of_the_kind_are_refused_beforehand(first: Path, tmp_path: Path) -> None:
+    for name, value in (("read", 0.0), ("other", 1.0)):
+        save_weights(tmp_path / name / "model.safetensors", {"weight": torch.full((1,), value)})
+        write_json(tmp_path / name / "config.json", {"hidden_size": 8})
+    encoders = [{"kind": "transformers", "path": str(tmp_path / name)} for name in ("read", "other")]
+    caption = {"tokens": 8, "encoder": identified(encoders[0])}
+    write_json(first.parent / "model.json", {"backbone": BACKBONE, "condition": {"caption": caption}})
+    begin.check(config(first, caption={"encoder": encoders[0]}), 2, 4)
+    with pytest.raises(UserError, match="caption: it is read by another encoder there"):
+        begin.check(config(first, caption={"encoder": encoders[1]}), 2, 4)
