@@ -281,6 +281,8 @@ def test_runs_that_are_told_other_things_say_so(made: Made) -> None:
     more = {f"{start}attributes.age.kind": "continuous", f"{start}caption.tokens": "64", f"{start}kind": "none"}
     other = Side(replace(second.past, params={**second.past.params, **more}), second.label)
     assert history.told(first.past) == "class" and history.told(other.past) == "age, caption"
+    mapped = replace(second.past, params=other.past.params | {f"{start}spatial.mask.channels": "1"})
+    assert history.told(mapped) == "age, caption, mask"
     assert "one model is told class, the other age, caption" in compare.obstacles("diffusion/val_loss", [first, other])
     page = compare_page.page([first, other], compare.verdict([first, other]))
     assert "<td>class</td>" in page and "<td>age, caption</td>" in page
