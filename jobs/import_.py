@@ -18,9 +18,9 @@ from jobs.common import PATH
 def command(source: Path, out: Path, null_class: bool, variant: str | None) -> None:
     """Read SOURCE and print the config's lines that use it.
 
-    SOURCE: a pipeline's folder (DiTPipeline, LDMPipeline, or what `ldm export` wrote), which becomes a model that `ldm
-    sample` takes; or a folder of one network (AutoencoderKL, AutoencoderTiny, AutoencoderDC, DiTTransformer2DModel,
-    UNet2DModel). An option that has no place here is refused by name.
+    SOURCE: a pipeline's folder (DiTPipeline, LDMPipeline with an AutoencoderKL, or what `ldm export` wrote), which
+    becomes a model that `ldm sample` takes; or a folder of one network (AutoencoderKL, AutoencoderTiny, AutoencoderDC,
+    DiTTransformer2DModel, UNet2DModel). VQModel is not read. An option that has no place here is refused by name.
     """
     from pipeline.generate.exchange import import_diffusers
 

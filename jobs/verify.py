@@ -13,7 +13,7 @@ from jobs.common import PATH
 @click.command("verify")
 @click.option("--root", default="runs", type=PATH, help="Folder of the artifacts.")
 def command(root: Path) -> None:
-    """Hash every file of every artifact again; exit code 2 if one differs."""
+    """Hash every file of every artifact again; exit code 2 if one differs, or an adapter's base is gone."""
     from pipeline.artifacts import Artifact
     from pipeline.data.latent_pool import damaged
     from pipeline.errors import UserError
@@ -21,7 +21,7 @@ def command(root: Path) -> None:
 
     if not (root / "artifacts").is_dir():
         raise UserError(f"{root}: holds no artifacts; give the `run.root` of a config by --root")
-    count = 0
+    count = lonely = 0
     for manifest in sorted(root.glob("artifacts/*/*/manifest.json")):
         try:
             artifact = Artifact.load(manifest.parent)
@@ -32,12 +32,14 @@ def command(root: Path) -> None:
         wrong = artifact.verify()
         if artifact.stage in ("encode", "conditions"):
             wrong += damaged(artifact)
-        if artifact.stage == "diffusion":
-            wrong += without_base(artifact)
-        count += len(wrong)
-        print(f"{artifact.stage}/{artifact.fingerprint}: " + (f"damaged: {', '.join(wrong)}" if wrong else "whole"))
-    if count:
-        raise UserError(f"{root}: {count} damaged files; move their artifacts away and run again")
+        gone = without_base(artifact) if artifact.stage == "diffusion" and not wrong else []
+        count, lonely = count + len(wrong), lonely + len(gone)
+        state = f"damaged: {', '.join(wrong)}" if wrong else f"whole, but {gone[0]}" if gone else "whole"
+        print(f"{artifact.stage}/{artifact.fingerprint}: {state}")
+    told = [f"{count} damaged files; move their artifacts away and run again"] if count else []
+    told += [f"{lonely} adapters without their base; bring it back"] if lonely else []
+    if told:
+        raise UserError(f"{root}: {'; '.join(told)}")
 
 
 if __name__ == "__main__":

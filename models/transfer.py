@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+BESIDE = "channels beside the latents"
 JOINS = {  # modules by which a backbone takes a condition in, that begin with no effect -> in words
     "cross": "attention to the caption",
     "cross_attentions": "attention to the caption",
-    "embed_beside": "channels beside the latents",
-    "conv_in_beside": "channels beside the latents",
+    "embed_beside": BESIDE,
+    "conv_in_beside": BESIDE,
 }
 SHOWN = 8  # names in a line
 LONE, PART = "conditioner.", "conditioner.parts.of_"  # a class that is all that a network is told; one of several
@@ -61,7 +62,8 @@ def carry(network: nn.Module, theirs: Mapping[str, Tensor], ours: Told, other: T
         raise ValueError(ANOTHER)
     carried = Carried({name: value.clone() for name, value in network.state_dict().items()})
     here, there = _by_part(carried.weights), _by_part(theirs)
-    _backbone(carried, theirs, here.pop("", {}), there.pop("", {}))
+    maps = other is None or _maps(ours) == _maps(other)
+    _backbone(carried, theirs, here.pop("", {}), there.pop("", {}), maps)
     for part, names in here.items():
         both = [
             (carried.weights[names[name]], theirs[there[part][name]]) for name in names.keys() & there.get(part, {})
@@ -122,30 +124,40 @@ def _read_otherwise(ours: Told, other: Told | None) -> bool:
     return any(mine[key] != theirs[key] for key in (*same, *places) if key in mine and key in theirs)
 
 
+def _maps(options: Told) -> dict[str, Any]:
+    """Channels of the spatial conditions, by name: what the channels beside the latents are, in the order of names."""
+    spatial = (options.get("condition") or {}).get("spatial") or {}
+    return {name: own["channels"] for name, own in spatial.items()}
+
+
 def _joins(names: Iterable[str]) -> set[str]:
     """What these parameters of a backbone take in, in words; nothing of those that every backbone has."""
     return {JOINS[piece] for name in names for piece in name.split(".") if piece in JOINS}
 
 
 def _backbone(
-    carried: Carried, theirs: Mapping[str, Tensor], here: Mapping[str, str], there: Mapping[str, str]
+    carried: Carried, theirs: Mapping[str, Tensor], here: Mapping[str, str], there: Mapping[str, str], same_maps: bool
 ) -> None:
+    """same_maps: whether channels beside the latents, where there are as many, mean the same here and there."""
+    both = here.keys() & there.keys()
+    unlike = {name for name in both if _shape(theirs, there, name) != _shape(carried.weights, here, name)}
+    other_maps = {name for name in both if _joins([name]) == {BESIDE} and (name in unlike or not same_maps)}
     wrong = [
         f"{name} is {_shape(theirs, there, name)} there and {_shape(carried.weights, here, name)} here"
-        for name in sorted({*here, *there})
-        if not (_joins([name]) and (name not in here or name not in there))
-        and _shape(theirs, there, name) != _shape(carried.weights, here, name)
+        for name in sorted((unlike - other_maps) | {name for name in here.keys() ^ there.keys() if not _joins([name])})
     ]
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ValueError(f"another backbone: {wrong[0]}{more}; give `diffusion.backbone` as it was trained")
-    new = {name for name in here if name not in there}
+    new = (here.keys() - there.keys()) | other_maps
     for name in here.keys() - new:
         carried.weights[here[name]].copy_(theirs[there[name]])
+    for name in other_maps:  # of numbers that meant something else
+        carried.weights[here[name]].zero_()
     carried.begun |= {here[name] for name in new}
     carried.taken.append("backbone")
     carried.new += sorted(_joins(new))
-    carried.left += sorted(_joins(there.keys() - here.keys()))
+    carried.left += sorted(_joins((there.keys() - here.keys()) | other_maps))
 
 
 def _shape(tensors: Mapping[str, Tensor], names: Mapping[str, str], name: str) -> str:

@@ -35,6 +35,10 @@ class Config:
         for name in ("encoder", "decoder", "attention", "batch_norm"):
             if len(getattr(self, name)) != len(self.widths):
                 raise ValueError(f"{name}: expected {len(self.widths)} values, as widths, got {getattr(self, name)}")
+        for name in ("widths", "scales", "head_width", "latent_channels"):
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,), default=1) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
         if len(self.widths) < 2 or min(*self.encoder[1:], *self.decoder[1:]) < 1:
             raise ValueError("encoder: expected at least 2 resolutions, and a block at each but the first")
         if bool(self.encoder[0]) != bool(self.decoder[0]):

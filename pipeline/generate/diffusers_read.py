@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 from pipeline.files import read_json
 from pipeline.generate import diffusers_autoencoders, diffusers_files
 from pipeline.generate.diffusers_config import Imported, Keys
@@ -57,16 +57,19 @@ def read(folder: str | Path, null_class: bool = False, variant: str | None = Non
         "Transformer2DModel": _read_dit,  # the class of published DiTs
         "UNet2DModel": lambda keys, weights: _read_unet(keys, weights, null_class),
     }
+    if not isinstance(name, str):
+        raise UserError(f"{folder / 'config.json'}: `_class_name: {name}`; expected the name of a class")
     if name not in readers:
         raise UserError(f"{folder}: a {name}; expected one of {', '.join(readers)}")
     weights, notes = diffusers_files.load(folder, variant)
     try:
         found = readers[name](Keys(config, folder), _modern(weights))
+        _check(found, folder)
     except KeyError as error:
         raise UserError(f"{folder}: {error.args[0]} is missing; the folder is not whole") from None
-    except (ValueError, TypeError) as error:  # of a Config of ours, or of a key that holds another type
-        raise UserError(f"{folder / 'config.json'}: {error}") from None
-    _check(found, folder)
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        # of a Config of ours; of a key that holds another type, a zero, or less
+        raise UserError(f"{folder / 'config.json'}: {brief(error)}") from None
     return dataclasses.replace(found, notes=(*notes, *found.notes))
 
 

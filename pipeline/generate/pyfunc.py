@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from pipeline.data.request_columns import LABEL, NEGATIVE, PROMPT, attribute_column, columns, scales
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 
 PARAMS = ("seed", "steps", "sampler", "grid", "guidance")
 
@@ -84,15 +84,32 @@ class LatentDiffusion(PythonModel):  # type: ignore[misc]
             if required or any(label is not None for label in labels):
                 raise UserError(f"{LABEL}: row {labels.index(None)} has none; give one in each row")
             return {}
-        return {"classes": [int(label) for label in labels]} if labels else {}
+        return {"classes": [_number(label, row) for row, label in enumerate(labels)]} if labels else {}
+
+
+def _number(label: Any, row: int) -> int:
+    """A class number. UserError for what is no whole number."""
+    try:
+        number = int(label)
+        if isinstance(label, str) or number == label:
+            return number
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise UserError(f"{LABEL}: row {row} has {label!r}; expected a whole number")
 
 
 def _table(given: Any) -> pd.DataFrame:
-    """The rows asked for. {column: list of texts} reaches a model as one row of lists (MLflow 3.17): its rows."""
-    table = pd.DataFrame(given)
-    if len(table) == 1 and any(isinstance(value, (list, np.ndarray)) for value in table.iloc[0]):
-        return pd.DataFrame(dict(table.iloc[0]))
-    return table
+    """The rows asked for. {column: list of texts} reaches a model as one row of lists (MLflow 3.17): its rows.
+
+    UserError for columns of unequal length.
+    """
+    try:
+        table = pd.DataFrame(given)
+        if len(table) == 1 and any(isinstance(value, (list, np.ndarray)) for value in table.iloc[0]):
+            return pd.DataFrame(dict(table.iloc[0]))
+        return table
+    except ValueError as error:
+        raise UserError(f"no table: {brief(error)}; expected columns of one length, an image a row") from None
 
 
 def _plain(value: Any) -> Any:

@@ -207,9 +207,10 @@ def cells(past: Past) -> dict[str, list[str]]:
 
 
 def told(past: Past) -> str:
-    """What the run's model is told of an image: `class, expression, age, caption`; `nothing`."""
+    """What the run's model is told of an image: `class, expression, age, caption, mask`; `nothing`."""
     start = "diffusion.condition."
     names = ["class"] if past.params.get(f"{start}kind", "class") == "class" else []
-    attributes = (key.split(".")[3] for key in past.params if key.startswith(f"{start}attributes."))
-    caption = any(key.startswith(f"{start}caption.") for key in past.params)
-    return ", ".join([*names, *dict.fromkeys(attributes), *(["caption"] if caption else [])]) or "nothing"
+    for kind in ("attributes", "caption", "spatial"):
+        keys = [key.split(".") for key in past.params if key.startswith(f"{start}{kind}.")]
+        names += dict.fromkeys(kind if kind == "caption" else key[3] for key in keys)
+    return ", ".join(names) or "nothing"

@@ -27,7 +27,7 @@ from pipeline.tracking.links import resolve_uri
 class Item:
     """An artifact's folder. state: finished, unfinished, writing, or damaged. bytes: its files; work_bytes: its
     checkpoints, leases and spools. used_by: names of runs and of artifacts that it went into. made_ms: when it was
-    finished or last begun. manifest: empty unless finished."""
+    finished or last begun. manifest: empty unless finished. recipe: of one that is trained also before its end."""
 
     stage: str
     fingerprint: str
@@ -38,6 +38,7 @@ class Item:
     made_ms: int
     used_by: list[str]
     manifest: dict[str, Any] = field(repr=False)
+    recipe: dict[str, Any] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -61,7 +62,8 @@ def items(root: str | Path) -> list[Item]:
     folders = [p for p in root.glob("artifacts/*/*") if p.is_dir() and p.parent.name in STAGES]
     pasts = history.pipelines(root)
     manifests = {folder: _manifest(folder) for folder in folders}
-    found = [_item(folder, manifests, pasts) for folder in folders]
+    recipes = {folder: _recipe(folder, manifests[folder]) for folder in folders}
+    found = [_item(folder, manifests, recipes, pasts) for folder in folders]
     return sorted(found, key=lambda item: (STAGES.index(item.stage), item.made_ms, item.fingerprint))
 
 
@@ -76,12 +78,24 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {"damaged": True}
 
 
-def _item(folder: Path, manifests: dict[Path, dict[str, Any]], pasts: Iterable[Past]) -> Item:
+def _recipe(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Of an artifact without a manifest as its training wrote it down at its start; empty where there is none."""
+    if "recipe" in manifest:
+        return dict(manifest["recipe"])
+    try:
+        return dict(read_json(folder / "work" / "recipe.json")["recipe"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _item(
+    folder: Path, manifests: dict[Path, dict[str, Any]], recipes: dict[Path, dict[str, Any]], pasts: Iterable[Past]
+) -> Item:
     manifest, stage = manifests[folder], folder.parent.name
     users = [f"{past.name} ({past.key[:6]})" for past in pasts if past.folders.get(stage) == folder]
     for other, theirs in manifests.items():
-        made = theirs.get("inputs", {}).values()
-        if any((i["stage"], i["fingerprint"]) == (stage, folder.name) for i in made) or _holds_base(manifest, theirs):
+        made = any((i["stage"], i["fingerprint"]) == (stage, folder.name) for i in theirs.get("inputs", {}).values())
+        if made or _holds_base(manifest, recipes[other]):
             users.append(f"{other.parent.name}/{other.name[:6]}")
     newest = folder / "manifest.json" if manifest else folder / "work"
     work = size(folder / "work")
@@ -89,7 +103,7 @@ def _item(folder: Path, manifests: dict[Path, dict[str, Any]], pasts: Iterable[P
     if state == "unfinished" and holder(folder / "work" / "lease"):
         state = "writing"
     made_ms = int((newest if newest.exists() else folder).stat().st_mtime * 1000)
-    return Item(stage, folder.name, folder, state, size(folder) - work, work, made_ms, users, manifest)
+    return Item(stage, folder.name, folder, state, size(folder) - work, work, made_ms, users, manifest, recipes[folder])
 
 
 def holder(lease: Path) -> str | None:
@@ -164,7 +178,7 @@ def garbage(root: str | Path, tracked: Tracked, keep: Sequence[str] = ()) -> lis
     for pool in POOLS:
         found += _pooled(root, pool, [item for item in known if item.path in kept])
     for folder in root.glob("set-aside/*/*"):
-        base = any(_holds_base(_manifest(folder), item.manifest) for item in known if item.path in kept)
+        base = any(_holds_base(_manifest(folder), item.recipe) for item in known if item.path in kept)
         if folder.name.split("-")[0] not in tracked.models and not base:
             found.append(Garbage("set-aside", folder, size(folder), "moved away by --rebuild, and made again since"))
     for path in [
@@ -190,19 +204,19 @@ def referred(known: list[Item], alive: Iterable[Past], models: Collection[str], 
             kept.add(item.path)
     waiting = [item for item in known if item.path in kept]
     while waiting:
-        manifest = waiting.pop().manifest
-        made_of = {(made["stage"], made["fingerprint"]) for made in manifest.get("inputs", {}).values()}
+        user = waiting.pop()
+        made_of = {(made["stage"], made["fingerprint"]) for made in user.manifest.get("inputs", {}).values()}
         for source in known:
-            needed = (source.stage, source.fingerprint) in made_of or _holds_base(source.manifest, manifest)
+            needed = (source.stage, source.fingerprint) in made_of or _holds_base(source.manifest, user.recipe)
             if needed and source.path not in kept:
                 kept.add(source.path)
                 waiting.append(source)
     return kept
 
 
-def _holds_base(manifest: dict[str, Any], adapter: dict[str, Any]) -> bool:
-    """Whether an artifact holds the weights that another one, an adapter, goes beside: without these it is nothing."""
-    training = adapter.get("recipe", {}).get("training", {})
+def _holds_base(manifest: dict[str, Any], recipe: dict[str, Any]) -> bool:
+    """Whether an artifact holds the weights that an adapter of this recipe goes beside: without these it is nothing."""
+    training = recipe.get("training", {})
     files = manifest.get("files", {}).values()
     return bool(training.get("lora")) and any(file["sha256"] == training["init_from"] for file in files)
 

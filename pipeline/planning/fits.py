@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -69,6 +70,8 @@ def check_models(config: Config) -> tuple[int, int]:
         check_attends(backbone, config.diffusion.backbone, caption.model_dump() if caption else None)
         key = "diffusion.training.lora.targets"
         if lora := config.diffusion.training.lora:
+            if importlib.util.find_spec("peft") is None:
+                raise UserError("`diffusion.training.lora` needs peft; pip install 'ldm-pipeline[lora]'")
             adapted(backbone, lora.targets)
         key = "diffusion.backbone"
         if config.diffusion.training.activation_checkpointing:

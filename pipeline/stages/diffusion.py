@@ -41,8 +41,9 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     """Refuse latents and captions of other encoders, train by the cluster's ranks, compare with the best Gaussian
     denoiser."""
     from pipeline.tasks import trained
-    from pipeline.tasks.begin import first_weights
+    from pipeline.tasks.begin import planned_weights
 
+    first = planned_weights(config, "diffusion", writer.recipe)
     check_encoder(config, inputs)
     check_inputs(inputs["encode"], {"autoencoder": inputs["autoencoder"], "ingest": inputs["ingest"]})
     if config.diffusion.fd.every:
@@ -50,12 +51,12 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         about = {"config": config.model_dump(mode="json", by_alias=True), "ingest": str(inputs["ingest"].path)}
         described = next(iter(cluster.map(prepare, [{**about, "threads": threads}], threads=threads, gpus=1)))
         spool.tags({"ldm.fd_curve": described})
-    summary = trained.train("diffusion", config, inputs, writer, cluster, spool)
+    summary = trained.train("diffusion", config, inputs, writer, cluster, spool, first)
     what, training = options(config, inputs), config.diffusion.training
     if training.lora:
         what["adapter"] = {"base": writer.recipe["training"]["init_from"], "scale": training.lora.scale}
         given = str(training.init_from)
-        summary["base"] = [str(first_weights(config, "diffusion")), *([given] if given.startswith("models:") else [])]
+        summary["base"] = [str(first), *([given] if given.startswith("models:") else [])]
     write_json(writer.path / "model.json", what)
     gaussian = gaussian_loss(config, inputs["encode"])
     if gaussian is not None:

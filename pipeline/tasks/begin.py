@@ -49,6 +49,21 @@ def training_recipe(config: Config, name: str) -> dict[str, Any]:
     return kept
 
 
+def planned_weights(config: Config, name: str, recipe: Mapping[str, Any]) -> Path | None:
+    """The weights that a stage of this recipe begins with; None where it begins with its own. UserError where others
+    than those that were planned with lie there: the alias of a registered model may be moved at any time."""
+    training = getattr(config, name).training
+    if not training.init_from:
+        return None
+    file, wanted = first_weights(config, name), recipe["training"]["init_from"]
+    if (found := sha256_file(file)) != wanted:
+        raise UserError(
+            f"`{name}.training.init_from`: {training.init_from} is of content {found[:12]} by now, and {wanted[:12]} "
+            "when this run was planned: the alias, or the file, has changed since; run again"
+        )
+    return file
+
+
 def put(
     network: nn.Module,
     what: dict[str, Any] | None,
@@ -122,6 +137,8 @@ def check(config: Config, channels: int, side: int) -> None:
     from torch import nn
 
     from models import registry, transfer
+    from models.diffusion.denoiser import beside
+    from pipeline.data.text_encoders import frozen_encoder
 
     file = first_weights(config, "diffusion")
     try:
@@ -130,9 +147,12 @@ def check(config: Config, channels: int, side: int) -> None:
     except SafetensorError as error:
         raise UserError(f"{file}: not a whole safetensors file ({error})") from None
     theirs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    backbone = registry.outline("backbones", section.backbone, channels=channels, size=side)
-    caption = section.condition.caption
-    ours = {"latent": {"channels": channels}, "condition": {"caption": caption.model_dump() if caption else None}}
+    told = section.condition.model_dump(include={"caption", "spatial"})
+    if encoder := frozen_encoder(config):  # of its kind there are many
+        told["caption"]["encoder"] = encoder
+    more = beside(section.backbone, told["spatial"])
+    backbone = registry.outline("backbones", section.backbone, channels=channels, size=side, **more)
+    ours = {"latent": {"channels": channels}, "condition": told}
     _fitting(file, lambda: transfer.carry(nn.ModuleDict({"backbone": backbone}), theirs, ours, described(file)))
 
 

@@ -33,9 +33,18 @@ STOP_POLL = 1.0  # seconds between two looks at the stop file, which may lie on 
 
 
 def train(
-    name: str, config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool
+    name: str,
+    config: Config,
+    inputs: dict[str, Artifact],
+    writer: Writer,
+    cluster: Cluster,
+    spool: Spool,
+    first_weights: Path | None,
 ) -> dict[str, Any]:
-    """Train one stage on the cluster; returns the loop's summary. The weights lie in the artifact when it returns."""
+    """Train one stage on the cluster; returns the loop's summary. The weights lie in the artifact when it returns.
+
+    first_weights: the file to begin with (`begin.planned_weights`); None: the network's own.
+    """
     from pipeline.data.order import lanes, largest_world
 
     training: Training = getattr(config, name).training
@@ -72,7 +81,7 @@ def train(
         "token": writer.token,
         "run": spool.run,
         "begin_from": other_run(name, training, writer),
-        "first_weights": str(beginning.first_weights(config, name)) if training.init_from else None,
+        "first_weights": str(first_weights) if first_weights else None,
     }
     try:
         cluster.train(rank, arguments, mail, world, watch)

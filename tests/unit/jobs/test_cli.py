@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
+from pipeline.artifacts import Store
+from pipeline.files import write_json
 
 
 def ended(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
@@ -65,3 +67,17 @@ def test_verify_names_every_damaged_artifact(capsys, monkeypatch: pytest.MonkeyP
         main()
     said = capsys.readouterr()
     assert said.out.count("damaged: ") == 2 and "2 damaged files" in said.err
+
+
+def test_verify_counts_adapters_without_their_base_apart(
+    capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Store(tmp_path).write("diffusion", "a" * 16, {}, {}) as writer:
+        write_json(writer.path / "model.json", {"adapter": {"base": "b" * 64, "scale": 1.0}})
+        writer.finish({"base": ["/nowhere"]})
+    monkeypatch.setattr("sys.argv", ["ldm", "verify", "--root", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr()
+    assert "whole, but the base of this adapter" in said.out and "damaged" not in said.out + said.err
+    assert said.err.strip().endswith("1 adapters without their base; bring it back")

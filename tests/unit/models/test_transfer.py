@@ -16,8 +16,12 @@ CAPTION = {"tokens": 8, "encoder": {"kind": "trained", "width": 8, "depth": 1, "
 AGE = {"age": {"kind": "continuous", "range": [0, 9]}}
 
 
-def options(classes: Any = ("a", "b", "c"), attributes: Any = None, caption: Any = None, channels: int = 2) -> Any:
+def options(
+    classes: Any = ("a", "b", "c"), attributes: Any = None, caption: Any = None, channels: int = 2, **maps: int
+) -> Any:
+    """maps: channels of spatial conditions, by name."""
     condition = {"kind": "class" if classes else "none", "attributes": attributes or {}, "caption": caption}
+    condition["spatial"] = {name: {"channels": count} for name, count in maps.items()}
     return {"latent": {"channels": channels}, "condition": condition, "classes": list(classes)}
 
 
@@ -27,7 +31,7 @@ def network(told: Any, seed: int = 0, **backbone: Any) -> nn.Module:
     torch.manual_seed(seed)
     made = build_network(
         {**SMALL, **tokens, **backbone}, condition["kind"], told["latent"]["channels"], 4, len(told["classes"]),
-        attributes=condition["attributes"], caption=condition["caption"],
+        attributes=condition["attributes"], caption=condition["caption"], spatial=condition["spatial"],
     )  # fmt: skip
     return made
 
@@ -111,6 +115,27 @@ def test_labels_go_by_name_too() -> None:
 def test_what_is_told_no_more_is_left_by_name() -> None:
     _, _, found = carried(options("ab", AGE, CAPTION), options("a"))
     assert found.left == ["attention to the caption", "class (b)", "age", "caption"] and not found.new
+
+
+BESIDE = "backbone.embed_beside.weight"
+
+
+@pytest.mark.parametrize(
+    ("ours", "known", "taken"),
+    [
+        (options(mask=1), True, True),
+        (options(mask=1), False, True),
+        (options(depth=1), True, False),
+        (options(mask=3), True, False),
+        (options(mask=3), False, False),
+    ],
+)
+def test_channels_of_other_maps_are_new(ours: Any, known: bool, taken: bool) -> None:
+    old, new, found = carried(options(mask=1), ours, known)
+    beside = new.state_dict()[BESIDE]
+    assert torch.equal(beside, old.state_dict()[BESIDE]) if taken else not beside.any()
+    assert found.begun == (set() if taken else {BESIDE})
+    assert found.new == found.left == ([] if taken else ["channels beside the latents"])
 
 
 def test_a_caption_of_another_frozen_encoder_is_refused_though_its_shapes_fit() -> None:

@@ -175,6 +175,13 @@ def test_missing_file(tmp_path: Path) -> None:
     assert "cannot be read" in message(tmp_path / "none.yaml")
 
 
+def test_adapters_need_peft_before_anything_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = config.load(path, ["diffusion.training.lora={}", "diffusion.training.init_from=x"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"`diffusion.training.lora` needs peft; pip install 'ldm-pipeline\[lora\]'"):
+        fits.check_models(asked)
+
+
 def test_models_options_are_checked(path: Path) -> None:
     with pytest.raises(UserError, match=r"`diffusion.backbone`: .*did you mean 'width'"):
         fits.check_models(config.load(path, ["diffusion.backbone={kind: dit, widht: 64}"]))

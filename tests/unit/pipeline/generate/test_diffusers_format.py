@@ -202,6 +202,13 @@ def test_what_has_no_place_in_diffusers_is_refused_by_name(tmp_path: Path) -> No
         ("dit", {"num_layers": 3}, "transformer_blocks.2.* is missing"),
         ("kl", {"act_fn": "relu"}, "act_fn"),
         ("kl", {"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "down_block_types"),
+        ("unet", {"in_channels": -3, "out_channels": -3}, "config.json: .*negative"),
+        ("unet", {"block_out_channels": [0, 0, 0]}, "config.json: .* by zero"),
+        (
+            "kl",
+            {"_class_name": ["AutoencoderKL"]},
+            r"config.json: `_class_name: \['AutoencoderKL'\]`; expected the name",
+        ),
         ("kl", {"_class_name": "VQModel"}, "a VQModel; expected one of AutoencoderKL"),
     ],
 )

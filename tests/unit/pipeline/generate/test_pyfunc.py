@@ -98,6 +98,9 @@ def test_classes_alone_as_before_and_classes_beside_more() -> None:
         ({"age": [11.0]}, {}, "age: 11 is not in the range from 0 to 10"),
         ({"prompt": ["x" * 99]}, {}, "prompt: a prompt of 99 bytes"),
         ({"label": [0, None], "prompt": ["a", "b"]}, {}, "label: row 1 has none"),
+        ({"label": [0, "a"]}, {}, "label: row 1 has 'a'; expected a whole number"),
+        ({"label": [0.5]}, {}, "label: row 0 has 0.5; expected a whole number"),
+        ({"label": [[0, 1]], "prompt": [["a", "b", "c"]]}, {}, "no table: .* expected columns of one length"),
     ],
 )
 def test_what_the_model_does_not_know_is_one_line(table: Any, params: dict[str, Any], message: str) -> None:

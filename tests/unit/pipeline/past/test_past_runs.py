@@ -281,6 +281,8 @@ def test_runs_that_are_told_other_things_say_so(made: Made) -> None:
     more = {f"{start}attributes.age.kind": "continuous", f"{start}caption.tokens": "64", f"{start}kind": "none"}
     other = Side(replace(second.past, params={**second.past.params, **more}), second.label)
     assert history.told(first.past) == "class" and history.told(other.past) == "age, caption"
+    mapped = replace(second.past, params=other.past.params | {f"{start}spatial.mask.channels": "1"})
+    assert history.told(mapped) == "age, caption, mask"
     assert "one model is told class, the other age, caption" in compare.obstacles("diffusion/val_loss", [first, other])
     page = compare_page.page([first, other], compare.verdict([first, other]))
     assert "<td>class</td>" in page and "<td>age, caption</td>" in page
@@ -405,6 +407,19 @@ def test_the_base_of_an_adapter_that_is_kept_stays(made: Made) -> None:
     place = made.store.set_aside(first)  # made again since, by --rebuild: what the adapter needs is here
     assert place not in {e.path for e in inventory.garbage(made.root, tracked, keep=[f"diffusion/{'f' * 16}"])}
     assert place in {entry.path for entry in inventory.garbage(made.root, tracked)}
+
+
+def test_the_base_of_an_adapter_that_waits_to_go_on_stays(made: Made) -> None:
+    first = made.store.find("diffusion", "a" * 16)
+    assert first is not None
+    training = {"init_from": first.manifest["files"]["weights"]["sha256"], "lora": {"rank": 8}}
+    waiting = made.root / "artifacts" / "diffusion" / ("f" * 16)
+    (waiting / "work").mkdir(parents=True)
+    write_json(waiting / "work" / "recipe.json", {"recipe": {"training": training}, "inputs": {}})
+    tracked = Tracked(frozenset({ONE, TWO}), frozenset())
+    kept = inventory.garbage(made.root, tracked, keep=[f"diffusion/{waiting.name}"])
+    assert first.path not in {entry.path for entry in kept}
+    assert {first.path, waiting} <= {entry.path for entry in inventory.garbage(made.root, tracked)}
 
 
 def test_an_unfinished_encode_keeps_the_whole_pool(made: Made) -> None:
