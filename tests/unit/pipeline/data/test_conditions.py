@@ -166,3 +166,8 @@ def test_a_prompt_that_is_too_long_is_refused_and_none_is_the_empty_one() -> Non
     nothing = condition_values.null_rows(MODEL, {"tokens": 16})
     assert nothing["caption"].tolist() == [BEGIN] + 15 * [PADDING]
     assert nothing["mood"] == 3 and nothing["age"] == -1 and nothing["worn"].tolist() == [-1, -1, -1]
+
+
+def test_half_a_character_in_a_caption_is_a_mark(tmp_path: Path) -> None:
+    assert captions.cleaned("hi \ud83d") == "hi \ufffd"
+    write(tmp_path, ASKED, keyed([{**METAS[0], "caption": "hi \ud83d"}]))

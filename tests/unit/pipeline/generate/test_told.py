@@ -155,6 +155,27 @@ def test_prompts_of_a_frozen_encoder_that_are_at_hand_are_not_read_again() -> No
     rows, null = told.conditions(options, request, range(4), CPU, known)
     assert rows["caption/length"].tolist() == [3, 5, 2, 3] and null["caption/length"].tolist() == [3]
     assert rows["caption"].shape == (4, 8, 4) and rows["caption/pooled"][:, 0].tolist() == [3, 5, 2, 3]
-    assert told.read(options, request, CPU, known) == known
+    assert told.read(options, request, CPU, {**known, "other": embedding(1)}) == known
+    literal = told.checked(options, prompts=["one"], negative="one AND two")  # a negative prompt has no pieces
+    assert set(told.read(options, literal, CPU, {**known, "one AND two": embedding(4)})) == {"one", "one AND two"}
     with pytest.raises(UserError, match=r"text encoder nowhere: no config.json there"):
         told.read(options, told.checked(options, prompts=["one AND new"]), CPU, known)
+
+
+def test_prompts_that_are_none_are_not_told_and_what_is_no_text_is_refused() -> None:
+    assert told.checked(OPTIONS, prompts=["one", None])["prompts"] == ["one", ""]  # type: ignore[list-item]
+    with pytest.raises(UserError, match="prompt: 3: expected a text"):
+        told.checked(OPTIONS, prompts=["one", 3])  # type: ignore[list-item]
+
+
+def test_a_batch_of_a_request_is_the_same_rows_of_it() -> None:
+    request = told.checked(
+        OPTIONS, prompts=["one AND two", "three"], negative=["x", "y", "z"], attributes={"age": [1, None, 3]}
+    )
+    request["classes"] = [0, 1]
+    (whole, more), null = told.composed(OPTIONS, request, range(12), CPU)
+    rows = range(5, 9)
+    (part, extra), own = told.composed(OPTIONS, told.of_rows(request, rows), range(4), CPU)
+    for name, values in whole.items():
+        assert torch.equal(values[5:9], part[name]) and torch.equal(more[name][5:9], extra[name])
+    assert torch.equal(null["caption"][5:9], own["caption"])
