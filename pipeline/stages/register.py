@@ -110,7 +110,8 @@ def description(inputs: dict[str, Artifact], run: str) -> str:
         figure = made_by[stage].headline(artifact.summary)
         link = f"[{NAMES.get(stage, 'scores')}]({{{{run:{run_key(artifact)}}}}})"
         lines.append(f"| {link} | {figure} | `{stage} {artifact.fingerprint}`, content `{artifact.content[:12]}` |")
-    if adapted := options_of(inputs["diffusion"]).get("adapter"):
+    trained = inputs.get("diffusion")
+    if trained and (adapted := options_of(trained).get("adapter")):
         places = ", ".join(adapted["places"])
         lines.append(f"| base, without which it is nothing | {places} | weights of content `{adapted['base'][:12]}` |")
     lines.append(f"| [config]({{{{config:{run}}}}}) | all keys, with defaults | `config.yaml` of the pipeline's run |")

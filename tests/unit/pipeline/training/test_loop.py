@@ -57,7 +57,7 @@ class Record:
     def metrics(self, values: dict[str, float], step: int) -> None:
         self.points.setdefault(step, {}).update(values)
 
-    def image(self, key: str, image: np.ndarray, step: int) -> None:
+    def image(self, key: str, image: np.ndarray, step: int, cells: Any = ()) -> None:
         self.images.append((key, step))
 
     def step(self, position: int, stats: StepStats) -> None:
