@@ -5,7 +5,7 @@ Paths, predictions and weightings are in `models/diffusion/`, the loop in `train
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact
@@ -170,8 +170,10 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         """Samples of the averaged weights from fixed noise, told what the first held-out images are, or classes in
         turn where a class is all there is; every rank computes the same."""
         shown = told_of(config, inputs["ingest"].path, what, "val", PREVIEW_IMAGES, inputs.get("conditions"))
-        labels = split_order(inputs["ingest"].path, "val", config, config.evaluate.seed)[1]
-        turns = asked_classes(labels, PREVIEW_IMAGES, null) if shown else range(PREVIEW_IMAGES)
+        turns: Iterable[int] = range(PREVIEW_IMAGES)
+        if shown:  # their own classes beside what else is told of them
+            labels = split_order(inputs["ingest"].path, "val", config, config.evaluate.seed)[1]
+            turns = asked_classes(labels, PREVIEW_IMAGES, null)
         classes = [Label(i % null) for i in turns] if null and section.condition.kind == "class" else None
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown))

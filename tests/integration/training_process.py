@@ -428,7 +428,7 @@ def all_of(scenarios: str, output: str) -> int:
             for number in (1, 2):
                 os.dup2(file, number)
             runs = json.loads(Path(scenarios).read_text())
-            if any(each["subject"] == "lora" for each in runs):
+            if any(each.get("subject") == "lora" for each in runs):
                 import peft  # noqa: F401 - five seconds, which no fork need spend again
             for each in runs:
                 fork(each)
