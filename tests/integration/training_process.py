@@ -230,7 +230,7 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
     (root / "images.csv").write_text("\n".join(["image,class,said,mood,age,worn,other", *rows]) + "\n")
     path = root / "small.yaml"
     path.write_text(conftest.CONFIG.format(root=path.parent / "pipeline", images=path.parent / "images"))
-    if scenario["subject"] == "lora":
+    if scenario.get("subject") == "lora":
         conftest.make_base(root / "base")
     graph.run(config.load(path, variant(scenario)[1]), "encode")
 
