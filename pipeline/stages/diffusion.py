@@ -43,9 +43,9 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     from pipeline.tasks import trained
     from pipeline.tasks.begin import planned_weights
 
-    first = planned_weights(config, "diffusion", writer.recipe)
     check_encoder(config, inputs)
     check_inputs(inputs["encode"], {"autoencoder": inputs["autoencoder"], "ingest": inputs["ingest"]})
+    first = planned_weights(config, "diffusion", writer.recipe)
     if config.diffusion.fd.every:
         threads = config.cluster.least_threads
         about = {"config": config.model_dump(mode="json", by_alias=True), "ingest": str(inputs["ingest"].path)}
