@@ -238,16 +238,7 @@ def of_samples(options: Options, metas: Iterable[Mapping[str, Any]]) -> dict[str
 
 def part(told: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """What `of_samples` gives, of some of the samples."""
-    chosen: dict[str, Any] = {}
-    if "attributes" in told:
-        chosen["attributes"] = {
-            name: [values[i % len(values)] for i in rows] for name, values in told["attributes"].items()
-        }
-    if "maps" in told:
-        chosen["maps"] = {name: [values[i % len(values)] for i in rows] for name, values in told["maps"].items()}
-    if "prompts" in told:
-        chosen["prompts"] = [told["prompts"][i % len(told["prompts"])] for i in rows]
-    return chosen
+    return {name: each for name, each in of_rows(told, rows).items() if name in ("attributes", "maps", "prompts")}
 
 
 def _tensors(rows: Mapping[str, list[Any]], device: torch.device) -> Conditions:
