@@ -11,9 +11,9 @@ from pipeline.artifacts import Artifact
 from pipeline.data.caption_shards import known
 from pipeline.data.condition_shards import ConditionIndex
 from pipeline.data.index import OPEN
+from pipeline.data.latent_pool import listed
 from pipeline.data.maps import packed
 from pipeline.data.text_encoders import Embedding
-from pipeline.files import read_json
 
 if TYPE_CHECKING:
     from pipeline.schema.data import Cache
@@ -28,10 +28,9 @@ def open_conditions(
 
     Where images that could not be read were encoded as others (`data.on_corrupt: skip`), so are their conditions.
     """
-    listing = read_json(conditions.path / "shards.json")
-    pool = conditions.path.parent.parent.parent / listing["pool"]
+    pool, shards = listed(conditions)
     values, embedded, maps = (
-        [r for r in listing["shards"] if r["split"] == split and _kind(r) == kind] for kind in ("", "embeds", "maps")
+        [r for r in shards if r["split"] == split and _kind(r) == kind] for kind in ("", "embeds", "maps")
     )
     buckets = latents.summary.get("buckets")
     numbers: list[int | None] = [None] if buckets is None else list(range(len(buckets)))
@@ -57,9 +56,8 @@ def maps_of(conditions: Artifact, split: str, samples: Iterable[int]) -> dict[st
     spatial = conditions.summary.get("spatial", {})
     if not spatial:
         return {}
-    listing = read_json(conditions.path / "shards.json")
-    pool = conditions.path.parent.parent.parent / listing["pool"]
-    of_split = [r for r in listing["shards"] if r["split"] == split]
+    pool, shards = listed(conditions)
+    of_split = [r for r in shards if r["split"] == split]
     values, maps = ([r for r in of_split if _kind(r) == kind] for kind in ("", "maps"))
     index = ConditionIndex(pool, values, {}, None, spatial=spatial, maps=maps)
     found = {name: [index.map_of(i, name) for i in samples] for name in spatial}
@@ -73,9 +71,8 @@ def _kind(record: Mapping[str, Any]) -> str:
 
 def embeddings(conditions: Artifact, split: str, texts: Iterable[str]) -> dict[str, Embedding]:
     """What the frozen encoder gave for those of the texts that are captions of the split; empty where there is none."""
-    listing = read_json(conditions.path / "shards.json")
-    pool = conditions.path.parent.parent.parent / listing["pool"]
-    files = [pool / r["file"] for r in listing["shards"] if r["split"] == split and "embeds" in r]
+    pool, shards = listed(conditions)
+    files = [pool / r["file"] for r in shards if r["split"] == split and "embeds" in r]
     return known(files, texts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import UserError
@@ -24,11 +24,16 @@ def is_whole(shard: Path) -> bool:
     return entry.exists() and shard.exists() and shard.stat().st_size == read_json(entry)["bytes"]
 
 
+def listed(artifact: Artifact) -> tuple[Path, list[dict[str, Any]]]:
+    """The pool that an artifact's shards lie in, and its records of them, in order."""
+    listing = read_json(artifact.path / "shards.json")
+    return artifact.path.parent.parent.parent / listing["pool"], listing["shards"]
+
+
 def damaged(artifact: Artifact) -> list[str]:
     """The shards of its pool (`conditions` has one as well) that are not what the artifact says, by hash."""
-    listing = read_json(artifact.path / "shards.json")
-    pool = artifact.path.parent.parent.parent / listing["pool"]
-    files = {pool / shard["file"]: shard["sha256"] for shard in listing["shards"]}
+    pool, shards = listed(artifact)
+    files = {pool / shard["file"]: shard["sha256"] for shard in shards}
     return [path.name for path, digest in files.items() if not path.exists() or sha256_file(path) != digest]
 
 
@@ -46,10 +51,9 @@ def open_latents(artifact: Artifact, split: str) -> LatentIndex | LatentBuckets:
 
 def shard_paths(artifact: Artifact, split: str, bucket: int | None = None) -> list[Path]:
     """The latent shards of a split (and bucket), in order. Raises UserError if the pool lost one."""
-    listing = read_json(artifact.path / "shards.json")
-    pool = artifact.path.parent.parent.parent / listing["pool"]
+    pool, shards = listed(artifact)
     paths = []
-    for shard in listing["shards"]:
+    for shard in shards:
         if shard["split"] == split and bucket in (None, shard.get("bucket")):
             path = pool / shard["file"]
             if not path.exists() or path.stat().st_size != shard["bytes"]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.data.listing import Digests
 from pipeline.data.sources import digests_folder_of
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 from pipeline.files import digest
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _loaded(folder: Path) -> tuple[Any, Any, int]:
             folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **here
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(f"text encoder {folder}: cannot be loaded ({_first_line(error)})") from None
+        raise UserError(f"text encoder {folder}: cannot be loaded ({brief(error)})") from None
     lacking = sorted(name for name in about["missing_keys"] if "pooler." not in name and "position_ids" not in name)
     if lacking:
         raise UserError(
@@ -185,7 +185,3 @@ def _loaded(folder: Path) -> tuple[Any, Any, int]:
         )
     places = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     return tokenizer, model.eval(), int(min(tokenizer.model_max_length, places))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
