@@ -71,8 +71,8 @@ class Judge(nn.Module):
 class TwoTowers(nn.Module):
     """Images and captions in one space (CLIP, Radford et al. 2021): a caption is near the images it belongs to.
 
-    tokens: symbols of a caption, at most, which are read by a small transformer; embedded: width of vectors that stand
-    for captions instead.
+    tokens: symbols of a caption, at most, which are read by a small transformer; embedded: width of vectors of a frozen
+    encoder that stand for captions instead. Their length is no matter: encoders differ in it by far.
     """
 
     def __init__(self, channels: int, size: int, tokens: int, embedded: int | None = None, width: int = 128) -> None:
@@ -83,7 +83,9 @@ class TwoTowers(nn.Module):
         )
         self.to_image = nn.Linear(4 * width, width)
         if embedded:
-            self.text: nn.Module = nn.Linear(embedded, width)
+            self.text: nn.Module = nn.Sequential(
+                nn.LayerNorm(embedded, elementwise_affine=False), nn.Linear(embedded, width)
+            )
         else:
             self.text = Bytes(tokens, width, width=64, depth=2, heads=4)
             self.text.to_tokens = nn.Identity()  # type: ignore[assignment]  # nobody attends to them

@@ -70,8 +70,9 @@ def measure(
     for name, own in options.get("attributes", {}).items():
         if all(meta.get(own.get("column", name)) is None for meta in chosen):
             print(f"agreement: {data} has no {own.get('column', name)!r}: the model is not told it", flush=True)
+    reader = agreement.reader_of(generator)
     judges = agreement.train(
-        taught, said, judged, captions, root / "extractors", judge_steps, seed, flip, f"--captions, {train}"
+        taught, said, judged, captions, root / "extractors", judge_steps, seed, flip, f"--captions, {train}", reader
     )
     real = real[rows[:count]]
     decoded = generator.decode(generator.encode(real))

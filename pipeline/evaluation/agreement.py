@@ -115,8 +115,10 @@ def train(
     seed: int,
     flip: bool,
     where: str,
+    encoder: Mapping[str, Any] | None = None,
 ) -> Judges:
-    """The judges of these real images of training, uint8 [n, H, W, C]: from the pool, or trained and put there."""
+    """The judges of these real images of training, uint8 [n, H, W, C]: from the pool, or trained and put there.
+    encoder: a frozen one that reads captions for them (`reader_of`)."""
     from pipeline.evaluation import judges
 
     judge = towers = None
@@ -128,8 +130,14 @@ def train(
         if len({texts[i] for i in some}) < 2:
             raise UserError(f"{where}: {'no image has a caption' if not some else 'all captions are the same'}; name "
                             "their column, or judge columns only")  # fmt: skip
-        towers = judges.of_captions(images[some], [str(texts[i]) for i in some], pool, steps, seed, flip)
+        towers = judges.of_captions(images[some], [str(texts[i]) for i in some], pool, steps, seed, flip, encoder)
     return Judges({name: dict(own) for name, own in columns.items()}, judge, towers)
+
+
+def reader_of(generator: Generator) -> Mapping[str, Any] | None:
+    """The frozen text encoder of a model, by which captions are judged as well; None where it has none."""
+    caption = generator.options["condition"].get("caption") or {}
+    return caption["encoder"] if "empty" in caption else None
 
 
 def draw(generator: Generator, metas: Metas, label: str, seed: int, **how: Any) -> Images:

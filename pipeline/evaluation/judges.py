@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.nn import functional
 from models.judges import Judge, TwoTowers, contrastive
 from pipeline.data.captions import cut, symbols
 from pipeline.data.pictures import Images
+from pipeline.data.text_encoders import Frozen
 from pipeline.errors import UserError
 from pipeline.evaluation.extractors import keep
 from pipeline.evaluation.metrics.features import digest
@@ -108,19 +110,37 @@ def of_columns(
     return _trained("judge", layout, images, said, pool, steps, seed, flip, BATCH, make, {"columns": dict(columns)})
 
 
-def of_captions(images: Images, captions: Sequence[str], pool: Path, steps: int, seed: int, flip: bool) -> Trained:
-    """The two towers of pairs: from the pool, or trained and put there. captions: of each image one."""
-    texts = read(captions)
-    _, own = np.unique(texts, axis=0, return_inverse=True)  # which captions are equal, as they are read
-    layout = {"channels": images.shape[3], "size": images.shape[1], "tokens": TOKENS}
+def of_captions(
+    images: Images,
+    captions: Sequence[str],
+    pool: Path,
+    steps: int,
+    seed: int,
+    flip: bool,
+    encoder: Mapping[str, Any] | None = None,
+) -> Trained:
+    """The two towers of pairs: from the pool, or trained and put there.
+
+    captions: of each image one. encoder: a frozen one that reads them (`data/text_encoders.py`, as identified). It has
+    read more than any data set of pairs; None: a small transformer over bytes is trained with the image tower.
+    """
+    layout: dict[str, Any] = {"channels": images.shape[3], "size": images.shape[1], "tokens": TOKENS}
+    layout |= {"embedded": encoder["width"]} if encoder else {}
+    different, own = np.unique(np.array(captions, object), return_inverse=True)
+    said = [list(captions), *([encoder["digest"]] if encoder else [])]
+
+    @cache
+    def texts() -> Tensor:  # those in the pool need them not
+        return read(different.tolist(), encoder)
 
     def make(network: Any, rows: Array, random: Any) -> Tensor:
         scores = network.scores(
-            network.images(_batch(images[rows], random, flip)), network.captions(_symbols(texts[rows]))
+            network.images(_batch(images[rows], random, flip)), network.captions(texts()[own[rows]])
         )
         return contrastive(scores, torch.from_numpy(own[rows][:, None] == own[rows]))
 
-    return _trained("towers", layout, images, [list(captions)], pool, steps, seed, flip, PAIRS, make, {})
+    more = {"encoder": dict(encoder)} if encoder else {}
+    return _trained("towers", layout, images, said, pool, steps, seed, flip, PAIRS, make, more)
 
 
 def lifts(columns: Mapping[str, Any], told: Mapping[str, Array]) -> dict[tuple[str, str], Array]:
@@ -146,9 +166,13 @@ def lifts(columns: Mapping[str, Any], told: Mapping[str, Array]) -> dict[tuple[s
     return found
 
 
-def read(captions: Sequence[str]) -> Array:
-    """Captions as the text tower takes them: int64 [n, TOKENS]. (A frozen encoder would give float32 [n, D].)"""
-    return np.stack([symbols(np.frombuffer(cut(text, TOKENS - 1), np.uint8), TOKENS) for text in captions])
+def read(captions: Sequence[str], encoder: Mapping[str, Any] | None) -> Tensor:
+    """Captions as the text tower takes them: symbols int64 [n, S <= TOKENS], or a frozen encoder's float32 [n, D]."""
+    if encoder:
+        found, _ = Frozen(encoder, TOKENS)(captions)
+        return torch.from_numpy(np.stack([each.pooled for each in found]).astype(np.float32))
+    texts = np.stack([symbols(np.frombuffer(cut(text, TOKENS - 1), np.uint8), TOKENS) for text in captions])
+    return torch.from_numpy(texts[:, : int((texts != 0).sum(1).max())])
 
 
 @torch.no_grad()
@@ -161,9 +185,9 @@ def answers(judge: Trained, images: Images) -> dict[str, Array]:
 @torch.no_grad()
 def scores(towers: Trained, images: Images, captions: Sequence[str]) -> Array:
     """float32 [n, m]: how well each caption goes with each image."""
-    network, texts = towers.network, read(captions)
+    network, texts = towers.network, read(captions, towers.about.get("encoder"))
     seen = [network.images(_batch(images[i : i + CHUNK])) for i in range(0, len(images), CHUNK)]
-    said = [network.captions(_symbols(texts[i : i + CHUNK])) for i in range(0, len(texts), CHUNK)]
+    said = [network.captions(texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK)]
     found: Array = network.scores(torch.cat(seen), torch.cat(said)).numpy()
     return found
 
@@ -250,12 +274,6 @@ def _loss(options: Mapping[str, Any], answer: Tensor, rows: Array) -> Tensor:
     else:
         known, each = told >= 0, (answer[:, 0] - told).square()
     return (each * known).sum() / known.sum().clamp(min=1)
-
-
-def _symbols(texts: Array) -> Tensor:
-    """Captions as a tensor, no longer than the longest of them."""
-    longest = int((texts != 0).sum(1).max()) if texts.dtype == np.int64 else None
-    return torch.from_numpy(np.ascontiguousarray(texts[:, :longest]))
 
 
 def _batch(images: Images, random: np.random.Generator | None = None, flip: bool = False) -> Tensor:

@@ -154,7 +154,16 @@ def agreement_of(
     columns = agreement.columns_of(section.columns, told, known, where)
     pool = Path(config.run.root) / "extractors"
     judges = agreement.train(
-        train, told, columns, section.captions, pool, section.steps, seed, config.data.augment.flip, where
+        train,
+        told,
+        columns,
+        section.captions,
+        pool,
+        section.steps,
+        seed,
+        config.data.augment.flip,
+        where,
+        agreement.reader_of(generator),
     )
     metas = metas_of(config, ingest.path, "val", len(held_out))
     rows = agreement.tellable(generator.classes, metas, label)[: section.samples]

@@ -1,19 +1,19 @@
-"""Draws faces from attributes, with a sentence each: a data set of text to image whose right answer is known.
+"""Draws faces from attributes, with sentences: a data set of text to image whose right answer is known.
 
     python -m venv /tmp/drawing && /tmp/drawing/bin/pip install dicebear-core==10.7.0 dicebear-styles==10.6.0 \
         resvg-py==0.5.0 pillow
     /tmp/drawing/bin/python tests/benchmarks/drawn_faces.py FOLDER [--count 8000] [--size 64]
 
 Four attributes of "Avataaars" by Pablo Stanley (free for personal and commercial use), six values each; skin, eyebrows
-and the kind of clothes vary beside them and are not said. Every fourth pair of a mouth and a top never occurs in
-`seen.csv`; `unseen.csv` has nothing but these. Both: image, caption, and a column an attribute. A face is a function of
-its number.
+and the kind of clothes vary beside them and are not said. Every fourth pair of a mouth and a top occurs in
+`unseen.jsonl` only, which has nothing but these; `new.jsonl` has further faces of the kind of `seen.jsonl`. All three:
+image, captions, and a column an attribute. The first caption, and two more, say all four attributes; two say one, two
+or three of them, so that an attribute is learned by itself. A face is a function of its number.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import multiprocessing
@@ -63,12 +63,13 @@ def chosen(number: int, unseen: bool) -> dict[str, str]:
             return values
 
 
-def face(number: int, size: int, unseen: bool, folder: Path) -> list[str]:
-    """Draw one face; its row of the table."""
+def face(number: int, size: int, name: str, folder: Path) -> dict[str, Any]:
+    """Draw one face; its row of the table `name`."""
     import resvg_py
     from dicebear import Avatar
     from PIL import Image
 
+    unseen = name == "unseen"
     values, draw = chosen(number, unseen), random.Random(f"{number}/{unseen}/free")
     free = {name: [draw.choice(options)] for name, options in FREE.items()}
     own = {"mouthVariant": [values["mouth"]], "eyesVariant": [values["eyes"]], "topVariant": [values["top"]]}
@@ -78,10 +79,19 @@ def face(number: int, size: int, unseen: bool, folder: Path) -> list[str]:
     drawn = Image.open(io.BytesIO(bytes(png)))
     paper = Image.new("RGBA", drawn.size, (205, 215, 225, 255))
     paper.alpha_composite(drawn.convert("RGBA"))
-    name = f"{'unseen' if unseen else 'seen'}/{number:05d}.png"
-    paper.convert("RGB").resize((size, size), Image.Resampling.BOX).save(folder / name)
+    path = f"{name}/{number:05d}.png"
+    paper.convert("RGB").resize((size, size), Image.Resampling.BOX).save(folder / path)
     words = {attribute: VALUES[attribute][value] for attribute, value in values.items()}
-    return [name, draw.choice(SENTENCES).format(**words), *words.values()]
+    return {"image": path, "caption": sentences(words, draw), **words}
+
+
+def sentences(words: dict[str, str], draw: random.Random) -> list[str]:
+    """What can be said of a face: all of it in three ways, parts of it in two."""
+    whole = [sentence.format(**words) for sentence in draw.sample(SENTENCES, len(SENTENCES))]
+    said = {**words, "colour": f"{words['colour']} clothes"}
+    return whole + [
+        ", ".join(said[name] for name in draw.sample(list(said), count)) for count in draw.sample((1, 2, 3), 2)
+    ]
 
 
 def main() -> None:
@@ -90,14 +100,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8000)
     parser.add_argument("--size", type=int, default=64)
     given = parser.parse_args()
-    for unseen, count in ((False, given.count), (True, given.count // 8)):
-        name = "unseen" if unseen else "seen"
+    seen, others = given.count, given.count // 8
+    for name, numbers in {"seen": range(seen), "new": range(seen, seen + others), "unseen": range(others)}.items():
         (given.folder / name).mkdir(parents=True, exist_ok=True)
         with multiprocessing.Pool() as pool:
-            draw = partial(face, size=given.size, unseen=unseen, folder=given.folder)
-            rows = pool.map(draw, range(count), chunksize=32)
-        with open(given.folder / f"{name}.csv", "w", newline="") as file:
-            csv.writer(file).writerows([["image", "caption", *VALUES], *rows])
+            draw = partial(face, size=given.size, name=name, folder=given.folder)
+            rows = pool.map(draw, numbers, chunksize=32)
+        (given.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

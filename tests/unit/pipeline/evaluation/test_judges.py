@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.data.text_encoders import Embedding
 from pipeline.errors import UserError
 from pipeline.evaluation import agreement, judges
 
@@ -86,6 +87,34 @@ def test_a_judge_trains_once_and_equally(trained: Any, taught: Any, tmp_path: Pa
     damaged.write_bytes(damaged.read_bytes()[:-8])
     with pytest.raises(UserError, match="not a whole judge"):
         judges.load(damaged)
+
+
+class Reader:
+    """In place of a frozen text encoder: which colour is where, as numbers."""
+
+    def __init__(self, encoder: dict[str, Any], limit: int) -> None:
+        assert encoder["digest"] == "of its files"
+
+    def __call__(self, texts: list[str]) -> tuple[list[Embedding], int]:
+        places = [[float(name == said) for said in text.split(", then ") for name in NAMES] for text in texts]
+        return [Embedding(np.zeros((1, 8), np.float16), np.array(row, np.float16)) for row in places], 0
+
+
+def test_towers_read_by_a_frozen_encoder_which_is_kept_with_them(
+    taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judges, "Frozen", Reader)
+    encoder = {"kind": "transformers", "path": "here", "digest": "of its files", "width": 8}
+    images, metas = taught
+    captions = [meta["caption"] for meta in metas]
+    towers = judges.of_captions(images, captions, tmp_path, 60, 0, False, encoder)
+    again = judges.load(next(tmp_path.iterdir()))
+    assert again.about["encoder"] == encoder and again.digest == towers.digest
+    new, told = squares(200, 2)
+    found = agreement.measure(agreement.Judges({}, None, again), new, new, new, told)["captions"]
+    assert found["samples"]["recall_1"] > 0.9, found
+    assert judges.of_captions(images, captions, tmp_path, 1, 0, False).about.get("encoder") is None
+    assert len(list(tmp_path.iterdir())) == 2  # towers of bytes are others
 
 
 def test_what_is_a_column(taught: Any) -> None:
