@@ -91,7 +91,7 @@ def values_of(
 def columns_of(index: Index, i: int, label: str | None) -> dict[str, Any]:
     """The columns of sample i: what its source has of it, its class by the name of its column, and its key."""
     known = {} if index.label(i) < 0 else {label or "class": index.classes[index.label(i)]}
-    return {**known, **index.meta(i), KEY: index.key(i)}
+    return {**index.meta(i), **known, KEY: index.key(i)}
 
 
 def _value(name: str, options: Mapping[str, Any], meta: Mapping[str, Any]) -> Any:

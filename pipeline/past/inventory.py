@@ -215,10 +215,10 @@ def referred(known: list[Item], alive: Iterable[Past], models: Collection[str], 
 
 
 def _holds_base(manifest: dict[str, Any], recipe: dict[str, Any]) -> bool:
-    """Whether an artifact holds the weights that an adapter of this recipe goes beside: without these it is nothing."""
-    training = recipe.get("training", {})
-    files = manifest.get("files", {}).values()
-    return bool(training.get("lora")) and any(file["sha256"] == training["init_from"] for file in files)
+    """Whether an artifact holds the weights that a training of this recipe began with: without these an adapter is
+    nothing, a training cannot go on, and a config cannot be run again."""
+    begun = recipe.get("training", {}).get("init_from")
+    return bool(begun) and any(file["sha256"] == begun for file in manifest.get("files", {}).values())
 
 
 def _why(item: Item, pasts: Iterable[Past]) -> str:

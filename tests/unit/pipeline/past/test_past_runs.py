@@ -391,10 +391,11 @@ def test_what_was_set_aside_may_go_unless_a_model_was_made_of_it(made: Made) -> 
     assert place not in {entry.path for entry in inventory.garbage(made.root, tracked)}
 
 
-def test_the_base_of_an_adapter_that_is_kept_stays(made: Made) -> None:
+@pytest.mark.parametrize("lora", [{"lora": {"rank": 8}}, {}])
+def test_the_base_of_what_is_kept_stays(made: Made, lora: dict[str, Any]) -> None:
     first = made.store.find("diffusion", "a" * 16)
     assert first is not None
-    training = {"init_from": first.manifest["files"]["weights"]["sha256"], "lora": {"rank": 8}}
+    training = {"init_from": first.manifest["files"]["weights"]["sha256"], **lora}
     with made.store.write("diffusion", "f" * 16, {"training": training}, {}) as writer:
         (writer.path / "weights").write_text("factors")
         writer.finish({})
@@ -409,10 +410,11 @@ def test_the_base_of_an_adapter_that_is_kept_stays(made: Made) -> None:
     assert place in {entry.path for entry in inventory.garbage(made.root, tracked)}
 
 
-def test_the_base_of_an_adapter_that_waits_to_go_on_stays(made: Made) -> None:
+@pytest.mark.parametrize("lora", [{"lora": {"rank": 8}}, {}])
+def test_the_base_of_a_training_that_waits_to_go_on_stays(made: Made, lora: dict[str, Any]) -> None:
     first = made.store.find("diffusion", "a" * 16)
     assert first is not None
-    training = {"init_from": first.manifest["files"]["weights"]["sha256"], "lora": {"rank": 8}}
+    training = {"init_from": first.manifest["files"]["weights"]["sha256"], **lora}
     waiting = made.root / "artifacts" / "diffusion" / ("f" * 16)
     (waiting / "work").mkdir(parents=True)
     write_json(waiting / "work" / "recipe.json", {"recipe": {"training": training}, "inputs": {}})
