@@ -122,14 +122,14 @@ def train(
     from pipeline.evaluation import judges
 
     judge = towers = None
+    texts = [caption_of(meta) for meta in metas]
+    some = [i for i, text in enumerate(texts) if text]
+    if captions and len({texts[i] for i in some}) < 2:
+        raise UserError(f"{where}: {'no image has a caption' if not some else 'all captions are the same'}; name "
+                        "their column, or judge columns only")  # fmt: skip
     if columns:
         judge = judges.of_columns(images, rows_of(columns, metas, where), columns, pool, steps, seed, flip)
     if captions:
-        texts = [caption_of(meta) for meta in metas]
-        some = [i for i, text in enumerate(texts) if text]
-        if len({texts[i] for i in some}) < 2:
-            raise UserError(f"{where}: {'no image has a caption' if not some else 'all captions are the same'}; name "
-                            "their column, or judge columns only")  # fmt: skip
         towers = judges.of_captions(images[some], [str(texts[i]) for i in some], pool, steps, seed, flip, encoder)
     return Judges({name: dict(own) for name, own in columns.items()}, judge, towers)
 
