@@ -88,7 +88,7 @@ def run(
         records.append(record)
         spool.metrics({"conditions/shards": float(done)}, done)
         if encoder:
-            print(f"conditions: {done} of {len(jobs)} shards have their captions embedded ({encoder['kind']})", flush=True)
+            print(f"conditions: captions of {done} of {len(jobs)} shards are embedded ({encoder['kind']})", flush=True)
     empty = [records.pop()] if encoder else []
     nothing = opened_empty(pool / empty[0]["file"]) if empty else None
     options = options_of(condition, config, records, nothing)
