@@ -187,7 +187,8 @@ class Cluster:
         there = (n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving)
         raylets = ((n, (n["NodeManagerHostname"], n["NodeManagerAddress"], n["NodeManagerPort"])) for n in there)
         nodes = [n["Resources"] for n, raylet in raylets if not reach([raylet])]
-        if leaving and not nodes:
+        if not nodes:  # drained ones are soon gone: Ray ends a node without work at once, whatever time it was given
+            print("cluster: no machine is left to go on with", flush=True)
             raise Stopped(again=True)
         rooms = [(n.get("CPU", 0) // threads, n.get("GPU", 0) // gpus if gpus else math.inf) for n in nodes]
         return max(1, sum(int(min(room)) for room in rooms))
