@@ -92,8 +92,9 @@ class Autoencoder(Section):
     def _range(self) -> Autoencoder:
         if self.training.precision == "fp16":
             raise ValueError("an autoencoder's activations overflow fp16; give `training.precision` auto, bf16 or fp32")
-        if self.training.lora:
-            raise ValueError("`training.lora` is for the stage diffusion; leave it out here")
+        for key in ("lora", "optimizer"):
+            if getattr(self.training, key) != Training.model_fields[key].default:
+                raise ValueError(f"`training.{key}` is for the stage diffusion; leave it out here")
         return self
 
 

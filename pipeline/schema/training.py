@@ -38,6 +38,12 @@ class Training(Section):
     )
     steps: Positive = Field(description="Optimizer steps.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon: AdamW, but the updates of the matrices in the backbone's blocks are made orthogonal (stage "
+        "diffusion). Learning rate and weight decay mean the same.",
+        json_schema_extra=LATER,
+    )
     betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's decay of the two moments.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, on matrices only.")
@@ -109,6 +115,8 @@ class Training(Section):
             raise ValueError("`half_lives` and `average_lengths` name each average once")
         if self.snapshot_every and not self.average_lengths:
             raise ValueError("`snapshot_every` stores averages of `average_lengths`, which names none; set [0.05, 0.1]")
+        if self.lora and self.optimizer == "muon":
+            raise ValueError("`optimizer: muon` turns whole matrices, adapters are thin ones; give adamw with `lora`")
         if self.lora and not self.init_from:
             raise ValueError(
                 "`lora` adapts the weights that `init_from` names; give a model there, or leave out `lora`"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.schema.names import average_name, length_name
 from pipeline.training.arithmetic import largest_micro_batch, learning_rate, micro_batches, resolve_precision
 from pipeline.training.initialise import initialise
+from pipeline.training.muon import Muon, matrices
 from pipeline.training.partition import Partition
 from pipeline.training.ranks import Ranks
 
@@ -65,12 +66,26 @@ class StepStats:
 
 
 class _AdamW(torch.optim.AdamW):
-    """AdamW that can be told to leave everything as it is, while DeepSpeed does all its bookkeeping around it."""
+    """AdamW that can be told to leave everything as it is, while DeepSpeed does all its bookkeeping around it.
+
+    Groups with `muon` have an update in the place of the gradient (muon.py), and take a plain step along it.
+    """
 
     skip = False
 
+    @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        return None if self.skip else super().step(closure)
+        if self.skip:
+            return None
+        groups = self.param_groups
+        for group in (group for group in groups if group.get("muon")):
+            for p in (p for p in group["params"] if p.grad is not None):
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(p.grad, alpha=-group["lr"])
+        self.param_groups = [group for group in groups if not group.get("muon")]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
 
 
 class Engine:
@@ -91,7 +106,8 @@ class Engine:
         self._random = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
         if self._random and ranks.first:
             warnings.warn("the network has dropout: results depend on the number of ranks", stacklevel=2)
-        self._adam = _adamw(model, training)
+        names = matrices(model) if training.optimizer == "muon" else []
+        self._adam = _adamw(model, training, set(names))
         self._deepspeed = initialise(model, self._adam, training, ranks, self.precision, self.micro_batch)
         self.partition = Partition(
             self._deepspeed.module,
@@ -101,6 +117,7 @@ class Engine:
             ranks.world,
             frozen=training.lora is None,
         )
+        self._muon = Muon(names, self.partition, ranks) if names else None
         masters = self.partition.masters()
         names = [*map(average_name, training.half_lives), *map(length_name, training.average_lengths)]
         self.averages = {name: [m.clone() for m in masters] for name in names}
@@ -198,6 +215,8 @@ class Engine:
             factor = min(1.0, clip / (norm + 1e-6)) / self.loss_scale if clip else 1.0 / self.loss_scale
             if factor != 1.0:
                 torch._foreach_mul_(gradients, factor)
+            if self._muon:
+                self._muon()
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.skip = bad
@@ -343,13 +362,17 @@ def persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffers[name] for name in module.state_dict() if name in buffers}
 
 
-def _adamw(model: nn.Module, training: Training) -> _AdamW:
-    """AdamW (https://arxiv.org/abs/1711.05101) with weight decay on matrices only, fused."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+def _adamw(model: nn.Module, training: Training, muon: Collection[str] = ()) -> _AdamW:
+    """AdamW (https://arxiv.org/abs/1711.05101) with weight decay on matrices only, fused; `muon` names the parameters
+    that it only steps."""
+    trainable = [p for name, p in model.named_parameters() if p.requires_grad and name not in muon]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if muon:
+        turned = [p for name, p in model.named_parameters() if name in muon]
+        groups.append({"params": turned, "weight_decay": training.weight_decay, "muon": True})
     return _AdamW(
         [group for group in groups if group["params"]],
         lr=learning_rate(training, 0),

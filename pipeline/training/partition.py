@@ -122,6 +122,21 @@ class Partition:
         groups = self.optimizer.averaged_gradients
         return [gradient.detach() for i in sorted(groups) for gradient in groups[i]]
 
+    def gradient_pieces(self) -> Iterator[tuple[Piece, torch.Tensor]]:
+        """Of each parameter what this rank steps, and the reduced gradient of that, fp32 [numel], to be changed in
+        place; valid as `gradients` is."""
+        places = {(piece.flat, piece.at): piece for piece in self.held}
+        if self.stage == 0:
+            lone = [(i, p.grad) for i, p in enumerate(self.flats[: self.trainable]) if p.grad is not None]
+            yield from ((places[i, 0], gradient.view(-1)) for i, gradient in lone)
+            return
+        for i, several in self.optimizer.averaged_gradients.items():
+            at = 0
+            for gradient in several:
+                if (piece := places.get((i, at))) is not None:
+                    yield piece, gradient.detach().view(-1)[: piece.numel]
+                at += gradient.numel()
+
     def packs(self, names: Iterable[str]) -> Iterator[list[str]]:
         """The names in their order, cut so that each part has PACK elements or is one parameter."""
         pack: list[str] = []

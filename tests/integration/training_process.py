@@ -51,7 +51,7 @@ VARIANTS = {  # subject -> stage, overrides of its config
          "diffusion.condition={class_drop: 0.2, caption: {tokens: 24, encoder: {kind: trained, width: 16, heads: 2}}, "
          "attributes: {mood: {kind: categorical}, age: {kind: continuous, range: [0, 40]}, worn: {kind: multi_label}}, "
          "spatial: {mask: {column: other, drop: 0.2}}}",
-         "diffusion.backbone.tokens=cross"],
+         "diffusion.backbone.tokens=cross", "diffusion.training.optimizer=muon"],
     ),
     "lora": (
         "diffusion",
