@@ -127,6 +127,20 @@ class MLP(nn.Module):
         return self.down(F.gelu(self.up(x), approximate=self.approximate))  # type: ignore[no-any-return]
 
 
+class GatedMLP(nn.Module):
+    """SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): down(SiLU(a) b), with [a, b] = up(x)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 2 * hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        a, b = self.up(x).chunk(2, dim=-1)  # [..., hidden] each
+        return self.down(F.silu(a) * b)  # type: ignore[no-any-return]
+
+
 def time_features(t: Tensor, width: int, shift: int = 0) -> Tensor:
     """cos and sin of 1000 t at `width / 2` frequencies from 1 down to 1/10000; t [n] in [0, 1] -> float32 [n, width].
 

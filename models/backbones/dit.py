@@ -18,6 +18,7 @@ from models.layers import (
     MLP,
     Attention,
     CrossAttention,
+    GatedMLP,
     TimeEmbedding,
     gated_sum,
     in_heads,
@@ -48,6 +49,7 @@ class Config:
     gelu: str = "exact"  # of the MLP: "exact", or "tanh", its approximation
     mlp_eps: float = 1e-6  # epsilon of the norm before the MLP
     own_embeddings: bool = False  # each block embeds time and condition by itself
+    swiglu: bool = later(False)  # SwiGLU in place of GELU in every MLP, at two thirds of its hidden width
     tokens: str = later("none")  # of a caption: "cross", attended to behind self-attention; "joint", a stream beside
 
     def __post_init__(self) -> None:
@@ -60,6 +62,8 @@ class Config:
             raise ValueError(f"width: expected a multiple of 4, got {self.width}")
         if self.mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio: expected more than 0, got {self.mlp_ratio}")
+        if self.swiglu and self.gelu != "exact":
+            raise ValueError(f"swiglu: takes the place of gelu; leave out gelu {self.gelu!r}")
         if self.tokens not in ("none", "cross", "joint"):
             raise ValueError(f"tokens: expected 'none', 'cross' or 'joint', got {self.tokens!r}")
         if self.tokens != "none" and self.own_embeddings:
@@ -68,6 +72,12 @@ class Config:
             raise ValueError(f"gelu: expected 'exact' or 'tanh', got {self.gelu!r}")
         if self.rope and self.width // self.heads % 4:
             raise ValueError(f"rope: expected a multiple of 4 channels a head, got {self.width // self.heads}")
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of an MLP. SwiGLU has three products: two thirds, up to a multiple of 8, cost the same."""
+        plain = int(self.mlp_ratio * self.width)
+        return -(-2 * plain // 24) * 8 if self.swiglu else plain
 
 
 # size: (width, depth, heads), then parameters and forward FLOPs a sample on 4x32x32 latents at patch 2 (two FLOPs to
@@ -86,6 +96,12 @@ PRESETS = {
     for patch in (1, 2, 4, 8)
 }
 # At patch 2 also for `ldm export --format diffusers`, which has no place for other frequencies of the time.
+# What Yao et al. 2025 ("Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models",
+# LightningDiT) change in the blocks; they train with betas [0.9, 0.95], `diffusion.cosine: 1` and logit-normal times.
+MODERN = {"swiglu": True, "rms_norm": True, "rope": True, "qk_norm": True}
+PRESETS |= {
+    f"lightning-{size}/{patch}": {**PRESETS[f"dit-{size}/{patch}"], **MODERN} for size in SIZES for patch in (1, 2)
+}
 PRESETS |= {f"diffusers-{size}/2": {**PRESETS[f"dit-{size}/2"], "frequency_shift": 1} for size in SIZES}
 
 
@@ -96,15 +112,15 @@ def flops(config: Config, channels: int, size: int, caption: int = 0, beside: in
     A training step costs three times this. Norms, sines and the class table are left out, as is usual.
     """
     tokens, width, pixels = (size // config.patch) ** 2, config.width, channels * config.patch**2
-    hidden = int(config.mlp_ratio * width)
+    hidden = config.hidden * (3 if config.swiglu else 2)  # of an MLP's products
     attention = 4 * tokens * width * width + 2 * tokens * tokens * width  # qkv and out; scores and their sum
-    block = attention + 2 * tokens * width * hidden + 6 * width * width
+    block = attention + tokens * width * hidden + 6 * width * width
     if config.tokens == "cross":  # queries and out; keys and values; scores and their sum
         block += 2 * tokens * width * width + 2 * caption * width * width + 2 * tokens * caption * width
     joint = 0
     if config.tokens == "joint":  # the caption's share of each block; of the last one's keys and values only
         pairs = (tokens + caption) ** 2 - tokens**2
-        own = 4 * caption * width * width + 2 * caption * width * hidden + 6 * width * width
+        own = 4 * caption * width * width + caption * width * hidden + 6 * width * width
         last = 2 * (caption + 1) * width * width + 2 * tokens * caption * width
         joint = (config.depth - 1) * (own + 2 * pairs * width) + last
     ends = (2 * pixels + beside * config.patch**2) * tokens * width + 2 * width * width  # patches, last norm
@@ -119,7 +135,11 @@ class Stream(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.attention = Attention(config.width, config.heads, config.qk_norm)
-        self.mlp = MLP(config.width, int(config.mlp_ratio * config.width), "tanh" if config.gelu == "tanh" else "none")
+        self.mlp: nn.Module = (
+            GatedMLP(config.width, config.hidden)
+            if config.swiglu
+            else MLP(config.width, config.hidden, "tanh" if config.gelu == "tanh" else "none")
+        )
         self.modulation = nn.Linear(config.width, 6 * config.width)
         self.rms, self.mlp_eps = config.rms_norm, config.mlp_eps
 

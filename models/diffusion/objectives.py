@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.conditioning import Conditions
 from models.diffusion.process import Path, add_noise, like
@@ -173,13 +174,25 @@ def loss(
     path: Path,
     prediction: str,
     weighting: str = "uniform",
+    cosine: float = 0.0,
+    contrastive: float = 0.0,
 ) -> Tensor:
     """Weighted mean squared error of the prediction, float32 [n], a mean over the elements of each sample.
 
     x0 normalised latents [n, C, h, w]; noise the same shape, ~ N(0, I); t [n] in (0, 1). x_t and the loss are float32.
+    cosine, contrastive: weights of two terms beside it.
     """
     x0, noise, t = x0.float(), noise.float(), t.float()
     p = predict(network, add_noise(path, x0, noise, t), t, condition, path)
-    error = p - target(prediction, x0, noise, t, path)
-    per_sample: Tensor = weight(weighting, prediction, t, path) * error.square().flatten(1).mean(dim=1)
+    y = target(prediction, x0, noise, t, path)
+    each = (p - y).square().flatten(1).mean(dim=1)  # [n]
+    if contrastive:
+        # Stoica et al. 2025, "Contrastive Flow Matching": minus |p - y'|^2, y' the target of another sample at random.
+        # Over all of these its mean is |p|^2 and what does not depend on p, since targets have mean 0 as latents and
+        # noise have: so no sample's loss depends on which others are on its rank.
+        each = each - contrastive * p.square().flatten(1).mean(dim=1)
+    if cosine:
+        # Yao et al. 2024, "FasterDiT": 1 - cosine of the angle between p and y over channels, a mean over places
+        each = each + cosine * (1 - functional.cosine_similarity(p, y, dim=1)).flatten(1).mean(dim=1)
+    per_sample: Tensor = weight(weighting, prediction, t, path) * each
     return per_sample

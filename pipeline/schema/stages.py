@@ -195,6 +195,21 @@ class Diffusion(Section):
     weighting: Literal["uniform", "min_snr", "edm"] = Field(
         "edm", description="Weight of a time in the loss. Default: edm on the path edm, else uniform."
     )
+    cosine: float = Field(
+        0.0,
+        ge=0,
+        description="Weight, in the loss, of 1 - cosine of the angle between prediction and target over channels; 1 as "
+        "LightningDiT has it.",
+        json_schema_extra=LATER,
+    )
+    contrastive: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Weight, taken off the loss, of the prediction's squared distance to other samples' targets; "
+        "0.05 as of contrastive flow matching. Predictions come out larger by 1 / (1 - weight).",
+        json_schema_extra=LATER,
+    )
     training: Training
     fd: FdCurve = Field(FdCurve(), json_schema_extra=SPEED)
 

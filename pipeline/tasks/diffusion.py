@@ -119,18 +119,19 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     times = objectives.Times(section.times.kind, section.times.mean, section.times.std)
 
-    def per_sample(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """The weighted squared error of the prediction, a mean over elements: [n]."""
+    def per_sample(network: nn.Module, batch: dict[str, Tensor], cosine: float = 0.0, other: float = 0.0) -> Tensor:
+        """The weighted squared error of the prediction, a mean over elements, and the terms beside it: [n]."""
         x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, h, w]
         condition = {"class": batch["label"]}
         condition |= {
             key.removeprefix("condition/"): rows for key, rows in batch.items() if key.startswith("condition/")
         }
         t = times(batch["u"], path)
-        return objectives.loss(network, x0, batch["noise"], t, condition, path, section.prediction, section.weighting)
+        how = (path, section.prediction, section.weighting, cosine, other)
+        return objectives.loss(network, x0, batch["noise"], t, condition, *how)
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"loss": per_sample(network, batch).mean()}
+        return {"loss": per_sample(network, batch, section.cosine, section.contrastive).mean()}
 
     def batches(position: int) -> Iterator[dict[str, Any]]:
         return loader.latent_batches(

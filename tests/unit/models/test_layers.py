@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from models import layers
-from models.layers import MLP, Attention, TimeEmbedding, gated_sum, modulated_norm, sine_positions, time_features
+from models.layers import (
+    MLP,
+    Attention,
+    GatedMLP,
+    TimeEmbedding,
+    gated_sum,
+    modulated_norm,
+    sine_positions,
+    time_features,
+)
 
 
 def test_modulated_norm_and_gate():
@@ -40,6 +49,9 @@ def test_attention_is_softmax_of_scores(qk_norm):
 
 def test_mlp_keeps_shape():
     assert MLP(4, 16)(torch.zeros(2, 3, 4)).shape == (2, 3, 4)
+    gated, x = GatedMLP(4, 16), torch.randn(2, 3, 4)
+    first, second = gated.up(x)[..., :16], gated.up(x)[..., 16:]
+    torch.testing.assert_close(gated(x), gated.down(first * first.sigmoid() * second))
 
 
 def test_time_features_are_ddpms_at_a_thousand_t():

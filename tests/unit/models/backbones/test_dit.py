@@ -155,7 +155,11 @@ def test_presets_have_the_sizes_of_the_paper(preset, millions, gigaflops):
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, dit.Config(32, 3, 2, 1, mlp_ratio=2.0, long_skips=True), dit.Config(32, 2, 4, rope=True, rms_norm=True)],
+    [
+        SMALL,
+        dit.Config(32, 3, 2, 1, mlp_ratio=2.0, long_skips=True),
+        dit.Config(32, 2, 4, rope=True, rms_norm=True, swiglu=True),
+    ],
     ids=str,
 )  # fmt: skip
 def test_flops_are_what_torch_counts(config):
@@ -164,6 +168,16 @@ def test_flops_are_what_torch_counts(config):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs(n=1, width=config.width))
     assert dit.flops(config, 3, 8, caption=5) == counter.get_total_flops()
+
+
+def test_a_lightning_preset_costs_what_its_plain_one_does():
+    for size in ("s", "xl"):
+        plain, modern = (registry.make_config("backbones", {"kind": "dit", "preset": f"{name}-{size}/1"})
+                         for name in ("dit", "lightning"))  # fmt: skip
+        assert modern.swiglu and modern.rope and modern.rms_norm and modern.qk_norm
+        assert dit.flops(modern, 4, 16) == pytest.approx(dit.flops(plain, 4, 16), rel=2e-3)
+    with pytest.raises(ValueError, match="swiglu: takes the place of gelu"):
+        dit.Config(swiglu=True, gelu="tanh")
 
 
 def test_long_skips_begin_as_none_and_join_the_halves():

@@ -191,6 +191,27 @@ def test_loss_is_the_mean_square_a_sample_in_float32(prediction):
     torch.testing.assert_close(weighted.double(), expected * min_snr_weight(prediction, t, path), rtol=1e-5, atol=1e-6)
 
 
+def test_terms_beside_the_square_are_what_their_papers_say():
+    path, (x0, eps) = RectifiedFlow(), draw(64, torch.float32)
+    x0 = x0 - x0.mean(0)  # latents and noise have mean 0
+    eps, t = eps - eps.mean(0), torch.linspace(0.1, 0.9, 64)
+
+    class Network(nn.Module):
+        def forward(self, x, t, condition):
+            return x.tanh()
+
+    given = (Network(), x0, eps, t, {}, path, "velocity")
+    p, y = predict(Network(), add_noise(path, x0, eps, t), t, {}, path), eps - x0
+    cosine = ((p * y).sum(1) / (p.norm(dim=1) * y.norm(dim=1))).mean(dim=(1, 2))
+    torch.testing.assert_close(loss(*given, cosine=0.5), loss(*given) + 0.5 * (1 - cosine), rtol=1e-5, atol=1e-5)
+    # against the targets of all others, one after another: the same but for what no network can change
+    others = torch.stack([(p - y.roll(k, 0)).square().mean(dim=(1, 2, 3)) for k in range(64)]).mean(0)
+    constant = y.square().mean()
+    torch.testing.assert_close(
+        loss(*given, contrastive=0.05), loss(*given) - 0.05 * (others - constant), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_unknown_names_are_refused():
     x, t = torch.zeros(1, 1), torch.full((1,), 0.5)
     with pytest.raises(ValueError, match="velocity"):
