@@ -29,6 +29,13 @@ class Lora(Section):
         return (self.alpha or self.rank) / self.rank
 
 
+class Profile(Section):
+    """Some steps whose trace is kept: what ran when on rank 0, for Perfetto (ui.perfetto.dev)."""
+
+    from_: Positive = Field(10, alias="from", description="The first of these steps.")
+    steps: Positive = Field(3, description="How many: each is some MB.")
+
+
 class Training(Section):
     batch_size: Positive = Field(128, description="Global batch: samples an optimizer step, over all ranks.")
     micro_batch: Positive | None = Field(
@@ -86,6 +93,9 @@ class Training(Section):
     validate_every: Positive = Field(500, description="Steps between validations.", json_schema_extra=SPEED)
     preview_every: Positive = Field(500, description="Steps between grids of images.", json_schema_extra=SPEED)
     save_every: Positive = Field(500, description="Steps between checkpoints.", json_schema_extra=SPEED)
+    profile: Profile | None = Field(
+        None, description="Steps whose trace is kept with the run in MLflow; null: none.", json_schema_extra=SPEED
+    )
     keep: Positive = Field(2, description="Checkpoints kept.", json_schema_extra=SPEED)
     max_bad_steps: Positive = Field(
         20, description="Steps in a row with a gradient that is not finite before a roll-back."

@@ -28,6 +28,13 @@ def images_to_floats(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def flops(config: Config, inputs: dict[str, Artifact]) -> int:
+    """Of a forward pass for a sample: encoder and decoder."""
+    from models import costs
+
+    return costs.autoencoder(config.autoencoder.model, config.data.channels, config.data.size).flops
+
+
 def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn.Module, Task]:
     """The network with its first weights, and what the loop needs to know about this stage."""
     import torch

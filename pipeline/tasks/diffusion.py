@@ -53,6 +53,14 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
     }
 
 
+def flops(config: Config, inputs: dict[str, Artifact]) -> int:
+    """Of the backbone's forward pass for a sample; of a caption 64 tokens."""
+    from models import costs
+
+    latent = options(config, inputs)["latent"]
+    return costs.backbone(config.diffusion.backbone, latent["channels"], latent["size"]).flops
+
+
 def told(config: Config, inputs: dict[str, Artifact], split: str) -> loader.Told | None:
     """What the samples of a split are told besides their class; None where that is nothing."""
     from pipeline.data import maps
@@ -103,6 +111,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.generate.generator import Label, generator
     from pipeline.generate.told import words
     from pipeline.networks import build_network, load_model
+    from pipeline.tasks import noise_levels
     from pipeline.tasks.trained import to_device
     from pipeline.training.loop import Task
 
@@ -118,6 +127,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     order = training_order(train, config.data, what["classes"], training.batch_size, seed)
 
     times = objectives.Times(section.times.kind, section.times.mean, section.times.std)
+    edges = noise_levels.levels(times, path)
 
     def per_sample(network: nn.Module, batch: dict[str, Tensor], cosine: float = 0.0, other: float = 0.0) -> Tensor:
         """The weighted squared error of the prediction, a mean over elements, and the terms beside it: [n]."""
@@ -153,17 +163,20 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         )
 
     @torch.no_grad()
-    def validate(engine: Engine) -> dict[str, float]:
-        """Mean loss over the held-out latents, times spread evenly, every sample once, conditions never dropped."""
-        total = torch.zeros(2, dtype=torch.float64)
+    def validate(engine: Engine) -> dict[str, Any]:
+        """Mean loss over the held-out latents, and by noise level; times spread evenly, every sample once, conditions
+        never dropped."""
+        total, by_level = torch.zeros(2, dtype=torch.float64), torch.zeros(2, noise_levels.BINS, dtype=torch.float64)
         with engine.weights("ema"):
             for batch in validation():
                 batch = to_device(batch, ranks.device)
                 weight = batch["weight"]
                 values = per_sample(engine.module, batch)
                 total += torch.stack([(values * weight).sum(), weight.sum()]).double().cpu()
-        value, count = ranks.sum_floats(total.tolist())
-        return {"val_loss": value / count}
+                by_level += noise_levels.sums(batch["u"], values, weight)
+        value, count, *parts = ranks.sum_floats([*total.tolist(), *by_level.flatten().tolist()])
+        found = noise_levels.named(parts[: noise_levels.BINS], parts[noise_levels.BINS :])
+        return {"val_loss": value / count, **found, "levels/val_loss": noise_levels.picture(found, edges)}
 
     decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -23,12 +22,14 @@ from pipeline.files import canonical_json, disk_trouble, read_json, write_json
 from pipeline.networks import save_weights
 from pipeline.schema.training import Training
 from pipeline.tasks import begin as beginning
+from pipeline.tasks.shown import Progress, Said
 from pipeline.tracking.tracker import Spool
 
 if TYPE_CHECKING:
     from pipeline.cluster.cluster import Cluster
     from pipeline.training.engine import Engine
 
+FLOPS = "flops.json"  # of the folder where driver and ranks leave each other files
 STOP_POLL = 1.0  # seconds between two looks at the stop file, which may lie on a network file system
 
 
@@ -46,7 +47,9 @@ def train(
     first_weights: the file to begin with (`begin.planned_weights`); None: the network's own.
     """
     from pipeline.data.order import lanes, largest_world
+    from pipeline.training import meter
 
+    module = importlib.import_module(f"pipeline.tasks.{name}")
     training: Training = getattr(config, name).training
     lane_count = config.data.lanes or lanes(training.batch_size)
 
@@ -71,6 +74,8 @@ def train(
         writer.lease.check()
         progress()
         said()
+        if progress.last > 0 and not (mail / FLOPS).exists():  # here: ranks have no second to spare for counting
+            write_json(mail / FLOPS, counted(module, config, inputs))
 
     arguments = {
         "stage": name,
@@ -90,7 +95,23 @@ def train(
     writer.lease.check()
     if not (mail / "summary.json").exists():  # the ranks saw it before this machine: network file systems cache folders
         raise UserError(f"{writer.work / 'lease'}: {TAKEN_OVER}; this process stops")
-    return dict(read_json(mail / "summary.json"))
+    summary = dict(read_json(mail / "summary.json"))
+    print(meter.line(name, summary["efficiency"]), flush=True)
+    return summary
+
+
+def counted(module: Any, config: Config, inputs: dict[str, Artifact]) -> int:
+    """Model FLOPs of a training sample, a forward pass and twice that backward; 0 of a kind of the user's own whose
+    code cannot run without numbers."""
+    try:
+        return 3 * int(module.flops(config, inputs))
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def read_flops(path: Path) -> int | None:
+    """What the driver has counted, once it has."""
+    return int(read_json(path)) if path.exists() else None
 
 
 def other_run(name: str, training: Training, writer: Writer) -> list[Any] | None:
@@ -171,9 +192,10 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
     hosts = ranks.gather_objects(socket.gethostname())
     validated: dict[str, float] = {}
 
-    def validate(engine: Engine) -> dict[str, float]:
-        validated.update(task.validate(engine))
-        return dict(validated)
+    def validate(engine: Engine) -> dict[str, Any]:
+        found: dict[str, Any] = task.validate(engine)
+        validated.update({name: value for name, value in found.items() if isinstance(value, float)})
+        return found
 
     def batches(position: int) -> Iterator[dict[str, Any]]:
         return naming_lost(task.batches(position), work / "lost" / f"{ranks.rank}.txt", say)
@@ -198,6 +220,7 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
         progress=lambda progress: write_json(mail / "progress.json", {**asdict(progress), "hosts": hosts}),
         say=say,
         stall_s=config.cluster.collective_timeout / 2,  # told before the other ranks give it up
+        flops=lambda: read_flops(mail / FLOPS),
     )
     if not summary.finished:
         if any(ranks.gather_objects(preempted())) and ranks.first:
@@ -248,6 +271,9 @@ class Silent:
         """Nothing: rank 0 logs."""
 
     def image(self, key: str, image: Any, step: int, cells: Sequence[str] = ()) -> None:
+        """Nothing: rank 0 logs."""
+
+    def file(self, path: str | Path, artifact_path: str = "") -> None:
         """Nothing: rank 0 logs."""
 
 
@@ -314,62 +340,3 @@ def where_finite(
             return {}
 
     return made
-
-
-class Said:
-    """Shows on the driver the lines that ranks have for its user: what they print ends in Ray's logs."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
-        self.shown = {path: path.stat().st_size for path in folder.glob("*.txt")}  # an earlier command's
-
-    def __call__(self) -> None:
-        for path in sorted(self.folder.glob("*.txt")):
-            with open(path, "rb") as file:
-                file.seek(self.shown.get(path, 0))
-                lines = [line for line in file if line.endswith(b"\n")]
-            self.shown[path] = self.shown.get(path, 0) + sum(map(len, lines))
-            for line in lines:
-                print(f"{self.name}: {line.decode().rstrip()}", file=sys.stderr, flush=True)
-
-
-class Progress:
-    """Shows on the driver what rank 0 wrote last: a bar on a terminal, a plain line now and then in a log."""
-
-    LINE_EVERY = 10.0  # seconds between two lines in a log
-
-    def __init__(self, name: str, path: Path) -> None:
-        self.name, self.path = name, path
-        self.bar: Any = None
-        self.shown, self.last = 0.0, -1
-        path.unlink(missing_ok=True)
-
-    def __call__(self) -> None:
-        if not self.path.exists():
-            return
-        now = read_json(self.path)
-        if now["step"] == self.last:
-            return
-        if self.last < 0:
-            print(f"{self.name}: {len(now['hosts'])} ranks on {', '.join(sorted(set(now['hosts'])))}", flush=True)
-        self.last = now["step"]
-        left = time.strftime("%H:%M:%S", time.gmtime(now["seconds_left"]))
-        loss = "not finite" if now["loss"] is None else f"{now['loss']:.4f}"
-        text = f"loss {loss}, {now['images_per_second']:.0f} images/s, {left} left"
-        if sys.stdout.isatty():
-            self._bar(now, text)
-        elif time.monotonic() - self.shown > self.LINE_EVERY or now["step"] == now["steps"]:
-            self.shown = time.monotonic()
-            print(f"{self.name}: step {now['step']} of {now['steps']}, {text}", flush=True)
-
-    def _bar(self, now: dict[str, Any], text: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        if self.bar is None:
-            self.bar = Bar(TextColumn(self.name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-            self.bar.start()
-            self.bar.add_task(text, total=now["steps"])
-        self.bar.update(self.bar.task_ids[0], completed=now["step"], description=text)
-        if now["step"] == now["steps"]:
-            self.bar.stop()

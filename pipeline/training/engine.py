@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.schema.names import average_name, length_name
 from pipeline.training.arithmetic import largest_micro_batch, learning_rate, micro_batches, resolve_precision
 from pipeline.training.initialise import initialise
+from pipeline.training.meter import clock
 from pipeline.training.muon import Muon, matrices
 from pipeline.training.partition import Partition
 from pipeline.training.ranks import Ranks
@@ -45,6 +46,7 @@ class Attempt:
     means: list[float]  # of the losses named by `keys`, over the global batch
     norm: float
     flags: tuple[bool, ...]
+    all_reduce_seconds: float
 
     @property
     def bad(self) -> bool:
@@ -63,6 +65,7 @@ class StepStats:
     skipped: bool  # the gradient or the loss was not finite: nothing has changed
     loss_scale: float
     flags: tuple[bool, ...]  # the flags given to `step`: whether any rank raised them
+    all_reduce_seconds: float = 0.0  # of the step's packed all-reduce, in which ranks wait for the slowest
 
 
 class _AdamW(torch.optim.AdamW):
@@ -150,9 +153,9 @@ class Engine:
         except torch.OutOfMemoryError as error:
             raise UserError(self._out_of_memory(batch)) from error
         gradients = self.partition.gradients()
-        total, means, raised = self._agree(gradients, values, flags)
+        total, means, raised, seconds = self._agree(gradients, values, flags)
         norm = math.sqrt(total) / self.loss_scale if total >= 0 else math.nan
-        return Attempt(gradients, keys, means, norm, raised)
+        return Attempt(gradients, keys, means, norm, raised, seconds)
 
     def conclude(self, attempt: Attempt, position: int, bad: bool) -> StepStats:
         """The second half of `step`: the update, or (bad) none of it."""
@@ -160,7 +163,8 @@ class Engine:
         self._apply(attempt.gradients, attempt.norm, rate, bad)
         self._move_statistics(bad)
         parts = dict(zip(attempt.keys[1:], attempt.means[1:], strict=True))
-        stats = StepStats(attempt.means[0], parts, attempt.norm, rate, bad, self.loss_scale, attempt.flags)
+        told = (attempt.flags, attempt.all_reduce_seconds)
+        stats = StepStats(attempt.means[0], parts, attempt.norm, rate, bad, self.loss_scale, *told)
         if self.precision == "fp16":
             self._adapt_loss_scale(bad)
         return stats
@@ -188,10 +192,11 @@ class Engine:
 
     def _agree(
         self, gradients: list[torch.Tensor], values: torch.Tensor, flags: Sequence[bool]
-    ) -> tuple[float, list[float], tuple[bool, ...]]:
+    ) -> tuple[float, list[float], tuple[bool, ...], float]:
         """The step's one all-reduce and one transfer to the host.
 
-        Gives the sum of squares of the whole reduced gradient, the means of `values` over ranks, and the flags' `any`.
+        Gives the sum of squares of the whole reduced gradient, the means of `values` over ranks, the flags' `any`, and
+        the seconds of the all-reduce.
         """
         world = self.ranks.world
         if gradients and (self.training.zero_stage > 0 or self.ranks.first):  # at ZeRO 0 all ranks hold all of it
@@ -200,10 +205,11 @@ class Engine:
             squares = torch.zeros((), dtype=torch.float64, device=values.device)
         raised = torch.tensor([float(flag) for flag in flags], dtype=torch.float64).to(values.device, non_blocking=True)
         packed = torch.cat([squares.view(1), values, raised])  # [1 + losses + flags]
-        host = self.ranks.all_reduce(packed).tolist()
+        with clock(self.ranks.device) as seconds:
+            host = self.ranks.all_reduce(packed).tolist()
         count = len(values)
         means = [value / world for value in host[1 : 1 + count]]
-        return host[0], means, tuple(value > 0 for value in host[1 + count :])
+        return host[0], means, tuple(value > 0 for value in host[1 + count :]), seconds()
 
     @torch.no_grad()
     def _apply(self, gradients: list[torch.Tensor], norm: float, rate: float, bad: bool) -> None:

@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +22,8 @@ from pipeline.training.arithmetic import stable_steps
 from pipeline.training.checkpoint import NoneWhole, Saver, restore
 from pipeline.training.engine import Engine, LossFn, StepStats
 from pipeline.training.guard import Guard, Stretch, Watchdog
+from pipeline.training.meter import Meter, product_rate
+from pipeline.training.profile import Tracer
 from pipeline.training.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Log(Protocol):
     """Where curves and pictures go (pipeline/tracking/tracker.py has one)."""
 
     def metrics(self, values: dict[str, float], step: int) -> None: ...
+    def file(self, path: str | Path, artifact_path: str = "") -> None: ...
     def image(self, key: str, image: np.ndarray, step: int, cells: Sequence[str] = ()) -> None: ...
 
 
@@ -50,14 +52,15 @@ class Task:
 
     name: prefix of its curves. loss: for `Engine`. batches: this rank's shares from a position on, endless, each with
     the `position` at which its global batch begins. validate: metric -> value, equal on all ranks. preview: key ->
-    uint8 image [H, W, 3] (rank 0's are shown), or that and what each of its cells is of. measure: more metrics, rank
-    0's, every `measure_every` steps. fight: where the network is trained against another one (duel.py).
+    uint8 image [H, W, 3] (rank 0's are shown), or that and what each of its cells is of; validate may give such
+    images as well. measure: more metrics, rank 0's, every `measure_every` steps. fight: where the network is trained
+    against another one (duel.py).
     """
 
     name: str
     loss: LossFn
     batches: Callable[[int], Iterator[dict[str, Any]]]
-    validate: Callable[[Engine], dict[str, float]] | None = None
+    validate: Callable[[Engine], dict[str, Any]] | None = None
     preview: Preview | None = None
     measure: Callable[[Engine], dict[str, float]] | None = None
     measure_every: int = 1
@@ -99,7 +102,8 @@ class Progress:
 class Summary:
     """How a call of `train` ended. `finished` is False after a stop request: the same call again goes on from there.
 
-    loss: of the last good step, also where it was an earlier call's; None where there was none.
+    loss: of the last good step, also where it was an earlier call's; None where there was none. efficiency: as of
+    meter.py, of this call's steps; empty on ranks that log nothing.
     """
 
     position: int
@@ -110,6 +114,7 @@ class Summary:
     bad_steps: int
     skipped: tuple[Stretch, ...]  # positions [from, to) that were left out
     seconds: float
+    efficiency: dict[str, float]
 
 
 def train(
@@ -128,6 +133,7 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] | None = None,
     stall_s: float = STALL_S,
+    flops: Callable[[], float | None] = lambda: None,
 ) -> Summary:
     """Train to `training.steps`, or until any rank's `stop()` is true; go on from the newest checkpoint in `folder`.
 
@@ -135,7 +141,8 @@ def train(
     the position up to which they fit, to go on from where `folder` has none. snapshots: where averages are stored in
     training, as `training.snapshot_every` says. on_step: told each step's position and stats.
     progress: gets a line each log_every steps on rank 0 (default: printed). say: gets warnings (default: to
-    stderr). stall_s: seconds without a step after which it is said where a rank hangs. All ranks call.
+    stderr). stall_s: seconds without a step after which it is said where a rank hangs. flops: model FLOPs of a training
+    sample, once they are known. All ranks call.
     """
     say, progress = say or _say, progress or _show
     began, folder = time.monotonic(), Path(folder)
@@ -145,7 +152,9 @@ def train(
     saver = Saver(folder, training.keep, token, engine, pinned=stable)
     position, resumed_from, loss = _begin(engine, guard, saver, folder, begin_from, say)
 
-    meter, stopped, failed = _Meter(task.name, training), False, False
+    meter = Meter(ranks.device, product_rate(ranks, engine.precision), flops)
+    stopped, failed = False, False
+    tracer = Tracer(training.profile, folder.parent / "profile", log) if training.profile and ranks.first else None
     batches: Iterator[dict[str, Any]] | None = None
     try:
         with Watchdog(stall_s, say) as watchdog:
@@ -157,11 +166,16 @@ def train(
                     continue
                 watchdog.beat(f"waiting for the batch at position {position}")
                 batches = batches or task.batches(position)
-                data = next(batches)
+                with meter.part("data"):
+                    data = next(batches)
                 _check_position(data, position)
 
                 watchdog.beat(f"in the step at position {position}")
-                stats = engine.step(data, position, flags=(stop(), saver.failed()))
+                if tracer:
+                    tracer.before(position // batch + 1)
+                with meter.part("step"):
+                    stats = engine.step(data, position, flags=(stop(), saver.failed()))
+                meter.add("all_reduce", stats.all_reduce_seconds)
                 stopped, failed = stats.flags
                 if on_step:
                     on_step(position, stats)
@@ -179,7 +193,7 @@ def train(
                 step, last = position // batch, position >= end
                 meter.count(batch)
                 if ranks.first and (step % training.log_every == 0 or last):
-                    _log(meter, stats, guard, step, log, progress)
+                    _log(task.name, training, meter.read(), stats, guard, step, log, progress)
                 with meter.pause():
                     if task.preview and (step % training.preview_every == 0 or last):
                         watchdog.beat(f"in the preview at step {step}")
@@ -196,14 +210,19 @@ def train(
                     due = step % training.save_every == 0 or position == stable
                     if last or stopped or (due and not stats.skipped):
                         watchdog.beat(f"in the checkpoint at step {step}")
-                        saver.save(position, {"guard": guard.state(), "loss": loss}, guard.good_until(position))
+                        with meter.part("checkpoint"):
+                            saver.save(position, {"guard": guard.state(), "loss": loss}, guard.good_until(position))
+            if tracer:
+                tracer.close(position // batch)
             watchdog.beat("writing the last checkpoint")
             _finish(saver, ranks)
     finally:
         _close(batches)
         saver.close()
     seconds, skipped = time.monotonic() - began, tuple(guard.skip)
-    return Summary(position, position // batch, position >= end, resumed_from, loss, guard.total, skipped, seconds)
+    efficiency = meter.summary() if ranks.first else {}
+    state = (position, position // batch, position >= end, resumed_from, loss, guard.total, skipped, seconds)
+    return Summary(*state, efficiency)
 
 
 def _begin(
@@ -300,34 +319,18 @@ def _finish(saver: Saver, ranks: Ranks) -> None:
 # ---- what is shown ---------------------------------------------------------------------------------------------------
 
 
-class _Meter:
-    """Images a second over the interval since the last reading; validation, previews and saves are not counted."""
-
-    def __init__(self, name: str, training: Training) -> None:
-        self.name, self.training = name, training
-        self._start, self._images, self._paused = time.perf_counter(), 0, 0.0
-
-    def count(self, images: int) -> None:
-        self._images += images
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - start
-
-    def rate(self) -> float:
-        now = time.perf_counter()
-        rate = self._images / max(1e-9, now - self._start - self._paused)
-        self._start, self._images, self._paused = now, 0, 0.0
-        return rate
-
-
 def _log(
-    meter: _Meter, stats: StepStats, guard: Guard, step: int, log: Log, progress: Callable[[Progress], None]
+    name: str,
+    training: Training,
+    read: dict[str, float],
+    stats: StepStats,
+    guard: Guard,
+    step: int,
+    log: Log,
+    progress: Callable[[Progress], None],
 ) -> None:
-    """The step's own values (not a mean over an interval: a resumed run logs the same points)."""
-    rate, training = meter.rate(), meter.training
+    """The step's own values (not a mean over an interval: a resumed run logs the same points), and how fast it was."""
+    rate = read["images_per_second"]
     values = {
         "train_loss": stats.loss,
         **{f"train_{name}": value for name, value in stats.parts.items()},
@@ -338,10 +341,12 @@ def _log(
     }
     if stats.loss_scale != 1:
         values["loss_scale"] = stats.loss_scale
-    log.metrics({f"{meter.name}/{key}": value for key, value in values.items() if math.isfinite(value)}, step)
+    points = {f"{name}/{key}": value for key, value in values.items()}
+    points |= {key: value for key, value in read.items() if key.startswith("efficiency/")}
+    log.metrics({key: value for key, value in points.items() if math.isfinite(value)}, step)
     left = (training.steps - step) * training.batch_size / rate
     loss = stats.loss if math.isfinite(stats.loss) else None
-    progress(Progress(meter.name, step, training.steps, loss, rate, left))
+    progress(Progress(name, step, training.steps, loss, rate, left))
 
 
 def _preview(preview: Preview, engine: Engine, ranks: Ranks, log: Log, step: int) -> None:
@@ -352,11 +357,16 @@ def _preview(preview: Preview, engine: Engine, ranks: Ranks, log: Log, step: int
 
 
 def _validate(
-    task: Task, validate: Callable[[Engine], dict[str, float]], engine: Engine, ranks: Ranks, log: Log, step: int
+    task: Task, validate: Callable[[Engine], dict[str, Any]], engine: Engine, ranks: Ranks, log: Log, step: int
 ) -> None:
-    values = {f"{task.name}/{key}": value for key, value in validate(engine).items()}
-    if ranks.first:
-        log.metrics({key: value for key, value in values.items() if math.isfinite(value)}, step)
+    found = validate(engine)
+    if not ranks.first:
+        return
+    numbers = {f"{task.name}/{key}": value for key, value in found.items() if not isinstance(value, np.ndarray)}
+    log.metrics({key: value for key, value in numbers.items() if math.isfinite(value)}, step)
+    for key, value in found.items():
+        if isinstance(value, np.ndarray):
+            log.image(key, value, step)
 
 
 def _show(progress: Progress) -> None:

@@ -92,6 +92,10 @@ class Judge:
         """Log."""
         self.log.image(key, image, step, cells)
 
+    def file(self, path: str | Path, artifact_path: str = "") -> None:
+        """To the spool."""
+        self.log.file(path, artifact_path)
+
     def _judge(self, value: float, samples: int) -> None:
         from pipeline.past.sweep_folder import sign
 

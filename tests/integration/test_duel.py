@@ -56,7 +56,11 @@ def end(root: Path, name: str) -> dict[str, Any]:
 
 def points(root: Path, name: str) -> dict[tuple[int, str], float]:
     found = {(step, key): value for step, values in end(root, name)["points"] for key, value in values.items()}
-    return {key: value for key, value in found.items() if "per_second" not in key[1]}
+    return {
+        key: value
+        for key, value in found.items()
+        if "per_second" not in key[1] and not key[1].startswith("efficiency/")
+    }
 
 
 @pytest.mark.parametrize(("subject", "stage"), [("adversarial", 0), ("adversarial", 2), ("vq", 2)])

@@ -37,7 +37,9 @@ class Curves:
         self.points: dict[int, dict[str, float]] = {}
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        kept = {key: value for key, value in values.items() if "per_second" not in key}
+        kept = {
+            key: value for key, value in values.items() if "per_second" not in key and not key.startswith("efficiency/")
+        }
         self.points.setdefault(step, {}).update(kept)
 
     def image(self, key: str, image: Any, step: int, cells: Any = ()) -> None: ...

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.generate.generator import NotFinite
-from pipeline.tasks.trained import Said, naming_lost, sayer, where_finite
+from pipeline.tasks.shown import Said
+from pipeline.tasks.trained import naming_lost, sayer, where_finite
 
 
 def test_each_line_of_a_rank_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

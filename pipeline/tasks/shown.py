@@ -1,0 +1,69 @@
+"""What the driver shows of a training: the lines that ranks have for its user, and how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import read_json
+
+
+class Said:
+    """Shows on the driver the lines that ranks have for its user: what they print ends in Ray's logs."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.shown = {path: path.stat().st_size for path in folder.glob("*.txt")}  # an earlier command's
+
+    def __call__(self) -> None:
+        for path in sorted(self.folder.glob("*.txt")):
+            with open(path, "rb") as file:
+                file.seek(self.shown.get(path, 0))
+                lines = [line for line in file if line.endswith(b"\n")]
+            self.shown[path] = self.shown.get(path, 0) + sum(map(len, lines))
+            for line in lines:
+                print(f"{self.name}: {line.decode().rstrip()}", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Shows on the driver what rank 0 wrote last: a bar on a terminal, a plain line now and then in a log."""
+
+    LINE_EVERY = 10.0  # seconds between two lines in a log
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name, self.path = name, path
+        self.bar: Any = None
+        self.shown, self.last = 0.0, -1
+        path.unlink(missing_ok=True)
+
+    def __call__(self) -> None:
+        if not self.path.exists():
+            return
+        now = read_json(self.path)
+        if now["step"] == self.last:
+            return
+        if self.last < 0:
+            print(f"{self.name}: {len(now['hosts'])} ranks on {', '.join(sorted(set(now['hosts'])))}", flush=True)
+        self.last = now["step"]
+        left = time.strftime("%H:%M:%S", time.gmtime(now["seconds_left"]))
+        loss = "not finite" if now["loss"] is None else f"{now['loss']:.4f}"
+        text = f"loss {loss}, {now['images_per_second']:.0f} images/s, {left} left"
+        if sys.stdout.isatty():
+            self._bar(now, text)
+        elif time.monotonic() - self.shown > self.LINE_EVERY or now["step"] == now["steps"]:
+            self.shown = time.monotonic()
+            print(f"{self.name}: step {now['step']} of {now['steps']}, {text}", flush=True)
+
+    def _bar(self, now: dict[str, Any], text: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        if self.bar is None:
+            self.bar = Bar(TextColumn(self.name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            self.bar.start()
+            self.bar.add_task(text, total=now["steps"])
+        self.bar.update(self.bar.task_ids[0], completed=now["step"], description=text)
+        if now["step"] == now["steps"]:
+            self.bar.stop()
