@@ -63,6 +63,12 @@ class Tracking(Section):
         description="Seconds at the end to wait for a slow tracker; one that is down is not waited for.",
     )
 
+    system_metrics: bool = Field(
+        False,
+        description="Curves of the first rank's machine beside the training, by MLflow's names (`system/...`): "
+        "CPU, memory, network, GPU.",
+    )
+
     @field_validator("model_name")
     @classmethod
     def _takes_model(cls, name: str | None) -> str | None:

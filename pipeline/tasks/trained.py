@@ -221,6 +221,7 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
         say=say,
         stall_s=config.cluster.collective_timeout / 2,  # told before the other ranks give it up
         flops=lambda: read_flops(mail / FLOPS),
+        system=config.tracking.system_metrics,
     )
     if not summary.finished:
         if any(ranks.gather_objects(preempted())) and ranks.first:

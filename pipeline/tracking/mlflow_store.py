@@ -60,8 +60,18 @@ COLUMNS = {  # of the list of pipelines, after name, time and duration: width in
     "params.`diffusion.training.learning_rate`": 220,
 }
 # the charts: their sections in order, and the pictures
-SECTIONS = ("eval", "samples_final", "samples", "diffusion", "reconstructions", "autoencoder", "neighbours")
-PICTURES = ("samples_final/ema", "samples/ema", "reconstructions/val", "neighbours/features", "neighbours/pixels")
+SECTIONS = (
+    "eval", "samples_final", "samples", "diffusion", "reconstructions", "autoencoder", "levels", "efficiency",
+    "neighbours",
+)  # fmt: skip
+PICTURES = (
+    "samples_final/ema",
+    "samples/ema",
+    "reconstructions/val",
+    "neighbours/features",
+    "neighbours/pixels",
+    "levels/val_loss",
+)
 NOTE = "mlflow.note.content"  # the description, of a run or an experiment, that its page shows
 WRITTEN = "ldm.written"  # digests of the texts that were written last
 BATCH = 1000  # metrics a call: MLflow's limit

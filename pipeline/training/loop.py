@@ -134,6 +134,7 @@ def train(
     say: Callable[[str], None] | None = None,
     stall_s: float = STALL_S,
     flops: Callable[[], float | None] = lambda: None,
+    system: bool = False,
 ) -> Summary:
     """Train to `training.steps`, or until any rank's `stop()` is true; go on from the newest checkpoint in `folder`.
 
@@ -142,7 +143,7 @@ def train(
     training, as `training.snapshot_every` says. on_step: told each step's position and stats.
     progress: gets a line each log_every steps on rank 0 (default: printed). say: gets warnings (default: to
     stderr). stall_s: seconds without a step after which it is said where a rank hangs. flops: model FLOPs of a training
-    sample, once they are known. All ranks call.
+    sample, once they are known. system: log curves of rank 0's machine too. All ranks call.
     """
     say, progress = say or _say, progress or _show
     began, folder = time.monotonic(), Path(folder)
@@ -152,7 +153,7 @@ def train(
     saver = Saver(folder, training.keep, token, engine, pinned=stable)
     position, resumed_from, loss = _begin(engine, guard, saver, folder, begin_from, say)
 
-    meter = Meter(ranks.device, product_rate(ranks, engine.precision), flops)
+    meter = Meter(ranks.device, product_rate(ranks, engine.precision), flops, system)
     stopped, failed = False, False
     tracer = Tracer(training.profile, folder.parent / "profile", log) if training.profile and ranks.first else None
     batches: Iterator[dict[str, Any]] | None = None
@@ -342,7 +343,7 @@ def _log(
     if stats.loss_scale != 1:
         values["loss_scale"] = stats.loss_scale
     points = {f"{name}/{key}": value for key, value in values.items()}
-    points |= {key: value for key, value in read.items() if key.startswith("efficiency/")}
+    points |= {key: value for key, value in read.items() if key.startswith(("efficiency/", "system/"))}
     log.metrics({key: value for key, value in points.items() if math.isfinite(value)}, step)
     left = (training.steps - step) * training.batch_size / rate
     loss = stats.loss if math.isfinite(stats.loss) else None

@@ -11,7 +11,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -27,13 +27,17 @@ class Meter:
     """Of rank 0, over the interval since the last reading.
 
     peak: FLOPs a second of large products on all ranks (`product_rate`). flops: model FLOPs of a training sample, as
-    soon as they are known (None before).
+    soon as they are known (None before). system: whether curves of the machine are asked for.
     """
 
     def __init__(
-        self, device: torch.device, peak: float = 0.0, flops: Callable[[], float | None] = lambda: None
+        self,
+        device: torch.device,
+        peak: float = 0.0,
+        flops: Callable[[], float | None] = lambda: None,
+        system: bool = False,
     ) -> None:
-        self.device, self.peak, self.flops = device, peak, flops
+        self.device, self.peak, self.flops, self.system = device, peak, flops, system
         self.whole = dict.fromkeys(("images", "steps", "seconds", *PARTS), 0.0)  # of all intervals that were read
         self._begin()
 
@@ -70,7 +74,7 @@ class Meter:
         new = {"images": self._images, "steps": self._steps, "seconds": seconds, **self._parts}
         self.whole = {name: value + new[name] for name, value in self.whole.items()}
         self._begin()
-        return self._values(new)
+        return self._values(new) | (system_metrics(self.device) if self.system else {})
 
     def summary(self) -> dict[str, float]:
         """The same of all that was read."""
@@ -89,6 +93,27 @@ class Meter:
         if self.device.type == "cuda":
             values["efficiency/device_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
         return values
+
+
+def system_metrics(device: torch.device) -> dict[str, float]:
+    """Of this machine now, or since the last call, by the names that MLflow's own monitor has for them."""
+    import psutil  # Ray brings it
+
+    memory, network = psutil.virtual_memory(), psutil.net_io_counters()
+    values = {
+        "cpu_utilization_percentage": psutil.cpu_percent(),
+        "system_memory_usage_percentage": memory.percent,
+        "system_memory_usage_megabytes": memory.used / 1e6,
+        "network_receive_megabytes": network.bytes_recv / 1e6,
+        "network_transmit_megabytes": network.bytes_sent / 1e6,
+    }
+    if device.type == "cuda":
+        number, (free, total) = device.index or 0, torch.cuda.mem_get_info(device)
+        values[f"gpu_{number}_memory_usage_megabytes"] = (total - free) / 1e6
+        values[f"gpu_{number}_memory_usage_percentage"] = 100 * (1 - free / total)
+        with suppress(ImportError):  # where nvidia-ml-py is installed
+            values[f"gpu_{number}_utilization_percentage"] = float(torch.cuda.utilization(device))
+    return {f"system/{name}": float(value) for name, value in values.items()}
 
 
 @contextmanager

@@ -48,6 +48,12 @@ def test_parts_rates_and_shares_are_of_the_interval(monkeypatch: pytest.MonkeyPa
     assert meter.line("diffusion", whole).startswith("diffusion: 4 images/s, 0.8 TFLOP/s (80% of what large products")
 
 
+def test_curves_of_the_machine_have_mlflows_names() -> None:
+    found = Meter(CPU, system=True).read()
+    assert 0 < found["system/system_memory_usage_percentage"] < 100 and "system/cpu_utilization_percentage" in found
+    assert not any(key.startswith("system/") for key in Meter(CPU).read())
+
+
 def test_the_rate_of_products_is_about_what_a_product_takes() -> None:
     rate = meter.product_rate(open_ranks(), "fp32")
     a = torch.ones(512, 512)
