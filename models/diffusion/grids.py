@@ -11,7 +11,8 @@ from torch import Tensor
 
 from models.diffusion.process import EDM, Path, noise_level
 
-GRIDS = ("uniform", "cosine", "karras", "shifted")
+GRIDS = ("uniform", "cosine", "karras", "shifted", "few")
+FEW = 1.6, 0.4  # noise levels of the second and of the last jump of a student: those at which shapes and details settle
 KARRAS_RHO = 7.0
 BASE_SIDE = 32  # latents of 256 pixels at a factor of 8, for which Esser et al. 2024 take no shift
 
@@ -27,7 +28,8 @@ def grid(kind: str, steps: int, path: Path, start: float = 1.0, shift: float = 1
     """Times float64 [steps + 1], falling from `start` (or the time of noise level 80, if earlier) to 0.
 
     "uniform": equal steps. "cosine": equal steps of an angle, t = start (1 - cos(pi u)) / 2, dense at both ends.
-    "karras": `karras`. "shifted": `shifted`. "auto": what suits the path, "karras" on EDM, else "uniform".
+    "karras": `karras`. "shifted": `shifted`. "few": `jumps`. "auto": what suits the path, "karras" on EDM, else
+    "uniform".
     """
     if kind == "auto":
         kind = "karras" if isinstance(path, EDM) else "uniform"
@@ -38,6 +40,8 @@ def grid(kind: str, steps: int, path: Path, start: float = 1.0, shift: float = 1
         times = 0.5 * (1.0 - torch.cos(math.pi * u))
     elif kind == "karras":
         return karras(steps, path, start)
+    elif kind == "few":
+        return jumps(steps, path, start)
     elif kind == "shifted":
         times = shifted(u, shift)
     else:
@@ -55,6 +59,13 @@ def karras(steps: int, path: Path, start: float = 1.0) -> Tensor:
     root = 1.0 / KARRAS_RHO
     levels = torch.linspace(high**root, EDM.SIGMA_MIN**root, steps, dtype=torch.float64) ** KARRAS_RHO
     return torch.cat([path.at(levels).clamp(max=start), levels.new_zeros(1)])
+
+
+def jumps(steps: int, path: Path, start: float = 1.0) -> Tensor:
+    """For the sampler `few`: `start`, then noise levels from 1.6 down to 0.4 in equal ratios, then 0."""
+    first = torch.tensor([start], dtype=torch.float64)
+    levels = torch.logspace(*(math.log10(level) for level in FEW), max(steps - 1, 0), dtype=torch.float64)
+    return torch.cat([first, path.at(levels).clamp(max=start), levels.new_zeros(1)])
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:

@@ -150,6 +150,19 @@ def dpmpp_sde(denoise: Denoiser, path: Path, x: Tensor, times: Tensor, condition
     return x
 
 
+def few(denoise: Denoiser, path: Path, x: Tensor, times: Tensor, condition: Conditions, noise: Noise) -> Tensor:
+    """A jump to x0 from each time, and forward to the next by fresh noise, one evaluation a step (Song et al. 2023,
+    "Consistency Models", algorithm 1): for a student of `consistency.py`, whose x0 is a sample, not a mean.
+
+    x_s = alpha_s x0 + sigma_s noise.
+    """
+    for step, (t, s) in enumerate(itertools.pairwise(times)):
+        x = _x0(denoise, x, t, condition)
+        if s > 0:
+            x = path.alpha(s) * x + path.sigma(s) * noise(step)
+    return x
+
+
 class _Line:
     """The last x0 and step of a multistep solver, of one call: D of `dpmpp_2m`."""
 
@@ -173,6 +186,7 @@ STOCHASTIC: dict[str, StochasticSampler] = {
     "ddpm": ddpm,
     "dpmpp_sde": dpmpp_sde,
     "euler_ancestral": euler_ancestral,
+    "few": few,
 }
 NAMES = tuple(sorted([*SAMPLERS, *STOCHASTIC]))
 
