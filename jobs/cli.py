@@ -37,6 +37,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
         "compare": ("compare", "Which of several runs is better, and what differs."),
         "average": ("average", "Average weights after training, over any length."),
         "agreement": ("agreement", "Do samples show what they were told?"),
+        "distil": ("distil", "Train a student that samples in one to four steps."),
         "solvers": ("solvers", "Measure samplers, grids and steps on a model."),
         "merge": ("merge", "Make a whole model of an adapter and its base."),
         "export": ("export", "Write a model for diffusers."),
@@ -52,7 +53,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
     },
 }
 VERBS = {verb: said for verbs in GROUPS.values() for verb, said in verbs.items()}
-EXAMPLES = """Examples:
+EXAMPLES = """\
   ldm init --source /data/my-images -o my.yaml    a config for these images
   ldm run my.yaml --dry-run                       what would run, what it needs
   ldm run my.yaml diffusion.training.steps=5000   any key can be set here"""

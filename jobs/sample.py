@@ -11,7 +11,7 @@ import click
 from jobs.cli import main
 from jobs.common import PATH, PLACE
 
-SAMPLERS = ["euler", "heun", "ddim", "dpmpp_2m", "ddpm", "euler_ancestral", "dpmpp_sde"]
+SAMPLERS = ["euler", "heun", "ddim", "dpmpp_2m", "ddpm", "euler_ancestral", "dpmpp_sde", "few"]
 GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
 
 

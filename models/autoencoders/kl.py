@@ -202,10 +202,14 @@ class Model(nn.Module):
         """z [n, C, h, w] -> images float32 [n, channels, H, W], about [-1, 1], not clipped."""
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z)).float()  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x [n, channels, H, W], noise [n, C, h, w] ~ N(0, I) -> reconstruction of a posterior draw, and moments."""
+    def forward(self, x: Tensor, noise: Tensor, turned: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """x [n, channels, H, W], noise [n, C, h, w] ~ N(0, I) -> reconstruction of a posterior draw, and moments.
+
+        turned: side and quarter turns that the draw is brought to before it is decoded (`posterior.turned`).
+        """
         moments = self.encode(x)
-        return self.decode(posterior.sample(moments, noise)), moments
+        z = posterior.sample(moments, noise)
+        return self.decode(z if turned is None else posterior.turned(z, *turned)), moments
 
 
 def diffusers_config(config: Config, channels: int, size: int) -> dict[str, Any]:

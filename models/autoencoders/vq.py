@@ -161,8 +161,8 @@ class Model(kl.Model):
         """z [n, C, h, w] -> images float32 [n, channels, H, W] of the nearest codes, about [-1, 1], not clipped."""
         return super().decode(self.codebook.lookup(self.codebook.indices(z)))
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x [n, channels, H, W], noise [n, C, h, w] -> reconstruction, and moments.
+    def forward(self, x: Tensor, noise: Tensor, turned: None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """x [n, channels, H, W], noise [n, C, h, w] -> reconstruction, and moments. turned: codes have no in-between.
 
         The noise only decides, in training, which vectors dead codes are put on.
         """

@@ -64,7 +64,8 @@ def karras(steps: int, path: Path, start: float = 1.0) -> Tensor:
 def jumps(steps: int, path: Path, start: float = 1.0) -> Tensor:
     """For the sampler `few`: `start`, then noise levels from 1.6 down to 0.4 in equal ratios, then 0."""
     first = torch.tensor([start], dtype=torch.float64)
-    levels = torch.logspace(*(math.log10(level) for level in FEW), max(steps - 1, 0), dtype=torch.float64)
+    high, low = (math.log10(level) for level in FEW)
+    levels = torch.logspace(high, low, max(steps - 1, 0), dtype=torch.float64)
     return torch.cat([first, path.at(levels).clamp(max=start), levels.new_zeros(1)])
 
 

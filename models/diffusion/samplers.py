@@ -186,9 +186,9 @@ STOCHASTIC: dict[str, StochasticSampler] = {
     "ddpm": ddpm,
     "dpmpp_sde": dpmpp_sde,
     "euler_ancestral": euler_ancestral,
-    "few": few,
 }
-NAMES = tuple(sorted([*SAMPLERS, *STOCHASTIC]))
+JUMPS: dict[str, StochasticSampler] = {"few": few}  # of a student only
+NAMES = (*sorted([*SAMPLERS, *STOCHASTIC]), *JUMPS)
 
 
 def evaluations(sampler: str, steps: int) -> int:
@@ -199,9 +199,9 @@ def evaluations(sampler: str, steps: int) -> int:
 def sample(
     sampler: str, denoise: Denoiser, path: Path, x: Tensor, times: Tensor, condition: Conditions, noise: Noise
 ) -> Tensor:
-    """Any of `NAMES`; `noise` is called by the stochastic ones only."""
-    if sampler in STOCHASTIC:
-        return STOCHASTIC[sampler](denoise, path, x, times, condition, noise)
+    """Any of `NAMES`; `noise` is called by the stochastic ones and by jumps only."""
+    if sampler in STOCHASTIC or sampler in JUMPS:
+        return (STOCHASTIC | JUMPS)[sampler](denoise, path, x, times, condition, noise)
     if sampler in SAMPLERS:
         return SAMPLERS[sampler](denoise, path, x, times, condition)
     raise ValueError(f"sampler: expected one of {', '.join(NAMES)}, got {sampler!r}")

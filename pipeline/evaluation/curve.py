@@ -55,8 +55,8 @@ class Curve:
             **told_of(self.config, self.ingest.path, options, "val", self.count, conditions),
             "n": self.count,
             "seed": self.config.evaluate.seed,
-            "steps": self.config.diffusion.fd.steps,
-            "sampler": SAMPLER,
+            "steps": 2 if self.config.diffusion.distil else self.config.diffusion.fd.steps,
+            "sampler": "few" if self.config.diffusion.distil else SAMPLER,
             "guidance": GUIDANCE,
             "batch_size": min(self.count, self.config.evaluate.batch_size),
         }

@@ -167,6 +167,12 @@ class Generator:
         if not isinstance(seed, int) or seed < 0:
             raise UserError(f"seed: {seed} given, expected a whole number of at least 0")
         sampling.check({key: value for key, value in filled.items() if key != "batch_size"})
+        if (filled["sampler"] == "few") != ("student" in self.options):
+            raise UserError(
+                f"sampler: this model is a student, whose answers are no means; give few, not {filled['sampler']}"
+                if "student" in self.options
+                else "sampler: few is for a student of few steps (`ldm distil`), which this model is not"
+            )
         terms = "scale" if given.get("scales") else "prompt: AND" if told.composes(given) else None
         if terms and filled["guidance_kind"] == "autoguidance":
             raise UserError(f"{terms}: autoguidance has one scale, `guidance`; give guidance_kind classifier_free")

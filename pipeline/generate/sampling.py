@@ -113,7 +113,8 @@ def latents(
 
     start = denoiser.start_time(path, options["prediction"])
     shift = request["shift"] if request["shift"] is not None else grids.resolution_shift(math.sqrt(math.prod(sides)))
-    times = grids.grid(request["grid"], request["steps"], path, start, shift)
+    own = request["sampler"] == "few" and request["grid"] == "auto"  # its jumps are no steps of a walk
+    times = grids.grid("few" if own else request["grid"], request["steps"], path, start, shift)
     x = noise("sample") * path.sigma(times[0]).float()  # noise alone: alpha is about 1/80 of sigma there at most
     denoise = denoiser.denoiser(network, path, options["prediction"])
     scale, rescale = float(request["guidance"]), float(request["guidance_rescale"])

@@ -154,7 +154,9 @@ def controls(model: Generator) -> dict[str, Any]:
         chosen["n"] = st.slider("Images", 1, 64, first["n"])
         chosen["seed"] = int(st.number_input("Seed", 0, None, 0, help="The same seed, the same images."))
         chosen["steps"] = st.slider("Steps", 1, max(STEPS, first["steps"]), first["steps"])
-        for key, options in {"sampler": samplers.NAMES, "grid": ("auto", *grids.GRIDS)}.items():
+        student = "student" in model.options
+        solvers = [name for name in samplers.NAMES if (name in samplers.JUMPS) == student]
+        for key, options in {"sampler": solvers, "grid": ["auto", *grids.GRIDS]}.items():
             chosen[key] = st.selectbox(key.capitalize(), options, options.index(first[key]))
         withheld = bool(known) and model.options["condition"].get("drop", 0) > 0
         if first["guidance_kind"] == "autoguidance" or withheld:

@@ -76,6 +76,11 @@ class AutoencoderLoss(Section):
         0.25, ge=0, description="With model kind vq: weight of the latents' squared distance to their codes."
     )
     ssim: float = Field(0.0, ge=0, description="Weight of 1 - SSIM (window of 11 pixels); 0: none.")
+    equivariance: Fraction = Field(
+        0.0,
+        description="Share of the steps in which latents are made smaller, down to a quarter, and turned before they "
+        "are decoded, and so is the image they are compared with: smoother latents, easier to model (model kl).",
+    )
     perceptual: Perceptual = Perceptual()
     adversarial: Adversarial = Adversarial()
 
@@ -90,6 +95,10 @@ class Autoencoder(Section):
 
     @model_validator(mode="after")
     def _range(self) -> Autoencoder:
+        if self.loss.equivariance and (self.model.get("kind") != "kl" or self.loss.adversarial.weight):
+            raise ValueError(
+                "`loss.equivariance` is for model kind kl, without `loss.adversarial`; leave one of them out"
+            )
         if self.training.precision == "fp16":
             raise ValueError("an autoencoder's activations overflow fp16; give `training.precision` auto, bf16 or fp32")
         for key in ("lora", "optimizer"):
@@ -184,6 +193,15 @@ class FdCurve(Section):
     steps: Positive = Field(10, description="Steps of the sampler (heun, no guidance).")
 
 
+class Distil(Section):
+    """A student of few steps: the network of `training.init_from` learns to jump along its own flow
+    (models/diffusion/consistency.py)."""
+
+    guidance: float = Field(
+        1.0, ge=0, description="Guidance scale of the teacher's answers; the student's have it in them."
+    )
+
+
 class Diffusion(Section):
     backbone: dict[str, Any] = Field({"kind": "dit"}, description="`kind`, `preset`, and options of models/backbones/.")
     condition: Condition = Condition()
@@ -210,6 +228,11 @@ class Diffusion(Section):
         "0.05 as of contrastive flow matching. Predictions come out larger by 1 / (1 - weight).",
         json_schema_extra=LATER,
     )
+    distil: Distil | None = Field(
+        None,
+        description="Train a student of few steps; null: a denoiser. `ldm distil` sets it.",
+        json_schema_extra=LATER,
+    )
     training: Training
     fd: FdCurve = Field(FdCurve(), json_schema_extra=SPEED)
 
@@ -219,6 +242,16 @@ class Diffusion(Section):
         path = values.get("path") if isinstance(values, dict) else None
         kind = path.get("kind") if isinstance(path, dict) else getattr(path, "kind", None)
         return {**OBJECTIVES.get(kind or "edm", {}), **values} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _has_teacher(self) -> Diffusion:
+        if not self.distil:
+            return self
+        if self.prediction == "x0":
+            raise ValueError("`distil` needs a prediction that is x itself where there is no noise: v, velocity or eps")
+        if not self.training.init_from or self.training.lora:
+            raise ValueError("`distil` needs its teacher in `training.init_from`, and trains all weights: no `lora`")
+        return self
 
     @model_validator(mode="after")
     def _finite_loss(self) -> Diffusion:
@@ -299,12 +332,15 @@ class Evaluate(Section):
         "length>, or a .safetensors file.",
     )
     samples: int = Field(500, ge=2, description="Images that are generated and compared.")
-    sampler: Literal["dpmpp_2m", "heun", "euler", "ddim", "ddpm", "euler_ancestral", "dpmpp_sde"] = Field(
-        "dpmpp_2m", description="Solver of the sampling equation; the last three put in fresh noise at each step."
+    sampler: Literal["dpmpp_2m", "heun", "euler", "ddim", "ddpm", "euler_ancestral", "dpmpp_sde", "few"] = Field(
+        "dpmpp_2m",
+        description="Solver of the sampling equation; the last four put in fresh noise at each step. few: for a "
+        "student of `diffusion.distil`.",
     )
     steps: Positive = Field(20, description="Steps of the solver.")
-    grid: Literal["auto", "uniform", "cosine", "karras", "shifted"] = Field(
-        "auto", description="Where the steps lie in time; auto: uniform, on the path edm karras."
+    grid: Literal["auto", "uniform", "cosine", "karras", "shifted", "few"] = Field(
+        "auto",
+        description="Where the steps lie in time; auto: uniform, on the path edm karras; of the sampler few: few.",
     )
     shift: float | None = Field(
         None, gt=0, description="With `shifted`: how many times the noise; default: side of the latents over 32."

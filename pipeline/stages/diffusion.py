@@ -58,7 +58,7 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
         given = str(training.init_from)
         summary["base"] = [str(first), *([given] if given.startswith("models:") else [])]
     write_json(writer.path / "model.json", what)
-    gaussian = gaussian_loss(config, inputs["encode"])
+    gaussian = None if config.diffusion.distil else gaussian_loss(config, inputs["encode"])
     if gaussian is not None:
         summary["gaussian_loss"] = gaussian
         spool.metrics({"diffusion/gaussian_loss": gaussian}, summary["step"])

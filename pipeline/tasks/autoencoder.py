@@ -65,10 +65,15 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     weights[held] = loss_config.kl_weight if codebook is None else loss_config.commitment
     fight = autoencoder_loss.opponent(config, model, ranks.device)
 
-    def parts(network: nn.Module, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Reconstruction, moments, and by image the terms of the loss; the KL divergence in nats an image element."""
+    def parts(
+        network: nn.Module, images: Tensor, noise: Tensor, turned: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Reconstruction, moments, and by image the terms of the loss; the KL divergence in nats an image element.
+        turned: as `autoencoder_loss.turn` has it, of latents."""
         x = images_to_floats(images)
-        reconstruction, moments = network(x, noise)
+        reconstruction, moments = network(x, noise) if turned is None else network(x, noise, turned)
+        if turned is not None:
+            x = posterior.turned(x, turned[0] * model.factor, turned[1])
         reconstruction, moments = reconstruction.float(), moments.float()
         reconstruction = reconstruction.view_as(reconstruction)  # a gradient down to here meets no hook of DeepSpeed's
         terms = {name: distance(x, reconstruction) for name, distance in distances.items()}
@@ -77,7 +82,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # E_q[|x - D(z)|] + beta KL(q(z|x) || N(0, 1)): Kingma & Welling 2013, eq. 7, as weighted by Rombach et al. 2022
-        reconstruction, _, terms = parts(network, batch["images"], batch["noise"])
+        turned = autoencoder_loss.turn(config, int(batch["position"]), side, model.factor)
+        reconstruction, _, terms = parts(network, batch["images"], batch["noise"], turned)
         means = {name: term.mean() for name, term in terms.items()}
         distance = torch.stack([weights[name] * means[name] for name in distances]).sum()
         fought: dict[str, Tensor] = {}

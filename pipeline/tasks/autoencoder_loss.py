@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     Distance = Callable[[Tensor, Tensor], Tensor]
 
 
+LEAST_SIDE = 16  # pixels of an image that is still compared: SSIM has a window of 11
+
+
 def recipe(config: Config) -> dict[str, Any]:
     """The keys of the loss that say something: a term that is off leaves no trace, so that older artifacts stay."""
     from pipeline.tasks import perceptual
@@ -33,6 +36,7 @@ def recipe(config: Config) -> dict[str, Any]:
     off = {
         "commitment": config.autoencoder.model.get("kind") != "vq",
         "ssim": not loss.ssim,
+        "equivariance": not loss.equivariance,
         "perceptual": loss.perceptual.kind == "none",
         "adversarial": not loss.adversarial.weight,
     }
@@ -86,6 +90,22 @@ def terms(config: Config, device: torch.device) -> tuple[dict[str, Distance], di
         distance, _ = perceptual.load(options.perceptual, size, config.data.channels)
         found["perceptual"], weights["perceptual"] = distance.to(device), options.perceptual.weight
     return found, weights
+
+
+def turn(config: Config, position: int, side: int, factor: int) -> tuple[int, int] | None:
+    """Side and quarter turns that the latents, side x side, of the step at `position` are brought to before they are
+    decoded; None where they are not. All ranks find the same."""
+    from pipeline.data.order import Draw, draws
+
+    share = config.autoencoder.loss.equivariance
+    if not share:
+        return None
+    spec = [Draw("on", "uniform"), Draw("side", "uniform"), Draw("quarters", "integer", high=4)]
+    drawn = draws(config.run.seed, "autoencoder/turn", position, spec)
+    if drawn["on"] >= share:
+        return None
+    least = min(side, max(-(-side // 4), -(-LEAST_SIDE // factor)))
+    return least + int(drawn["side"] * (side - least + 1)), int(drawn["quarters"])
 
 
 def opponent(config: Config, model: Any, device: torch.device) -> Fight | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.training.ranks import Ranks
 
 PREVIEW_IMAGES = 16
-PREVIEW_STEPS = 20
+PREVIEW_STEPS, FEW = 20, 2  # of a denoiser, of a student
 
 
 def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
@@ -50,6 +50,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         "classes": inputs["ingest"].summary["classes"],
         "path": result_fields(config.diffusion.path),
         "prediction": config.diffusion.prediction,
+        **({"student": result_fields(config.diffusion.distil)} if config.diffusion.distil else {}),
     }
 
 
@@ -93,11 +94,21 @@ def read_of(inputs: dict[str, Artifact], request: Mapping[str, Any]) -> dict[str
     return embeddings(inputs["conditions"], "val", texts) if texts else {}
 
 
+def frozen(config: Config, what: dict[str, Any], ranks: Ranks) -> Any:
+    """The teacher of a student: the network of `init_from`, which has to be of the student's own form."""
+    from pipeline.networks import build_network, load_weights
+    from pipeline.tasks.begin import first_weights
+
+    teacher = build_network(what)
+    load_weights(teacher, first_weights(config, "diffusion"))
+    return teacher.to(ranks.device).eval().requires_grad_(False)
+
+
 def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn.Module, Task]:
     """The network with its first weights, and what the loop needs to know about this stage."""
     import torch
 
-    from models.diffusion import objectives
+    from models.diffusion import consistency, objectives
     from models.diffusion.process import make_path
     from pipeline.data import loader
     from pipeline.data.balance import training_order
@@ -129,19 +140,30 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     times = objectives.Times(section.times.kind, section.times.mean, section.times.std)
     edges = noise_levels.levels(times, path)
 
-    def per_sample(network: nn.Module, batch: dict[str, Tensor], cosine: float = 0.0, other: float = 0.0) -> Tensor:
-        """The weighted squared error of the prediction, a mean over elements, and the terms beside it: [n]."""
+    teacher = frozen(config, what, ranks) if section.distil else None
+    end = training.steps * training.batch_size
+    half = torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16")
+
+    def per_sample(network: nn.Module, batch: dict[str, Any], learning: bool = False) -> Tensor:
+        """The weighted squared error of the prediction, a mean over elements, in learning with the terms beside it; of
+        a student the distance to its teacher's flow, in validation at the last, smallest gap: [n]."""
         x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, h, w]
         condition = {"class": batch["label"]}
         condition |= {
             key.removeprefix("condition/"): rows for key, rows in batch.items() if key.startswith("condition/")
         }
         t = times(batch["u"], path)
-        how = (path, section.prediction, section.weighting, cosine, other)
-        return objectives.loss(network, x0, batch["noise"], t, condition, *how)
+        given = (x0, batch["noise"], t, condition)
+        if teacher is not None and section.distil:
+            progress = batch["position"] / end if learning else 1.0
+            how = (teacher.null(1, ranks.device), path, section.prediction, progress)
+            with half:
+                return consistency.loss(network, teacher, section.distil.guidance, *given, *how)
+        beside = (section.cosine, section.contrastive) if learning else (0.0, 0.0)
+        return objectives.loss(network, *given, path, section.prediction, section.weighting, *beside)
 
-    def loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"loss": per_sample(network, batch, section.cosine, section.contrastive).mean()}
+    def loss(network: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"loss": per_sample(network, batch, learning=True).mean()}
 
     def batches(position: int) -> Iterator[dict[str, Any]]:
         return loader.latent_batches(
@@ -191,9 +213,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         classes = [Label(i % null) for i in turns] if null and section.condition.kind == "class" else None
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown))
-            images = sampler.sample(
-                classes, n=PREVIEW_IMAGES, seed=seed, steps=PREVIEW_STEPS, batch_size=PREVIEW_IMAGES, **shown
-            )
+            how = {"sampler": "few", "steps": FEW} if section.distil else {"steps": PREVIEW_STEPS}
+            images = sampler.sample(classes, n=PREVIEW_IMAGES, seed=seed, batch_size=PREVIEW_IMAGES, **how, **shown)
         return {"samples/ema": (grid(images, columns=4), words(shown, PREVIEW_IMAGES))}
 
     if not section.fd.every:

@@ -18,7 +18,7 @@ from models.diffusion.gaussian import gaussian_denoiser
 from models.diffusion.grids import grid, time_grid
 from models.diffusion.objectives import PREDICTIONS
 from models.diffusion.process import EDM, SCHEDULES, RectifiedFlow, VariancePreserving
-from models.diffusion.samplers import NAMES, SAMPLERS, STOCHASTIC, ddim, ddpm, evaluations, sample
+from models.diffusion.samplers import SAMPLERS, STOCHASTIC, ddim, ddpm, evaluations, sample
 
 PATHS = [RectifiedFlow(), *map(VariancePreserving, SCHEDULES), EDM()]
 ORDERS = {"euler": 1, "ddim": 1, "heun": 2, "dpmpp_2m": 2, "ddpm": 1, "euler_ancestral": 1, "dpmpp_sde": 2}
@@ -60,7 +60,7 @@ def slope(counts, errors):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*SAMPLERS, *STOCHASTIC])
 def test_law_of_the_output_and_order_of_convergence(name, path):
     """Mean and covariance go to the data's, as fast as the order says."""
     counts = [16, 32, 64, 128] if name in STOCHASTIC else [32, 64, 128, 256]
@@ -205,7 +205,7 @@ def test_ddpm_is_the_posterior_of_its_paper():
     torch.testing.assert_close(end, mean + variance.sqrt() * z)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*SAMPLERS, *STOCHASTIC])
 def test_evaluations_condition_dtype_and_noise(name):
     seen, asked = [], []
 
