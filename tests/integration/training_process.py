@@ -171,7 +171,7 @@ def run(scenario: dict[str, Any], rank: int, store: str) -> None:
         model, task = Net(), Task("test", loss, lambda position: batches(position, rank, world))
     else:
         model, task, values = build_stage(scenario, ranks)
-        training = training.model_copy(update={"lora": values.lora})
+        training = training.model_copy(update={"lora": values.lora, "optimizer": values.optimizer})
     engine = task.engine(model, training, ranks)
     out, kill = scenario["out"], scenario.get("kill")
 
