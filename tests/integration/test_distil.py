@@ -17,7 +17,7 @@ def newest(small: Small, stage: str) -> Path:
 
 
 def test_a_student_of_two_steps_stands_beside_its_teacher(small: Small) -> None:
-    assert small.run("run", "evaluate.guidance=1.5").code == 0
+    assert small.run("diffusion", "evaluate.guidance=1.5").code == 0
     teacher = newest(small, "diffusion")
     distil = ("distil", "small", "--root", str(small.root), "--steps", "2", "diffusion.training.steps=4")
     said = small.ldm(*distil)

@@ -107,7 +107,7 @@ def test_towers_read_by_a_frozen_encoder_which_is_kept_with_them(
     encoder = {"kind": "transformers", "path": "here", "digest": "of its files", "width": 8}
     images, metas = taught
     captions = [meta["caption"] for meta in metas]
-    towers = judges.of_captions(images, captions, tmp_path, 60, 0, False, encoder)
+    towers = judges.of_captions(images, captions, tmp_path, 40, 0, False, encoder)
     again = judges.load(next(tmp_path.iterdir()))
     assert again.about["encoder"] == encoder and again.digest == towers.digest
     new, told = squares(200, 2)
