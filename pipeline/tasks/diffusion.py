@@ -141,6 +141,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     edges = noise_levels.levels(times, path)
 
     teacher = frozen(config, what, ranks) if section.distil else None
+    untold = {"class": null, **(given["train"].null if given["train"] else {})}  # the rows that stand for no condition
     end = training.steps * training.batch_size
     half = torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16")
 
@@ -153,14 +154,15 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             key.removeprefix("condition/"): rows for key, rows in batch.items() if key.startswith("condition/")
         }
         t = times(batch["u"], path)
-        given = (x0, batch["noise"], t, condition)
+        sample = (x0, batch["noise"], t, condition)
         if teacher is not None and section.distil:
             progress = batch["position"] / end if learning else 1.0
-            how = (teacher.null(1, ranks.device), path, section.prediction, progress)
+            nothing = {name: torch.as_tensor(untold[name]).to(rows)[None] for name, rows in condition.items()}
+            how = (nothing, path, section.prediction, progress)
             with half:
-                return consistency.loss(network, teacher, section.distil.guidance, *given, *how)
+                return consistency.loss(network, teacher, section.distil.guidance, *sample, *how)
         beside = (section.cosine, section.contrastive) if learning else (0.0, 0.0)
-        return objectives.loss(network, *given, path, section.prediction, section.weighting, *beside)
+        return objectives.loss(network, *sample, path, section.prediction, section.weighting, *beside)
 
     def loss(network: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"loss": per_sample(network, batch, learning=True).mean()}
