@@ -95,7 +95,7 @@ class Features:
 
 def alexnet_features(path: Path) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
     """Means over places of the last three layers of the shift tolerant AlexNet (Ghildyal and Liu 2022): float64
-    [n, 896] of uint8 images [n, H, W, 3]."""
+    [n, 896] of uint8 images [n, H, W, C]."""
     state = torch.load(path, map_location="cpu", weights_only=True)
 
     def conv(x: torch.Tensor, name: str, padding: int) -> torch.Tensor:
@@ -109,7 +109,7 @@ def alexnet_features(path: Path) -> Callable[[np.ndarray[Any, Any]], np.ndarray[
 
     def features(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
-        x = (x - state["scaling_layer.shift"]) / state["scaling_layer.scale"]
+        x = (x.expand(-1, 3, -1, -1) - state["scaling_layer.shift"]) / state["scaling_layer.scale"]  # gray as well
         x = functional.relu(halved(conv(x, "slice1.0", 2), "slice1.1"))
         x = halved(functional.max_pool2d(x, 3, 1), "slice2.4")
         x = halved(functional.max_pool2d(functional.relu(conv(x, "slice2.5", 2)), 3, 1), "slice3.8")

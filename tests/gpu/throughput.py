@@ -190,7 +190,7 @@ def main() -> None:
         )
         share = flops * speed[key]
         rows[key] = f"{speed[key]:.4g} | {share / 1e12:.3g} | {share / rate:.0%} | RATIO | {peak_gb(ranks)}"
-        print(f"{preset}, {loop}, batch {batch}: {rows[key]}", file=sys.stderr, flush=True)
+        print(f"{preset}, {loop}, batch {batch}: {speed[key]:.4g} images/s", file=sys.stderr, flush=True)
     for (preset, loop, batch), row in rows.items():
         beside = speed.get((preset, "lean", batch))
         over = f"{speed[preset, loop, batch] / beside:.3f}" if beside and (preset, loop, batch) in speed else "-"
