@@ -118,10 +118,8 @@ def stage_command(stage: str, text: str) -> click.Command:
     @click.command(stage, help=text)
     @run_options
     def command(path: Path, overrides: tuple[str, ...], dry_run: bool, rebuild: tuple[str, ...], if_busy: Any) -> None:
-        from pipeline.cluster.stopping import Stopped
-        from pipeline.errors import Notice, UserError
+        from pipeline.errors import UserError
         from pipeline.schema.names import STAGES
-        from pipeline.stages import graph
 
         for name in rebuild:
             if name not in STAGES:
@@ -132,14 +130,30 @@ def stage_command(stage: str, text: str) -> click.Command:
 
             print(forecast(config))
             return
-        try:
-            done = graph.run(config, stage, rebuild, if_busy)
-            table(done, config)
-            print("\n".join(following([d.artifact.stage for d in done], config, path, overrides)))
-        except Stopped as stopped:
-            raise Notice if stopped.again else KeyboardInterrupt from None
+        run_stages(config, path, overrides, stage, rebuild, if_busy)
 
     return command
+
+
+def run_stages(
+    config: Config,
+    path: Path,
+    overrides: Sequence[str],
+    stage: str = "register",
+    rebuild: Sequence[str] = (),
+    if_busy: Any = "refuse",
+) -> None:
+    """Run everything up to a stage; print what was done, and what may come next."""
+    from pipeline.cluster.stopping import Stopped
+    from pipeline.errors import Notice
+    from pipeline.stages import graph
+
+    try:
+        done = graph.run(config, stage, rebuild, if_busy)
+        table(done, config)
+        print("\n".join(following([d.artifact.stage for d in done], config, path, overrides)))
+    except Stopped as stopped:
+        raise Notice if stopped.again else KeyboardInterrupt from None
 
 
 def table(done: Sequence[Done], config: Config) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from jobs.cli import main
-from jobs.common import PATH, PLACE, following, read, table
+from jobs.common import PATH, PLACE, read, run_stages
 
 RATE, SHARE = 0.3, 0.5  # of the teacher's learning rate, and of its steps: a step costs twice as much
 
@@ -26,10 +26,8 @@ def command(
 
     Data, autoencoder and latents are RUN's own. Overrides are of its config, such as diffusion.training.steps=2000.
     """
-    from pipeline.cluster.stopping import Stopped
-    from pipeline.errors import Notice, UserError
+    from pipeline.errors import UserError
     from pipeline.past import history
-    from pipeline.stages import graph
 
     past = history.find(root, run)
     path, teacher = past.folder / "config.yaml", past.folders.get("diffusion")
@@ -54,13 +52,8 @@ def command(
         "evaluate.guidance=1",
         "tracking.model_name=null",
     ]
-    config = read(path, [*derived, *overrides], warn=True)
-    try:
-        done = graph.run(config)
-        table(done, config)
-        print("\n".join(following([d.artifact.stage for d in done], config, path, [*derived, *overrides])))
-    except Stopped as stopped:
-        raise Notice if stopped.again else KeyboardInterrupt from None
+    words = [*derived, *overrides]
+    run_stages(read(path, words, warn=True), path, words)
 
 
 if __name__ == "__main__":

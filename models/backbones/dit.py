@@ -95,13 +95,13 @@ PRESETS = {
     for size, (width, depth, heads) in SIZES.items()
     for patch in (1, 2, 4, 8)
 }
-# At patch 2 also for `ldm export --format diffusers`, which has no place for other frequencies of the time.
 # What Yao et al. 2025 ("Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models",
 # LightningDiT) change in the blocks; they train with betas [0.9, 0.95], `diffusion.cosine: 1` and logit-normal times.
 MODERN = {"swiglu": True, "rms_norm": True, "rope": True, "qk_norm": True}
 PRESETS |= {
     f"lightning-{size}/{patch}": {**PRESETS[f"dit-{size}/{patch}"], **MODERN} for size in SIZES for patch in (1, 2)
 }
+# At patch 2 also for `ldm export --format diffusers`, which has no place for other frequencies of the time.
 PRESETS |= {f"diffusers-{size}/2": {**PRESETS[f"dit-{size}/2"], "frequency_shift": 1} for size in SIZES}
 
 
