@@ -208,11 +208,13 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         """Samples of the averaged weights from fixed noise, told what the first held-out images are, or classes in
         turn where a class is all there is; every rank computes the same."""
         shown = told_of(config, inputs["ingest"].path, what, "val", PREVIEW_IMAGES, inputs.get("conditions"))
-        turns: Iterable[int] = range(PREVIEW_IMAGES)
-        if shown:  # their own classes beside what else is told of them
-            labels = split_order(inputs["ingest"].path, "val", config, config.evaluate.seed)[1]
-            turns = asked_classes(labels, PREVIEW_IMAGES, null)
-        classes = [Label(i % null) for i in turns] if null and section.condition.kind == "class" else None
+        classes: list[Any] | None = None
+        if null and section.condition.kind == "class":
+            turns: Iterable[int] = range(PREVIEW_IMAGES)
+            if shown:  # their own classes beside what else is told of them
+                labels = split_order(inputs["ingest"].path, "val", config, config.evaluate.seed)[1]
+                turns = asked_classes(labels, PREVIEW_IMAGES, null)
+            classes = [Label(i % null) for i in turns]
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown))
             how = {"sampler": "few", "steps": FEW} if section.distil else {"steps": PREVIEW_STEPS}

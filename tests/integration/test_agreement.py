@@ -30,6 +30,14 @@ def told(small: Any) -> list[str]:
     ]  # fmt: skip
 
 
+def test_a_model_is_told_captions_where_there_are_no_classes(small: Any, told: list[str]) -> None:
+    table = [told[0].replace("label: class, ", ""), "diffusion.condition.kind=none"]
+    said = small.run("diffusion", *table, *told[1:])
+    assert said.code == 0, said.err
+    assert read_json(small.manifests("diffusion")[0].parent / "model.json")["classes"] == []
+    assert any("samples/ema" in path.read_text() for path in small.root.rglob("*.jsonl"))  # a preview was made
+
+
 def test_samples_are_judged_by_rows(small: Any, told: list[str]) -> None:
     said = small.run("evaluate", *told, "evaluate.agreement={columns: [mood, class, moods], steps: 2}")
     assert said.code == 2 and "no image has a value of 'moods'; did you mean 'mood'" in said.err, said.err
