@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import registry
 from models.conditioning import Embedded
+from models.routing import Route
 
 HERE = Path(__file__).parent
 TABLE = HERE / "costs.json"
@@ -44,12 +45,14 @@ def preset(family: str, kind: str, name: str, channels: int, size: int, **fields
     return count({"kind": kind, "preset": name, **fields}, channels, size)
 
 
-def backbone(options: Mapping[str, Any], channels: int, size: int) -> Cost:
-    """Cost of a backbone on latents [channels, size, size]. ValueError where it does not fit them."""
+def backbone(options: Mapping[str, Any], channels: int, size: int, route: tuple[float, int, int] | None = None) -> Cost:
+    """Cost of a backbone on latents [channels, size, size]; route: share, first and end of `Route`. ValueError where it
+    does not fit them."""
     model: Any = registry.outline("backbones", options, channels=channels, size=size)
     with torch.device("meta"):
         inputs = (torch.empty(1, channels, size, size), torch.empty(1), outlined(model))
-    return Cost(_parameters(model), _count(lambda: model(*inputs)))
+        how = {"route": Route(torch.empty(1, model.grid**2), *route)} if route else {}
+    return Cost(_parameters(model), _count(lambda: model(*inputs, **how)))
 
 
 def outlined(model: Any, tokens: int = 64) -> Embedded:

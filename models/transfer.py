@@ -19,6 +19,7 @@ JOINS = {  # modules by which a backbone takes a condition in, that begin with n
     "cross_attentions": "attention to the caption",
     "embed_beside": BESIDE,
     "conv_in_beside": BESIDE,
+    "align_head": "head of the alignment",  # has an effect on training alone
 }
 SHOWN = 8  # names in a line
 LONE, PART = "conditioner.", "conditioner.parts.of_"  # a class that is all that a network is told; one of several

@@ -17,9 +17,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pipeline.errors import UserError
 from pipeline.schema import mistakes, tracker_names
 from pipeline.schema.data import Data
+from pipeline.schema.diffusion import Diffusion
 from pipeline.schema.names import STAGES
 from pipeline.schema.section import SPEED, Place, Positive, Section
-from pipeline.schema.stages import Autoencoder, Diffusion, Evaluate, Latents
+from pipeline.schema.stages import Autoencoder, Evaluate, Latents
 
 S = TypeVar("S", bound=Section)
 

@@ -27,10 +27,19 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.conditioner = conditioner
+        self.align_head: nn.Module | None = None  # in training only, never among stored weights
 
-    def forward(self, x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
-        """x_t [n, C, h, w], t [n] in [0, 1] -> raw prediction [n, C, h, w]."""
-        return self.backbone(x, t, self.conditioner(condition, x))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, t: Tensor, condition: Conditions, **inside: Any) -> Any:
+        """x_t [n, C, h, w], t [n] in [0, 1] -> raw prediction [n, C, h, w].
+
+        inside: `route` and `depths` as backbones take them that know what these are; with `depths` also a tuple of
+        tokens, in training the first of them through the `align_head`, where there is one.
+        """
+        found = self.backbone(x, t, self.conditioner(condition, x), **inside)
+        if self.training and self.align_head is not None and inside.get("depths"):
+            p, (first, *others) = found
+            return p, (self.align_head(first), *others)
+        return found
 
     def null(self, n: int, device: torch.device | str = "cpu") -> Conditions:
         """The null condition for n samples."""

@@ -22,15 +22,17 @@ from the loader.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from models.conditioning import Conditions
 from models.diffusion.process import Path, add_noise, like
 
+Network = Callable[[Tensor, Tensor, Conditions], Tensor]  # (x_t, clock, condition) -> prediction
 PREDICTIONS = ("eps", "x0", "v", "velocity")
 WEIGHTINGS = ("uniform", "min_snr", "edm")
 TIMES = ("uniform", "logit_normal", "edm")
@@ -159,14 +161,14 @@ def weight(weighting: str, prediction: str, t: Tensor, path: Path) -> Tensor:
     raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
 
 
-def predict(network: nn.Module, x: Tensor, t: Tensor, condition: Conditions, path: Path) -> Tensor:
+def predict(network: Network, x: Tensor, t: Tensor, condition: Conditions, path: Path) -> Tensor:
     """The network's prediction at (x, t), float32: it is given scale * x and the path's clock."""
     p: Tensor = network(like(path.scale(t), x) * x, path.clock(t), condition)
     return p.float()
 
 
 def loss(
-    network: nn.Module,
+    network: Network,
     x0: Tensor,
     noise: Tensor,
     t: Tensor,

@@ -7,7 +7,7 @@ time, keyed by position (training) or by sample (validation); the step that trai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -137,15 +137,17 @@ def latent_batches(
     drop: float,
     null: int,
     told: Told | None = None,
+    more: Mapping[str, bool] | None = None,
 ) -> Iterator[Batch]:
     """Training batches of latents from `position` on, without end; a rank's share n = B / world.
 
     moments float32 [n, 2C, h, w] of a drawn view; posterior and noise float32 [n, C, h, w], standard normal; u float64
     [n], uniform in (0, 1); label int64 [n], `null` where the class is dropped or unknown; a row for each condition of
     `told`, by the key condition/NAME, its null where it is dropped; index int64 [n]; position int. All conditions
-    together are dropped with probability `drop`, each alone with its own.
+    together are dropped with probability `drop`, each alone with its own. more: names of further uniform draws float64,
+    [n], or [n, h, w] where it says so.
     """
-    dataset = LatentBatches(index, seed, "diffusion", drop, null, stratified=False, told=told)
+    dataset = LatentBatches(index, seed, "diffusion", drop, null, stratified=False, told=told, more=more)
     return _stream(dataset, TrainingRequests(order, rank, world, position), data.loader_workers)
 
 
@@ -168,6 +170,12 @@ def latent_validation(
         index, seed, "diffusion/validation", 0.0, -1 if null is None else null, stratified=True, told=told
     )
     return _stream(dataset, ValidationRequests([len(part) for part in index.parts], batch, rank, world), 0)
+
+
+def told_in(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the samples of a batch are told: the rows of each condition, by name."""
+    rows = {key.removeprefix("condition/"): rows for key, rows in batch.items() if key.startswith("condition/")}
+    return {"class": batch["label"], **rows}
 
 
 # ---- reading a request -----------------------------------------------------------------------------------------------
@@ -223,9 +231,10 @@ class LatentBatches(Dataset[Batch]):
         null: int,
         stratified: bool,
         told: Told | None = None,
+        more: Mapping[str, bool] | None = None,
     ) -> None:
         self.parts, self.seed, self.purpose, self.drop, self.null = index.parts, seed, purpose, drop, null
-        self.stratified, self.told = stratified, told
+        self.stratified, self.told, self.more = stratified, told, more or {}
         self.specs = []
         for part in self.parts:
             channels, height, width = part.shape
@@ -258,6 +267,7 @@ class LatentBatches(Dataset[Batch]):
             u=u,
             label=label,
             **self._conditions(request, withheld, view),
+            **{name: self._draw(name, "more", request, places) for name, places in self.more.items()},
         )
 
     def _conditions(self, request: Request, withheld: Array, view: Array | int) -> Batch:
@@ -280,9 +290,10 @@ class LatentBatches(Dataset[Batch]):
         share = 0.0 if self.told is None or self.stratified else self.told.drops.get(name, 0.0)
         return self._draw(name, "drop", request) < share if share else np.zeros(len(request.indices), bool)
 
-    def _draw(self, name: str, what: str, request: Request) -> Array:
-        """A uniform number [n], of a stream of its own: a condition more or less changes no draw of the others."""
-        spec = [Draw(what, "uniform")]
+    def _draw(self, name: str, what: str, request: Request, places: bool = False) -> Array:
+        """A uniform number [n], or one a place [n, h, w], of a stream of its own: one more or less changes no draw of
+        the others."""
+        spec = [Draw(what, "uniform", self.parts[request.bucket].shape[1:] if places else ())]
         return draw_batch(self.seed, f"{self.purpose}/{name}/{what}", request.counters, spec)[what]
 
 

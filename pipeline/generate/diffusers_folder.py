@@ -99,8 +99,8 @@ def _ours(folder: Path) -> dict[str, Any]:
     """What `ldm export` has left, checked: path, prediction, condition, classes; empty where it wrote nothing."""
     from models.diffusion.objectives import check
     from pipeline.schema.conditions import Condition
+    from pipeline.schema.diffusion import DiffusionPath
     from pipeline.schema.section import result_fields
-    from pipeline.schema.stages import DiffusionPath
 
     if not (folder / OURS).is_file():
         return {}
@@ -119,8 +119,8 @@ def _ours(folder: Path) -> dict[str, Any]:
 
 def _scheduler(folder: Path) -> tuple[dict[str, Any], str, list[str]]:
     """The path and prediction of a scheduler_config.json, whichever class it is of: how it samples is left."""
+    from pipeline.schema.diffusion import DiffusionPath
     from pipeline.schema.section import result_fields
-    from pipeline.schema.stages import DiffusionPath
 
     file = folder / "scheduler_config.json"
     config = _json(file)

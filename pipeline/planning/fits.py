@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.schema.synonyms import KINDS, squeezed
-from pipeline.tasks import begin
+from pipeline.tasks import begin, inside
 
 
 def check_models(config: Config) -> tuple[int, int]:
@@ -68,6 +68,7 @@ def check_models(config: Config) -> tuple[int, int]:
         backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side, **more)
         caption = config.diffusion.condition.caption
         check_attends(backbone, config.diffusion.backbone, caption.model_dump() if caption else None)
+        inside.check(config.diffusion, backbone)
         key = "diffusion.training.lora.targets"
         if lora := config.diffusion.training.lora:
             if importlib.util.find_spec("peft") is None:

@@ -13,10 +13,11 @@ from pipeline.config import Config
 from pipeline.data.text_encoders import frozen_encoder
 from pipeline.errors import UserError
 from pipeline.evaluation.curve import prepare
-from pipeline.files import write_json
+from pipeline.files import sha256_file, write_json
 from pipeline.schema.section import result_fields
 from pipeline.tasks.diffusion import options
 from pipeline.tasks.gaussian_denoiser import gaussian_loss
+from pipeline.tasks.inside import teacher_file
 
 if TYPE_CHECKING:
     from pipeline.cluster.cluster import Cluster
@@ -31,6 +32,8 @@ def recipe(config: Config) -> dict[str, Any]:
 
     section = result_fields(config.diffusion)
     section["training"] = training_recipe(config, "diffusion")
+    if section.get("align") and config.diffusion.align.teacher != "self":  # type: ignore[union-attr]
+        section["align"]["teacher"] = sha256_file(teacher_file(config.diffusion))
     section["backbone"] = registry.resolve("backbones", config.diffusion.backbone)
     if encoder := frozen_encoder(config):
         section["condition"]["caption"]["encoder"] = {key: encoder[key] for key in ("kind", "digest")}

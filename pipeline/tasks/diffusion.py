@@ -55,11 +55,16 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
 
 
 def flops(config: Config, inputs: dict[str, Artifact]) -> int:
-    """Of the backbone's forward pass for a sample; of a caption 64 tokens."""
-    from models import costs
+    """Of the backbone's forward pass for a sample in training; of a caption 64 tokens. Without what a teacher does."""
+    from models import costs, registry
+    from pipeline.tasks.inside import routed
 
-    latent = options(config, inputs)["latent"]
-    return costs.backbone(config.diffusion.backbone, latent["channels"], latent["size"]).flops
+    section, latent = config.diffusion, options(config, inputs)["latent"]
+    route = None
+    if section.route:
+        depth = registry.resolve("backbones", section.backbone)["depth"]
+        route = (section.route.share, *routed(section.route, depth))
+    return costs.backbone(section.backbone, latent["channels"], latent["size"], route).flops
 
 
 def told(config: Config, inputs: dict[str, Artifact], split: str) -> loader.Told | None:
@@ -123,6 +128,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.generate.told import words
     from pipeline.networks import build_network, load_model
     from pipeline.tasks import noise_levels
+    from pipeline.tasks.inside import Inside, wanted
     from pipeline.tasks.trained import to_device
     from pipeline.training.loop import Task
 
@@ -144,15 +150,16 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     untold = {"class": null, **(given["train"].null if given["train"] else {})}  # the rows that stand for no condition
     end = training.steps * training.batch_size
     half = torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16")
+    decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
+    inside = None
+    if wanted(section):
+        inside = Inside(section, network, path, times, space, decoder, ranks)
 
     def per_sample(network: nn.Module, batch: dict[str, Any], learning: bool = False) -> Tensor:
         """The weighted squared error of the prediction, a mean over elements, in learning with the terms beside it; of
         a student the distance to its teacher's flow, in validation at the last, smallest gap: [n]."""
         x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, h, w]
-        condition = {"class": batch["label"]}
-        condition |= {
-            key.removeprefix("condition/"): rows for key, rows in batch.items() if key.startswith("condition/")
-        }
+        condition = loader.told_in(batch)
         t = times(batch["u"], path)
         sample = (x0, batch["noise"], t, condition)
         if teacher is not None and section.distil:
@@ -162,7 +169,11 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             with half:
                 return consistency.loss(network, teacher, section.distil.guidance, *sample, *how)
         beside = (section.cosine, section.contrastive) if learning else (0.0, 0.0)
-        return objectives.loss(network, *sample, path, section.prediction, section.weighting, *beside)
+        if inside is None or not learning:
+            return objectives.loss(network, *sample, path, section.prediction, section.weighting, *beside)
+        answer, seen = inside.watched(network, batch)
+        each = objectives.loss(answer, *sample, path, section.prediction, section.weighting, *beside)
+        return each + inside.terms(seen, batch)
 
     def loss(network: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"loss": per_sample(network, batch, learning=True).mean()}
@@ -179,6 +190,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             section.condition.drop,
             null,
             given["train"],
+            inside.draws if inside else None,
         )
 
     def validation() -> Iterator[dict[str, Any]]:
@@ -202,8 +214,6 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         found = noise_levels.named(parts[: noise_levels.BINS], parts[noise_levels.BINS :])
         return {"val_loss": value / count, **found, "levels/val_loss": noise_levels.picture(found, edges)}
 
-    decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
-
     def preview(engine: Engine) -> dict[str, Any]:
         """Samples of the averaged weights from fixed noise, told what the first held-out images are, or classes in
         turn where a class is all there is; every rank computes the same."""
@@ -221,8 +231,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             images = sampler.sample(classes, n=PREVIEW_IMAGES, seed=seed, batch_size=PREVIEW_IMAGES, **how, **shown)
         return {"samples/ema": (grid(images, columns=4), words(shown, PREVIEW_IMAGES))}
 
+    teach = inside.teach if inside and section.align else None
     if not section.fd.every:
-        return network, Task("diffusion", loss, batches, validate, preview)
+        return network, Task("diffusion", loss, batches, validate, preview, teach=teach)
     curve = Curve(config, inputs["ingest"])
     request = curve.request(what, inputs.get("conditions"))
 
@@ -233,4 +244,4 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             images = sampler.sample(**request)
         return curve.point(images) if ranks.first else {}
 
-    return network, Task("diffusion", loss, batches, validate, preview, measure, section.fd.every)
+    return network, Task("diffusion", loss, batches, validate, preview, measure, section.fd.every, teach)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 LossFn = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
+Teach = Callable[["Engine", Batch], dict[str, torch.Tensor]]
 
 FIRST_LOSS_SCALE, GOOD_STEPS_TO_DOUBLE = 2.0**16, 2000  # of fp16, as torch.amp.GradScaler has them
 
@@ -96,12 +97,15 @@ class Engine:
 
     model: with fp32 weights, equal on all ranks or not: rank 0's are taken.
     loss: gets the module and a micro-batch (tensors on the device), returns {"loss": mean over it, **parts}, scalars.
+    teach: gives what a micro-batch is to have besides, before its loss: what a teacher says, the average, say.
     training: the config's section. averages: name -> fp32 tensors of what this rank owns, by half-life or length.
     averaged: samples in the averages; those of bad steps are none.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFn, training: Training, ranks: Ranks) -> None:
-        self.loss, self.training, self.ranks = loss, training, ranks
+    def __init__(
+        self, model: nn.Module, loss: LossFn, training: Training, ranks: Ranks, teach: Teach | None = None
+    ) -> None:
+        self.loss, self.teach, self.training, self.ranks = loss, teach, training, ranks
         self.precision = resolve_precision(training.precision, ranks.device)
         self.micro_batch, self.accumulation = micro_batches(training, ranks.world)
         self.loss_scale = FIRST_LOSS_SCALE if self.precision == "fp16" else 1.0
@@ -180,6 +184,9 @@ class Engine:
                 key: value[part].to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
                 for key, value in batch.items()
             }
+            if self.teach:  # before anything is kept for the backward pass: weights may be exchanged meanwhile
+                with torch.no_grad():
+                    piece |= self.teach(self, piece)
             losses = self.loss(self._deepspeed, piece)
             loss = losses["loss"]
             keys = ["loss", *(key for key in losses if key != "loss")]

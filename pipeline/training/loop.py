@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.training import snapshots as averages
 from pipeline.training.arithmetic import stable_steps
 from pipeline.training.checkpoint import NoneWhole, Saver, restore
-from pipeline.training.engine import Engine, LossFn, StepStats
+from pipeline.training.engine import Engine, LossFn, StepStats, Teach
 from pipeline.training.guard import Guard, Stretch, Watchdog
 from pipeline.training.meter import Meter, product_rate
 from pipeline.training.profile import Tracer
@@ -53,8 +53,8 @@ class Task:
     name: prefix of its curves. loss: for `Engine`. batches: this rank's shares from a position on, endless, each with
     the `position` at which its global batch begins. validate: metric -> value, equal on all ranks. preview: key ->
     uint8 image [H, W, 3] (rank 0's are shown), or that and what each of its cells is of; validate may give such
-    images as well. measure: more metrics, rank 0's, every `measure_every` steps. fight: where the network is trained
-    against another one (duel.py).
+    images as well. measure: more metrics, rank 0's, every `measure_every` steps. teach: for `Engine`. fight: where the
+    network is trained against another one (duel.py).
     """
 
     name: str
@@ -64,12 +64,13 @@ class Task:
     preview: Preview | None = None
     measure: Callable[[Engine], dict[str, float]] | None = None
     measure_every: int = 1
+    teach: Teach | None = None
     fight: Fight | None = None
 
     def engine(self, model: nn.Module, training: Training, ranks: Ranks) -> Engine:
         """The engine that trains `model` for this task."""
         if self.fight is None:
-            return Engine(model, self.loss, training, ranks)
+            return Engine(model, self.loss, training, ranks, self.teach)
         from pipeline.training.duel import Duel
 
         return Duel(model, self.loss, training, ranks, self.fight)

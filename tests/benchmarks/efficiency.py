@@ -56,6 +56,8 @@ CANDIDATES: dict[str, list[str]] = {
     "rope": [f"{BACKBONE}.rope=true"],
     "cosine": ["diffusion.cosine=1"],
     "contrastive": ["diffusion.contrastive=0.05"],
+    "align": ["diffusion.align={}"],
+    "dispersive": ["diffusion.dispersive=0.5"],
     "faster-rate": [f"{TRAINING}.learning_rate=2e-3"],
     "half-batch": [f"{TRAINING}.batch_size=64"],
 }
@@ -142,7 +144,7 @@ class Run:
         )
         ranks = open_ranks("cpu")
         network, self.task = diffusion.build(self.config, inputs, ranks)
-        self.engine = Engine(network, self.task.loss, self.training, ranks)
+        self.engine = Engine(network, self.task.loss, self.training, ranks, self.task.teach)
         self.inputs, self.points = inputs, list[dict[str, float]]()
         # lengths in samples are those of the config, whatever the batch
         whole = steps * config.diffusion.training.batch_size

@@ -51,7 +51,8 @@ VARIANTS = {  # subject -> stage, overrides of its config
          "diffusion.condition={class_drop: 0.2, caption: {tokens: 24, encoder: {kind: trained, width: 16, heads: 2}}, "
          "attributes: {mood: {kind: categorical}, age: {kind: continuous, range: [0, 40]}, worn: {kind: multi_label}}, "
          "spatial: {mask: {column: other, drop: 0.2}}}",
-         "diffusion.backbone.tokens=cross", "diffusion.training.optimizer=muon"],
+         "diffusion.backbone.tokens=cross", "diffusion.training.optimizer=muon", "diffusion.backbone.depth=2",
+         "diffusion.align={}", "diffusion.dispersive=0.5", "diffusion.route={}"],
     ),
     "lora": (
         "diffusion",
@@ -239,11 +240,13 @@ def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any, A
     """Network, task and section `training` of a trained stage, on what `prepare` made."""
     import importlib
 
+    from models.diffusion import inside
     from pipeline import config
     from pipeline.artifacts import Store
     from pipeline.schema.names import INPUTS
     from pipeline.tasks import begin
 
+    inside.GROUP = 2  # a micro-batch here has no more
     made = {artifact.stage: artifact for artifact in Store(Path(scenario["root"]) / "pipeline").all()}
     stage, overrides = variant(scenario)
     module = importlib.import_module(f"pipeline.tasks.{stage}")

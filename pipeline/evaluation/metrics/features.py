@@ -198,12 +198,8 @@ def torchscript(path: str | Path, wanted: str | None = None) -> Extractor:
 
     wanted: first digits of the SHA-256 that the file must have.
     """
-    path, found = _existing(path, "torchscript"), _verified(path, wanted)
-    try:
-        module = torch.jit.load(str(path), map_location="cpu").eval()
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: not a TorchScript file ({first}); save one with torch.jit.save") from None
+    path, found = _existing(path, "torchscript"), verified(path, wanted, "evaluate.extractor")
+    module = script(path)
 
     def features(images: Tensor) -> Tensor:
         try:
@@ -218,6 +214,15 @@ def torchscript(path: str | Path, wanted: str | None = None) -> Extractor:
     return Extractor("torchscript", found, f"TorchScript module {path.name}", features)
 
 
+def script(path: Path) -> Any:
+    """The module of a TorchScript file, on the CPU, in evaluation mode. UserError if it is none."""
+    try:
+        return torch.jit.load(str(path), map_location="cpu").eval()
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: not a TorchScript file ({first}); save one with torch.jit.save") from None
+
+
 def inception(path: str | Path, wanted: str | None = None) -> Extractor:
     """Inception v3 as papers' FID uses it: 2048 features, published weights, images enlarged as by clean-fid.
 
@@ -226,7 +231,7 @@ def inception(path: str | Path, wanted: str | None = None) -> Extractor:
     from pipeline.evaluation.metrics import inception as network
 
     path = _existing(path, "inception")
-    found = _verified(path, wanted or network.DIGEST)
+    found = verified(path, wanted or network.DIGEST, "evaluate.extractor")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = network.load(path).to(device)
     return Extractor(
@@ -275,12 +280,12 @@ def _existing(path: str | Path, kind: str) -> Path:
     return path
 
 
-def _verified(path: str | Path, wanted: str | None) -> str:
-    """The SHA-256 of a file of weights; UserError if it does not begin with `wanted`."""
+def verified(path: str | Path, wanted: str | None, section: str) -> str:
+    """The SHA-256 of a file of weights; UserError if it does not begin with `wanted`, the section's `digest`."""
     found = sha256_file(path)
     if wanted and not found.startswith(wanted.lower()):
         raise UserError(
-            f"`evaluate.extractor.path`: {path} has the SHA-256 {found}, which does not begin with {wanted.lower()}; "
-            "give the file that is meant, or its digest as `evaluate.extractor.digest`"
+            f"`{section}`: {path} has the SHA-256 {found}, which does not begin with {wanted.lower()}; give the file "
+            f"that is meant, or its digest as `{section}.digest`"
         )
     return found

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.planning import fits
+from pipeline.schema.diffusion import Diffusion
 from pipeline.schema.section import result_fields
-from pipeline.schema.stages import Diffusion
 
 ROOT = Path(__file__).parents[3]
 MINIMAL = """\
