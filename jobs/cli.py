@@ -35,6 +35,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
     "With several runs, and trained models": {
         "sweep": ("sweep", "Run a config with many values, and name the best."),
         "compare": ("compare", "Which of several runs is better, and what differs."),
+        "fd": ("fd", "Fréchet distance of images to published statistics."),
         "average": ("average", "Average weights after training, over any length."),
         "agreement": ("agreement", "Do samples show what they were told?"),
         "distil": ("distil", "Train a student that samples in one to four steps."),
@@ -55,8 +56,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
 VERBS = {verb: said for verbs in GROUPS.values() for verb, said in verbs.items()}
 EXAMPLES = """\
   ldm init --source /data/my-images -o my.yaml    a config for these images
-  ldm run my.yaml --dry-run                       what would run, what it needs
-  ldm run my.yaml diffusion.training.steps=5000   any key can be set here"""
+  ldm run my.yaml run.seed=1 --dry-run            what would run; any key can be set"""
 
 
 class Verbs(click.Group):

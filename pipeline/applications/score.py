@@ -95,7 +95,7 @@ def listing(folder: Path, classes: list[str]) -> tuple[list[str], Array]:
     from pipeline.data.transforms import FORMATS
 
     if not folder.is_dir():
-        raise UserError(f"--images {folder}: not a folder; give the folder of the images")
+        raise UserError(f"{folder}: not a folder; give the folder of the images")
     if (folder / "samples.json").is_file():  # of `ldm sample`: its grid is none of the images
         entries = read_json(folder / "samples.json")["images"]
         known = [-1 if entry["class"] is None else int(entry["class"]) for entry in entries]
@@ -104,7 +104,7 @@ def listing(folder: Path, classes: list[str]) -> tuple[list[str], Array]:
     found = sorted(walked.files)
     if not found:
         others = f"; there are {walked.left_out}" if walked.left_out else ""
-        raise UserError(f"--images {folder}: holds no images ({', '.join(sorted(FORMATS))}){others}")
+        raise UserError(f"{folder}: holds no images ({', '.join(sorted(FORMATS))}){others}")
     number = {name: i for i, name in enumerate(classes)}
     labels = [number.get(plain(path.parent.name), -1) for path in found]
     return [str(path) for path in found], np.array(labels, np.int64)

@@ -136,6 +136,11 @@ class Extractor(Section):
         json_schema_extra=SPEED,
     )
     steps: Positive = Field(500, description="With `classifier`: training steps.")
+    rule: Literal["clean-fid", "pytorch-fid"] = Field(
+        "clean-fid",
+        description="With `inception`: how images are resized and scaled before it, as by the program of this name.",
+        json_schema_extra=LATER,
+    )
 
     @model_validator(mode="after")
     def _path_given(self) -> Extractor:
@@ -143,6 +148,8 @@ class Extractor(Section):
             raise ValueError("`path` is given if and only if `kind` is torchscript or inception")
         if self.digest and not self.path:
             raise ValueError("`digest` is that of the file at `path`; leave it out with `kind: classifier`")
+        if self.rule != "clean-fid" and self.kind != "inception":
+            raise ValueError("`rule` goes with `kind: inception`")
         return self
 
 

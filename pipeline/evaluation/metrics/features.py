@@ -189,8 +189,9 @@ def load(path: Path) -> Extractor:
 
 def of_file(section: ExtractorSection) -> Extractor:
     """The extractor in the file that the config names."""
-    kinds = {"torchscript": torchscript, "inception": inception}
-    return kinds[section.kind](str(section.path), section.digest)
+    if section.kind == "torchscript":
+        return torchscript(str(section.path), section.digest)
+    return inception(str(section.path), section.digest, section.rule)
 
 
 def torchscript(path: str | Path, wanted: str | None = None) -> Extractor:
@@ -223,8 +224,8 @@ def script(path: Path) -> Any:
         raise UserError(f"{path}: not a TorchScript file ({first}); save one with torch.jit.save") from None
 
 
-def inception(path: str | Path, wanted: str | None = None) -> Extractor:
-    """Inception v3 as papers' FID uses it: 2048 features, published weights, images enlarged as by clean-fid.
+def inception(path: str | Path, wanted: str | None = None, rule: str = "clean-fid") -> Extractor:
+    """Inception v3 as papers' FID uses it: 2048 features, published weights; rule: one of `inception.RULES`.
 
     wanted: first digits of the file's SHA-256, by default those of the published file. On a GPU where there is one.
     """
@@ -233,11 +234,11 @@ def inception(path: str | Path, wanted: str | None = None) -> Extractor:
     path = _existing(path, "inception")
     found = verified(path, wanted or network.DIGEST, "evaluate.extractor")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = network.load(path).to(device)
+    module, resize = network.load(path, rule).to(device), network.RULES[rule]
     return Extractor(
         kind="inception",
-        digest=hashlib.sha256(f"{found} {network.RESIZE}".encode()).hexdigest(),
-        description=f"Inception v3, {network.FEATURES} features, {path.name}, {network.RESIZE}",
+        digest=hashlib.sha256(f"{found} {resize}".encode()).hexdigest(),
+        description=f"Inception v3, {network.FEATURES} features, {path.name}, {resize}",
         features=lambda images: module(images.to(device)),
         facts={"weights": found, "published": found.startswith(network.DIGEST)},
     )

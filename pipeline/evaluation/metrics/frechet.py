@@ -82,6 +82,19 @@ def fast_distance(first: Features, second: Features) -> float:
     return max(0.0, mean_gap + sum(float(np.square(root).sum()) for root in roots) - 2 * cross)
 
 
+def of_statistics(mean1: Features, cov1: Features, mean2: Features, cov2: Features) -> float:
+    """The same distance of means [d] and covariances [d, d], which need not be of full rank.
+
+    The eigenvalues of S1 S2 are those of R S2 R with R = S1^(1/2), which is symmetric: real, and not below zero but for
+    rounding.
+    """
+    values, vectors = np.linalg.eigh(cov1)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = float(np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(0)).sum())
+    gap = float(np.square(mean1 - mean2).sum())
+    return max(0.0, gap + float(np.trace(cov1)) + float(np.trace(cov2)) - 2 * cross)
+
+
 def figure(
     first: Features,
     second: Features,

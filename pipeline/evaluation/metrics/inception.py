@@ -2,8 +2,12 @@
 
 The layers are those of torch-fidelity and pytorch-fid (Apache 2.0), which follow the TensorFlow graph of Heusel et al.
 (2017), and have their names, so that `pt_inception-2015-12-05-6726825d.pth` loads. Written out here since
-torch-fidelity imports torchvision, whose builds do not fit every build of torch, and unpickles the file. Images are
-enlarged as clean-fid does (Parmar et al., 2022): bicubic, antialiased, in floating point.
+torch-fidelity imports torchvision, whose builds do not fit every build of torch, and unpickles the file.
+
+How images are brought to 299 pixels changes figures as much as some improvements do (Parmar et al., 2022). Two rules:
+
+    clean-fid      bicubic, antialiased, in floating point; then (x - 128) / 128
+    pytorch-fid    bilinear, not antialiased where an image is made smaller; then 2 x / 255 - 1
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ from pipeline.errors import UserError
 SIDE = 299  # pixels that the network looks at
 FEATURES = 2048
 DIGEST = "6726825d"  # first digits of the SHA-256 of the published file
-RESIZE = "bicubic antialiased 299"  # part of the features' identity
+RULES = {"clean-fid": "bicubic antialiased 299", "pytorch-fid": "bilinear 299"}  # part of the features' identity
 
 
-def load(path: Path) -> Inception:
+def load(path: Path, rule: str = "clean-fid") -> Inception:
     """The network with the weights of a file, in evaluation mode. Only tensors are read. UserError for another file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -31,7 +35,7 @@ def load(path: Path) -> Inception:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{path}: not a file of weights ({first[0][:100]}); give {_expected()}") from None
     with torch.device("meta"):
-        network = Inception()
+        network = Inception(rule)
     try:
         network.load_state_dict(state, assign=True)
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -42,6 +46,14 @@ def load(path: Path) -> Inception:
 
 def _expected() -> str:
     return f"pt_inception-2015-12-05-{DIGEST}.pth, as pytorch-fid and torch-fidelity publish it"
+
+
+def prepared(images: Tensor, rule: str = "clean-fid") -> Tensor:
+    """uint8 [n, C, H, W] -> float32 [n, 3, 299, 299], gray repeated, as a rule gives them to the network."""
+    if rule == "clean-fid":
+        return (enlarge(images) - 128) / 128  # the graph's own normalisation
+    x = images.float().expand(-1, 3, -1, -1) / 255
+    return 2 * functional.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False) - 1
 
 
 def enlarge(images: Tensor) -> Tensor:
@@ -165,8 +177,9 @@ class BlockE(nn.Module):
 class Inception(nn.Module):
     """uint8 images [n, C, H, W] -> features [n, 2048]. `fc` is in the file and stays unused."""
 
-    def __init__(self) -> None:
+    def __init__(self, rule: str = "clean-fid") -> None:
         super().__init__()
+        self.rule = rule
         self.Conv2d_1a_3x3 = Unit(3, 32, 3, 2, pad=False)
         self.Conv2d_2a_3x3 = Unit(32, 32, 3, pad=False)
         self.Conv2d_2b_3x3 = Unit(32, 64, 3)
@@ -181,7 +194,7 @@ class Inception(nn.Module):
         self.fc = nn.Linear(FEATURES, 1008)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = (enlarge(images) - 128) / 128  # the graph's own normalisation
+        x = prepared(images, self.rule)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = functional.max_pool2d(x, 3, stride=2)
         x = functional.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, stride=2)

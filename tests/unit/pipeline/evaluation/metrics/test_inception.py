@@ -92,3 +92,21 @@ def test_other_files_are_a_users_mistake(weights: Path, tmp_path: Path) -> None:
     other.write_text("text")
     with pytest.raises(UserError, match="not a file of weights"):
         inception.load(other)
+
+
+def test_pytorch_fid_s_rule_takes_two_neighbours_a_side_and_no_more() -> None:
+    for side in (20, 400):
+        image = np.random.default_rng(side).integers(0, 256, (side, side)).astype(np.uint8)
+        at = ((np.arange(inception.SIDE) + 0.5) * side / inception.SIDE - 0.5).clip(0, side - 1)
+        low, share = np.floor(at).astype(int), at - np.floor(at)
+        high = (low + 1).clip(max=side - 1)
+        rows = image[low] * (1 - share)[:, None] + image[high] * share[:, None]
+        wanted = rows[:, low] * (1 - share) + rows[:, high] * share
+        own = inception.prepared(torch.from_numpy(image)[None, None], "pytorch-fid")[0, 0].numpy()
+        assert np.abs(own - (2 * wanted / 255 - 1)).max() < 1e-4
+
+
+def test_the_rule_is_part_of_the_features_identity(weights: Path, images: np.ndarray) -> None:
+    digest = sha256_file(weights)
+    clean, other = (features.inception(weights, digest, rule) for rule in ("clean-fid", "pytorch-fid"))
+    assert clean.digest != other.digest and not np.allclose(clean(images), other(images), rtol=1e-6)
