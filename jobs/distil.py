@@ -46,6 +46,8 @@ def command(
         f"diffusion.distil={{guidance: {own.evaluate.guidance if guidance is None else guidance:g}}}",
         # all levels that a jump may begin at (Geng et al. 2024, for data of deviation 1)
         "diffusion.times={kind: edm, mean: -0.4, std: 2.0}",
+        *(f"diffusion.{key}=null" for key in ("align", "route") if getattr(own.diffusion, key)),
+        *(["diffusion.dispersive=0"] if own.diffusion.dispersive else []),
         "evaluate.sampler=few",
         "evaluate.grid=auto",
         f"evaluate.steps={steps}",

@@ -12,7 +12,7 @@ from jobs.cli import main
 from jobs.common import PATH, PLACE
 
 SAMPLERS = ["euler", "heun", "ddim", "dpmpp_2m", "ddpm", "euler_ancestral", "dpmpp_sde", "few"]
-GRIDS = ["auto", "uniform", "cosine", "karras", "shifted"]
+GRIDS = ["auto", "uniform", "cosine", "karras", "shifted", "few"]
 
 
 @click.command("sample")

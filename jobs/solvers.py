@@ -9,18 +9,23 @@ import click
 
 from jobs.cli import main
 from jobs.common import PATH, config_options, read
-from jobs.sample import GRIDS, SAMPLERS
 
 
 @click.command("solvers")
 @config_options
-@click.option("--samplers", default=",".join(SAMPLERS), show_default=True, help="Samplers, separated by commas.")
-@click.option("--grids", default=",".join(GRIDS[1:]), show_default=True, help="Grids of times, separated by commas.")
+@click.option("--samplers", default=None, help="Samplers, separated by commas; default: all that the model takes.")
+@click.option("--grids", default=None, help="Grids of times, separated by commas; default: all that go with these.")
 @click.option("--steps", default="5,10,20", show_default=True, help="Numbers of steps, separated by commas.")
 @click.option("--samples", default=None, type=click.IntRange(50), help="Images a set; default: `evaluate.samples`.")
 @click.option("--out", default=None, type=PATH, help="Also write the table here (markdown).")
 def command(
-    path: Path, overrides: tuple[str, ...], samplers: str, grids: str, steps: str, samples: int | None, out: Path | None
+    path: Path,
+    overrides: tuple[str, ...],
+    samplers: str | None,
+    grids: str | None,
+    steps: str,
+    samples: int | None,
+    out: Path | None,
 ) -> None:
     """Measure samplers, grids and steps on the trained model of a config, and name the best of 10 steps.
 
@@ -35,8 +40,11 @@ def command(
     if not counts or len(counts) != len(steps.split(",")):
         raise UserError(f"--steps {steps}: expected whole numbers above 0 separated by commas, such as 5,10,20")
     config = read(path, overrides)
-    table = measured.measure(config, _names(samplers), _names(grids), counts, samples)
-    given = ["--samplers", samplers, "--grids", grids, "--steps", steps, "--samples", str(table.images)]
+    usual = measured.usual(config)
+    walked, placed = _names(samplers) or usual[0], _names(grids) or usual[1]
+    table = measured.measure(config, walked, placed, counts, samples)
+    given = ["--samplers", ",".join(walked), "--grids", ",".join(placed), "--steps", steps]
+    given += ["--samples", str(table.images)]
     text = measured.markdown(table, shlex.join(["ldm", "solvers", "--config", str(path), *given, *overrides]))
     file = measured.publish(config, table, text)
     if out:
@@ -44,9 +52,9 @@ def command(
     print(f"{text}\nwritten to {out or file}")
 
 
-def _names(text: str) -> list[str]:
-    """Names separated by commas, with or without blanks."""
-    return [name.strip() for name in text.split(",")]
+def _names(text: str | None) -> list[str]:
+    """Names separated by commas, with or without blanks; none of nothing."""
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 if __name__ == "__main__":

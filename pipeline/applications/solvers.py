@@ -71,6 +71,17 @@ def trained(config: Config) -> dict[str, Artifact]:
     return found
 
 
+def usual(config: Config) -> tuple[list[str], list[str]]:
+    """The samplers and grids that the model of a config takes: a student its own."""
+    from models.diffusion import grids, samplers
+
+    student = config.diffusion.distil is not None
+    return (
+        [name for name in samplers.NAMES if (name in samplers.JUMPS) == student],
+        [name for name in grids.GRIDS if (name == "few") == student],
+    )
+
+
 def measure(
     config: Config, samplers: Sequence[str], grids: Sequence[str], steps: Sequence[int], samples: int | None = None
 ) -> Table:

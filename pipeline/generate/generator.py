@@ -29,6 +29,7 @@ from pipeline.networks import build_network
 from pipeline.schema.data import Shape, text
 
 DEFAULTS: dict[str, Any] = {**sampling.DEFAULTS, "batch_size": 32}
+STUDENT = {"sampler": "few", "steps": 2}  # of a student of few steps, where nobody says more
 
 
 class NotFinite(UserError):
@@ -173,6 +174,8 @@ class Generator:
                 if "student" in self.options
                 else "sampler: few is for a student of few steps (`ldm distil`), which this model is not"
             )
+        if "student" in self.options and (filled["guidance"] != 1 or given.get("scales")):
+            raise UserError("guidance: this model is a student, which has its teacher's in its answers; give 1")
         terms = "scale" if given.get("scales") else "prompt: AND" if told.composes(given) else None
         if terms and filled["guidance_kind"] == "autoguidance":
             raise UserError(f"{terms}: autoguidance has one scale, `guidance`; give guidance_kind classifier_free")
@@ -306,7 +309,7 @@ def generator(
     base: Path | None = None,
 ) -> Generator:
     """A generator of networks at hand (in training, too); nothing is copied."""
-    filled = {**DEFAULTS, **(defaults or {})}
+    filled = {**DEFAULTS, **(STUDENT if "student" in options else {}), **(defaults or {})}
     kept = {"about": about or {}, "averages": averages or {}, "known": known or {}}
     copies: dict[str, Any] = {name: dict(values) for name, values in kept.items()}
     return Generator(options, autoencoder, network, space, device, filled, base=base, **copies)

@@ -158,7 +158,8 @@ def controls(model: Generator) -> dict[str, Any]:
         solvers = [name for name in samplers.NAMES if (name in samplers.JUMPS) == student]
         for key, options in {"sampler": solvers, "grid": ["auto", *grids.GRIDS]}.items():
             chosen[key] = st.selectbox(key.capitalize(), options, options.index(first[key]))
-        withheld = bool(known) and model.options["condition"].get("drop", 0) > 0
+        # a student has its teacher's guidance in it
+        withheld = bool(known) and not student and model.options["condition"].get("drop", 0) > 0
         if first["guidance_kind"] == "autoguidance" or withheld:
             end = max(GUIDANCE, first["guidance"])
             label, text = "Guidance scale", "1: as trained. Above: closer to what is told, less variety."

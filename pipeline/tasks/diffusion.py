@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.training.ranks import Ranks
 
 PREVIEW_IMAGES = 16
-PREVIEW_STEPS, FEW = 20, 2  # of a denoiser, of a student
+PREVIEW_STEPS = 20  # of a denoiser; a student takes its few
 
 
 def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
@@ -227,8 +227,10 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             classes = [Label(i % null) for i in turns]
         with engine.weights("ema"):
             sampler = generator(what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown))
-            how = {"sampler": "few", "steps": FEW} if section.distil else {"steps": PREVIEW_STEPS}
-            images = sampler.sample(classes, n=PREVIEW_IMAGES, seed=seed, batch_size=PREVIEW_IMAGES, **how, **shown)
+            steps = None if section.distil else PREVIEW_STEPS
+            images = sampler.sample(
+                classes, n=PREVIEW_IMAGES, seed=seed, steps=steps, batch_size=PREVIEW_IMAGES, **shown
+            )
         return {"samples/ema": (grid(images, columns=4), words(shown, PREVIEW_IMAGES))}
 
     teach = inside.teach if inside and section.align else None

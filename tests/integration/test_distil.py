@@ -17,7 +17,7 @@ def newest(small: Small, stage: str) -> Path:
 
 
 def test_a_student_of_two_steps_stands_beside_its_teacher(small: Small) -> None:
-    assert small.run("diffusion", "evaluate.guidance=1.5").code == 0
+    assert small.run("diffusion", "evaluate.guidance=1.5", "diffusion.route={}").code == 0
     teacher = newest(small, "diffusion")
     distil = ("distil", "small", "--root", str(small.root), "--steps", "2", "diffusion.training.steps=4")
     said = small.ldm(*distil)
@@ -36,11 +36,17 @@ def test_a_student_of_two_steps_stands_beside_its_teacher(small: Small) -> None:
     one, same = model.sample(n=4, seed=1), model.sample(n=2, seed=1)
     assert np.array_equal(one[:2], same) and not np.array_equal(one[0], one[1])
     root = ("--root", str(small.root), "--out", str(small.folder / "out"))
-    for run, sampler, words in [
-        ("small-few", "heun", "sampler: this model is a student, whose answers are no means; give few, not heun"),
-        ("small", "few", "sampler: few is for a student of few steps (`ldm distil`), which this model is not"),
+    assert small.ldm("sample", "small-few", "-n", "2", "--out", str(small.folder / "two"), *root[:2]).code == 0
+    for run, how, words in [
+        ("small-few", "--sampler=heun", "this model is a student, whose answers are no means; give few, not heun"),
+        ("small-few", "--guidance=2", "guidance: this model is a student, which has its teacher's in its answers"),
+        (
+            "small",
+            "--sampler=few",
+            "sampler: few is for a student of few steps (`ldm distil`), which this model is not",
+        ),
     ]:
-        refused = small.ldm("sample", run, "--sampler", sampler, *root)
+        refused = small.ldm("sample", run, how, *root)
         assert refused.code == 2 and words in refused.err and refused.err.count("\n") == 1
     plain, wrong = ["run", "--config", str(small.config)], ["diffusion.distil={}", "diffusion.prediction=x0"]
     for words, more in [

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.applications.solvers import Row, Table, best, markdown, verdict
+from types import SimpleNamespace
+from typing import Any, get_args
+
+from jobs.sample import GRIDS, SAMPLERS
+from pipeline.applications.solvers import Row, Table, best, markdown, usual, verdict
+from pipeline.schema.stages import Evaluate
 
 ROWS = [
     Row("heun", "uniform", 10, 19, 3.0, 2.5, 3.5, 1.0),
@@ -37,3 +42,14 @@ def test_markdown_has_a_row_a_combination_and_its_command() -> None:
     rows = [line for line in text.splitlines() if line.startswith("| ") and "sampler" not in line]
     assert rows[1:][0] == "| 5 | heun | uniform | 9 | 3.1 | 2.6 to 3.6 | 0.5 |"
     assert len(rows) == 1 + len(ROWS)
+
+
+def test_a_student_has_a_sampler_of_its_own_and_all_others_are_a_denoiser_s() -> None:
+    def named(distil: Any) -> tuple[list[str], list[str]]:
+        return usual(SimpleNamespace(diffusion=SimpleNamespace(distil=distil)))  # type: ignore[arg-type]
+
+    assert named({}) == (["few"], ["few"])
+    samplers, grids = named(None)
+    fields = Evaluate.model_fields
+    assert {*samplers, "few"} == set(get_args(fields["sampler"].annotation)) == set(SAMPLERS)
+    assert {"auto", *grids, "few"} == set(get_args(fields["grid"].annotation)) == set(GRIDS)
