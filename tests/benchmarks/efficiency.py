@@ -6,7 +6,8 @@
 Images, autoencoder and latents are made once. Then, for each seed, the config and a candidate take turns of some steps
 in one process and thread (interleaved: a slow minute slows both). Learning rates are constant until each of several
 lengths, of which the last fifth falls to 0, from a copy: every point of a curve is a training of that length, to its
-end. CPU seconds are those of its steps, nothing else.
+end. The config has one point, its own length; a candidate has several, and the whole length only where it has not come
+as far by seven tenths of it. CPU seconds are those of its steps, nothing else.
 
 Three distances of the same samples, so that one that a change games is seen: Fréchet and kernel distance in the
 features of a classifier of the data, Fréchet in those of an AlexNet of ImageNet (PyPI stlpips-pytorch 0.0.2,
@@ -41,7 +42,7 @@ from pipeline.config import Config  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.files import atomic_write, digest, write_json  # noqa: E402
 
-LENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # of the whole training
+LENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7)  # of a candidate, as shares of the whole training
 TURN = 20  # steps
 DISTANCES = {"fd": "FD", "kid": "KID", "alexnet": "FD, AlexNet"}
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, 95% of both sides, by number of seeds
@@ -59,12 +60,14 @@ CANDIDATES: dict[str, list[str]] = {
     "align": ["diffusion.align={}"],
     "dispersive": ["diffusion.dispersive=0.5"],
     "faster-rate": [f"{TRAINING}.learning_rate=2e-3"],
-    "half-batch": [f"{TRAINING}.batch_size=64"],
+    "batch-64": [f"{TRAINING}.batch_size=64"],
+    "batch-32": [f"{TRAINING}.batch_size=32"],
 }
 CANDIDATES["lightning"] = [
     *itertools.chain(*(CANDIDATES[n] for n in ("swiglu", "qk-norm", "rms-norm", "rope", "betas")))
 ]
 CANDIDATES["lightning-muon"] = [*CANDIDATES["lightning"], *CANDIDATES["muon"]]
+CANDIDATES["muon-64"] = [*CANDIDATES["muon"], *CANDIDATES["batch-64"]]
 
 
 class Features:
@@ -131,7 +134,9 @@ def alexnet_features(path: Path) -> Callable[[np.ndarray[Any, Any]], np.ndarray[
 class Run:
     """One candidate in training. points: {samples, seconds, and the distances} of each length, once it is there."""
 
-    def __init__(self, config: Config, inputs: dict[str, Artifact], steps: int, seed: int) -> None:
+    def __init__(
+        self, config: Config, inputs: dict[str, Artifact], steps: int, seed: int, lengths: Sequence[float]
+    ) -> None:
         from pipeline.tasks import diffusion
         from pipeline.training.engine import Engine
         from pipeline.training.ranks import open_ranks
@@ -147,8 +152,7 @@ class Run:
         self.engine = Engine(network, self.task.loss, self.training, ranks, self.task.teach)
         self.inputs, self.points = inputs, list[dict[str, float]]()
         # lengths in samples are those of the config, whatever the batch
-        whole = steps * config.diffusion.training.batch_size
-        self.lengths = [round(share * whole / self.training.batch_size) for share in LENGTHS]
+        self.lengths = [round(share * steps / self.training.batch_size) for share in lengths]
         self.step, self.seconds = 0, 0.0
         self.batches = self.task.batches(0)
 
@@ -220,13 +224,18 @@ class Run:
 
 def pair(base: Config, other: Config, inputs: dict[str, Artifact], features: Features, steps: int, seed: int) -> Any:
     """Points of the config and of a candidate, in turns."""
-    runs = [Run(config, inputs, steps, seed) for config in (base, other)]
-    going = list(runs)
+    samples = steps * base.diffusion.training.batch_size  # of both, whatever the candidate's batch
+    first, second = Run(base, inputs, samples, seed, (1.0,)), Run(other, inputs, samples, seed, LENGTHS)
+    going = [first, second]
     while going:
         going = [run for run in going if run.take_turn(features)]
-    for run in runs:
+    if any(math.isinf(reached(second.points, name, first.points[-1][name], "samples")) for name in DISTANCES):
+        second.lengths.append(round(samples / second.training.batch_size))
+        while second.take_turn(features):
+            pass
+    for run in (first, second):
         run.engine.close()
-    return [run.points for run in runs]
+    return [first.points, second.points]
 
 
 def reached(points: Sequence[dict[str, float]], name: str, value: float, axis: str) -> float:
