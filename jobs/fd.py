@@ -29,7 +29,7 @@ def command(images: Path, reference: Path, weights: Path, digest: str | None, ru
     from pipeline.applications.reference import distance
     from pipeline.evaluation.metrics import features
 
-    found = distance(images, reference, features.inception(weights, digest, rule), save)
+    found = distance(images, reference, features.inception(weights, digest, rule, "--digest"), save)
     of = "" if found["reference_images"] is None else f" of {found['reference_images']:,} images"
     print(f"Fréchet distance {found['distance']:.6g}: {found['images']:,} images to {reference}{of}")
     print(f"  {found['extractor']}, rule {rule}")

@@ -312,10 +312,12 @@ class Model(nn.Module):
         condition: Embedded,
         route: Route | None = None,
         depths: tuple[int, ...] | None = None,
-    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        answer: bool = True,
+    ) -> Tensor | tuple[Tensor | None, tuple[Tensor, ...]]:
         """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, D], tokens [n, S, D] if it attends, channels
-        [n, beside, h, w] if there are any -> float32 [n, C, h, w]; with `depths` beside it the tokens [n, T, D] behind
-        that many blocks each. route: of the tokens past some blocks."""
+        [n, beside, h, w] if there are any -> float32 [n, C, h, w]; with `depths`, rising, beside it the tokens
+        [n, T, D] behind that many blocks each, or (no `answer`) these alone, without the blocks after them. route: of
+        the tokens past some blocks."""
         n, p = x.shape[0], self.patch
         if x.shape[2] % p or x.shape[3] % p:
             raise ValueError(f"patch: expected a divisor of the latents' sides {tuple(x.shape[2:])}, got {p}")
@@ -333,7 +335,7 @@ class Model(nn.Module):
         caption = (tokens, condition.mask) if self.attends else ()
         if route and self.long_skips:
             raise ValueError("long_skips: they join tokens of all places; route none of them past blocks")
-        past, places, inner = h, rotation, {}
+        past, places, inner = h, rotation, list[Tensor]()
         kept: list[Tensor] = []  # what the first half gave, for the long skips
         half = len(self.blocks) // 2
         for i, (block, c) in enumerate(zip(self.blocks, embedded, strict=True)):
@@ -351,14 +353,16 @@ class Model(nn.Module):
                 h, rotation = route.join(past, h), places
             if depths and i + 1 in depths:
                 amid = route is not None and route.first <= i and i + 1 < route.end
-                inner[i + 1] = route.join(past, h) if route and amid else h
+                inner.append(route.join(past, h) if route and amid else h)
+                if not answer and len(inner) == len(depths):
+                    return None, tuple(inner)
         c = embedded[0]
         shift, scale = self.modulation(c).chunk(2, dim=-1)  # [n, D] each
         y = self.out(modulated_norm(h, shift, scale, rms=self.rms)).float()  # [n, T, C p p]
         # [n, T, C p p] -> [n, g, k, C, p, p] -> [n, C, g, p, k, p] -> [n, C, g p, k p]
         y = y.reshape(n, g, k, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
         image: Tensor = y.reshape(n, self.channels, g * p, k * p)
-        return image if depths is None else (image, tuple(inner[depth] for depth in depths))
+        return image if depths is None else (image, tuple(inner))
 
     def _patches(self, x: Tensor) -> Tensor:
         """[n, C, g p, k p] -> [n, C, g, p, k, p] -> [n, g, k, C, p, p] -> [n, T, C p p]."""

@@ -23,23 +23,29 @@ Denoiser = Callable[[Tensor, Tensor, Conditions], Tensor]
 class Network(nn.Module):
     """What is trained: a backbone and the conditioner that feeds it."""
 
+    TRAINING_ONLY = ("align_head.",)  # how names begin of parameters that are in no stored weights
+
     def __init__(self, backbone: nn.Module, conditioner: conditioning.Conditioner) -> None:
         super().__init__()
         self.backbone = backbone
         self.conditioner = conditioner
-        self.align_head: nn.Module | None = None  # in training only, never among stored weights
+        self.align_head: nn.Module | None = None  # what training alone needs
+        self.align_depth = 0  # blocks before the tokens that go through it
 
     def forward(self, x: Tensor, t: Tensor, condition: Conditions, **inside: Any) -> Any:
         """x_t [n, C, h, w], t [n] in [0, 1] -> raw prediction [n, C, h, w].
 
-        inside: `route` and `depths` as backbones take them that know what these are; with `depths` also a tuple of
-        tokens, in training the first of them through the `align_head`, where there is one.
+        inside: `route`, `depths` and `answer` as backbones take them that know what these are; with `depths` also a
+        tuple of tokens, in training those behind `align_depth` blocks through the `align_head`, where there is one.
         """
         found = self.backbone(x, t, self.conditioner(condition, x), **inside)
-        if self.training and self.align_head is not None and inside.get("depths"):
-            p, (first, *others) = found
-            return p, (self.align_head(first), *others)
-        return found
+        depths = inside.get("depths") or ()
+        if not (self.training and self.align_head is not None and self.align_depth in depths):
+            return found
+        p, tokens = found
+        return p, tuple(
+            self.align_head(h) if depth == self.align_depth else h for depth, h in zip(depths, tokens, strict=True)
+        )
 
     def null(self, n: int, device: torch.device | str = "cpu") -> Conditions:
         """The null condition for n samples."""

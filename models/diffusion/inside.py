@@ -28,8 +28,11 @@ def dispersion(h: Tensor) -> Tensor:
     if len(h) % GROUP:
         raise ValueError(f"expected a multiple of {GROUP} samples, got {len(h)}")
     z = h.float().reshape(-1, GROUP, h[0].numel())  # [groups, GROUP, T D]
-    # |z_i - z_j|^2 from the differences themselves: by products, near pairs would lose their digits
-    squares = (z[:, :, None] - z[:, None]).square().mean(-1)  # [groups, GROUP, GROUP]
+    z = z - z.mean(1, keepdim=True)  # changes no difference, and keeps digits of near pairs
+    product = z @ z.mT  # [groups, GROUP, GROUP]: the differences themselves would take GROUP times the memory
+    norm = product.diagonal(dim1=1, dim2=2)
+    apart = ~torch.eye(GROUP, dtype=torch.bool, device=z.device)  # each and itself: exactly 0
+    squares = (norm[:, :, None] + norm[:, None] - 2 * product).clamp(min=0) * apart / z.shape[2]
     each = torch.logsumexp(-squares.flatten(1), dim=1) - torch.log(torch.tensor(float(GROUP**2)))  # [groups]
     return each.repeat_interleave(GROUP)
 

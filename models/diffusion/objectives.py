@@ -163,8 +163,12 @@ def weight(weighting: str, prediction: str, t: Tensor, path: Path) -> Tensor:
 
 def predict(network: Network, x: Tensor, t: Tensor, condition: Conditions, path: Path) -> Tensor:
     """The network's prediction at (x, t), float32: it is given scale * x and the path's clock."""
-    p: Tensor = network(like(path.scale(t), x) * x, path.clock(t), condition)
-    return p.float()
+    return network(*scaled(x, t, path), condition).float()
+
+
+def scaled(x: Tensor, t: Tensor, path: Path) -> tuple[Tensor, Tensor]:
+    """What a network is given for x_t and t: scale * x, and the path's clock."""
+    return like(path.scale(t), x) * x, path.clock(t)
 
 
 def loss(

@@ -50,8 +50,12 @@ def distance(images: Path, reference: Path, extractor: Any, save: Path | None = 
     if save is not None:
         with atomic_path(save) as temporary, open(temporary, "wb") as file:
             np.savez(file, mu=ours.mean, sigma=ours.covariance)
+    try:
+        value = frechet.of_statistics(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
+    except np.linalg.LinAlgError as error:
+        raise UserError(f"{reference}: no distance can be computed ({error}); fetch it again") from None
     return {
-        "distance": frechet.of_statistics(ours.mean, ours.covariance, theirs.mean, theirs.covariance),
+        "distance": value,
         "images": ours.images,
         "reference_images": theirs.images,
         "features": len(ours.mean),
@@ -67,13 +71,21 @@ def statistics(reference: Path, extractor: Any) -> Statistics:
         if not {"mu", "sigma"} <= set(file):
             return of_images(reference, extractor)
         mean, covariance = (np.asarray(read_array(file, name, str(reference))) for name in ("mu", "sigma"))
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or mean.dtype.kind != "f":
+    if (
+        mean.ndim != 1
+        or covariance.shape != (len(mean), len(mean))
+        or {mean.dtype.kind, covariance.dtype.kind} != {"f"}
+    ):
         raise UserError(
-            f"{reference}: mu of shape {mean.shape}, sigma of shape {covariance.shape}; expected numbers [d] and [d, d]"
+            f"{reference}: mu is {mean.dtype}{mean.shape}, sigma {covariance.dtype}{covariance.shape}; expected real "
+            "numbers [d] and [d, d]"
         )
+    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{reference}: mu or sigma is not finite; fetch it again")
-    return Statistics(mean.astype(np.float64), covariance.astype(np.float64), None)
+    if not np.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6) or (np.diagonal(covariance) < 0).any():
+        raise UserError(f"{reference}: sigma is no covariance: symmetric, with no negative variances; fetch it again")
+    return Statistics(mean, covariance, None)
 
 
 def of_images(source: Path, extractor: Any) -> Statistics:
@@ -87,10 +99,12 @@ def of_images(source: Path, extractor: Any) -> Statistics:
 
 def _of_npz(path: Path) -> Iterator[Array]:
     with open_npz(str(path)) as file:
+        if {"mu", "sigma"} <= set(file) and "arr_0" not in file:
+            raise UserError(f"{path}: holds statistics, and images are wanted; give IMAGES first, then REFERENCE")
         if "arr_0" not in file:
             raise UserError(f"{path}: holds {', '.join(file) or 'nothing'}; expected mu and sigma, or images as arr_0")
         images = read_array(file, "arr_0", str(path))
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
         raise UserError(f"{path}: arr_0 is {images.dtype}{images.shape}; expected uint8 images [n, H, W, 3]")
     for start in range(0, len(images), BATCH):
         yield images[start : start + BATCH]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from pipeline.schema.data import ArraysSource
 
 ROWS = 1000  # images whose values are converted at once
+# What zipfile and numpy raise on files that are damaged or made to harm: RuntimeError of encrypted members,
+# NotImplementedError (one of these) of unknown compression, TokenError of a broken header, MemoryError of a false one.
+TROUBLE = (
+    ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, tokenize.TokenError, MemoryError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,15 +144,17 @@ def open_npz(path: str) -> Any:
         if isinstance(found, np.lib.npyio.NpzFile):
             return found
         raise ValueError("it holds one array, as .npy does")
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except TROUBLE as error:
         raise _damaged(path, error) from error
 
 
 def read_array(file: Any, name: str, path: str) -> Array:
     try:
         array: Array = file[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except TROUBLE as error:
         raise _damaged(path, error) from error
+    if not isinstance(array, np.ndarray):  # numpy hands on the bytes of a member that is no array
+        raise _damaged(path, ValueError(f"{name} is no array"))
     return array
 
 

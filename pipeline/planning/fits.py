@@ -68,7 +68,7 @@ def check_models(config: Config) -> tuple[int, int]:
         backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side, **more)
         caption = config.diffusion.condition.caption
         check_attends(backbone, config.diffusion.backbone, caption.model_dump() if caption else None)
-        inside.check(config.diffusion, backbone)
+        inside.check(config.diffusion, backbone, data.channels, data.size)
         key = "diffusion.training.lora.targets"
         if lora := config.diffusion.training.lora:
             if importlib.util.find_spec("peft") is None:
@@ -83,7 +83,20 @@ def check_models(config: Config) -> tuple[int, int]:
         given = options if key == "autoencoder.model" else config.diffusion.backbone
         raise UserError(f"`{key}`: {_kind_meant(str(error), given)}") from None
     begin.check(config, channels, side)
+    _check_student(config)
     return channels, side
+
+
+def _check_student(config: Config) -> None:
+    """A student has a sampler of its own, and its teacher's guidance in it; a denoiser takes all others."""
+    student, section = config.diffusion.distil is not None, config.evaluate
+    if student and (section.sampler != "few" or section.guidance != 1):
+        raise UserError(
+            f"`evaluate`: sampler {section.sampler}, guidance {section.guidance:g}, of a student (`diffusion.distil`) "
+            "whose guidance is in its answers; set sampler: few and guidance: 1"
+        )
+    if section.sampler == "few" and not student:
+        raise UserError("`evaluate.sampler`: few is for a student of few steps (`ldm distil`); give another one")
 
 
 def _kind_meant(said: str, options: Mapping[str, Any]) -> str:

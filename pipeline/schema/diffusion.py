@@ -125,8 +125,18 @@ class Align(Section):
         None, description="With `self`: blocks before the tokens that teach; default: two thirds of them."
     )
     nearer: Fraction = Field(
-        0.2, description="With `self`: the teacher sees the image at a time that is less by up to this."
+        0.2,
+        description="With `self`: by up to how much smaller the share of noise, sigma / (alpha + sigma), is that the "
+        "teacher sees.",
     )
+
+    @model_validator(mode="after")
+    def _of_self(self) -> Align:
+        if self.teacher != "self" and (self.teacher_depth or self.nearer != 0.2):
+            raise ValueError("`teacher_depth` and `nearer` go with `teacher: self`")
+        if self.teacher == "self" and self.digest:
+            raise ValueError("`digest` is that of a file in `teacher`")
+        return self
 
 
 class Diffusion(Section):
@@ -169,7 +179,7 @@ class Diffusion(Section):
     )
     route: Route | None = Field(
         None,
-        description="Let some tokens go past blocks in training: for more than 256 tokens; null: no.",
+        description="Let some tokens go past blocks in training: for 256 tokens and more; null: no.",
         json_schema_extra=LATER,
     )
     distil: Distil | None = Field(

@@ -32,8 +32,8 @@ def recipe(config: Config) -> dict[str, Any]:
 
     section = result_fields(config.diffusion)
     section["training"] = training_recipe(config, "diffusion")
-    if section.get("align") and config.diffusion.align.teacher != "self":  # type: ignore[union-attr]
-        section["align"]["teacher"] = sha256_file(teacher_file(config.diffusion))
+    if (align := config.diffusion.align) and align.teacher != "self":
+        section["align"]["teacher"] = sha256_file(teacher_file(align))
     section["backbone"] = registry.resolve("backbones", config.diffusion.backbone)
     if encoder := frozen_encoder(config):
         section["condition"]["caption"]["encoder"] = {key: encoder[key] for key in ("kind", "digest")}

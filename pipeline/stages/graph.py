@@ -220,6 +220,8 @@ def absolute(config: Config) -> Config:
     places += [(values["data"]["source"], key) for key in ("path", "val", "classes", "labels", "class_names")]
     places += [(values["autoencoder"]["loss"]["perceptual"], key) for key in ("path", "heads")]
     places += [(values["evaluate"]["extractor"], "path")]
+    if config.diffusion.align and config.diffusion.align.teacher != "self":
+        places.append((values["diffusion"]["align"], "teacher"))
     places += [((values["diffusion"]["condition"]["caption"] or {}).get("encoder", {}), "path")]
     for section, key in places:
         if isinstance(section.get(key), str) and section[key] and "://" not in section[key]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from models.diffusion.process import Path as NoisePath
     from pipeline.data.latents import LatentSpace
     from pipeline.schema.diffusion import Align, Diffusion, Route
+    from pipeline.schema.training import Training
     from pipeline.training.engine import Batch, Engine
     from pipeline.training.ranks import Ranks
 
@@ -31,8 +32,10 @@ def wanted(section: Diffusion) -> list[str]:
     return [key for key in KEYS if getattr(section, key)]
 
 
-def check(section: Diffusion, backbone: Any) -> None:
-    """ValueError where the backbone does not show its middle, has too few blocks, or joins tokens over the route."""
+def check(section: Diffusion, backbone: Any, channels: int, size: int) -> None:
+    """ValueError where the backbone does not show its middle, has too few blocks, or joins tokens over the route;
+    UserError for samples that make no whole groups, and for a teacher's file that gives no maps of images [channels,
+    size, size]."""
     keys = wanted(section)
     if not keys:
         return
@@ -42,19 +45,35 @@ def check(section: Diffusion, backbone: Any) -> None:
     depth = len(backbone.blocks)
     if section.align:
         learns, teaches = align_depths(section.align, depth)
-        if not learns < teaches <= depth and section.align.teacher == "self":
+        if learns > depth:
+            raise ValueError(f"depth: `align.depth` is {learns}, and there are {depth} blocks")
+        if section.align.teacher != "self":
+            of_file(section.align, channels, size, "cpu")
+        elif not learns < teaches <= depth:
             raise ValueError(
                 f"depth: `align` needs the teacher's tokens behind those that learn, got {learns} and {teaches} of "
                 f"{depth} blocks"
             )
-        if learns > depth:
-            raise ValueError(f"depth: `align.depth` is {learns}, and there are {depth} blocks")
     if section.route:
         first, end = routed(section.route, depth)
         if not 0 <= first < end <= depth:
             raise ValueError(f"depth: `route.blocks` [{first}, {end}) are no stretch of {depth} blocks")
         if backbone.long_skips:
             raise ValueError("long_skips: they join tokens of all places; give `route` or these")
+    if section.dispersive:
+        check_groups(section.training, 1)
+
+
+def check_groups(training: Training, world: int) -> None:
+    """UserError where a forward pass of a rank is no whole groups of samples, as `dispersive` needs them."""
+    from models.diffusion.inside import GROUP
+    from pipeline.training.arithmetic import micro_batches
+
+    if (micro := micro_batches(training, world)[0]) % GROUP:
+        raise UserError(
+            f"`diffusion.dispersive` needs a multiple of {GROUP} samples a forward pass, and a rank has {micro}; "
+            "change `batch_size`, `micro_batch`, or the number of workers"
+        )
 
 
 def align_depths(align: Align, depth: int) -> tuple[int, int]:
@@ -67,9 +86,9 @@ def routed(route: Route, depth: int) -> tuple[int, int]:
     return route.blocks or (depth // 6, max(depth // 6 + 1, 2 * depth // 3))
 
 
-def teacher_file(section: Diffusion) -> Path:
+def teacher_file(align: Align) -> Path:
     """The TorchScript file of `align.teacher`. UserError where there is none."""
-    path = Path(section.align.teacher) if section.align else Path()
+    path = Path(align.teacher)
     if not path.is_file():
         raise UserError(f"`diffusion.align.teacher`: {path} does not exist; give a TorchScript file, or self")
     return path
@@ -89,34 +108,27 @@ class Inside:
         ranks: Ranks,
     ) -> None:
         """network: gets the alignment's head. UserError where samples of a forward pass are no whole groups."""
-        import torch
-
         from models.diffusion import inside
-        from pipeline.training.arithmetic import micro_batches
 
         backbone = network.backbone
         self.section, self.path, self.times, self.space = section, path, times, space
         self.depth, self.patch, width = len(backbone.blocks), backbone.patch, backbone.config.width
         self.features: Callable[[Tensor], Tensor] | None = None
-        depths: list[int] = []
+        depths: set[int] = set()
         if section.align:
-            learns, self.teaches = align_depths(section.align, self.depth)
-            depths, out = [learns], width
+            network.align_depth, self.teaches = align_depths(section.align, self.depth)
+            depths.add(network.align_depth)
+            self.learns, out = network.align_depth, width
             if section.align.teacher != "self":
-                look = of_file(teacher_file(section), section.align.digest, ranks.device)
+                size = backbone.grid * self.patch * decoder.factor
+                look, out = of_file(section.align, decoder.channels, size, ranks.device)
                 self.features = lambda x0: look(decoder.decode(space.restore(x0)))
-                size = (backbone.channels, *(backbone.grid * self.patch,) * 2)
-                out = self.features(torch.zeros(1, *size, device=ranks.device)).shape[1]
             network.align_head = inside.head(width, out)
         if section.dispersive:
-            micro = micro_batches(section.training, ranks.world)[0]
-            if micro % inside.GROUP:
-                raise UserError(
-                    f"`diffusion.dispersive` needs a multiple of {inside.GROUP} samples a forward pass, and a rank has "
-                    f"{micro}; change `batch_size`, `micro_batch`, or the number of workers"
-                )
-            depths.append(max(1, self.depth // 4))
-        self.depths = tuple(depths) or None
+            check_groups(section.training, ranks.world)
+            self.spreads = max(1, self.depth // 4)
+            depths.add(self.spreads)
+        self.depths = tuple(sorted(depths)) or None
 
     @property
     def draws(self) -> dict[str, bool]:
@@ -124,11 +136,11 @@ class Inside:
         aligned = self.section.align and self.features is None
         return ({"nearer": False} if aligned else {}) | ({"route": True} if self.section.route else {})
 
-    def watched(self, network: nn.Module, batch: Batch) -> tuple[Callable[..., Tensor], list[Tensor]]:
-        """The network as `objectives.loss` calls it, and a list that its tokens go into."""
+    def watched(self, network: nn.Module, batch: Batch) -> tuple[Callable[..., Tensor], dict[int, Tensor]]:
+        """The network as `objectives.loss` calls it, and what its tokens go into, by the blocks before them."""
         from models.routing import Route
 
-        seen: list[Tensor] = []
+        seen: dict[int, Tensor] = {}
         how: dict[str, Any] = {}
         if self.section.route:
             places = batch["route"][:, :: self.patch, :: self.patch].flatten(1)  # one draw a token
@@ -138,48 +150,68 @@ class Inside:
             found = network(x, t, condition, depths=self.depths, **how)
             if self.depths is None:
                 return found  # type: ignore[no-any-return]
-            seen.extend(found[1])
+            seen.update(zip(self.depths, found[1], strict=True))
             return found[0]  # type: ignore[no-any-return]
 
         return answer, seen
 
-    def terms(self, seen: list[Tensor], batch: Batch) -> Tensor | float:
+    def terms(self, seen: dict[int, Tensor], batch: Batch) -> Tensor | float:
         """What is added to the loss of each sample, [n]."""
         from models.diffusion import inside
 
         total: Tensor | float = 0.0
         if self.section.align:
             apart = inside.near if self.features is None else inside.alike
-            total = total + self.section.align.weight * apart(seen[0], batch["taught"])
+            total = total + self.section.align.weight * apart(seen[self.learns], batch["taught"])
         if self.section.dispersive:
-            total = total + self.section.dispersive * inside.dispersion(seen[-1])
+            total = total + self.section.dispersive * inside.dispersion(seen[self.spreads])
         return total
 
-    def teach(self, engine: Engine, batch: Batch) -> dict[str, Tensor]:
-        """The teacher's tokens of a micro-batch [n, T, D]: the averaged network's, or those of the file."""
+    def teach(self, engine: Engine, batches: list[Batch]) -> list[Batch]:
+        """The micro-batches with the teacher's tokens [n, T, D]: the averaged network's, or those of the file."""
+        if self.features is not None:
+            return [{**batch, "taught": self._of_file(batch)} for batch in batches]
+        with engine.weights("ema") as averaged:
+            return [{**batch, "taught": self._of_average(averaged, batch)} for batch in batches]
+
+    def _of_file(self, batch: Batch) -> Tensor:
         from models.diffusion import inside
-        from models.diffusion.process import add_noise, like
+
+        assert self.features is not None
+        x0 = self.space.draw(batch["moments"], batch["posterior"])
+        rows, columns = (side // self.patch for side in x0.shape[2:])
+        return inside.on_grid(self.features(x0), rows, columns)
+
+    def _of_average(self, averaged: nn.Module, batch: Batch) -> Tensor:
+        from models.diffusion.objectives import scaled
+        from models.diffusion.process import add_noise
         from pipeline.data.loader import told_in
 
-        x0 = self.space.draw(batch["moments"], batch["posterior"]).float()
-        if self.features is not None:
-            rows, columns = (side // self.patch for side in x0.shape[2:])
-            return {"taught": inside.on_grid(self.features(x0), rows, columns)}
         assert self.section.align is not None
-        t = (self.times(batch["u"], self.path) - self.section.align.nearer * batch["nearer"]).clamp(min=0.0).float()
+        t = earlier(self.path, self.times(batch["u"], self.path), self.section.align.nearer * batch["nearer"]).float()
+        x0 = self.space.draw(batch["moments"], batch["posterior"]).float()
         x = add_noise(self.path, x0, batch["noise"].float(), t)
-        with engine.weights("ema") as averaged:
-            scaled = like(self.path.scale(t), x) * x
-            _, (tokens,) = averaged(scaled, self.path.clock(t), told_in(batch), depths=(self.teaches,))
-        return {"taught": tokens}
+        _, (tokens,) = averaged(*scaled(x, t, self.path), told_in(batch), depths=(self.teaches,), answer=False)
+        return tokens  # type: ignore[no-any-return]
 
 
-def of_file(path: Path, wanted: str | None, device: Any) -> Callable[[Tensor], Tensor]:
-    """A TorchScript network: images [n, C, H, W] in [-1, 1], which it gets as uint8 of 3 channels, -> features
-    [n, d, h, w]. UserError where it gives something else."""
+def earlier(path: NoisePath, t: Tensor, less: Tensor) -> Tensor:
+    """Times [n] with less noise: the share sigma / (alpha + sigma), which is t on the straight path and means the same
+    on all, is smaller by `less`, and not below 0."""
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    share = (sigma / (alpha + sigma) - less).clamp(min=0.0)
+    return path.at(share / (1 - share))
+
+
+def of_file(align: Align, channels: int, size: int, device: Any) -> tuple[Callable[[Tensor], Tensor], int]:
+    """A TorchScript network, which takes images [n, channels, H, W] in [-1, 1] (as uint8 of 3 channels) to features
+    [n, d, h, w], and d. UserError where it does not, tried with one of [channels, size, size]."""
+    import torch
+
     from pipeline.evaluation.metrics import features
 
-    features.verified(path, wanted, "diffusion.align")
+    path = teacher_file(align)
+    features.verified(path, align.digest, "diffusion.align.digest")
     module = features.script(path).to(device)
 
     def looked_at(images: Tensor) -> Tensor:
@@ -189,8 +221,12 @@ def of_file(path: Path, wanted: str | None, device: Any) -> Callable[[Tensor], T
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1]
             raise UserError(f"{path}: fails on uint8 images {list(pixels.shape)} ({last}); wrap it for these") from None
-        if getattr(found, "ndim", 0) != 4 or len(found) != len(images):
+        if getattr(found, "ndim", 0) != 4 or len(found) != len(images) or not found.numel():
             raise UserError(f"{path}: gives no features [n, d, h, w] for uint8 images [n, 3, H, W]; wrap it so")
         return found.float()  # type: ignore[no-any-return]
 
-    return looked_at
+    with torch.no_grad():
+        tried = looked_at(torch.zeros(1, channels, size, size, device=device))
+    if not tried.isfinite().all():
+        raise UserError(f"{path}: gives features that are not finite for a gray image; give another teacher")
+    return looked_at, tried.shape[1]

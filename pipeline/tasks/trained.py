@@ -233,7 +233,6 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
         validate(engine)
     for stem, which, half_life in exports(training):
         weights = engine.export(which, half_life)  # all ranks; whole on rank 0
-        weights = {name: value for name, value in weights.items() if not name.startswith("align_head.")}
         if ranks.first:
             save_weights(Path(arguments["path"]) / f"{stem}.safetensors", weights)
         if ranks.first and adapter and which == "ema" and half_life is None:

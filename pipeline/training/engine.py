@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 LossFn = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
-Teach = Callable[["Engine", Batch], dict[str, torch.Tensor]]
+Teach = Callable[["Engine", list[Batch]], list[Batch]]
 
 FIRST_LOSS_SCALE, GOOD_STEPS_TO_DOUBLE = 2.0**16, 2000  # of fp16, as torch.amp.GradScaler has them
 
@@ -97,7 +97,7 @@ class Engine:
 
     model: with fp32 weights, equal on all ranks or not: rank 0's are taken.
     loss: gets the module and a micro-batch (tensors on the device), returns {"loss": mean over it, **parts}, scalars.
-    teach: gives what a micro-batch is to have besides, before its loss: what a teacher says, the average, say.
+    teach: gives micro-batches what they are to have besides, before their losses: what the average says of them, say.
     training: the config's section. averages: name -> fp32 tensors of what this rank owns, by half-life or length.
     averaged: samples in the averages; those of bad steps are none.
     """
@@ -176,17 +176,12 @@ class Engine:
     def _accumulate(self, batch: Batch) -> tuple[list[str], torch.Tensor]:
         """Forward and backward of each micro-batch. Gives names and means of the losses over this rank's share."""
         device, micro = self.ranks.device, self.micro_batch
-        keys: list[str] = []
-        total = torch.zeros(0)
-        for i in range(self.accumulation):
-            part = slice(i * micro, (i + 1) * micro)
-            piece = {
-                key: value[part].to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-            }
-            if self.teach:  # before anything is kept for the backward pass: weights may be exchanged meanwhile
-                with torch.no_grad():
-                    piece |= self.teach(self, piece)
+        keys, total = list[str](), torch.zeros(0)
+        pieces: Iterable[Batch] = (_part(batch, i * micro, micro, device) for i in range(self.accumulation))
+        if self.teach:  # before anything is kept for the backward pass: weights may be exchanged meanwhile
+            with torch.no_grad():
+                pieces = self.teach(self, list(pieces))
+        for i, piece in enumerate(pieces):
             losses = self.loss(self._deepspeed, piece)
             loss = losses["loss"]
             keys = ["loss", *(key for key in losses if key != "loss")]
@@ -308,7 +303,7 @@ class Engine:
     @torch.no_grad()
     def export(self, which: str = "ema", half_life: int | None = None) -> dict[str, torch.Tensor]:
         """The whole fp32 state dict on the CPU of rank 0, bit-equal to masters or average (named as in `weights`);
-        empty on the other ranks. Of an adapter without its frozen base.
+        empty on the other ranks. Of an adapter without its frozen base; without what training alone needs.
 
         Made from the pieces that the ranks own, some parameters at a time: what DeepSpeed gathers for a forward pass at
         ZeRO 3 is in the precision of autocast.
@@ -319,21 +314,21 @@ class Engine:
         names: dict[int, list[str]] = {}  # a tied parameter has several
         for name, parameter in module.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
-        names = {key: found for key, found in names.items() if found[0] in partition.shapes}
+        own = getattr(module, "TRAINING_ONLY", ())  # beginnings of names
+        names = {
+            k: found for k, found in names.items() if found[0] in partition.shapes and not found[0].startswith(own)
+        }
         out: dict[str, torch.Tensor] = {}
         for pack in partition.packs([first for first, *_ in names.values()]):
             bits = torch.cat([partition.bits(name, flats) for name in pack])
             whole = self.ranks.all_reduce(bits).view(torch.float32)  # each element from one rank, else zero: exact
             pieces = whole.split([math.prod(partition.shapes[name]) for name in pack])
             if self.ranks.first:
-                out |= {
-                    n: piece.view(partition.shapes[n]).to("cpu", copy=True)
-                    for n, piece in zip(pack, pieces, strict=True)
-                }
+                for n, piece in zip(pack, pieces, strict=True):
+                    out[n] = piece.view(partition.shapes[n]).to("cpu", copy=True)
         if self.ranks.first:
             for first, *others in names.values():
                 out |= {name: out[first].clone() for name in others}
-        if self.ranks.first:
             out |= {name: buffer.detach().cpu().clone() for name, buffer in persistent_buffers(module).items()}
         return out
 
@@ -348,25 +343,34 @@ class Engine:
     def _out_of_memory(self, batch: Batch) -> str:
         share, micro = self.micro_batch * self.accumulation, self.micro_batch
         text = f"training.micro_batch: {micro} samples a forward pass do not fit into the memory of {self.ranks.device}"
-        if self.ranks.device.type != "cuda" or self.training.zero_stage == 3:  # at ZeRO 3 a lone forward would hang
-            smaller = max((m for m in range(1, micro) if share % m == 0), default=0)
-            return f"{text}; set a smaller one" + (f", for instance {smaller}" if smaller else "")
+        smaller = max((m for m in range(1, micro) if share % m == 0), default=0)
+        less = f"{text}; set a smaller one" + (f", for instance {smaller}" if smaller else "")
+        if self.ranks.device.type != "cuda" or self.training.zero_stage == 3 or self.teach:
+            return less  # a lone forward would hang at ZeRO 3, and has no teacher
         for parameter in self._deepspeed.module.parameters():
             parameter.grad = None
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.ranks.device)
         base = torch.cuda.memory_allocated(self.ranks.device)
-        one = {k: v[:1].to(self.ranks.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        one = _part(batch, 0, 1, self.ranks.device)
         try:
             loss = self.loss(self._deepspeed, one)["loss"]
             wanted = [p for p in self._deepspeed.module.parameters() if p.requires_grad]
             torch.autograd.grad(loss, wanted, allow_unused=True)  # runs no reduction hooks
         except torch.OutOfMemoryError:
             return f"{text}, nor does one; use a smaller model, activation_checkpointing or a higher zero_stage"
+        except ValueError:
+            return less  # a loss that wants several samples
         peak = torch.cuda.max_memory_allocated(self.ranks.device)
         total = torch.cuda.mem_get_info(self.ranks.device)[1]
         fits = largest_micro_batch(share, micro, base, peak, total)
         return f"{text}; the largest that fits by estimate is {fits}: set training.micro_batch={fits}"
+
+
+def _part(batch: Batch, start: int, count: int, device: torch.device) -> Batch:
+    """Some samples of a batch, on the device."""
+    some = {key: value[start : start + count] for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    return {**batch, **{key: value.to(device, non_blocking=True) for key, value in some.items()}}
 
 
 def persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -199,7 +199,7 @@ def torchscript(path: str | Path, wanted: str | None = None) -> Extractor:
 
     wanted: first digits of the SHA-256 that the file must have.
     """
-    path, found = _existing(path, "torchscript"), verified(path, wanted, "evaluate.extractor")
+    path, found = _existing(path, "torchscript"), verified(path, wanted, "evaluate.extractor.digest")
     module = script(path)
 
     def features(images: Tensor) -> Tensor:
@@ -224,15 +224,18 @@ def script(path: Path) -> Any:
         raise UserError(f"{path}: not a TorchScript file ({first}); save one with torch.jit.save") from None
 
 
-def inception(path: str | Path, wanted: str | None = None, rule: str = "clean-fid") -> Extractor:
+def inception(
+    path: str | Path, wanted: str | None = None, rule: str = "clean-fid", digest_key: str = "evaluate.extractor.digest"
+) -> Extractor:
     """Inception v3 as papers' FID uses it: 2048 features, published weights; rule: one of `inception.RULES`.
 
-    wanted: first digits of the file's SHA-256, by default those of the published file. On a GPU where there is one.
+    wanted: first digits of the file's SHA-256, by default those of the published file; digest_key: where one gives
+    them. On a GPU where there is one.
     """
     from pipeline.evaluation.metrics import inception as network
 
     path = _existing(path, "inception")
-    found = verified(path, wanted or network.DIGEST, "evaluate.extractor")
+    found = verified(path, wanted or network.DIGEST, digest_key)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module, resize = network.load(path, rule).to(device), network.RULES[rule]
     return Extractor(
@@ -281,12 +284,12 @@ def _existing(path: str | Path, kind: str) -> Path:
     return path
 
 
-def verified(path: str | Path, wanted: str | None, section: str) -> str:
-    """The SHA-256 of a file of weights; UserError if it does not begin with `wanted`, the section's `digest`."""
+def verified(path: str | Path, wanted: str | None, key: str) -> str:
+    """The SHA-256 of a file of weights; UserError if it does not begin with `wanted`, which `key` gives."""
     found = sha256_file(path)
     if wanted and not found.startswith(wanted.lower()):
         raise UserError(
-            f"`{section}`: {path} has the SHA-256 {found}, which does not begin with {wanted.lower()}; give the file "
-            f"that is meant, or its digest as `{section}.digest`"
+            f"{path} has the SHA-256 {found}, which does not begin with {wanted.lower()}; give the file that is meant, "
+            f"or its digest as `{key}`"
         )
     return found

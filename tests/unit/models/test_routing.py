@@ -14,9 +14,9 @@ from models.routing import Route
 OPTIONS = {"kind": "dit", "width": 32, "depth": 6, "heads": 2, "patch": 2}
 
 
-def network(**more: Any) -> Any:
+def network(told: dict[str, Any] | None = None, **more: Any) -> Any:
     torch.manual_seed(0)
-    made = build_network({**OPTIONS, **more}, "class", 4, 8, 3)
+    made = build_network({**OPTIONS, **more}, "class", 4, 8, 3, **(told or {}))
     for p in made.parameters():
         if p.ndim == 2:
             torch.nn.init.normal_(p, std=0.1)  # the gates begin as zero
@@ -50,6 +50,17 @@ def test_a_route_that_all_tokens_stay_on_changes_nothing_but_their_order(rope: b
 
 def test_looking_at_tokens_changes_no_bit_of_the_answer() -> None:
     assert torch.equal(network()(*given()), network()(*given(), depths=(2, 6))[0])
+
+
+@pytest.mark.parametrize("tokens", ["none", "joint"])
+def test_tokens_alone_are_those_that_come_with_the_answer(tokens: str) -> None:
+    caption = {"tokens": 8, "encoder": {"kind": "trained", "width": 16, "heads": 2, "depth": 1}}
+    net = network({"caption": caption} if tokens == "joint" else {}, tokens=tokens)
+    x, t, condition = given()
+    condition = {**net.null(3), **condition}
+    _, (second, fourth) = net(x, t, condition, depths=(2, 4))
+    nothing, (alone,) = net(x, t, condition, depths=(4,), answer=False)
+    assert nothing is None and torch.equal(alone, fourth) and not torch.equal(second, fourth)
 
 
 def test_a_route_saves_what_its_blocks_cost() -> None:

@@ -66,9 +66,13 @@ def test_statistics_that_lack_rank_are_compared_too() -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": np.zeros(3), "sigma": np.zeros((3, 4))}, r"sigma of shape \(3, 4\); expected numbers \[d\]"),
+        ({"mu": np.zeros(3), "sigma": np.zeros((3, 4))}, r"sigma float64\(3, 4\); expected real numbers \[d\]"),
         ({"mu": np.zeros(3), "sigma": np.eye(3)}, "statistics of 3 features, and the extractor gives 12"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "mu or sigma is not finite"),
+        ({"mu": np.zeros(3), "sigma": np.array([["a"] * 3] * 3)}, "expected real numbers"),
+        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "sigma is no covariance"),
+        ({"mu": np.zeros(3), "sigma": np.triu(np.ones((3, 3)))}, "sigma is no covariance"),
+        ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, r"arr_0 is uint8\(0, 8, 8, 3\)"),
         ({"x": np.zeros(3)}, "holds x; expected mu and sigma, or images as arr_0"),
         ({"arr_0": np.zeros((4, 8, 8, 3))}, r"arr_0 is float64\(4, 8, 8, 3\); expected uint8"),
         ({"mu": np.array([{}]), "sigma": np.eye(1)}, "not a readable .npz"),  # a pickle is not loaded
@@ -79,6 +83,12 @@ def test_what_is_no_reference_is_refused(tmp_path: Path, arrays: dict[str, Any],
     np.savez(tmp_path / "r.npz", **arrays)
     with pytest.raises(UserError, match=message):
         reference.distance(ours, tmp_path / "r.npz", Means())
+
+
+def test_statistics_in_the_place_of_images_are_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "r.npz", mu=np.zeros(12), sigma=np.eye(12))
+    with pytest.raises(UserError, match="holds statistics, and images are wanted; give IMAGES first, then REFERENCE"):
+        reference.distance(tmp_path / "r.npz", saved(tmp_path / "ours", drawn(0, 3)), Means())
 
 
 def test_the_command_says_what_lacks(tmp_path: Path) -> None:

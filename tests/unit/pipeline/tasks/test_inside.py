@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from models import registry
+from models.diffusion.process import make_path
 from pipeline.errors import UserError
 from pipeline.schema.diffusion import Align, Diffusion, Route
 from pipeline.tasks import inside
@@ -31,7 +32,8 @@ def section(**options: Any) -> Diffusion:
 )
 def test_places_by_depth(depth: int, learns: tuple[int, int], route: tuple[int, int]) -> None:
     assert inside.align_depths(Align(), depth) == learns and inside.routed(Route(), depth) == route
-    inside.check(section(align={}, route={}, dispersive=0.5), outlined(depth=depth))
+    whole = section(align={}, route={}, dispersive=0.5, training={"steps": 1, "batch_size": 32})
+    inside.check(whole, outlined(depth=depth), 3, 8)
 
 
 @pytest.mark.parametrize(
@@ -39,14 +41,14 @@ def test_places_by_depth(depth: int, learns: tuple[int, int], route: tuple[int, 
     [
         ({"align": {}}, {"depth": 1}, "`align` needs the teacher's tokens behind"),
         ({"align": {"depth": 3, "teacher_depth": 3}}, {"depth": 6}, "behind those that learn, got 3 and 3 of 6"),
-        ({"align": {"teacher": "t.pt", "depth": 7}}, {"depth": 6}, "`align.depth` is 7, and there are 6 blocks"),
+        ({"align": {"depth": 7}}, {"depth": 6}, "`align.depth` is 7, and there are 6 blocks"),
         ({"route": {"blocks": [4, 9]}}, {"depth": 6}, r"`route.blocks` \[4, 9\) are no stretch of 6 blocks"),
         ({"route": {}}, {"depth": 6, "long_skips": True}, "long_skips"),
     ],
 )
 def test_what_does_not_fit_is_refused(given: dict[str, Any], backbone: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        inside.check(section(**given), outlined(**backbone))
+        inside.check(section(**given), outlined(**backbone), 3, 8)
 
 
 def test_a_backbone_that_does_not_show_its_tokens_is_refused() -> None:
@@ -54,7 +56,25 @@ def test_a_backbone_that_does_not_show_its_tokens_is_refused() -> None:
         "backbones", {"kind": "unet", "width": 8, "groups": 4, "head_width": 8}, channels=2, size=16
     )
     with pytest.raises(ValueError, match="unet does not show its tokens, as `dispersive` needs it; give a dit"):
-        inside.check(section(dispersive=0.5, backbone={"kind": "unet"}), made)
+        inside.check(section(dispersive=0.5, backbone={"kind": "unet"}), made, 3, 16)
+
+
+def test_samples_that_are_no_whole_groups_are_refused_before_anything_runs() -> None:
+    with pytest.raises(UserError, match="needs a multiple of 16 samples a forward pass, and a rank has 8"):
+        inside.check(section(dispersive=0.5, training={"steps": 1, "batch_size": 8}), outlined(depth=2), 3, 8)
+
+
+@pytest.mark.parametrize("kind", ["edm", "rectified_flow", "variance_preserving"])
+def test_the_teacher_s_noise_is_a_smaller_share_on_every_path(kind: str) -> None:
+    path = make_path(kind)
+    t = path.at(torch.logspace(-1, 1, 50, dtype=torch.float64))
+
+    def share(t: torch.Tensor) -> torch.Tensor:
+        return path.sigma(t) / (path.alpha(t) + path.sigma(t))
+
+    before, after = share(t), share(inside.earlier(path, t, torch.full_like(t, 0.2)))
+    torch.testing.assert_close(after, (before - 0.2).clamp(min=0), rtol=1e-3, atol=1e-3)
+    assert (after == 0).double().mean() < 0.3
 
 
 def test_only_whole_trainings_look_inside() -> None:
@@ -76,13 +96,15 @@ class Flat(torch.nn.Module):
 
 def test_a_teacher_of_a_file_sees_bytes_of_three_channels(tmp_path: Path) -> None:
     torch.jit.script(Wide()).save(str(tmp_path / "wide.pt"))
-    look = inside.of_file(tmp_path / "wide.pt", None, "cpu")
+    look, width = inside.of_file(Align(teacher=str(tmp_path / "wide.pt")), 1, 4, "cpu")
     found = look(torch.tensor([-1.0, 1.0, 7.0, 0.0]).view(1, 1, 2, 2).expand(2, -1, -1, -1))
-    assert found.shape == (2, 3, 1, 1) and found.unique().tolist() == [0.0]
+    assert width == 3 and found.shape == (2, 3, 1, 1) and found.unique().tolist() == [0.0]
     torch.jit.script(Flat()).save(str(tmp_path / "flat.pt"))
     with pytest.raises(UserError, match=r"flat.pt: gives no features \[n, d, h, w\]"):
-        inside.of_file(tmp_path / "flat.pt", None, "cpu")(torch.zeros(2, 3, 4, 4))
-    with pytest.raises(UserError, match=r"`diffusion.align`: .* has the SHA-256"):
-        inside.of_file(tmp_path / "wide.pt", "0" * 8, "cpu")
+        inside.of_file(Align(teacher=str(tmp_path / "flat.pt")), 3, 4, "cpu")
+    with pytest.raises(UserError, match=r"has the SHA-256 .* or its digest as `diffusion.align.digest`"):
+        inside.of_file(Align(teacher=str(tmp_path / "wide.pt"), digest="0" * 8), 3, 4, "cpu")
     with pytest.raises(UserError, match=r"`diffusion.align.teacher`: .*nothing.pt does not exist"):
-        inside.teacher_file(section(align={"teacher": str(tmp_path / "nothing.pt")}))
+        inside.check(section(align={"teacher": str(tmp_path / "nothing.pt")}), outlined(depth=2), 3, 8)
+    with pytest.raises(ValidationError, match="`teacher_depth` and `nearer` go with `teacher: self`"):
+        Align(teacher="t.pt", nearer=0.1)
