@@ -56,7 +56,7 @@ def scenarios(root: Path, seed: int, subject: str) -> Runs:
     if subject != "network":
         add("prepare", "none", 0, 1, kind="prepare")
     for stage in STAGES:
-        for accumulation in ACCUMULATIONS:
+        for accumulation in ACCUMULATIONS if subject != "lora" else (1,):
             key = f"{stage}-{accumulation}"
             add(f"whole-{key}", f"f-whole-{key}", stage, 2, accumulation)
             add(f"killed-{key}", f"f-killed-{key}", stage, 2, accumulation, kill=True)
@@ -116,6 +116,8 @@ def assert_close(root: Path, name: str, whole: str) -> None:
 def test_killed_and_resumed_is_equal_bit_for_bit(results: Any, stage: int, accumulation: int) -> None:
     root, kills = results
     key = f"{stage}-{accumulation}"
+    if f"killed-{key}" not in kills:
+        pytest.skip("adapters are trained without accumulation here")
     whole, resumed = steps(root, f"whole-{key}"), steps(root, f"resumed-{key}")
     assert max(resumed) == (STEPS - 1) * BATCH
     assert min(resumed) <= (kills[f"killed-{key}"] + 1) * BATCH
