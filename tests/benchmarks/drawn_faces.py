@@ -13,7 +13,8 @@ Four attributes of "Avataaars" by Pablo Stanley (free for personal and commercia
 and the kind of clothes vary beside them and are not said. Every fourth pair of a mouth and a top occurs in
 `unseen.jsonl` only, which has nothing but these; `new.jsonl` has further faces of the kind of `seen.jsonl`. All three:
 image, captions, and a column an attribute. The first caption, and two more, say all four attributes; two say one, two
-or three of them, so that an attribute is learned by itself. A face is a function of its number.
+or three of them, so that an attribute is learned by itself. A column `composed` says
+all four as two prompts, which samples are told with `--caption composed`. A face is a function of its number.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def face(number: int, size: int, name: str, folder: Path) -> dict[str, Any]:
     path = f"{name}/{number:05d}.png"
     paper.convert("RGB").resize((size, size), Image.Resampling.BOX).save(folder / path)
     words = {attribute: VALUES[attribute][value] for attribute, value in values.items()}
-    return {"image": path, "caption": sentences(words, draw), **words}
+    composed = "{eyes}, {colour} clothes, {mouth} AND {top}".format(**words)
+    return {"image": path, "caption": sentences(words, draw), "composed": composed, **words}
 
 
 def sentences(words: dict[str, str], draw: random.Random) -> list[str]:
