@@ -92,6 +92,12 @@ class Autoencoder(Section):
     loss: AutoencoderLoss = AutoencoderLoss()
     training: Training
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_to_train(cls, values: Any) -> Any:
+        pinned = isinstance(values, dict) and (values.get("from") or values.get("from_"))
+        return {"training": {"steps": 1}, **values} if pinned else values  # nothing is trained: it has no effect
+
     @model_validator(mode="after")
     def _range(self) -> Autoencoder:
         if self.loss.equivariance and (self.model.get("kind") != "kl" or self.loss.adversarial.weight):

@@ -38,6 +38,12 @@ def message(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
+def test_a_pinned_autoencoder_needs_no_training(path: Path) -> None:
+    path.write_text(MINIMAL.replace("  training: {steps: 10, learning_rate: 1e-3}", "  from: some/where"))
+    assert config.load(path).autoencoder.from_ == "some/where"
+    assert "`autoencoder.training` is missing" in message(path, "autoencoder.from=null")
+
+
 def test_reads_numbers_as_numbers(path: Path) -> None:
     read = config.load(path, ["diffusion.training.learning_rate=2e-4", "autoencoder.from=some/where"])
     assert read.autoencoder.training.learning_rate == 1e-3
