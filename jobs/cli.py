@@ -56,7 +56,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
 VERBS = {verb: said for verbs in GROUPS.values() for verb, said in verbs.items()}
 EXAMPLES = """\
   ldm init --source /data/my-images -o my.yaml    a config for these images
-  ldm run my.yaml run.seed=1 --dry-run            what would run; any key can be set"""
+  ldm run my.yaml run.seed=1 --dry-run            what would run; set any key so"""
 
 
 class Verbs(click.Group):

@@ -15,6 +15,7 @@ from models import conditioning, registry
 from models.conditioning import Conditions
 from models.diffusion.objectives import check, predict, solve
 from models.diffusion.process import Path
+from models.routing import Route
 
 # x [n, ...], t [n], condition -> the expectation of x0 given x at t, in the shape of x
 Denoiser = Callable[[Tensor, Tensor, Conditions], Tensor]
@@ -32,15 +33,25 @@ class Network(nn.Module):
         self.align_head: nn.Module | None = None  # what training alone needs
         self.align_depth = 0  # blocks before the tokens that go through it
 
-    def forward(self, x: Tensor, t: Tensor, condition: Conditions, **inside: Any) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Conditions,
+        route: Route | None = None,
+        depths: tuple[int, ...] | None = None,
+        answer: bool = True,
+    ) -> Any:
         """x_t [n, C, h, w], t [n] in [0, 1] -> raw prediction [n, C, h, w].
 
-        inside: `route`, `depths` and `answer` as backbones take them that know what these are; with `depths` also a
-        tuple of tokens, in training those behind `align_depth` blocks through the `align_head`, where there is one.
+        route, depths, answer: as backbones take them that know what these are; with `depths` also a tuple of tokens, in
+        training those behind `align_depth` blocks through the `align_head`, where there is one.
         """
-        found = self.backbone(x, t, self.conditioner(condition, x), **inside)
-        depths = inside.get("depths") or ()
-        if not (self.training and self.align_head is not None and self.align_depth in depths):
+        embedded = self.conditioner(condition, x)
+        if route is None and depths is None:
+            return self.backbone(x, t, embedded)
+        found = self.backbone(x, t, embedded, route, depths, answer)
+        if not (self.training and self.align_head is not None and depths and self.align_depth in depths):
             return found
         p, tokens = found
         return p, tuple(

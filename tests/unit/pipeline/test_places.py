@@ -72,7 +72,13 @@ def _paths(section: type[Section], prefix: str = "") -> list[tuple[str, Any]]:
 
 def test_every_key_that_names_a_file_or_folder_is_a_place() -> None:
     words = ("folder", "file", "Pattern of", ".safetensors")
-    known = {"data.on_corrupt", "evaluate.extractor.kind", "evaluate.extractor.digest", "sweep.folder"}
+    known = {
+        "data.on_corrupt",
+        "evaluate.extractor.kind",
+        "evaluate.extractor.digest",
+        "sweep.folder",
+        "diffusion.align.digest",
+    }
     known |= {f"data.source.{key}" for key in ("delimiter", "encoding", "images_key", "labels_key")}
     for name, field in _paths(Config):
         if any(word in (field.description or "") for word in words) and name not in known:
