@@ -335,7 +335,8 @@ class Model(nn.Module):
         caption = (tokens, condition.mask) if self.attends else ()
         if route and self.long_skips:
             raise ValueError("long_skips: they join tokens of all places; route none of them past blocks")
-        past, places, inner = h, rotation, list[Tensor]()
+        past, places = h, rotation
+        inner: list[Tensor] = []
         kept: list[Tensor] = []  # what the first half gave, for the long skips
         half = len(self.blocks) // 2
         for i, (block, c) in enumerate(zip(self.blocks, embedded, strict=True)):
