@@ -20,6 +20,7 @@ from models.layers import (
     CrossAttention,
     GatedMLP,
     TimeEmbedding,
+    attend,
     gated_sum,
     in_heads,
     modulated_norm,
@@ -223,7 +224,7 @@ class JointBlock(Stream):
             queries, keys, values = caption.attention.projected(caption.normed(tokens, shift, scale))
             q = torch.cat([q, queries], dim=2)  # [n, heads, T + S, d]
         k, v = torch.cat([k, keys], dim=2), torch.cat([v, values], dim=2)
-        y = out_of_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=seen))  # [n, T or T + S, D]
+        y = out_of_heads(attend(q, k, v, seen))  # [n, T or T + S, D]
         x = self.through_mlp(gated_sum(x, gate, self.attention.out(y[:, :count])), *of_mlp)
         if not isinstance(caption, LastCaption):
             tokens = caption.through_mlp(gated_sum(tokens, told_gate, caption.attention.out(y[:, count:])), *told_mlp)
