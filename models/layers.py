@@ -42,8 +42,8 @@ def gated_sum(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v: q [n, heads, T, d], k and v [n, heads, S, d], mask bool, broadcast to [n, heads, T, S],
-    of what is seen -> [n, heads, T, d]. Softmax in float32.
+    """softmax(q k^T / sqrt(d)) v: q [n, heads, T, d], k and v [n, heads, S, d], mask bool of what is seen, broadcast to
+    [n, heads, T, S] -> [n, heads, T, d]. Softmax in float32.
 
     Written out where torch's own is slow: in bf16 on a CPU its backward pass takes six times that of fp32, and three
     to ten times these products (torch 2.13, 64 tokens, AVX512-BF16).
