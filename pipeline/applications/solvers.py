@@ -58,9 +58,9 @@ class Table:
 def trained(config: Config) -> dict[str, Artifact]:
     """The finished artifacts up to the diffusion stage. Raises UserError if one is missing."""
     from pipeline.cluster.inline import Inline
-    from pipeline.stages import graph
+    from pipeline.stages import graph, precision
 
-    config = graph.resolve(graph.absolute(config), Inline())  # type: ignore[arg-type]
+    config = precision.resolve(graph.absolute(config), Inline())  # type: ignore[arg-type]
     found = {}
     for step in graph.plan(config, Store(config.run.root), "diffusion"):
         if step.artifact is None:

@@ -109,7 +109,7 @@ def _kind_meant(said: str, options: Mapping[str, Any]) -> str:
 
 def needs_gpu(config: Config) -> list[str]:
     """What ranks on this machine's CPUs would refuse, in words; nothing where a cluster is joined, which is asked by
-    the run and its dry run (`graph.check_precision`)."""
+    the run and its dry run (`precision.check_precision`)."""
     import torch
 
     joined = config.cluster.address or os.environ.get("RAY_ADDRESS")

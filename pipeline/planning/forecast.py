@@ -17,7 +17,7 @@ from pipeline.planning.doubts import doubts
 from pipeline.planning.fits import check_models
 from pipeline.planning.outlook import outlook, told_outlook
 from pipeline.schema.training import Training
-from pipeline.stages import graph
+from pipeline.stages import graph, precision
 
 GIGABYTE = 1e9
 
@@ -32,9 +32,9 @@ def forecast(config: Config) -> str:
     check_root(config.run.root)
     warnings = [f"warning: {line}" for line in doubts(config)]
     with listing.forgetting(), Cluster(config.cluster) as cluster:
-        config = graph.resolve(graph.absolute(config), cluster)
+        config = precision.resolve(graph.absolute(config), cluster)
         steps = graph.plan(config, Store(config.run.root))
-        graph.check_precision(config, cluster, steps)
+        precision.check_precision(config, cluster, [step.stage for step in steps if not step.artifact])
     channels, side = check_models(config)
     sizes = parameter_counts(config)
     lines = [

@@ -26,7 +26,7 @@ from pipeline.planning import forecast
 from pipeline.planning.fits import check_models
 from pipeline.preflight import node_checks, verdicts
 from pipeline.preflight.verdicts import Finding
-from pipeline.stages import graph
+from pipeline.stages import graph, precision
 
 FIRST_ANSWER = 90.0  # seconds until a node answers for the first time: a process starts there, and reads Python
 ANSWER = 60.0  # seconds for any other answer
@@ -100,7 +100,7 @@ def _ask(report: Report, config: Config, cluster: Cluster, folder: Path, require
         return
     known = {node.name: answer for node, answer in zip(nodes, answers, strict=True)}
     report.figures["nodes"] = {n.name: {**known[n.name], "address": n.address, "cpus": n.cpus} for n in nodes}
-    config = graph.resolve(config, cluster)
+    config = precision.resolve(config, cluster)
     steps = graph.plan(config, Store(config.run.root))
     if all(step.artifact for step in steps):
         report.add([Finding("step", "skipped", "all stages are finished: nothing will run")])

@@ -21,6 +21,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import digest
 from pipeline.schema.names import INPUTS, STAGES
+from pipeline.stages import precision
 
 if TYPE_CHECKING:
     from pipeline.cluster.cluster import Cluster
@@ -97,9 +98,9 @@ def run(
     if "autoencoder" in rebuild and config.autoencoder.from_:
         raise UserError("--rebuild autoencoder: it is pinned by `autoencoder.from`; leave one of them out")
     with Cluster(config.cluster) as cluster:
-        config = resolve(config, cluster)
+        config = precision.resolve(config, cluster, keep=True)
         steps = plan(config, store, until)
-        check_precision(config, cluster, steps)
+        precision.check_precision(config, cluster, [step.stage for step in steps if not step.artifact])
         for step in steps:
             if step.stage in rebuild and step.artifact:
                 print(f"{step.stage}: set aside as {store.set_aside(step.artifact)}", flush=True)
@@ -156,15 +157,6 @@ def _run_stage(
     with tracked.stage(stage, writer, steps) as spool:
         summary = module(stage).run(config, inputs, writer, cluster, spool)
         return writer.finish({**summary, "run": spool.run})
-
-
-def check_precision(config: Config, cluster: Cluster, steps: Sequence[Step]) -> None:
-    """Refuse fp16 without a GPU, which ranks would refuse: before the autoencoder is trained, not after."""
-    wanted = any(step.stage == "diffusion" and not step.artifact for step in steps)
-    if not wanted or config.diffusion.training.precision != "fp16":
-        return
-    if next(iter(cluster.map(best_precision, [None], gpus=1))) == "fp32":
-        raise UserError("`diffusion.training.precision`: fp16 needs a GPU, and the ranks have none; set auto or fp32")
 
 
 def check_condition(config: Config, data: Artifact) -> None:
@@ -227,28 +219,3 @@ def absolute(config: Config) -> Config:
         if isinstance(section.get(key), str) and section[key] and "://" not in section[key]:
             section[key] = str(Path(section[key]).absolute())
     return Config.model_validate(values)
-
-
-def resolve(config: Config, cluster: Cluster) -> Config:
-    """Put values in place of `auto` where a result depends on them (precision), so that they are in the fingerprint.
-
-    Asked where the ranks will be: the machine that a cluster is driven from may have no GPU.
-    """
-    values = config.model_dump(by_alias=True)
-    sections = {name: values[name]["training"] for name in ("autoencoder", "diffusion")}
-    if all(section["precision"] != "auto" for section in sections.values()):
-        return config
-    kind = next(iter(cluster.map(best_precision, [None], gpus=1)))
-    for name, section in sections.items():
-        if section["precision"] == "auto":  # an autoencoder's fp16 overflows: never
-            section["precision"] = "fp32" if (name, kind) == ("autoencoder", "fp16") else kind
-    return Config.model_validate(values)
-
-
-def best_precision(_: None) -> str:
-    """What `auto` means on this machine."""
-    import torch
-
-    from pipeline.training.arithmetic import resolve_precision
-
-    return resolve_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))

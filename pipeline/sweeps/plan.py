@@ -13,7 +13,7 @@ from pipeline.past import sweep_folder
 from pipeline.planning.fits import check_models
 from pipeline.planning.forecast import GIGABYTE, kept_bytes
 from pipeline.schema.names import STAGES
-from pipeline.stages import graph
+from pipeline.stages import graph, precision
 from pipeline.sweeps import run
 from pipeline.sweeps.study import Study, element_config, point_values, repeat_text, shown
 from pipeline.training.prune import rung_of
@@ -34,7 +34,7 @@ def plan(study: Study) -> str:
             who = f"element {number}: {shown(values)}{repeat_text(study, number)}"
             lines.append(f"{who}{_state(study, number)}")
             try:
-                config = graph.resolve(graph.absolute(element_config(study, number, values)), cluster)
+                config = precision.resolve(graph.absolute(element_config(study, number, values)), cluster)
             except UserError:
                 if (
                     study.sweep.search.kind == "optuna"

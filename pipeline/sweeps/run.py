@@ -27,7 +27,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.past.sweep_folder import STAGE, repeats
-from pipeline.stages import graph
+from pipeline.stages import graph, precision
 from pipeline.sweeps.study import Study, element_config, point_values, repeat_text, shown
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -112,8 +112,10 @@ def begin(study: Study, number: int, values: dict[str, Any], prune: bool) -> tup
 
     config = element_config(study, number, values, prune)
     with Cluster(config.cluster) as cluster:
-        config = graph.resolve(graph.absolute(config), cluster)
-    store = Store(config.run.root)
+        config = graph.absolute(config)
+        store = Store(config.run.root)
+        store.create()
+        config = precision.resolve(config, cluster, keep=True)
     steps = graph.plan(config, store, study.until)
     folders = {s.stage: str(s.artifact.path if s.artifact else store.folder(s.stage, s.fingerprint)) for s in steps}
     batch = {stage: getattr(config, stage).training.batch_size for stage in ("autoencoder", "diffusion")}

@@ -42,7 +42,8 @@ def stable_steps(training: Training) -> int:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` made plain: bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU."""
+    """`auto` made plain: bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU (unless
+    `stages/precision.py` has put another in its place)."""
     if precision == "fp16" and device.type == "cpu":
         raise UserError("training.precision: fp16 needs a GPU; on a CPU use fp32 (or auto)")
     if precision != "auto":

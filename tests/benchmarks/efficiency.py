@@ -313,11 +313,11 @@ def main() -> None:
     if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
         sys.exit(code)
     from pipeline.cluster.inline import Inline
-    from pipeline.stages import graph
+    from pipeline.stages import graph, precision
 
     def config_of(name: str) -> Config:
         loaded = configs.load(given.config, [*given.overrides, "data.loader_workers=0", *CANDIDATES[name]])
-        return graph.resolve(graph.absolute(loaded), Inline())  # type: ignore[arg-type]
+        return precision.resolve(graph.absolute(loaded), Inline())  # type: ignore[arg-type]
 
     base = config_of("config")
     inputs = {s.stage: s.artifact for s in graph.plan(base, Store(base.run.root), "encode") if s.artifact}

@@ -163,11 +163,13 @@ run: {{name: small}}
 data: {{source: {{kind: digits}}, size: 16, channels: 1, shard_size: 400}}
 autoencoder:
   model: {{kind: kl, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, attention: false}}
-  training: {{batch_size: {BATCH}, steps: {STEPS["autoencoder"]}, half_lives: [200], log_every: 1, save_every: {EVERY},
+  training: {{precision: fp32,
+             batch_size: {BATCH}, steps: {STEPS["autoencoder"]}, half_lives: [200], log_every: 1, save_every: {EVERY},
              validate_every: 200, preview_every: 200}}
 diffusion:
   backbone: {{kind: dit, width: 32, depth: 2, heads: 2, patch: 2}}
-  training: {{batch_size: {BATCH}, steps: {STEPS["diffusion"]}, half_lives: [200], log_every: 1, save_every: {EVERY},
+  training: {{precision: fp32,
+             batch_size: {BATCH}, steps: {STEPS["diffusion"]}, half_lives: [200], log_every: 1, save_every: {EVERY},
              validate_every: 400, preview_every: 400}}
 cluster: {{workers: 2, threads: 1}}
 """

@@ -31,11 +31,11 @@ data:
   split: {{val_fraction: 0.2}}
 autoencoder:
   model: {{kind: kl, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, attention: false}}
-  training: {{steps: 4, batch_size: 8, save_every: 2, half_lives: [100]}}
+  training: {{precision: fp32, steps: 4, batch_size: 8, save_every: 2, half_lives: [100]}}
 diffusion:
   backbone: {{kind: dit, width: 16, depth: 1, heads: 2, patch: 2}}
   path: {{kind: rectified_flow}}
-  training: {{steps: 2, batch_size: 8, half_lives: [100]}}
+  training: {{precision: fp32, steps: 2, batch_size: 8, half_lives: [100]}}
 cluster: {{workers: 1, threads: 1}}
 tracking: {{deadline: 1}}
 """

@@ -31,12 +31,14 @@ run: {name: shapes}
 data: {source: {kind: digits}}
 autoencoder:
   model: {kind: kl, width: 8, multipliers: [1, 2, 2], blocks: 1, latent_channels: 2, groups: 4, attention: false}
-  training: {batch_size: 8, steps: 8, save_every: 2, half_lives: [100], log_every: 1, validate_every: 4,
+  training: {precision: fp32,
+             batch_size: 8, steps: 8, save_every: 2, half_lives: [100], log_every: 1, validate_every: 4,
              preview_every: 4}
 latents: {views: [as_is, flip, crop]}
 diffusion:
   backbone: {kind: dit, width: 16, depth: 1, heads: 2, patch: 2}
-  training: {batch_size: 8, steps: 8, save_every: 2, half_lives: [100], log_every: 1, validate_every: 4,
+  training: {precision: fp32,
+             batch_size: 8, steps: 8, save_every: 2, half_lives: [100], log_every: 1, validate_every: 4,
              preview_every: 4}
 evaluate: {samples: 12, steps: 2, batch_size: 4, bootstrap: 4, extractor: {kind: classifier, steps: 4}}
 cluster: {workers: 2, threads: 1}

@@ -20,10 +20,11 @@ run: {{name: digits, root: {root}}}
 data: {{source: {{kind: digits}}, size: 8, channels: 1, split: {{val_fraction: 0.2}}}}
 autoencoder:
   model: {{kind: kl, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, attention: false}}
-  training: {{steps: 2, batch_size: 8, half_lives: [100]}}
+  training: {{precision: fp32, steps: 2, batch_size: 8, half_lives: [100]}}
 diffusion:
   backbone: {{kind: dit, width: 16, depth: 1, heads: 2, patch: 2}}
-  training: {{steps: 6, batch_size: 8, half_lives: [10], learning_rate: 1e-2, save_every: 2, log_every: 1}}
+  training: {{precision: fp32,
+             steps: 6, batch_size: 8, half_lives: [10], learning_rate: 1e-2, save_every: 2, log_every: 1}}
   fd: {{steps: 3}}
 evaluate: {{samples: 60, bootstrap: 5, extractor: {{kind: classifier, steps: 60}}}}
 cluster: {{workers: 1, threads: 1}}

@@ -41,11 +41,11 @@ data:
   shard_size: 400
 autoencoder:
   model: {{kind: kl, width: 8, multipliers: [1, 2], blocks: 1, latent_channels: 2, groups: 4, attention: false}}
-  training: {{batch_size: 32, steps: {STEPS}, half_lives: [200], log_every: 1, save_every: 4,
+  training: {{precision: fp32, batch_size: 32, steps: {STEPS}, half_lives: [200], log_every: 1, save_every: 4,
              validate_every: 8, preview_every: 8, micro_batch: 8}}
 diffusion:
   backbone: {{kind: dit, width: 32, depth: 2, heads: 2, patch: 2}}
-  training: {{batch_size: 32, steps: {STEPS}, half_lives: [200], log_every: 1, save_every: 4,
+  training: {{precision: fp32, batch_size: 32, steps: {STEPS}, half_lives: [200], log_every: 1, save_every: 4,
              validate_every: 8, preview_every: 8}}
 cluster: {{workers: 2, threads: 1}}
 tracking: {{deadline: 1}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from pipeline.config import Config, load
 from pipeline.errors import UserError
 from pipeline.planning.doubts import doubts
 from pipeline.planning.fits import needs_gpu
-from pipeline.stages import graph
+from pipeline.stages import precision
 
 ROOT = Path(__file__).parents[4]
 
@@ -61,23 +60,22 @@ def test_shipped_configs_raise_none(file: Path) -> None:
 
 
 class Machine:
-    def __init__(self, best: str) -> None:
+    def __init__(self, best: dict[str, str]) -> None:
         self.best, self.asked = best, 0
 
-    def map(self, *_: Any, **__: Any) -> list[str]:
+    def map(self, *_: Any, **__: Any) -> list[dict[str, str]]:
         self.asked += 1
         return [self.best]
 
 
 def test_fp16_without_a_gpu_is_refused_before_anything_runs() -> None:
-    todo, done = SimpleNamespace(stage="diffusion", artifact=None), SimpleNamespace(stage="diffusion", artifact="x")
-    cpu, gpu, made = Machine("fp32"), Machine("bf16"), config(precision="fp16")
+    cpu, gpu, made = Machine({"cpu": "bf16"}), Machine({"gpu": "bf16"}), config(precision="fp16")
     with pytest.raises(UserError, match=r"`diffusion.training.precision`: fp16 needs a GPU"):
-        graph.check_precision(made, cpu, [todo])  # type: ignore[arg-type, list-item]
-    graph.check_precision(made, gpu, [todo])  # type: ignore[arg-type, list-item]
+        precision.check_precision(made, cpu, ["diffusion"])  # type: ignore[arg-type]
+    precision.check_precision(made, gpu, ["diffusion"])  # type: ignore[arg-type]
     asked = cpu.asked
-    graph.check_precision(made, cpu, [done])  # type: ignore[arg-type, list-item]
-    graph.check_precision(config(), cpu, [todo])  # type: ignore[arg-type, list-item]
+    precision.check_precision(made, cpu, ["evaluate"])  # type: ignore[arg-type]
+    precision.check_precision(config(), cpu, ["diffusion"])  # type: ignore[arg-type]
     assert cpu.asked == asked
 
 

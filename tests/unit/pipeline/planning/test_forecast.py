@@ -121,7 +121,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(images / f"{i}.png")
     made = config(source={"kind": "folder", "path": str(images)})
     made = made.model_copy(update={"run": made.run.model_copy(update={"root": str(tmp_path / "root")})})
-    monkeypatch.setattr("pipeline.stages.graph.resolve", lambda config, cluster: config)
+    monkeypatch.setattr("pipeline.stages.precision.resolve", lambda config, cluster: config)
     before = sorted(tmp_path.rglob("*"))
     assert "disk: about" in forecast(made)
     assert sorted(tmp_path.rglob("*")) == before
