@@ -59,6 +59,7 @@ CANDIDATES: dict[str, list[str]] = {
     "contrastive": ["diffusion.contrastive=0.05"],
     "align": ["diffusion.align={}"],
     "dispersive": ["diffusion.dispersive=0.5"],
+    "bf16": [f"{TRAINING}.precision=bf16"],
     "faster-rate": [f"{TRAINING}.learning_rate=2e-3"],
     "batch-64": [f"{TRAINING}.batch_size=64"],
     "batch-32": [f"{TRAINING}.batch_size=32"],

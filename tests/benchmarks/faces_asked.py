@@ -1,0 +1,117 @@
+"""Faces asked for by expression and age, and what judges that nobody here trained make of them.
+
+    python tests/benchmarks/faces_asked.py prepare FOLDER --faces FACES       # writes labels.csv, faces.yaml
+    OMP_NUM_THREADS=1 ldm run FOLDER/faces.yaml
+    python tests/benchmarks/faces_asked.py judge FOLDER --guidance 1,2,3      # prints the tables
+
+FACES: a folder with labels.csv of the columns image, expression, person (faces of 64 pixels). `prepare` adds a column
+`age` by face-api's network, which thus teaches the age and is no judge of it; the split holds persons out. `judge`
+draws 200 samples each of happiness and neutral, and of two ages, and shows beside them real held-out faces and these
+after the autoencoder. The judges are those of `face_judges.py`. An hour of two cores with bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+import face_judges as judges
+import numpy as np
+from PIL import Image
+
+from pipeline import config as configs
+from pipeline.artifacts import Store
+from pipeline.cluster.inline import Inline
+from pipeline.data.split import load_split
+from pipeline.generate import load_pretrained
+from pipeline.stages import graph, precision
+
+ASKED, AGES, COUNT = ("happiness", "neutral"), (30, 60), 200
+CONFIG = """\
+run: {{name: faces, root: {folder}/runs}}
+data:
+  source: {{kind: table, path: {folder}/labels.csv, label: expression}}
+  size: 64
+  channels: 3
+  shard_size: 512
+  split: {{by: column, column: person, val_fraction: 0.1}}
+autoencoder:
+  model: {{kind: kl, width: 24, multipliers: [1, 2, 4], blocks: 1, latent_channels: 4, groups: 8, attention: false}}
+  loss: {{reconstruction: l1, kl_weight: 1e-4}}
+  training: {{batch_size: 32, steps: 2500, learning_rate: 1.5e-3, warmup: 50, schedule: wsd, half_lives: [5000],
+             save_every: 250, validate_every: 1250, preview_every: 1250}}
+latents: {{views: [as_is, flip]}}
+diffusion:
+  backbone: {{kind: dit, width: 128, depth: 8, heads: 4, patch: 2}}
+  condition: {{kind: class, drop: 0.1, attributes: {{age: {{kind: continuous, range: [0, 100]}}}}}}
+  training: {{batch_size: 64, steps: 13000, learning_rate: 1e-3, warmup: 200, schedule: wsd, half_lives: [25000],
+             save_every: 500, validate_every: 2500, preview_every: 2500}}
+evaluate: {{samples: 400, steps: 20, guidance: 2}}
+cluster: {{workers: 2, threads: 1}}
+"""
+
+
+def prepare(folder: Path, faces: Path) -> None:
+    """Write the table with ages, and the config."""
+    judges.fetch(folder / "judges")
+    weights = judges.load(folder / "judges", "age_gender_model")
+    rows = list(csv.DictReader((faces / "labels.csv").open()))
+    for begin in range(0, len(rows), 64):
+        some = rows[begin : begin + 64]
+        pixels = np.stack([np.asarray(Image.open(faces / row["image"]).convert("RGB")) for row in some])
+        for row, years in zip(some, judges.age(pixels, weights).tolist(), strict=True):
+            row["image"], row["age"] = str((faces / row["image"]).absolute()), f"{years:.1f}"
+    with (folder / "labels.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["image", "expression", "person", "age"])
+        table.writeheader()
+        table.writerows(rows)
+    (folder / "faces.yaml").write_text(CONFIG.format(folder=folder.absolute()))
+
+
+def judge(folder: Path, scales: list[float]) -> None:
+    """Print what the judges say of samples, of real held-out faces, and of these after the autoencoder."""
+    config = precision.resolve(graph.absolute(configs.load(folder / "faces.yaml")), Inline())  # type: ignore[arg-type]
+    made = {s.stage: s.artifact for s in graph.plan(config, Store(config.run.root)) if s.artifact}
+    model = load_pretrained(made["diffusion"].path)
+    pixels, labels = load_split(made["ingest"].path, "val", config, 0)
+    names = model.classes
+    weights = {name: judges.load(folder / "judges", name) for name in ("face_expression_model", "age_gender_model")}
+
+    def says(faces: Any, wanted: str) -> str:
+        a = [name == wanted for name in judges.expression_a(faces, weights["face_expression_model"])]
+        b = [name == wanted for name in judges.expression_b(faces, folder / "judges")]
+        return f"{np.mean(a):.1%} | {np.mean(b):.1%} | {np.mean([x and y for x, y in zip(a, b, strict=True)]):.1%}"
+
+    print("| faces | asked, or labelled | judge A | judge B | both |\n| --- | --- | ---: | ---: | ---: |")
+    for name in ASKED:
+        real = pixels[[i for i, label in enumerate(labels) if names[label] == name][:COUNT]]
+        print(f"| {len(real)} real, held out | {name} | {says(real, name)} |")
+        print(f"| the same after the autoencoder | {name} | {says(model.decode(model.encode(real)), name)} |")
+    for scale in scales:
+        for name in ASKED:
+            drawn = model.sample(classes=[name], n=COUNT, guidance=scale)
+            print(f"| {COUNT} samples, guidance {scale:g} | {name} | {says(drawn, name)} |", flush=True)
+    for years in AGES:
+        drawn = model.sample(n=COUNT, attributes={"age": years}, guidance=scales[-1])
+        found = judges.age(drawn, weights["age_gender_model"])
+        print(f"asked age {years}, guidance {scales[-1]:g}: by the teacher's own eye {found.mean():.1f} in the mean")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("prepare", "judge"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--faces", type=Path)
+    parser.add_argument("--guidance", default="1,2,3")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    if given.what == "prepare":
+        prepare(given.folder, given.faces)
+    else:
+        judge(given.folder, [float(scale) for scale in given.guidance.split(",")])
+
+
+if __name__ == "__main__":
+    main()
