@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from models.conditioning import Conditions
 from models.diffusion import denoiser, grids, samplers
+from models.diffusion.denoiser import Denoiser
 from models.diffusion.guidance import autoguided, composed, guided, only, within
-from models.diffusion.process import make_path
+from models.diffusion.process import Path, make_path
 from pipeline.data.order import Draw, draw_batch
 from pipeline.errors import UserError
 
@@ -106,36 +107,62 @@ def latents(
     """
     path = make_path(**options["path"])
     sides = sides or (options["latent"]["size"], options["latent"]["size"])
-    spec = [Draw("noise", "normal", (options["latent"]["channels"], *sides))]
 
     def noise(purpose: str) -> Tensor:
-        return torch.from_numpy(draw_batch(request["seed"], purpose, rows, spec)["noise"]).to(device)
+        return noise_of(request["seed"], purpose, rows, (options["latent"]["channels"], *sides), device)
 
-    start = denoiser.start_time(path, options["prediction"])
-    shift = request["shift"] if request["shift"] is not None else grids.resolution_shift(math.sqrt(math.prod(sides)))
-    own = request["sampler"] == "few" and request["grid"] == "auto"  # its jumps are no steps of a walk
-    times = grids.grid("few" if own else request["grid"], request["steps"], path, start, shift)
+    times = times_of(options, request, path, sides)
     x = noise("sample") * path.sigma(times[0]).float()  # noise alone: alpha is about 1/80 of sigma there at most
-    denoise = denoiser.denoiser(network, path, options["prediction"])
-    scale, rescale = float(request["guidance"]), float(request["guidance_rescale"])
-    scales: Mapping[str, float] = request.get("scales", {})
-    if scale != 1.0 or scales or len(conditions) > 1:
-        network_alone = plain = denoise
-        if len(conditions) > 1:
-            plain = composed(network_alone, _terms({}, 1.0, conditions, null), null)
-        if scales or len(conditions) > 1:
-            denoise = composed(network_alone, _terms(scales, scale, conditions, null), null, rescale)
-        elif request["guidance_kind"] == "autoguidance":
-            weak = denoiser.denoiser(weaker(), path, options["prediction"])
-            denoise = autoguided(plain, weak, scale, rescale)
-        else:
-            denoise = guided(plain, scale, null, rescale)
-        if request["guidance_interval"] is not None:
-            denoise = within(denoise, plain, path, *request["guidance_interval"])
+    denoise = led(network, weaker, options, request, conditions, null)
     with torch.no_grad():
         return samplers.sample(
             request["sampler"], denoise, path, x, times, conditions[0], lambda step: noise(f"sample/{step}")
         )
+
+
+def noise_of(seed: int, purpose: str, rows: range, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Standard normal noise [len(rows), *shape] of the images with these numbers, for one purpose."""
+    spec = [Draw("noise", "normal", tuple(shape))]
+    return torch.from_numpy(draw_batch(seed, purpose, rows, spec)["noise"]).to(device)
+
+
+def times_of(options: Mapping[str, Any], request: Mapping[str, Any], path: Path, sides: Sequence[int]) -> Tensor:
+    """The times of a request's steps, for latents of these sides: float64 [steps + 1], from noise down to 0."""
+    start = denoiser.start_time(path, options["prediction"])
+    shift = request["shift"] if request["shift"] is not None else grids.resolution_shift(math.sqrt(math.prod(sides)))
+    own = request["sampler"] == "few" and request["grid"] == "auto"  # its jumps are no steps of a walk
+    return grids.grid("few" if own else request["grid"], request["steps"], path, start, shift)
+
+
+def led(
+    network: nn.Module,
+    weaker: Callable[[], nn.Module],
+    options: Mapping[str, Any],
+    request: Mapping[str, Any],
+    conditions: Sequence[Conditions],
+    null: Conditions,
+) -> Denoiser:
+    """The model's denoiser under the guidance that a request asks for; arguments as of `latents`. It is to be called
+    with `conditions[0]`."""
+    path = make_path(**options["path"])
+    denoise = denoiser.denoiser(network, path, options["prediction"])
+    scale, rescale = float(request["guidance"]), float(request["guidance_rescale"])
+    scales: Mapping[str, float] = request.get("scales", {})
+    if scale == 1.0 and not scales and len(conditions) == 1:
+        return denoise
+    network_alone = plain = denoise
+    if len(conditions) > 1:
+        plain = composed(network_alone, _terms({}, 1.0, conditions, null), null)
+    if scales or len(conditions) > 1:
+        denoise = composed(network_alone, _terms(scales, scale, conditions, null), null, rescale)
+    elif request["guidance_kind"] == "autoguidance":
+        weak = denoiser.denoiser(weaker(), path, options["prediction"])
+        denoise = autoguided(plain, weak, scale, rescale)
+    else:
+        denoise = guided(plain, scale, null, rescale)
+    if request["guidance_interval"] is not None:
+        denoise = within(denoise, plain, path, *request["guidance_interval"])
+    return denoise
 
 
 def _terms(

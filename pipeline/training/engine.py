@@ -124,7 +124,7 @@ class Engine:
             ranks.world,
             frozen=training.lora is None,
         )
-        self._muon = Muon(names, self.partition, ranks) if names else None
+        self._muon = Muon(names, self.partition, ranks, self.precision) if names else None
         masters = self.partition.masters()
         names = [*map(average_name, training.half_lives), *map(length_name, training.average_lengths)]
         self.averages = {name: [m.clone() for m in masters] for name in names}

@@ -50,12 +50,15 @@ def scale(shape: Iterable[int]) -> float:
 
 
 class Muon:
-    """Turns the reduced gradients of some matrices into updates, in place; their momentum is AdamW's first moment."""
+    """Turns the reduced gradients of some matrices into updates, in place; their momentum is AdamW's first moment.
 
-    def __init__(self, names: Iterable[str], partition: Partition, ranks: Ranks) -> None:
+    In bf16 where that is fast: on a GPU that has it, on a CPU whose training is in bf16 (precision).
+    """
+
+    def __init__(self, names: Iterable[str], partition: Partition, ranks: Ranks, precision: str) -> None:
         self.names, self.partition, self.ranks = list(names), partition, ranks
-        fast = ranks.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        self.dtype = torch.bfloat16 if fast else torch.float32
+        gpu = ranks.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.dtype = torch.bfloat16 if gpu or precision == "bf16" else torch.float32
 
     @torch.no_grad()
     def __call__(self) -> None:
