@@ -7,7 +7,7 @@
     ldm agreement drawn-faces FOLDER/unseen.jsonl --train FOLDER/seen.jsonl --columns mouth,eyes,top,colour \
         --guidance 1,2 --root FOLDER/runs --out FOLDER/agreement
 
-The config needs `minilm` (docs/guide/conditions.md), and some 75 minutes of two cores, by 230 images/s.
+The config needs `minilm` (docs/guide/conditions.md), and an hour of two cores that have bf16 (docs/guide/efficiency.md), by 500 images/s.
 
 Four attributes of "Avataaars" by Pablo Stanley (free for personal and commercial use), six values each; skin, eyebrows
 and the kind of clothes vary beside them and are not said. Every fourth pair of a mouth and a top occurs in
@@ -70,7 +70,7 @@ latents: {{views: [as_is]}}
 diffusion:
   backbone: {{kind: dit, width: 128, depth: 6, heads: 4, patch: 2, tokens: cross}}
   condition: {{kind: none, drop: 0.1, caption: {{tokens: 32, drop: 0.0, encoder: {{kind: minilm}}}}}}
-  training: {{batch_size: 128, steps: 6000, learning_rate: 1e-3, warmup: 100, schedule: wsd, half_lives: [25000],
+  training: {{batch_size: 128, steps: 9000, learning_rate: 1e-3, warmup: 100, schedule: wsd, half_lives: [25000],
              save_every: 250, validate_every: 750, preview_every: 750}}
 evaluate: {{samples: 400, steps: 10, guidance: 2}}
 cluster: {{workers: 2, threads: 1}}
