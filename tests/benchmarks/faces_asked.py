@@ -40,13 +40,13 @@ data:
 autoencoder:
   model: {{kind: kl, width: 24, multipliers: [1, 2, 4], blocks: 1, latent_channels: 4, groups: 8, attention: false}}
   loss: {{reconstruction: l1, kl_weight: 1e-4}}
-  training: {{batch_size: 32, steps: 2500, learning_rate: 1.5e-3, warmup: 50, schedule: wsd, half_lives: [5000],
-             save_every: 250, validate_every: 1250, preview_every: 1250}}
+  training: {{batch_size: 32, steps: 2000, learning_rate: 1.5e-3, warmup: 50, schedule: wsd, half_lives: [5000],
+             save_every: 250, validate_every: 1000, preview_every: 1000}}
 latents: {{views: [as_is, flip]}}
 diffusion:
   backbone: {{kind: dit, width: 128, depth: 8, heads: 4, patch: 2}}
   condition: {{kind: class, drop: 0.1, attributes: {{age: {{kind: continuous, range: [0, 100]}}}}}}
-  training: {{batch_size: 64, steps: 13000, learning_rate: 1e-3, warmup: 200, schedule: wsd, half_lives: [25000],
+  training: {{batch_size: 64, steps: 10000, learning_rate: 1e-3, warmup: 200, schedule: wsd, half_lives: [25000],
              save_every: 500, validate_every: 2500, preview_every: 2500}}
 evaluate: {{samples: 400, steps: 20, guidance: 2}}
 cluster: {{workers: 2, threads: 1}}
