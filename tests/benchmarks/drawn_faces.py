@@ -7,7 +7,7 @@
     ldm agreement drawn-faces FOLDER/unseen.jsonl --train FOLDER/seen.jsonl --columns mouth,eyes,top,colour \
         --guidance 1,2 --root FOLDER/runs --out FOLDER/agreement
 
-The config needs `minilm` (docs/guide/conditions.md), and an hour of two cores that have bf16 (docs/guide/efficiency.md),
+The config needs `minilm` (docs/guide/conditions.md), and an hour of two cores with bf16 (docs/guide/efficiency.md),
 by 500 images/s.
 
 Four attributes of "Avataaars" by Pablo Stanley (free for personal and commercial use), six values each; skin, eyebrows
