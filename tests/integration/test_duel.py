@@ -88,8 +88,10 @@ def test_another_world_size(root: Path, subject: str, stage: int) -> None:
                                             ("vq-cut", "vq-whole-2")])  # fmt: skip
 def test_neither_accumulation_nor_the_stage_changes_a_curve(root: Path, name: str, like: str) -> None:
     wanted = points(root, like)
+    # Adam's first steps of the discriminator divide gradients by their own size, rounding too: 2e-5 on some processors
+    rel = 1e-4 if name.startswith("adversarial") else 1e-5
     for key, value in points(root, name).items():
-        assert value == pytest.approx(wanted[key], rel=1e-5, abs=1e-7), key
+        assert value == pytest.approx(wanted[key], rel=rel, abs=1e-7), key
 
 
 def test_the_curves_show_the_fight_and_the_codebook(root: Path) -> None:
