@@ -19,9 +19,10 @@ from pipeline.artifacts import Artifact
 from pipeline.stages import graph
 
 LONG, SHORT = 1200, 400  # steps from nothing, and going on
+HALF_LIFE = 4000  # samples, of the emoji's averages: of 400 steps one of 25,000 is half the weights of before
 MODEL = """\
   training: {{batch_size: 128, steps: {steps}, learning_rate: {rate}, warmup: {warmup}, schedule: wsd,
-             half_lives: [25000], save_every: 200, validate_every: {every}, preview_every: 5000{more}}}
+             half_lives: [{half_life}], save_every: 200, validate_every: {every}, preview_every: 5000{more}}}
 evaluate: {{samples: 200}}
 cluster: {{workers: 2, threads: 1}}
 """
@@ -74,7 +75,7 @@ def main() -> None:
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     root, cifar, emoji = (path.absolute() for path in (given.folder / "runs", given.cifar, given.emoji))
-    often = {"rate": 1e-3, "warmup": 100, "every": 1000, "more": ""}
+    often = {"rate": 1e-3, "warmup": 100, "every": 1000, "half_life": 25000, "more": ""}
     base = train(
         given.folder / "base.yaml",
         (BASE + BACKBONE + MODEL).format(root=root, cifar=cifar, steps=given.steps, **often),
@@ -86,7 +87,7 @@ def main() -> None:
     ):
         text = (EMOJI + BACKBONE + MODEL).format(
             name=f"from-{name}", root=root, emoji=emoji, autoencoder=base["autoencoder"].path, steps=steps, rate=1e-3,
-            warmup=warmup, every=50, more=more,
+            warmup=warmup, every=50, half_life=HALF_LIFE, more=more,
         )  # fmt: skip
         curves[name] = held_out(train(given.folder / f"{name}.yaml", text)["diffusion"])
         print(f"from {name}: " + ", ".join(f"{step}: {loss:.4f}" for step, loss in sorted(curves[name].items())))
