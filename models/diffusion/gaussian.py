@@ -44,17 +44,17 @@ def mixture_denoiser(
     at x.
     """
     parts = [gaussian_denoiser(m, c, path) for m, c in zip(means, covariances, strict=True)]
+    bases = [torch.linalg.eigh(c) for c in covariances]
 
     def denoise(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
         flat = x.flatten(1)
         alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]  # [n, 1]
         scores = []
-        for w, m, c in zip(weights, means, covariances, strict=True):
-            # x ~ N(alpha m, alpha^2 S + sigma^2 I) under this component
-            identity = torch.eye(len(m), dtype=c.dtype)
-            noised = alpha[..., None].square() * c + sigma[..., None].square() * identity  # [n, d, d]
-            law = torch.distributions.MultivariateNormal(alpha * m, covariance_matrix=noised, validate_args=False)
-            scores.append(torch.log(torch.tensor(w, dtype=c.dtype)) + law.log_prob(flat))
+        for w, m, (values, vectors) in zip(weights, means, bases, strict=True):
+            # x ~ N(alpha m, alpha^2 S + sigma^2 I) under this component, along S's eigenvectors
+            variance = alpha.square() * values.clamp(min=0.0) + sigma.square()
+            centred = (flat - alpha * m) @ vectors
+            scores.append(math.log(w) - 0.5 * (centred.square() / variance + variance.log()).sum(1))
         posterior = torch.softmax(torch.stack(scores), dim=0)  # [components, n]
         answers = torch.stack([part(x, t, condition).flatten(1) for part in parts])  # [components, n, d]
         return (posterior[..., None] * answers).sum(dim=0).reshape(x.shape)
