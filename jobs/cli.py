@@ -17,6 +17,9 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
         "sample": ("sample", "Generate images from a model."),
         "ui": ("ui", "Open MLflow's pages and a page that makes images."),
     },
+    "What a model is for": {
+        "edit": ("edit", "Change images: a smile, another age."),
+    },
     "Up to one stage": {
         "ingest": ("ingest", "Images to shards with an index (stage 1)."),
         "conditions": ("conditions", "Gather attributes, captions, pictures, if a config names them."),
@@ -53,6 +56,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
         "completion": ("completion", "The script that makes a shell complete all this."),
     },
 }
+IN_A_LINE = ("Up to one stage",)  # so that all fits a screen
 VERBS = {verb: said for verbs in GROUPS.values() for verb, said in verbs.items()}
 EXAMPLES = """\
   ldm init --source /data/my-images -o my.yaml    a config for these images
@@ -75,6 +79,9 @@ class Verbs(click.Group):
         """One screen, whatever the terminal, from one line of each verb: its module is not needed."""
         lines = ["Usage: ldm VERB ...  (ldm VERB --help: what it takes; ldm --version)", self.help or "", EXAMPLES]
         for heading, verbs in GROUPS.items():
+            if heading in IN_A_LINE:
+                lines.append(f"{heading}: {', '.join(verbs)}.")
+                continue
             lines += [f"{heading}:", *(f"  {verb:<12} {said}" for verb, (_, said) in verbs.items())]
         return "\n".join(lines)
 

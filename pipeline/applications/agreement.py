@@ -100,14 +100,10 @@ def measure(
 
 def size_of(generator: Generator) -> tuple[int, int, int]:
     """Height, width and channels of the model's images. UserError for one that makes no squares."""
-    import torch
-
-    (height, width), latent = generator.shapes[0], generator.options["latent"]["channels"]
+    height, width = generator.shapes[0]
     if height != width:
         raise UserError(f"agreement: this model makes images of {height}x{width} pixels; only squares are judged")
-    side = height // generator.autoencoder.factor
-    shape: tuple[int, int, int] = generator.decode(torch.zeros(1, latent, side, side)).shape[1:]
-    return shape
+    return height, width, generator.channels
 
 
 def read(

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.conditioning import Conditions
+from models.diffusion.denoiser import Denoiser
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
 from pipeline.data.text_encoders import Embedding
@@ -65,6 +67,12 @@ class Generator:
         latent, factor = self.options["latent"], self.autoencoder.factor
         known = latent.get("buckets", [[latent["size"], latent["size"]]])
         return [(height * factor, width * factor) for height, width in known]
+
+    @property
+    def channels(self) -> int:
+        """Of an image: 1 or 3."""
+        latent = self.options["latent"]
+        return int(self.decode(torch.zeros(1, latent["channels"], latent["size"], latent["size"])).shape[-1])
 
     @property
     def classes(self) -> list[str]:
@@ -188,6 +196,17 @@ class Generator:
         elif "negative" in given:
             raise UserError("negative: nothing is led away from it at guidance 1; give more, or a scale")
         return {**request, **given, **filled}
+
+    def told(self, request: Mapping[str, Any], rows: range) -> tuple[list[Conditions], Conditions]:
+        """What a request tells the images with these numbers, a list of one (of several where prompts are composed),
+        and what stands for nothing, one row."""
+        read = told.read(self.options, told.of_rows(request, rows), self.device, self.known)
+        return told.composed(self.options, request, rows, self.device, read)
+
+    def led(self, request: Mapping[str, Any], conditions: Sequence[Conditions], null: Conditions) -> Denoiser:
+        """The denoiser under a request's guidance, to be called with `conditions[0]`: led away from `null`."""
+        name = str(request["guidance_weak"])
+        return sampling.led(self.network, lambda: self._weak(name), self.options, request, conditions, null)
 
     def encode(self, images: Images, batch_size: int = 32) -> Tensor:
         """Normalised latents [n, C, h, w] (the posterior's mean, no noise) of uint8 images [n, H, W, C]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,4 +59,4 @@ def test_help_fits_a_screen_and_is_the_same_without_a_word(capsys, monkeypatch: 
     assert capsys.readouterr().out == asked and ended.value.code == 0
     lines = asked.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 80
-    assert all(f"  {verb} " in asked for verbs in GROUPS.values() for verb in verbs)
+    assert {verb for verbs in GROUPS.values() for verb in verbs} <= set(re.findall(r"\w+", asked))

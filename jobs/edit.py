@@ -1,0 +1,73 @@
+"""`ldm edit`: images as a model would have them if something else were true of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli import main
+from jobs.common import PATH, PLACE
+from jobs.sample import pairs
+
+
+@click.command("edit")
+@click.argument("model", type=PLACE)
+@click.argument("images", nargs=-1, required=True, type=PATH)
+@click.option("--out", required=True, type=PATH, help="Folder for the edited images and grid.png.")
+@click.option(
+    "--set", "to", multiple=True, required=True, help="NAME=VALUE that shall be true: an attribute, class or caption."
+)
+@click.option("--was", multiple=True, help="NAME=VALUE that is true of the images; guidance leads away from it.")
+@click.option("--strength", default="0.6", show_default=True, help="How far, above 0 to 1; several: 0.3,0.5,0.7.")
+@click.option(
+    "--method",
+    default="inversion",
+    show_default=True,
+    type=click.Choice(["inversion", "noise"]),
+    help="Start from the image's own noise, or from fresh noise.",
+)
+@click.option("--mask", default=None, type=PATH, help="A picture: white where the images may change.")
+@click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Steps from noise to image.")
+@click.option("--guidance", default=None, type=click.FloatRange(0), help="Guidance scale; default: the model's.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of fresh noise.")
+@click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
+def command(
+    model: str, images: tuple[Path, ...], out: Path, to: tuple[str, ...], was: tuple[str, ...], strength: str,
+    method: str, mask: Path | None, steps: int, guidance: float | None, seed: int, root: Path,
+) -> None:  # fmt: skip
+    """Edit IMAGES (files, or folders) with MODEL: a PNG each, and grid.png, a row each: the image, what the autoencoder
+    makes of it, the edits by strength."""
+    from pipeline.applications import edit, given_images, made_images
+    from pipeline.generate.folder import load_pretrained
+
+    made_images.check_out(out)
+    strengths = numbers(strength)
+    asked, true = pairs("--set", to), pairs("--was", was)
+    files = given_images.files_of(images)
+    generator = load_pretrained(model, root=root)
+    shape, channels = generator.shapes[0], generator.channels
+    held = None if mask is None else given_images.read_mask(mask, shape)
+    pixels = given_images.stacked(files, channels, shape)
+    how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
+    columns = {
+        f"{value:g}": edit.edit(generator, pixels, asked, true, value, method, held, seed, **how) for value in strengths
+    }
+    info = {"set": asked, "was": true, "strength": strengths, "method": method, "seed": seed, **how}
+    made_images.write(out, files, pixels, generator, columns, info)
+    print(f"{len(files) * len(columns)} images in {out}, side by side in {out / made_images.GRID}")
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers separated by commas. UserError where there is none."""
+    from pipeline.errors import UserError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--strength {text}: expected numbers, separated by commas") from None
+
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,125 @@
+"""`ldm edit`: an image as the model would have it if something else were true of it (a smile, another age).
+
+Two ways. "inversion" walks from the image to noise by what is true of it, and back by what is asked: what does not
+hang on the condition comes back as it was (Song, Meng and Ermon 2021; the walk is undone exactly,
+`models/diffusion/inversion.py`). "noise" starts from the image under fresh noise (SDEdit, Meng et al. 2022). `strength`
+is how far towards noise both go. Where it is said what is true (`was`), guidance leads away from that, instead of from
+what is told nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.conditioning import Conditions
+from models.diffusion import denoiser, inverse, inversion, operators, samplers
+from models.diffusion.process import make_path
+from pipeline.data.pictures import Images
+from pipeline.errors import UserError
+from pipeline.generate import sampling
+from pipeline.generate.generator import Generator
+
+METHODS = ("inversion", "noise")
+SAMPLER = "ddim"  # the one that inversion undoes
+
+
+def request_of(model: Generator, of: Mapping[str, Any], n: int, **how: Any) -> dict[str, Any]:
+    """A request of n images that are told `of`: attributes by name, `class`, `caption`. UserError for what the model
+    does not know."""
+    values = {name: value for name, value in of.items() if name not in ("class", "caption")}
+    label, caption = of.get("class"), of.get("caption")
+    found = model.request(
+        None if label is None else [label],
+        n,
+        prompts=None if caption is None else [caption],
+        attributes=values or None,
+        **how,
+    )
+    return found if label is not None else {**found, "classes": []}
+
+
+def edit(
+    model: Generator,
+    images: Images,
+    to: Mapping[str, Any],
+    was: Mapping[str, Any] | None = None,
+    strength: float = 0.6,
+    method: str = "inversion",
+    mask: np.ndarray[Any, Any] | None = None,
+    seed: int = 0,
+    **how: Any,
+) -> Images:
+    """Edits uint8 [n, H, W, C] of images [n, H, W, C] at the model's size.
+
+    to: what shall be true, by name (an attribute, `class`, `caption`); was: what is. strength: in (0, 1], the share of
+    the steps that is walked. mask: float [H, W] of 1 where the images may change; elsewhere they stay as they are. how:
+    steps, guidance and the like, as `Generator.sample` has them. Raises UserError for values the model does not know.
+    """
+    if method not in METHODS:
+        raise UserError(f"method: {method!r} given, expected {' or '.join(METHODS)}")
+    if not 0 < strength <= 1:
+        raise UserError(f"strength: {strength:g} given, expected more than 0 and at most 1")
+    if not to:
+        raise UserError("edit: nothing is asked for; say what shall be true")
+    if "student" in model.options:
+        raise UserError("edit: this model is a student, whose answers are no means; give its teacher")
+    if method == "inversion" and how.setdefault("sampler", SAMPLER) != SAMPLER:
+        raise UserError(f"sampler: inversion undoes {SAMPLER} alone; leave it out, or give method noise")
+    request = request_of(model, to, len(images), seed=seed, **how)
+    before = request_of(model, was, len(images), guidance=1.0) if was else None
+    made = []
+    for begin in range(0, len(images), request["batch_size"]):
+        rows = range(begin, min(begin + request["batch_size"], len(images)))
+        z = _edited(model, images[rows.start : rows.stop], request, before, rows, strength, method, mask)
+        made.append(model.decode(z))
+    found = np.concatenate(made)
+    if mask is None:
+        return found
+    blend = mask[None, :, :, None] * found + (1 - mask[None, :, :, None]) * images
+    return np.rint(blend).astype(np.uint8)
+
+
+def _edited(
+    model: Generator,
+    images: Images,
+    request: dict[str, Any],
+    before: dict[str, Any] | None,
+    rows: range,
+    strength: float,
+    method: str,
+    mask: np.ndarray[Any, Any] | None,
+) -> Tensor:
+    """Normalised latents [n, C, h, w] of the edits of the images with the numbers `rows`."""
+    path = make_path(**model.options["path"])
+    z = model.encode(images).to(model.device)
+    times = sampling.times_of(model.options, request, path, z.shape[2:])
+    walk = times[len(times) - 1 - max(1, round(strength * request["steps"])) :]
+    asked, null = model.told(request, rows)
+    true = _of_all(null, len(rows))
+    if before:
+        (true, *_), _ = model.told(before, rows)
+    lead = model.led(request, asked, true)
+
+    def noise(purpose: str) -> Tensor:
+        return sampling.noise_of(request["seed"], purpose, rows, z.shape[1:], model.device)
+
+    if mask is not None:
+        known = operators.latent_mask(1 - torch.from_numpy(mask)[None, None].to(z), model.autoencoder.factor)
+        lead = inverse.pseudo_inverse(lead, path, operators.masked(known, 0.0), known * z)
+    with torch.no_grad():
+        if method == "inversion":
+            plain = denoiser.denoiser(model.network, path, model.options["prediction"])
+            x = inversion.exact_inverse(plain, path, z, walk, true)
+        else:
+            x = inversion.renoised(path, z, noise("edit"), walk[0])
+        return samplers.sample(request["sampler"], lead, path, x, walk, asked[0], lambda step: noise(f"edit/{step}"))
+
+
+def _of_all(null: Conditions, n: int) -> Conditions:
+    """What stands for no condition, a row each."""
+    return {name: value.expand(n, *value.shape[1:]) for name, value in null.items()}

@@ -1,0 +1,63 @@
+"""A user's own images, and masks over them, for a trained model: read and checked one by one, at the model's size.
+
+What is done with them is the business of `edit.py` and its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.pictures import Images
+from pipeline.data.transforms import FORMATS, Array, BadImage, cover, decode, to_array
+from pipeline.errors import UserError
+from pipeline.schema.data import Shape
+
+MOST = 50_000_000  # pixels of a file, as `data.max_pixels` has it
+WHITE = (255, 255, 255)  # what transparent images are put on, as `data.background` has it
+
+
+def files_of(given: Sequence[Path]) -> list[Path]:
+    """Files as they are given, and the images of folders, in order of name. UserError where there is none, and for two
+    files of one name, whose results would be one file."""
+    found: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in FORMATS)
+        if not inside:
+            raise UserError(f"{path}: holds no images ({', '.join(sorted(FORMATS))})")
+        found += inside
+    names: dict[str, Path] = {}
+    for file in found:
+        if (other := names.setdefault(file.stem, file)) is not file:
+            raise UserError(f"{file}: would be written to the same file as {other}; rename one of them")
+    return found
+
+
+def read(file: Path, channels: int, shape: Shape) -> Array:
+    """An image as the model takes it, uint8 [H, W, C]: of another size it is resized so that it covers `shape` (height,
+    width), and cut in the middle. UserError for what is no sound image."""
+    try:
+        image = decode(file.read_bytes(), channels, WHITE, MOST, file.suffix[1:].lower())
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give an image, or a folder of images") from None
+    except BadImage as error:
+        raise UserError(f"{file}: is no image that can be used ({error}); mend it, or leave it out") from None
+    return np.ascontiguousarray(to_array(cover(image, shape, whole=False)).transpose(1, 2, 0))
+
+
+def read_mask(file: Path, shape: Shape) -> Array:
+    """A mask float32 [H, W] of 0 and 1 at the model's size: white is 1. UserError for one that is all black."""
+    mask = (read(file, 1, shape)[:, :, 0] >= 128).astype(np.float32)
+    if not mask.any():
+        raise UserError(f"{file}: is black everywhere, so nothing would change; paint white what may")
+    return mask
+
+
+def stacked(files: Sequence[Path], channels: int, shape: Shape) -> Images:
+    """Images [n, H, W, C] of these files."""
+    return np.stack([read(file, channels, shape) for file in files])
