@@ -39,24 +39,34 @@ def command(
 ) -> None:  # fmt: skip
     """Edit IMAGES (files, or folders) with MODEL: a PNG each, and grid.png, a row each: the image, what the autoencoder
     makes of it, the edits by strength."""
-    from pipeline.applications import edit, given_images, made_images
+    from pipeline.applications import given_images, made_images
+    from pipeline.applications.edit import edit
+    from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
 
-    made_images.check_out(out)
     strengths = numbers(strength)
     asked, true = pairs("--set", to), pairs("--was", was)
     files = given_images.files_of(images)
     generator = load_pretrained(model, root=root)
     shape, channels = generator.shapes[0], generator.channels
     held = None if mask is None else given_images.read_mask(mask, shape)
-    pixels = given_images.stacked(files, channels, shape)
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
-    columns = {
-        f"{value:g}": edit.edit(generator, pixels, asked, true, value, method, held, seed, **how) for value in strengths
-    }
-    info = {"set": asked, "was": true, "strength": strengths, "method": method, "seed": seed, **how}
-    made_images.write(out, files, pixels, generator, columns, info)
-    print(f"{len(files) * len(columns)} images in {out}, side by side in {out / made_images.GRID}")
+    masked = {"mask": sha256_file(mask)} if mask else {}
+    info = {"set": asked, "was": true, "strength": strengths, "method": method, "seed": seed, **masked, **how}
+    made_images.begin(out, generator, files, info)
+    ways = [f"{value:g}" for value in strengths] if len(strengths) > 1 else [None]
+    shown = []
+    for first in range(0, len(files), generator.defaults["batch_size"]):
+        some = files[first : first + generator.defaults["batch_size"]]
+        pixels = given_images.stacked(some, channels, shape)
+        shown += list(zip(pixels, generator.decode(generator.encode(pixels)), strict=True))
+        for value, way in zip(strengths, ways, strict=True):
+            if made_images.missing(out, some, [way]):
+                made = edit(generator, pixels, asked, true, value, method, held, seed, first, **how)
+                for file, image in zip(some, made, strict=True):
+                    made_images.put(made_images.place(out, file, way), image)
+    made_images.finish(out, files, ways, shown)
+    print(f"{len(files) * len(ways)} images in {out}, side by side in {out / made_images.GRID}")
 
 
 def numbers(text: str) -> list[float]:

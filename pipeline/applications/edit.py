@@ -52,13 +52,15 @@ def edit(
     method: str = "inversion",
     mask: np.ndarray[Any, Any] | None = None,
     seed: int = 0,
+    first: int = 0,
     **how: Any,
 ) -> Images:
     """Edits uint8 [n, H, W, C] of images [n, H, W, C] at the model's size.
 
     to: what shall be true, by name (an attribute, `class`, `caption`); was: what is. strength: in (0, 1], the share of
-    the steps that is walked. mask: float [H, W] of 1 where the images may change; elsewhere they stay as they are. how:
-    steps, guidance and the like, as `Generator.sample` has them. Raises UserError for values the model does not know.
+    the steps that is walked. mask: float [H, W] of 1 where the images may change; elsewhere they stay as they are.
+    first: number of the first image, by which fresh noise is drawn. how: steps, guidance and the like, as
+    `Generator.sample` has them. Raises UserError for values the model does not know.
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} given, expected {' or '.join(METHODS)}")
@@ -75,7 +77,8 @@ def edit(
     made = []
     for begin in range(0, len(images), request["batch_size"]):
         rows = range(begin, min(begin + request["batch_size"], len(images)))
-        z = _edited(model, images[rows.start : rows.stop], request, before, rows, strength, method, mask)
+        part, numbers = images[rows.start : rows.stop], range(first + rows.start, first + rows.stop)
+        z = _edited(model, part, request, before, rows, numbers, strength, method, mask)
         made.append(model.decode(z))
     found = np.concatenate(made)
     if mask is None:
@@ -90,11 +93,12 @@ def _edited(
     request: dict[str, Any],
     before: dict[str, Any] | None,
     rows: range,
+    numbers: range,
     strength: float,
     method: str,
     mask: np.ndarray[Any, Any] | None,
 ) -> Tensor:
-    """Normalised latents [n, C, h, w] of the edits of the images with the numbers `rows`."""
+    """Normalised latents [n, C, h, w] of the edits of images: `rows` of the requests, of the given `numbers`."""
     path = make_path(**model.options["path"])
     z = model.encode(images).to(model.device)
     times = sampling.times_of(model.options, request, path, z.shape[2:])
@@ -106,7 +110,7 @@ def _edited(
     lead = model.led(request, asked, true)
 
     def noise(purpose: str) -> Tensor:
-        return sampling.noise_of(request["seed"], purpose, rows, z.shape[1:], model.device)
+        return sampling.noise_of(request["seed"], purpose, numbers, z.shape[1:], model.device)
 
     if mask is not None:
         known = operators.latent_mask(1 - torch.from_numpy(mask)[None, None].to(z), model.autoencoder.factor)

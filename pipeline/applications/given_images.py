@@ -25,6 +25,8 @@ def files_of(given: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in given:
         if not path.is_dir():
+            if not path.is_file():
+                raise UserError(f"{path}: is not there; give an image, or a folder of images")
             found.append(path)
             continue
         inside = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in FORMATS)
@@ -38,21 +40,29 @@ def files_of(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read(file: Path, channels: int, shape: Shape) -> Array:
+def read(file: Path, channels: int, shape: Shape | None) -> Array:
     """An image as the model takes it, uint8 [H, W, C]: of another size it is resized so that it covers `shape` (height,
-    width), and cut in the middle. UserError for what is no sound image."""
+    width), and cut in the middle; with None it keeps its size. UserError for what is no sound image."""
     try:
         image = decode(file.read_bytes(), channels, WHITE, MOST, file.suffix[1:].lower())
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give an image, or a folder of images") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except BadImage as error:
         raise UserError(f"{file}: is no image that can be used ({error}); mend it, or leave it out") from None
-    return np.ascontiguousarray(to_array(cover(image, shape, whole=False)).transpose(1, 2, 0))
+    image = image if shape is None else cover(image, shape, whole=False)
+    return np.ascontiguousarray(to_array(image).transpose(1, 2, 0))
 
 
-def read_mask(file: Path, shape: Shape) -> Array:
-    """A mask float32 [H, W] of 0 and 1 at the model's size: white is 1. UserError for one that is all black."""
-    mask = (read(file, 1, shape)[:, :, 0] >= 128).astype(np.float32)
+def read_mask(file: Path, shape: Shape, exact: bool = False) -> Array:
+    """A mask float32 [H, W] of 0 and 1, at the model's size: white is 1. UserError for one that is all black, and for
+    one of another size that must be `exact`."""
+    pixels = read(file, 1, None if exact else shape)[:, :, 0]
+    if pixels.shape != tuple(shape):
+        raise UserError(
+            f"{file}: of {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), and the image of "
+            f"{shape[0]} x {shape[1]}; give a mask of its size"
+        )
+    mask = (pixels >= 128).astype(np.float32)
     if not mask.any():
         raise UserError(f"{file}: is black everywhere, so nothing would change; paint white what may")
     return mask

@@ -1,6 +1,10 @@
-"""What is made of a user's images, on disk: a PNG of each by way, all of them side by side, and last what made them.
+"""What a verb makes of a user's images, on disk: a PNG of each and each way, all side by side, and what made them.
 
-A folder that a call was killed in holds whole files only. The same call again makes them anew, byte for byte.
+    asked.json   written first: the model with its weights' checksums, what was asked, the checksums of what was given
+    NAME.png     or NAME-WAY.png where there are several ways; whole or not there
+    grid.png     last: a row an image
+
+A call that was killed goes on with what is missing; another call into the same folder is refused.
 """
 
 from __future__ import annotations
@@ -19,50 +23,50 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_write, read_json, sha256_file, write_json
 from pipeline.generate.generator import Generator
 
-INFO, GRID = "made.json", "grid.png"
+ASKED, GRID = "asked.json", "grid.png"
 
 
-def check_out(folder: Path) -> None:
-    """UserError for a folder that holds something else: before anything is made."""
+def begin(folder: Path, model: Generator, files: Sequence[Path], how: Mapping[str, Any]) -> None:
+    """Say in the folder what is to be made. UserError where it holds something else."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: is a file; give a folder")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    known = read_json(folder / INFO) if (folder / INFO).is_file() else {}
-    if not isinstance(known, dict) or "made" not in known:
-        raise UserError(f"--out {folder}: not an empty folder; give a new one")
-
-
-def write(
-    folder: Path,
-    files: Sequence[Path],
-    images: Images,
-    model: Generator,
-    columns: Mapping[str, Images],
-    how: Mapping[str, Any],
-) -> None:
-    """Write NAME.png, or NAME-COLUMN.png where there are several, of each of `files` and their `images` [n, H, W, C].
-
-    grid.png: a row a file: the image, what the autoencoder alone makes of it, the columns. made.json: the model with
-    its weights' checksums, `how`, and the checksums of what was given and made.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for column, results in columns.items():
-        for file, result in zip(files, results, strict=True):
-            name = f"{file.stem}-{column}.png" if len(columns) > 1 else f"{file.stem}.png"
-            _write(folder / name, result)
-            made.append({"file": name, "of": str(file), "column": column, "sha256": sha256_file(folder / name)})
-    plain = model.decode(model.encode(images))
-    rows = np.stack([images, plain, *columns.values()], axis=1).reshape(-1, *images.shape[1:])
-    _write(folder / GRID, grid(rows, columns=len(columns) + 2))
     given = [{"file": str(file), "sha256": sha256_file(file)} for file in files]
     versions = {"torch": torch.__version__, "numpy": np.__version__}
-    write_json(
-        folder / INFO, {"model": model.about, "how": dict(how), "given": given, "made": made, "versions": versions}
-    )
+    asked = {"model": model.about, "how": dict(how), "given": given, "versions": versions}
+    known = read_json(folder / ASKED) if (folder / ASKED).is_file() else None
+    if folder.exists() and any(folder.iterdir()) and known != asked:
+        raise UserError(f"--out {folder}: holds something else than this call makes; give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / ASKED, asked)
 
 
-def _write(path: Path, image: np.ndarray[Any, Any]) -> None:
-    """image: uint8 [H, W, 1] or [H, W, 3]."""
+def place(folder: Path, file: Path, way: str | None) -> Path:
+    """Where the image goes that is made of a file, in one of several ways."""
+    return folder / (f"{file.stem}.png" if way is None else f"{file.stem}-{way}.png")
+
+
+def missing(folder: Path, files: Sequence[Path], ways: Sequence[str | None]) -> bool:
+    """Whether any image of these files is not there yet."""
+    return not all(place(folder, file, way).is_file() for file in files for way in ways)
+
+
+def put(path: Path, image: np.ndarray[Any, Any]) -> None:
+    """Write an image, uint8 [H, W, 1] or [H, W, 3], whole or not at all."""
     atomic_write(path, to_png(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)))
+
+
+def finish(folder: Path, files: Sequence[Path], ways: Sequence[str | None], before: Sequence[Sequence[Any]]) -> None:
+    """Write grid.png: of each file the images `before` (uint8 [H, W, C]), then what was made of it; smaller ones in the
+    upper left corner of a cell."""
+    rows = []
+    for file, shown in zip(files, before, strict=True):
+        made = []
+        for way in ways:
+            with Image.open(place(folder, file, way)) as image:
+                made.append(np.asarray(image.convert("RGB")))
+        rows += [*shown, *made]
+    height, width = (max(image.shape[axis] for image in rows) for axis in (0, 1))
+    cells: Images = np.full((len(rows), height, width, 3), 255, np.uint8)
+    for cell, image in zip(cells, rows, strict=True):
+        cell[: image.shape[0], : image.shape[1]] = image  # gray is repeated into RGB
+    put(folder / GRID, grid(cells, columns=len(rows) // len(files)))

@@ -1,0 +1,68 @@
+"""`ldm inpaint`: what is missing of images, drawn anew; also what lies beyond their border."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli import main
+from jobs.common import PATH, PLACE
+from jobs.sample import pairs
+
+
+@click.command("inpaint")
+@click.argument("model", type=PLACE)
+@click.argument("images", nargs=-1, required=True, type=PATH)
+@click.option("--out", required=True, type=PATH, help="Folder for the images and grid.png.")
+@click.option("--mask", default=None, type=PATH, help="A picture of the images' size: white where they are drawn anew.")
+@click.option("--pad", default=0, type=click.IntRange(0), help="Pixels that are added on all sides, and drawn.")
+@click.option("-n", "--count", default=1, show_default=True, type=click.IntRange(1), help="Drawings of each image.")
+@click.option("--set", "to", multiple=True, help="NAME=VALUE that shall be true: an attribute, class or caption.")
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Steps from noise to image.")
+@click.option("--again", default=5, show_default=True, type=click.IntRange(1), help="Times that each step is made.")
+@click.option("--guidance", default=None, type=click.FloatRange(0), help="Guidance scale; default: the model's.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed; others, other drawings.")
+@click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
+def command(
+    model: str, images: tuple[Path, ...], out: Path, mask: Path | None, pad: int, count: int, to: tuple[str, ...],
+    steps: int, again: int, guidance: float | None, seed: int, root: Path,
+) -> None:  # fmt: skip
+    """Draw what --mask marks in IMAGES (files, or folders), or what --pad adds to them, with MODEL. What is known stays
+    as it is, pixel by pixel, at the images' own size. A PNG each, and grid.png, a row an image: what was known, then
+    the drawings."""
+    import numpy as np
+
+    from pipeline.applications import given_images, made_images
+    from pipeline.applications.inpaint import inpaint, padded
+    from pipeline.errors import UserError
+    from pipeline.files import sha256_file
+    from pipeline.generate.folder import load_pretrained
+
+    if mask is None and not pad:
+        raise UserError("give --mask, a picture of what is to be drawn anew, or --pad, what is to be added around")
+    files = given_images.files_of(images)
+    asked = pairs("--set", to)
+    generator = load_pretrained(model, root=root)
+    how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
+    given = {"mask": sha256_file(mask)} if mask else {}
+    info = {**given, "pad": pad, "count": count, "set": asked, "again": again, "seed": seed, **how}
+    made_images.begin(out, generator, files, info)
+    ways = [str(i) for i in range(count)] if count > 1 else [None]
+    shown = []
+    for file in files:
+        pixels = given_images.read(file, generator.channels, None)
+        marked = given_images.read_mask(mask, pixels.shape[:2], exact=True) if mask else None
+        pixels, marked = padded(pixels, marked, pad)
+        shown.append([np.where(marked[:, :, None] == 1, np.uint8(127), pixels)])
+        if made_images.missing(out, [file], ways):
+            drawn = inpaint(generator, pixels, marked, count, asked, again, seed, **how)
+            for way, image in zip(ways, drawn, strict=True):
+                made_images.put(made_images.place(out, file, way), image)
+    made_images.finish(out, files, ways, shown)
+    print(f"{count * len(files)} images in {out}, side by side in {out / made_images.GRID}")
+
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,144 @@
+"""`ldm inpaint`: what is missing of an image, drawn anew to fit what is there; also beyond its border.
+
+In latents by replacement with resampling (RePaint, `models/diffusion/inverse_samplers.py`): what is known is put in its
+place after each step, and steps are made again until the two agree. Pixels that are known come back as they were; the
+drawn ones beside them take on the step in colour that the autoencoder would leave, so that there is no seam. An image
+larger than the model's is filled window by window, each of which takes what was filled before for known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from models.diffusion import inverse_samplers, operators
+from models.diffusion.process import make_path
+from pipeline.applications.edit import request_of
+from pipeline.data.pictures import Images
+from pipeline.errors import UserError
+from pipeline.generate import sampling
+from pipeline.generate.generator import Generator
+
+Array = np.ndarray[Any, Any]
+SEAM = 2.0  # pixels: standard deviation of what the step in colour at the border is spread by
+MARGIN = 1  # latents around the hole that are drawn anew as well: the encoder has seen the hole there
+
+
+def inpaint(
+    model: Generator,
+    image: Images,
+    mask: Array,
+    n: int = 1,
+    to: Mapping[str, Any] | None = None,
+    again: int = 5,
+    seed: int = 0,
+    **how: Any,
+) -> Images:
+    """n images uint8 [n, H, W, C]: `image` [H, W, C] where mask [H, W] is 0, and something that fits elsewhere.
+
+    H and W are at least the model's size. to: what shall be true of the image, by name (an attribute, `class`,
+    `caption`). again: times that each step is made. how: steps, guidance and the like, as `Generator.sample` has them.
+    Raises UserError for values the model does not know, sizes that do not fit, and a mask that asks for nothing.
+    """
+    (height, width), factor = model.shapes[0], model.autoencoder.factor
+    if mask.shape != image.shape[:2]:
+        raise UserError(f"mask: of {_by(mask.shape)} pixels, and the image of {_by(image.shape)}; give one of its size")
+    if image.shape[0] < height or image.shape[1] < width:
+        raise UserError(f"image: {_by(image.shape)} pixels, and this model makes {height} x {width}; give a larger one")
+    if not mask.any():
+        raise UserError("mask: marks nothing, so nothing would be drawn; paint white what is to be new")
+    if again < 1:
+        raise UserError(f"again: {again} given, expected at least 1")
+    if "student" in model.options:
+        raise UserError("inpaint: this model is a student, whose answers are no means; give its teacher")
+    request = request_of(model, to or {}, n, seed=seed, **how)
+    filled = np.repeat(image[None], n, axis=0)
+    left = mask.astype(np.float32)
+    for number, (top, start) in enumerate(windows(left, height, width)):
+        place = (slice(top, top + height), slice(start, start + width))
+        if left[place].any():
+            filled[:, place[0], place[1]] = _window(
+                model, filled[:, place[0], place[1]], left[place], request, number, again, factor
+            )
+            left[place] = 0
+    return filled
+
+
+def padded(image: Images, mask: Array | None, pad: int) -> tuple[Images, Array]:
+    """An image [H, W, C] and its mask with `pad` pixels more on all sides, which the mask marks."""
+    marked = np.zeros(image.shape[:2], np.float32) if mask is None else mask
+    sides = ((pad, pad), (pad, pad))
+    return np.pad(image, (*sides, (0, 0)), mode="edge"), np.pad(marked, sides, constant_values=1.0)
+
+
+def windows(mask: Array, height: int, width: int) -> list[tuple[int, int]]:
+    """Corners (top, left) of windows that hold all of a mask [H, W] together, side by side with half of each over the
+    one before: a single one in the middle of the mask where that is enough."""
+    spans = []
+    for axis, side in ((1, height), (0, width)):
+        (there,) = np.nonzero(mask.any(axis=axis))
+        first, last, most = int(there[0]), int(there[-1]) + 1, mask.shape[1 - axis] - side
+        begin = (first + last - side) // 2 if last - first <= side else first - side // 4
+        starts = [min(max(0, begin), most)]
+        while starts[-1] + side < last:
+            starts.append(min(starts[-1] + side // 2, most))
+        spans.append(starts)
+    return [(top, start) for top in spans[0] for start in spans[1]]
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]}"
+
+
+def _window(
+    model: Generator, images: Images, mask: Array, request: dict[str, Any], number: int, again: int, factor: int
+) -> Images:
+    """Images [n, h, w, C] of the model's size, with what the mask marks drawn anew."""
+    path, known = make_path(**model.options["path"]), 1 - mask
+    there = known[None, :, :, None]
+    mean = (images * there).sum(axis=(1, 2), keepdims=True) / max(1.0, float(there.sum()))
+    given = np.rint(images * there + mean * (1 - there)).astype(np.uint8)  # what is in the hole is not to be seen
+    made = []
+    for begin in range(0, len(images), request["batch_size"]):
+        rows = range(begin, min(begin + request["batch_size"], len(images)))
+        z = model.encode(given[rows.start : rows.stop]).to(model.device)
+        held = operators.latent_mask(torch.from_numpy(known)[None, None].to(z), factor, MARGIN)
+        times = sampling.times_of(model.options, request, path, z.shape[2:])
+        asked, null = model.told(request, rows)
+
+        def noise(purpose: str, rows: range = rows, shape: Any = z.shape[1:]) -> torch.Tensor:
+            return sampling.noise_of(request["seed"], f"inpaint/{number}/{purpose}", rows, shape, model.device)
+
+        with torch.no_grad():
+            lead = model.led(request, asked, null)
+            x = noise("start") * path.sigma(times[0]).float()
+            z = inverse_samplers.repaint(
+                lead, path, x, times, asked[0], lambda draw, noise=noise: noise(str(draw)), held, z, again
+            )
+        made.append(model.decode(z))
+    return _joined(images, np.concatenate(made), known)
+
+
+def _joined(images: Images, drawn: Images, known: Array) -> Images:
+    """`images` where known [h, w] is 1; elsewhere `drawn`, plus the difference of the two at the border, spread into
+    the hole and falling off in it."""
+    there = torch.from_numpy(known)[None, None].float()
+    apart = torch.from_numpy(images.astype(np.float32) - drawn).permute(0, 3, 1, 2) * there
+    near = _blurred(there)
+    step = (_blurred(apart) / near.clamp(min=1e-3)) * (2 * near).clamp(max=1.0)
+    whole = drawn + step.permute(0, 2, 3, 1).numpy() * (1 - known[None, :, :, None])
+    return np.where(known[None, :, :, None] == 1, images, np.rint(whole).clip(0, 255).astype(np.uint8))
+
+
+def _blurred(x: torch.Tensor) -> torch.Tensor:
+    """x [n, c, h, w] under a Gaussian of SEAM pixels; beyond the border as at it."""
+    reach = int(3 * SEAM)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / SEAM) ** 2)
+    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
+    x = F.pad(x, (reach,) * 4, mode="replicate")
+    x = F.conv2d(x, kernel, groups=x.shape[1])
+    return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
