@@ -9,6 +9,7 @@ larger than the model's is filled window by window, each of which takes what was
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,18 +110,21 @@ def _window(
         held = operators.latent_mask(torch.from_numpy(known)[None, None].to(z), factor, MARGIN)
         times = sampling.times_of(model.options, request, path, z.shape[2:])
         asked, null = model.told(request, rows)
-
-        def noise(purpose: str, rows: range = rows, shape: Any = z.shape[1:]) -> torch.Tensor:
-            return sampling.noise_of(request["seed"], f"inpaint/{number}/{purpose}", rows, shape, model.device)
-
+        shape = tuple(z.shape[1:])
+        noise = partial(_noise, request["seed"], number, rows=rows, shape=shape, device=model.device)
         with torch.no_grad():
             lead = model.led(request, asked, null)
             x = noise("start") * path.sigma(times[0]).float()
-            z = inverse_samplers.repaint(
-                lead, path, x, times, asked[0], lambda draw, noise=noise: noise(str(draw)), held, z, again
-            )
+            z = inverse_samplers.repaint(lead, path, x, times, asked[0], noise, held, z, again)
         made.append(model.decode(z))
     return _joined(images, np.concatenate(made), known)
+
+
+def _noise(
+    seed: int, window: int, draw: int | str, rows: range, shape: tuple[int, ...], device: torch.device
+) -> torch.Tensor:
+    """Noise of one draw in one window, by the numbers of the drawings."""
+    return sampling.noise_of(seed, f"inpaint/{window}/{draw}", rows, shape, device)
 
 
 def _joined(images: Images, drawn: Images, known: Array) -> Images:
