@@ -46,7 +46,7 @@ latents: {{views: [as_is, flip]}}
 diffusion:
   backbone: {{kind: dit, width: 128, depth: 8, heads: 4, patch: 2}}
   condition: {{kind: class, drop: 0.1, attributes: {{age: {{kind: continuous, range: [0, 100]}}}}}}
-  training: {{batch_size: 64, steps: 10000, learning_rate: 1e-3, warmup: 200, schedule: wsd, half_lives: [25000],
+  training: {{batch_size: 64, steps: 7500, learning_rate: 1e-3, warmup: 200, schedule: wsd, half_lives: [25000],
              save_every: 500, validate_every: 2500, preview_every: 2500}}
 evaluate: {{samples: 400, steps: 20, guidance: 2}}
 cluster: {{workers: 2, threads: 1}}
