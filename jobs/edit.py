@@ -40,7 +40,7 @@ def command(
     """Edit IMAGES (files, or folders) with MODEL: a PNG each, and grid.png, a row each: the image, what the autoencoder
     makes of it, the edits by strength."""
     from pipeline.applications import given_images, made_images
-    from pipeline.applications.edit import edit
+    from pipeline.applications.edit import edit, requests
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
 
@@ -51,6 +51,8 @@ def command(
     shape, channels = generator.shapes[0], generator.channels
     held = None if mask is None else given_images.read_mask(mask, shape)
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
+    for value in strengths:
+        requests(generator, len(files), asked, true, value, method, seed, **how)
     masked = {"mask": sha256_file(mask)} if mask else {}
     info = {"set": asked, "was": true, "strength": strengths, "method": method, "seed": seed, **masked, **how}
     made_images.begin(out, generator, files, info)
@@ -59,7 +61,8 @@ def command(
     for first in range(0, len(files), generator.defaults["batch_size"]):
         some = files[first : first + generator.defaults["batch_size"]]
         pixels = given_images.stacked(some, channels, shape)
-        shown += list(zip(pixels, generator.decode(generator.encode(pixels)), strict=True))
+        plain = generator.decode(generator.encode(pixels))
+        shown += [[made_images.cell(one) for one in pair] for pair in zip(pixels, plain, strict=True)]
         for value, way in zip(strengths, ways, strict=True):
             if made_images.missing(out, some, [way]):
                 made = edit(generator, pixels, asked, true, value, method, held, seed, first, **how)
@@ -70,13 +73,16 @@ def command(
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers separated by commas. UserError where there is none."""
+    """Numbers separated by commas. UserError where there is none, and for two that are written alike."""
     from pipeline.errors import UserError
 
     try:
-        return [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--strength {text}: expected numbers, separated by commas") from None
+    if len({f"{value:g}" for value in found}) < len(found):
+        raise UserError(f"--strength {text}: names a number twice")
+    return found
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def command(
     import numpy as np
 
     from pipeline.applications import given_images, made_images
-    from pipeline.applications.inpaint import inpaint, padded
+    from pipeline.applications.inpaint import canvas, check, inpaint, requested
     from pipeline.errors import UserError
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
@@ -46,16 +46,17 @@ def command(
     asked = pairs("--set", to)
     generator = load_pretrained(model, root=root)
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
+    requested(generator, count, asked, again, seed, **how)
+    for file in files:  # what is wrong with any of them is said before the first is drawn
+        check(generator, *canvas(file, mask, pad, generator.channels))
     given = {"mask": sha256_file(mask)} if mask else {}
     info = {**given, "pad": pad, "count": count, "set": asked, "again": again, "seed": seed, **how}
     made_images.begin(out, generator, files, info)
     ways = [str(i) for i in range(count)] if count > 1 else [None]
     shown = []
     for file in files:
-        pixels = given_images.read(file, generator.channels, None)
-        marked = given_images.read_mask(mask, pixels.shape[:2], exact=True) if mask else None
-        pixels, marked = padded(pixels, marked, pad)
-        shown.append([np.where(marked[:, :, None] == 1, np.uint8(127), pixels)])
+        pixels, marked = canvas(file, mask, pad, generator.channels)
+        shown.append([made_images.cell(np.where(marked[:, :, None] == 1, np.uint8(127), pixels))])
         if made_images.missing(out, [file], ways):
             drawn = inpaint(generator, pixels, marked, count, asked, again, seed, **how)
             for way, image in zip(ways, drawn, strict=True):

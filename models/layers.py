@@ -45,14 +45,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """softmax(q k^T / sqrt(d)) v: q [n, heads, T, d], k and v [n, heads, S, d], mask bool of what is seen, broadcast to
     [n, heads, T, S] -> [n, heads, T, d]. Softmax in float32.
 
-    Written out where torch's own is slow: in bf16 on a CPU its backward pass takes six times that of fp32, and three
-    to ten times these products (torch 2.13, 64 tokens, AMD with AVX512-BF16).
+    Written out, with scores in bf16, where torch's own is slow: in bf16 on a CPU its backward pass takes six times that
+    of fp32, and three to ten times these products (torch 2.13, 64 tokens, AMD with AVX512-BF16).
     """
     if not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [n, heads, T, S]
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.float().softmax(dim=-1).to(v.dtype) @ v  # type: ignore[no-any-return]
 
 

@@ -21,7 +21,7 @@ from models.diffusion import denoiser, inverse, inversion, operators, samplers
 from models.diffusion.process import make_path
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
-from pipeline.generate import sampling
+from pipeline.generate import sampling, told
 from pipeline.generate.generator import Generator
 
 METHODS = ("inversion", "noise")
@@ -43,6 +43,43 @@ def request_of(model: Generator, of: Mapping[str, Any], n: int, **how: Any) -> d
     return found if label is not None else {**found, "classes": []}
 
 
+def requests(
+    model: Generator,
+    n: int,
+    to: Mapping[str, Any],
+    was: Mapping[str, Any] | None,
+    strength: float,
+    method: str,
+    seed: int,
+    **how: Any,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What `edit` asks the model, and what it says was true, checked; arguments are those of `edit`."""
+    if method not in METHODS:
+        raise UserError(f"method: {method!r} given, expected {' or '.join(METHODS)}")
+    if not 0 < strength <= 1:
+        raise UserError(f"strength: {strength:g} given, expected more than 0 and at most 1")
+    if not to:
+        raise UserError("edit: nothing is asked for; say what shall be true")
+    if "student" in model.options:
+        raise UserError("edit: this model is a student, whose answers are no means; give its teacher")
+    if method == "inversion" and how.setdefault("sampler", SAMPLER) != SAMPLER:
+        raise UserError(f"sampler: inversion undoes {SAMPLER} alone; leave it out, or give method noise")
+    chosen = {**model.defaults, **how}
+    if was and chosen["guidance"] != 1 and chosen["guidance_kind"] == "autoguidance":
+        raise UserError("was: autoguidance leads away from a weaker network; give guidance_kind classifier_free")
+    request = request_of(model, {**(was or {}), **to}, n, seed=seed, **how)  # what is not asked for stays true
+    if method == "inversion" and request["steps"] < 2:
+        raise UserError("steps: 1 given, and the noise of an image takes at least 2")
+    if not was:
+        if told.names(model.options) and not model.options["condition"].get("drop"):
+            raise UserError("edit: this model knows no image of which nothing is told (`condition.drop` 0); say --was")
+        return request, None
+    before = request_of(model, was, n, guidance=1.0)
+    if told.composes(before):
+        raise UserError("was: a caption of several pieces (AND); say what is true in one")
+    return request, before
+
+
 def edit(
     model: Generator,
     images: Images,
@@ -62,18 +99,7 @@ def edit(
     first: number of the first image, by which fresh noise is drawn. how: steps, guidance and the like, as
     `Generator.sample` has them. Raises UserError for values the model does not know.
     """
-    if method not in METHODS:
-        raise UserError(f"method: {method!r} given, expected {' or '.join(METHODS)}")
-    if not 0 < strength <= 1:
-        raise UserError(f"strength: {strength:g} given, expected more than 0 and at most 1")
-    if not to:
-        raise UserError("edit: nothing is asked for; say what shall be true")
-    if "student" in model.options:
-        raise UserError("edit: this model is a student, whose answers are no means; give its teacher")
-    if method == "inversion" and how.setdefault("sampler", SAMPLER) != SAMPLER:
-        raise UserError(f"sampler: inversion undoes {SAMPLER} alone; leave it out, or give method noise")
-    request = request_of(model, to, len(images), seed=seed, **how)
-    before = request_of(model, was, len(images), guidance=1.0) if was else None
+    request, before = requests(model, len(images), to, was, strength, method, seed, **how)
     made = []
     for begin in range(0, len(images), request["batch_size"]):
         rows = range(begin, min(begin + request["batch_size"], len(images)))

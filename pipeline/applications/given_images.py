@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.applications.made_images import GRID
 from pipeline.data.pictures import Images
 from pipeline.data.transforms import FORMATS, Array, BadImage, cover, decode, to_array
 from pipeline.errors import UserError
@@ -20,8 +21,8 @@ WHITE = (255, 255, 255)  # what transparent images are put on, as `data.backgrou
 
 
 def files_of(given: Sequence[Path]) -> list[Path]:
-    """Files as they are given, and the images of folders, in order of name. UserError where there is none, and for two
-    files of one name, whose results would be one file."""
+    """Files as given, and the images of folders, in order of name, but for a grid.png, which verbs write there.
+    UserError where there is none, and for files whose results would be one file."""
     found: list[Path] = []
     for path in given:
         if not path.is_dir():
@@ -29,13 +30,13 @@ def files_of(given: Sequence[Path]) -> list[Path]:
                 raise UserError(f"{path}: is not there; give an image, or a folder of images")
             found.append(path)
             continue
-        inside = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in FORMATS)
+        inside = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in FORMATS and file.name != GRID)
         if not inside:
             raise UserError(f"{path}: holds no images ({', '.join(sorted(FORMATS))})")
         found += inside
-    names: dict[str, Path] = {}
+    names: dict[str, Path] = {Path(GRID).stem: Path(GRID)}
     for file in found:
-        if (other := names.setdefault(file.stem, file)) is not file:
+        if (other := names.setdefault(file.stem.casefold(), file)) is not file:
             raise UserError(f"{file}: would be written to the same file as {other}; rename one of them")
     return found
 

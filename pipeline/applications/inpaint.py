@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ import torch.nn.functional as F
 
 from models.diffusion import inverse_samplers, operators
 from models.diffusion.process import make_path
+from pipeline.applications import given_images
 from pipeline.applications.edit import request_of
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
-from pipeline.generate import sampling
+from pipeline.generate import sampling, told
 from pipeline.generate.generator import Generator
 
 Array = np.ndarray[Any, Any]
@@ -46,27 +48,47 @@ def inpaint(
     Raises UserError for values the model does not know, sizes that do not fit, and a mask that asks for nothing.
     """
     (height, width), factor = model.shapes[0], model.autoencoder.factor
+    request = requested(model, n, to, again, seed, **how)
+    check(model, image, mask)
+    filled, left = np.repeat(image[None], n, axis=0), mask.astype(np.float32)
+    places = [(slice(y, y + height), slice(x, x + width)) for y, x in windows(left, height, width)]
+    number = 0
+    while open_places := [place for place in places if left[place].any()]:
+        down, across = min(open_places, key=lambda place: left[place].sum())  # of which most is known: from there on
+        part, number = filled[:, down, across], number + 1
+        filled[:, down, across] = _window(model, part, left[down, across], request, number, again, factor)
+        left[down, across] = 0
+    return filled
+
+
+def requested(
+    model: Generator, n: int, to: Mapping[str, Any] | None, again: int, seed: int, **how: Any
+) -> dict[str, Any]:
+    """What `inpaint` asks the model, checked; arguments are those of `inpaint`."""
+    if again < 1:
+        raise UserError(f"again: {again} given, expected at least 1")
+    if "student" in model.options:
+        raise UserError("inpaint: this model is a student, whose answers are no means; give its teacher")
+    if not to and told.names(model.options) and not model.options["condition"].get("drop"):
+        raise UserError("inpaint: this model knows no image of which nothing is told (`condition.drop` 0); say --set")
+    return request_of(model, to or {}, n, seed=seed, **how)
+
+
+def check(model: Generator, image: Images, mask: Array) -> None:
+    """UserError for an image [H, W, C] and a mask [H, W] that do not fit each other, or the model."""
+    height, width = model.shapes[0]
     if mask.shape != image.shape[:2]:
         raise UserError(f"mask: of {_by(mask.shape)} pixels, and the image of {_by(image.shape)}; give one of its size")
     if image.shape[0] < height or image.shape[1] < width:
         raise UserError(f"image: {_by(image.shape)} pixels, and this model makes {height} x {width}; give a larger one")
     if not mask.any():
         raise UserError("mask: marks nothing, so nothing would be drawn; paint white what is to be new")
-    if again < 1:
-        raise UserError(f"again: {again} given, expected at least 1")
-    if "student" in model.options:
-        raise UserError("inpaint: this model is a student, whose answers are no means; give its teacher")
-    request = request_of(model, to or {}, n, seed=seed, **how)
-    filled = np.repeat(image[None], n, axis=0)
-    left = mask.astype(np.float32)
-    for number, (top, start) in enumerate(windows(left, height, width)):
-        place = (slice(top, top + height), slice(start, start + width))
-        if left[place].any():
-            filled[:, place[0], place[1]] = _window(
-                model, filled[:, place[0], place[1]], left[place], request, number, again, factor
-            )
-            left[place] = 0
-    return filled
+
+
+def canvas(file: Path, mask: Path | None, pad: int, channels: int) -> tuple[Images, Array]:
+    """An image's file at its own size, and the mask of what is to be drawn, `pad` pixels more on all sides."""
+    pixels = given_images.read(file, channels, None)
+    return padded(pixels, given_images.read_mask(mask, pixels.shape[:2], exact=True) if mask else None, pad)
 
 
 def padded(image: Images, mask: Array | None, pad: int) -> tuple[Images, Array]:

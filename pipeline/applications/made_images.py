@@ -24,6 +24,7 @@ from pipeline.files import atomic_write, read_json, sha256_file, write_json
 from pipeline.generate.generator import Generator
 
 ASKED, GRID = "asked.json", "grid.png"
+CELL = 256  # pixels: the longer side of an image in grid.png, at most
 
 
 def begin(folder: Path, model: Generator, files: Sequence[Path], how: Mapping[str, Any]) -> None:
@@ -33,11 +34,19 @@ def begin(folder: Path, model: Generator, files: Sequence[Path], how: Mapping[st
     given = [{"file": str(file), "sha256": sha256_file(file)} for file in files]
     versions = {"torch": torch.__version__, "numpy": np.__version__}
     asked = {"model": model.about, "how": dict(how), "given": given, "versions": versions}
-    known = read_json(folder / ASKED) if (folder / ASKED).is_file() else None
-    if folder.exists() and any(folder.iterdir()) and known != asked:
+    there = [file for file in folder.iterdir() if file.suffix != ".tmp"] if folder.exists() else []
+    if there != [folder / ASKED] and there and _read(folder / ASKED) != asked:
         raise UserError(f"--out {folder}: holds something else than this call makes; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / ASKED, asked)
+
+
+def _read(file: Path) -> Any:
+    """What a call has said; None where there is nothing sound."""
+    try:
+        return read_json(file)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def place(folder: Path, file: Path, way: str | None) -> Path:
@@ -55,18 +64,28 @@ def put(path: Path, image: np.ndarray[Any, Any]) -> None:
     atomic_write(path, to_png(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)))
 
 
+def cell(image: Images) -> Images:
+    """An image uint8 [H, W, C] as grid.png shows it: at most CELL pixels a side."""
+    if max(image.shape[:2]) <= CELL:
+        return image
+    small = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    small.thumbnail((CELL, CELL))
+    pixels = np.asarray(small)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
 def finish(folder: Path, files: Sequence[Path], ways: Sequence[str | None], before: Sequence[Sequence[Any]]) -> None:
-    """Write grid.png: of each file the images `before` (uint8 [H, W, C]), then what was made of it; smaller ones in the
-    upper left corner of a cell."""
-    rows = []
+    """Write grid.png: of each file what `cell` made of the images `before`, then of what was made of it; smaller ones
+    in the upper left corner of a cell."""
+    rows: list[Images] = []
     for file, shown in zip(files, before, strict=True):
         made = []
         for way in ways:
             with Image.open(place(folder, file, way)) as image:
-                made.append(np.asarray(image.convert("RGB")))
+                made.append(cell(np.asarray(image.convert("RGB"))))
         rows += [*shown, *made]
     height, width = (max(image.shape[axis] for image in rows) for axis in (0, 1))
     cells: Images = np.full((len(rows), height, width, 3), 255, np.uint8)
-    for cell, image in zip(cells, rows, strict=True):
-        cell[: image.shape[0], : image.shape[1]] = image  # gray is repeated into RGB
+    for free, image in zip(cells, rows, strict=True):
+        free[: image.shape[0], : image.shape[1]] = image  # gray is repeated into RGB
     put(folder / GRID, grid(cells, columns=len(rows) // len(files)))

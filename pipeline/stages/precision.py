@@ -7,14 +7,14 @@ What is done in a precision is decided in `pipeline/training/`.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import statistics
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -23,8 +23,9 @@ from pipeline.files import read_json, write_json
 if TYPE_CHECKING:
     from pipeline.cluster.cluster import Cluster
 
-FILE = "precision.json"  # in the root: what `auto` is on a CPU, and the rates that say so
+FILE = "precision.json"  # in the root: what `auto` is on a CPU, and why
 FASTER = 1.5  # bf16 over fp32 from which on casts, norms and the optimizer, which stay in fp32, do not eat the gain
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # of file systems without hard links
 SIDE, ROUNDS = 512, 5  # of the products that are measured
 
 
@@ -37,7 +38,7 @@ def resolve(config: Config, cluster: Cluster, keep: bool = False) -> Config:
         return config
     root = Path(config.run.root)
     found = next(iter(cluster.map(best_precision, [str(root)], gpus=1)))
-    if keep and "gigaflops" in found:
+    if keep and "said" in found:
         found = _kept(root, found)
     kind = found["cpu"] if "cpu" in found else found["gpu"]
     for name, section in sections.items():
@@ -55,21 +56,38 @@ def check_precision(config: Config, cluster: Cluster, to_do: Collection[str]) ->
         raise UserError("`diffusion.training.precision`: fp16 needs a GPU, and the ranks have none; set auto or fp32")
 
 
-def best_precision(root: str) -> dict[str, Any]:
-    """What `auto` is on this machine: {"gpu": precision}, or {"cpu": precision}, with "gigaflops" where it was measured
-    now. A root of before there was a choice goes on in fp32."""
+def best_precision(root: str) -> dict[str, str]:
+    """What `auto` is on this machine: {"gpu": precision}, or {"cpu": precision}, with "said" where the root does not
+    say yet. A root of before there was a choice goes on in fp32."""
     import torch
 
     from pipeline.training.arithmetic import resolve_precision
 
     if torch.cuda.is_available():
         return {"gpu": resolve_precision("auto", torch.device("cuda"))}
-    with suppress(FileNotFoundError):
-        return {"cpu": read_json(Path(root, FILE))["cpu"]}
+    file = Path(root, FILE)
+    if file.exists():
+        return _read(file)
     if any(any(Path(root, "artifacts", stage).glob("*")) for stage in ("autoencoder", "diffusion")):
-        return {"cpu": "fp32"}
+        return {"cpu": "fp32", "said": "stages were trained here before there was a choice"}
     rates = cpu_rates()
-    return {"cpu": "bf16" if rates["bf16"] >= FASTER * rates["fp32"] else "fp32", "gigaflops": rates}
+    faster = "bf16" if rates["bf16"] >= FASTER * rates["fp32"] else "fp32"
+    said = f"large products reach {rates['bf16']:.0f} GFLOP/s in bf16 and {rates['fp32']:.0f} in fp32 on this CPU"
+    return {"cpu": faster, "said": said}
+
+
+def _read(file: Path) -> dict[str, str]:
+    """What a root says. UserError for what this file never wrote: another precision would be another training."""
+    try:
+        kept = read_json(file)
+    except ValueError:
+        kept = None
+    if not isinstance(kept, dict) or kept.get("cpu") not in ("fp32", "bf16"):
+        raise UserError(
+            f'{file}: damaged; write {{"cpu": "fp32"}} or {{"cpu": "bf16"}} there, as the models of this root were '
+            "trained (`ldm ls`), or set `training.precision` in the config"
+        )
+    return {"cpu": kept["cpu"]}
 
 
 def cpu_rates() -> dict[str, float]:
@@ -87,22 +105,24 @@ def cpu_rates() -> dict[str, float]:
     return {name: round(2e-9 * SIDE**3 / statistics.median(every[1:]), 1) for name, every in seconds.items()}
 
 
-def _kept(root: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Keep what was measured; what another process, on another machine, has kept before is what counts."""
-    file, rates = root / FILE, found["gigaflops"]
+def _kept(root: Path, found: dict[str, str]) -> dict[str, str]:
+    """Keep what was found; what another process, on another machine, has kept before is what counts."""
+    file = root / FILE
     mine = file.with_name(f"{FILE}.{secrets.token_hex(8)}.tmp")
+    write_json(mine, found)
     try:
-        write_json(mine, found)
         os.link(mine, file)  # one of two processes makes it
     except FileExistsError:
-        return dict(read_json(file))
-    except PermissionError:  # Linux' answer of a file system without links
-        mine.replace(file)
+        return _read(file)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        try:
+            with open(file, "x") as made:
+                made.write(mine.read_text())
+        except FileExistsError:
+            return _read(file)
     finally:
         mine.unlink(missing_ok=True)
-    print(
-        f"precision: {found['cpu']}, as large products reach {rates['bf16']:.0f} GFLOP/s in bf16 and "
-        f"{rates['fp32']:.0f} in fp32 on this CPU; kept in {file}",
-        flush=True,
-    )
+    print(f"precision: {found['cpu']}: {found['said']}; kept in {file}", flush=True)
     return found

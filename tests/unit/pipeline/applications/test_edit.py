@@ -113,11 +113,21 @@ def test_outside_the_mask_every_pixel_stays(model: Generator) -> None:
         ({"method": "magic"}, "method: 'magic' given"),
         ({"sampler": "heun"}, "inversion undoes ddim alone"),
         ({"was": {"class": "furious"}}, "furious"),
+        ({"steps": 1}, "takes at least 2"),
+        ({"was": {"class": "sad"}, "guidance_kind": "autoguidance", "guidance": 2.0}, "autoguidance"),
     ],
 )
 def test_what_cannot_be_is_one_line(model: Generator, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         edit(model, faces(0), **{"to": {"class": "happy"}, **given})
+
+
+def test_a_model_that_was_always_told_must_be_told_what_was(model: Generator) -> None:
+    told = {**OPTIONS, "condition": {"kind": "class", "drop": 0.0}}
+    always = generator(told, Pixels(), Exact(), model.space, torch.device("cpu"), {"batch_size": 4}, {})
+    with pytest.raises(UserError, match="say --was"):
+        edit(always, faces(0), {"class": "happy"})
+    edit(always, faces(0), {"class": "happy"}, {"class": "sad"}, steps=3)
 
 
 def test_files_are_read_at_the_models_size(tmp_path: Path) -> None:
@@ -135,6 +145,10 @@ def test_files_are_read_at_the_models_size(tmp_path: Path) -> None:
         read(tmp_path / "b.jpg", 3, (8, 8))
     with pytest.raises(UserError, match="is not there"):
         files_of([tmp_path / "c.png"])
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "grid.png")
+    assert len(files_of([tmp_path])) == 3
+    with pytest.raises(UserError, match="the same file"):
+        files_of([tmp_path / "grid.png"])
     with pytest.raises(UserError, match="black everywhere"):
         read_mask(tmp_path / "black.png", (8, 8))
 
@@ -158,9 +172,16 @@ def test_the_verb_writes_images_a_strip_and_what_made_them(
     assert read_json(out / "asked.json")["how"]["set"] == {"class": "happy"}
     assert Image.open(out / "grid.png").size == (4 * SIDE, 2 * SIDE)
     before = {name: (out / name).read_bytes() for name in names}
+    (out / "asked.json.0123.tmp").write_text("")
     for name in ("1-1.png", "grid.png"):  # as if killed there
         (out / name).unlink()
     assert CliRunner().invoke(command, asked, catch_exceptions=False).exit_code == 0
     assert {name: (out / name).read_bytes() for name in names} == before
+    for wrong, said in ((["--strength", "nan"], "strength: nan"), (["--strength", "1,1.0"], "twice"),
+                        (["--guidance", "nan"], "guidance: nan"), (["--set", "class=hapy"], "hapy|twice"),
+                        (["--mask", str(tmp_path / "none.png")], "cannot be read")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            CliRunner().invoke(command, [*asked, *wrong], catch_exceptions=False)
+    (out / "asked.json").write_text("{")
     with pytest.raises(UserError, match="holds something else"):
         CliRunner().invoke(command, [*asked, "--seed", "1"], catch_exceptions=False)

@@ -71,6 +71,13 @@ def test_a_larger_image_is_filled_window_by_window(model: Generator) -> None:
     assert (drawn[0, 5:-5, 5:-5] == image).all()
 
 
+def test_far_around_an_image_it_goes_on_from_what_is_known(model: Generator) -> None:
+    """The upper left window, the first by place, has nothing of the image in it."""
+    image, around = padded(flat(SIDE, SIDE), None, SIDE + 2)
+    drawn = inpaint(model, image, around, steps=20)
+    assert np.abs(drawn[0].mean((0, 1)) - (60, 150, 190)).max() < 20
+
+
 @pytest.mark.parametrize(("top", "left", "side"), [(0, 0, 3), (10, 20, 1), (0, 0, 20), (5, 3, 11), (12, 22, 8)])
 def test_windows_cover_every_hole(top: int, left: int, side: int) -> None:
     mask = hole((20, 30), top, left, side)
@@ -113,6 +120,9 @@ def test_the_verb_draws_and_goes_on(model: Generator, tmp_path: Path, monkeypatc
     (out / "a-1.png").unlink()
     assert CliRunner().invoke(command, asked, catch_exceptions=False).exit_code == 0
     assert {name: (out / name).read_bytes() for name in names} == before
+    nowhere = [*asked[:4], "--mask", str(tmp_path / "none.png")]
+    with pytest.raises(UserError, match="cannot be read"):
+        CliRunner().invoke(command, nowhere, catch_exceptions=False)
     with pytest.raises(UserError, match="give --mask"):
         CliRunner().invoke(command, asked[:4], catch_exceptions=False)
     Image.fromarray(np.full((5, 5), 255, np.uint8)).save(tmp_path / "small.png")

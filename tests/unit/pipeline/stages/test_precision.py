@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.cluster.inline import Inline
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.stages import diffusion, precision
 
@@ -45,7 +46,8 @@ def test_the_first_run_of_a_root_decides_for_all(
     assert resolved(made(tmp_path), monkeypatch, rates, keep=False) == [wanted, wanted]
     assert not list(tmp_path.iterdir())  # a dry run keeps nothing
     assert resolved(made(tmp_path), monkeypatch, rates) == [wanted, wanted]
-    assert read_json(tmp_path / precision.FILE) == {"cpu": wanted, "gigaflops": rates}
+    kept = read_json(tmp_path / precision.FILE)
+    assert kept["cpu"] == wanted and f"{rates['bf16']:.0f} GFLOP/s in bf16" in kept["said"]
     for other in (SLOW, FAST):  # another machine
         assert resolved(made(tmp_path), monkeypatch, other) == [wanted, wanted]
     assert [path.name for path in tmp_path.iterdir()] == [precision.FILE]
@@ -67,6 +69,26 @@ def test_of_two_first_runs_on_two_machines_one_decides(tmp_path: Path, monkeypat
 def test_a_root_of_before_goes_on_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     (tmp_path / "artifacts" / stage / "0123").mkdir(parents=True)
     assert resolved(made(tmp_path), monkeypatch, FAST) == ["fp32", "fp32"]
+    (tmp_path / "artifacts" / stage / "0123").rmdir()
+    assert resolved(made(tmp_path), monkeypatch, FAST) == ["fp32", "fp32"]  # it was kept
+
+
+@pytest.mark.parametrize("content", ("", "{", "[]", "null", '{"cpu": "auto"}', '{"cpu": "bfloat16"}', "{}"))
+def test_a_damaged_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    (tmp_path / precision.FILE).write_text(content)
+    with pytest.raises(UserError, match=r"precision\.json: damaged; write"):
+        resolved(made(tmp_path), monkeypatch, FAST)
+
+
+@pytest.mark.parametrize("number", sorted(precision.NO_LINKS))
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def link(*_: Any) -> None:
+        raise OSError(number, "no links")
+
+    monkeypatch.setattr("os.link", link)
+    for rates in (FAST, SLOW):
+        assert resolved(made(tmp_path), monkeypatch, rates) == ["bf16", "bf16"]
+    assert [path.name for path in tmp_path.iterdir()] == [precision.FILE]
 
 
 def test_what_is_given_stays_and_is_the_same_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
