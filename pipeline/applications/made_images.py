@@ -81,8 +81,8 @@ def finish(folder: Path, files: Sequence[Path], ways: Sequence[str | None], befo
     for file, shown in zip(files, before, strict=True):
         made = []
         for way in ways:
-            with Image.open(place(folder, file, way)) as image:
-                made.append(cell(np.asarray(image.convert("RGB"))))
+            with Image.open(place(folder, file, way)) as opened:
+                made.append(cell(np.asarray(opened.convert("RGB"))))
         rows += [*shown, *made]
     height, width = (max(image.shape[axis] for image in rows) for axis in (0, 1))
     cells: Images = np.full((len(rows), height, width, 3), 255, np.uint8)
