@@ -16,7 +16,9 @@ covariance C:
 
 What is exact for other data are chains and particles, in inverse_samplers.py. Answers carry no gradient. Where alpha
 is 0, x says nothing of x0 and these give 0 / 0, so a walk starts a little later, as if the network predicted eps:
-`denoiser.start_time(path, "eps")`.
+`denoiser.start_time(path, "eps")`. A trained network's derivative is worst at much noise, where sigma^2 / alpha is
+large: walks guided by its gradient are held together by `guidance.within(likelihood_guided(...), pseudo_inverse(...),
+path, 0.0, 3.0)`.
 """
 
 from __future__ import annotations
