@@ -53,6 +53,8 @@ def command(
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
     for value in strengths:
         requests(generator, len(files), asked, true, value, method, seed, **how)
+    for file in files:  # what is wrong with any of them is said before the first is edited
+        given_images.read(file, channels, shape)
     masked = {"mask": sha256_file(mask)} if mask else {}
     info = {"set": asked, "was": true, "strength": strengths, "method": method, "seed": seed, **masked, **how}
     made_images.begin(out, generator, files, info)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.conditioning import Conditions
 from models.diffusion import denoiser, inverse, inversion, operators, samplers
+from models.diffusion.guidance import only
 from models.diffusion.process import make_path
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
@@ -45,6 +45,16 @@ def request_of(model: Generator, of: Mapping[str, Any], n: int, **how: Any) -> d
     return found if label is not None else {**found, "classes": []}
 
 
+def check_model(model: Generator, verb: str, untold: str | None) -> None:
+    """UserError for a model that cannot change images. untold: the option that would say what is true, if not given."""
+    if "student" in model.options:
+        raise UserError(f"{verb}: this model is a student, whose answers are no means; give its teacher")
+    if untold and told.names(model.options) and not model.options["condition"].get("drop"):
+        raise UserError(
+            f"{verb}: this model knows no image of which nothing is told (`condition.drop` 0); say {untold}"
+        )
+
+
 def requests(
     model: Generator,
     n: int,
@@ -62,8 +72,7 @@ def requests(
         raise UserError(f"strength: {strength:g} given, expected more than 0 and at most 1")
     if not to:
         raise UserError("edit: nothing is asked for; say what shall be true")
-    if "student" in model.options:
-        raise UserError("edit: this model is a student, whose answers are no means; give its teacher")
+    check_model(model, "edit", None if was else "--was")
     if method == "inversion" and how.setdefault("sampler", SAMPLER) != SAMPLER:
         raise UserError(f"sampler: inversion undoes {SAMPLER} alone; leave it out, or give method noise")
     chosen = {**model.defaults, **how}
@@ -73,8 +82,6 @@ def requests(
     if method == "inversion" and request["steps"] < 2:
         raise UserError("steps: 1 given, and the noise of an image takes at least 2")
     if not was:
-        if told.names(model.options) and not model.options["condition"].get("drop"):
-            raise UserError("edit: this model knows no image of which nothing is told (`condition.drop` 0); say --was")
         return request, None
     before = request_of(model, was, n, guidance=1.0)
     if told.composes(before):
@@ -132,7 +139,7 @@ def _edited(
     times = sampling.times_of(model.options, request, path, z.shape[2:])
     walk = times[len(times) - 1 - max(1, round(strength * request["steps"])) :]
     asked, null = model.told(request, rows)
-    true = _of_all(null, len(rows))
+    true = only(asked[0], (), null)
     if before:
         (true, *_), _ = model.told(before, rows)
     lead = model.led(request, asked, true)
@@ -150,8 +157,3 @@ def _edited(
         else:
             x = inversion.renoised(path, z, noise("edit"), walk[0])
         return samplers.sample(request["sampler"], lead, path, x, walk, asked[0], lambda step: noise(f"edit/{step}"))
-
-
-def _of_all(null: Conditions, n: int) -> Conditions:
-    """What stands for no condition, a row each."""
-    return {name: value.expand(n, *value.shape[1:]) for name, value in null.items()}

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from models.diffusion import inverse_samplers, operators
 from models.diffusion.process import make_path
 from pipeline.applications import given_images
-from pipeline.applications.edit import request_of
+from pipeline.applications.edit import check_model, request_of
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
-from pipeline.generate import sampling, told
+from pipeline.generate import sampling
 from pipeline.generate.generator import Generator
 
 Array = np.ndarray[Any, Any]
@@ -67,10 +67,7 @@ def requested(
     """What `inpaint` asks the model, checked; arguments are those of `inpaint`."""
     if again < 1:
         raise UserError(f"again: {again} given, expected at least 1")
-    if "student" in model.options:
-        raise UserError("inpaint: this model is a student, whose answers are no means; give its teacher")
-    if not to and told.names(model.options) and not model.options["condition"].get("drop"):
-        raise UserError("inpaint: this model knows no image of which nothing is told (`condition.drop` 0); say --set")
+    check_model(model, "inpaint", None if to else "--set")
     return request_of(model, to or {}, n, seed=seed, **how)
 
 
