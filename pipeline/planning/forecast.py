@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.artifacts import Store
 from pipeline.config import Config, dump
 from pipeline.errors import UserError
+from pipeline.planning import memory
 from pipeline.planning.disk import CHECKPOINT_BYTES, disk, kept
 from pipeline.planning.doubts import doubts
 from pipeline.planning.fits import check_models
@@ -33,6 +34,7 @@ def forecast(config: Config) -> str:
     warnings = [f"warning: {line}" for line in doubts(config)]
     with listing.forgetting(), Cluster(config.cluster) as cluster:
         config = precision.resolve(graph.absolute(config), cluster)
+        on_gpu = "gpu" in next(iter(cluster.map(precision.best_precision, [config.run.root], gpus=1)))
         steps = graph.plan(config, Store(config.run.root))
         precision.check_precision(config, cluster, [step.stage for step in steps if not step.artifact])
     channels, side = check_models(config)
@@ -49,7 +51,7 @@ def forecast(config: Config) -> str:
     for name in ("autoencoder", "diffusion"):
         training: Training = getattr(config, name).training
         told = arithmetic(config, training, lanes(training.batch_size))
-        lines.append(f"{name}: {sizes[name]:,} parameters; {told}")
+        lines.append(f"{name}: {sizes[name]:,} parameters; {told}{memory_words(config, name, on_gpu)}")
     if "adapters" in sizes:
         share = sizes["adapters"] / sizes["diffusion"]
         lines.append(f"adapters: {sizes['adapters']:,} parameters ({share:.1%}) are trained, and what is new")
@@ -101,6 +103,21 @@ def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
                 f"{size} in {lanes_of_it} lanes uses all)"
             )
     return text + f"; ZeRO {training.zero_stage}, {training.precision}"
+
+
+def memory_words(config: Config, name: str, on_gpu: bool) -> str:
+    """The memory of a rank of a stage, in words; nothing where its ranks are not known, nor their device's kernels."""
+    import torch
+
+    from pipeline.data.order import lanes, largest_world
+
+    training: Training = getattr(config, name).training
+    world = config.cluster.workers
+    if not isinstance(world, int) or training.lora or (on_gpu and not torch.backends.cuda.is_built()):
+        return ""
+    ranks = largest_world(config.data.lanes or lanes(training.batch_size), world)
+    stays, highest = memory.of_rank(config, name, ranks, "cuda" if on_gpu else "cpu")
+    return f"; tensors of a rank {highest / GIGABYTE:.3g} GB at most, {stays / GIGABYTE:.2g} GB between steps"
 
 
 def _many(number: int, one: str, several: str) -> str:

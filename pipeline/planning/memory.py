@@ -1,0 +1,100 @@
+"""Bytes of tensors that a training step needs on a rank, before it runs: what stays by ZeRO stage, and a traced pass.
+
+Of the networks and the first term of their loss: without discriminator, networks of a perceptual distance, teachers,
+and a shape's own buckets. How tensors are counted is in `models/peak.py`; on which rank DeepSpeed keeps what, in
+`pipeline/training/partition.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Config
+from pipeline.planning.fits import check_models
+from pipeline.schema.training import Training
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FP32, MOMENTS = 4, 2  # bytes of an element; AdamW's moments
+GATHERED = 1_000_000_000  # elements that ZeRO 3 does not give back before they are used again (DeepSpeed 0.19.8)
+FROZEN_WIDTH = 768  # numbers a token of a text encoder that is not opened here
+
+
+def of_rank(config: Config, name: str, world: int, device: str) -> tuple[float, float]:
+    """Bytes on each of so many ranks in a stage's training: those that stay between steps, and the most in one.
+
+    device: "cpu", or "cuda", which takes a torch that is built for it, and no GPU. Adapters (`lora`) are not counted.
+    """
+    from models import peak
+    from pipeline.training.arithmetic import micro_batches
+    from pipeline.training.initialise import BUCKET
+
+    training: Training = getattr(config, name).training
+    micro, passes = micro_batches(training, world)
+    network, loss = {"autoencoder": _autoencoder, "diffusion": _diffusion}[name](config, micro)
+    step = peak.of_step(network, loss, device, training.precision != "fp32", min(passes, 2))
+    weights = FP32 * step.parameters
+    bucket = min(FP32 * BUCKET, weights)
+    copies = 1 + MOMENTS + len(training.half_lives) + len(training.average_lengths)  # fp32 weights among them
+    if training.zero_stage == 0:  # every rank has everything; the bucket comes when activations are gone
+        stays = float(copies * weights)
+        return stays, stays + max(step.peak, weights + (bucket if world > 1 else 0))
+    if training.zero_stage < 3:  # the weights that the network computes with, beside a share of the rest
+        stays = weights + copies * weights / world
+        in_bf16 = bucket if training.precision != "fp32" else 0  # what goes round, and what has come
+        return stays, stays + step.peak + bucket + in_bf16
+    stays = (copies + 2) * weights / world  # shares of these weights and of the gradient as well
+    gathered = min(weights, FP32 * GATHERED) if world > 1 else 0
+    return stays, stays + gathered + step.peak + bucket
+
+
+def _autoencoder(config: Config, count: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+    import torch
+
+    from models import registry
+
+    options, data = config.autoencoder.model, config.data
+    model: Any = registry.outline("autoencoders", options, channels=data.channels)
+    if config.autoencoder.training.activation_checkpointing:
+        registry.checkpoint_activations(model, options["kind"])
+    side = data.size // model.factor
+
+    def loss() -> Tensor:
+        x = torch.empty(count, data.channels, data.size, data.size)
+        made, _ = model(x, torch.empty(count, model.latent_channels, side, side))
+        distance: Tensor = (made.float() - x).square().mean()
+        return distance
+
+    return model, loss
+
+
+def _diffusion(config: Config, count: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+    import torch
+
+    from models.diffusion import objectives
+    from models.diffusion.denoiser import build_network
+    from models.diffusion.process import make_path
+    from pipeline.schema.section import result_fields
+
+    section = config.diffusion
+    channels, side = check_models(config)
+    told = section.condition.model_dump()
+    caption, recompute = told["caption"], section.training.activation_checkpointing
+    read_before = caption is not None and caption["encoder"]["kind"] != "trained"
+    if read_before:
+        caption["encoder"] = {"kind": caption["encoder"]["kind"], "width": FROZEN_WIDTH}
+    also = {"caption": caption, "spatial": told["spatial"]}
+    with torch.device("meta"):
+        network = build_network(section.backbone, told["kind"], channels, side, 1, recompute, **also)
+    path = make_path(**result_fields(section.path))
+
+    def loss() -> Tensor:
+        x0, t = torch.empty(count, channels, side, side), torch.empty(count)
+        condition = network.null(count)
+        if read_before:  # its null is one token
+            condition["caption"] = torch.empty(count, caption["tokens"], FROZEN_WIDTH)
+        return objectives.loss(network, x0, torch.empty_like(x0), t, condition, path, section.prediction).mean()
+
+    return network, loss
