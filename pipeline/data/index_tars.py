@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.data import shards, tars, transforms, twins
 from pipeline.data.cache import local_copy
 from pipeline.data.folders import unread
+from pipeline.data.generated import marked, may_be_marked
 from pipeline.data.held_out import group_of, split_of
 from pipeline.data.listing import LeftOut, plain
 from pipeline.data.report import TRAIN, VAL, Statistics
@@ -123,8 +124,8 @@ def tar_groups(plan: TarPlan, data: Data) -> Counter[str]:
     found: Counter[str] = Counter()
     with open(local, "rb") as file:
         for place, (key, members, image) in enumerate(taken(plan, local)):
-            if image and place not in plan.repeated:
-                shown = f"{plan.tar.location}: {key}"
+            shown = f"{plan.tar.location}: {key}"
+            if image and place not in plan.repeated and not _generated(file, members.get("json"), shown):
                 found[group_of(data, key, _attributes(file, members.get("json"), shown))] += 1
     return found
 
@@ -172,14 +173,16 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
             pixels.append((twins.pixel_digest(image), shown))
             label = _label(_read(file, members["cls"]), shown, classes) if "cls" in members else -1
             meta = members.get("json") or members.get("txt")
-            split = VAL if plan.tar.held_out else TRAIN
-            if data.split.by != "shards":
+            split, generated = VAL if plan.tar.held_out else TRAIN, _generated(file, members.get("json"), shown)
+            if generated:
+                split = TRAIN
+            elif data.split.by != "shards":
                 grouped = data.split.by != "key"
                 known = _attributes(file, members.get("json"), shown) if grouped else {}
                 split = split_of(data, key, known, plan.fold_of)
             bucket = bucket_number(image.size, data)
             kept = transforms.prepare(image, data, bucket_shape(bucket, data))
-            statistics.add(kept, image.size, label, split, bucket)
+            statistics.add(kept, image.size, label, split, bucket, generated)
             rows.append(sidecar_row(key, member, meta, label, split, bucket, data))
     if not plan.repeats:  # else they are there from the first time
         twins.save(twins.path_of(plan.name, work), pixels)
@@ -197,6 +200,11 @@ def _label(content: bytes, shown: str, classes: list[str] | None) -> int:
         known = f"classes.json names {len(classes)} (0 to {len(classes) - 1})" if classes else "0 and up are expected"
         raise UserError(f"{shown}.cls: class {label} is out of range; {known}: correct the labels or the list")
     return label
+
+
+def _generated(file: Any, member: shards.Member | None, shown: str) -> bool:
+    """Whether a sample's JSON says that a model made its image."""
+    return member is not None and may_be_marked(_read(file, member)) and marked(_attributes(file, member, shown))
 
 
 def _attributes(file: Any, member: shards.Member | None, shown: str) -> dict[str, Any]:
