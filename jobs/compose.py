@@ -22,7 +22,7 @@ from jobs.sample import pairs
 @click.option("--look", is_flag=True, help="What is on A, in the colours and contrast of B.")
 @click.option("--set", "to", multiple=True, help="NAME=VALUE that is true of both: an attribute, class or caption.")
 @click.option(
-    "--strength", default=None, type=float, help="Of --mask and --look: how far, above 0 to 1.  [default: 0.4]"
+    "--strength", default=None, type=float, help="Of --mask and --look: how far, above 0 to 1.  [default: 0.25]"
 )
 @click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Steps from noise to image.")
 @click.option("--guidance", default=None, type=click.FloatRange(0), help="Guidance scale; default: the model's.")
@@ -51,7 +51,7 @@ def command(
     shape, channels = generator.shapes[0], generator.channels
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
     info: dict[str, Any] = {"between": between, "look": look, "set": asked, **how}
-    far = {"strength": 0.4 if strength is None else strength, "seed": seed}
+    far = {"strength": compose.STRENGTH if strength is None else strength, "seed": seed}
     marked = None
     if between:
         compose.strip_request(generator, between, asked, **how)

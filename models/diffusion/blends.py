@@ -26,7 +26,7 @@ def slerp(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
 def adain(x: Tensor, y: Tensor) -> Tensor:
     """x [n, C, h, w] with y's mean and deviation of each channel (AdaIN, Huang and Belongie 2017, equation 8):
 
-        deviation(y) (x - mean(x)) / deviation(x) + mean(y)
+    deviation(y) (x - mean(x)) / deviation(x) + mean(y)
     """
     sides = (2, 3)
     own, other = (one.std(sides, keepdim=True, correction=0) for one in (x, y))

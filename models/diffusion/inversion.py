@@ -79,7 +79,7 @@ def exact_inverse(
 
 def renoised(path: Path, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """SDEdit's start from an image (Meng et al. 2022): alpha x0 + sigma eps at one time t [] for all, from which a
-    sampler goes on by a grid that begins at t. What has more detail than the noise hides is kept, the rest is made anew.
+    sampler goes on by a grid that begins at t. What has more detail than the noise hides is kept, the rest anew.
     """
     return path.alpha(t) * x0 + path.sigma(t) * eps  # t is float64, but of no dimension: x stays in the dtype of x0
 

@@ -125,7 +125,9 @@ def read(
         )
     rows = [row for row in found.rows if not marked(row.attributes)]
     if len(rows) < len(found.rows):
-        print(f"agreement: {table}: {len(found.rows) - len(rows):,} images are marked as generated: left out", flush=True)
+        print(
+            f"agreement: {table}: {len(found.rows) - len(rows):,} images are marked as generated: left out", flush=True
+        )
     if len(rows) < LEAST:
         raise UserError(f"{table}: {len(rows)} images, {LEAST} at least")
     images = np.empty((len(rows), *shape), np.uint8)

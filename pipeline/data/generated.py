@@ -1,5 +1,5 @@
-"""The mark of images that a model made, as `ldm augment` sets it: `"generated": true` in a sample's JSON, or true in the
-column `generated` of a table.
+"""The mark of images that a model made, as `ldm augment` sets it: `"generated": true` in a sample's JSON, or true in
+the column `generated` of a table.
 
 Such images are for training alone: `held_out.py` holds none of them out, and what figures stand on (`split.py`, judges)
 is without them. Data without the mark are indexed and split as if there were none.

@@ -112,8 +112,8 @@ def headline(summary: dict[str, Any]) -> str:
     buckets = f"buckets {', '.join(filled)}, " if filled else ""
     made = f" ({summary['generated']:,} generated)" if summary.get("generated") else ""
     return (
-        f"{images['train']:,}{made} + {images['val']:,} images, {classes} classes, {buckets}{summary['quarantined']} in "
-        "quarantine"
+        f"{images['train']:,}{made} + {images['val']:,} images, {classes} classes, {buckets}"
+        f"{summary['quarantined']} in quarantine"
     )
 
 
