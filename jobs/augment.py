@@ -61,7 +61,7 @@ def command(
     given = labelled.read(source, None if by is None else column, shape)
     told = {key: value for key, value in how.items() if value is not None}
     job = augment.Job(generator, given, by, per_class, seed, told)
-    augment.requests(job)
+    augment.check(job, least, share)
     fitted = {"least": least, "share": share, "steps": judge_steps, "flip": flip}
     asked = {"least": least, "share": share, "judge_steps": judge_steps, "flip": flip, "sampling": told}
     about = {"data": given.digest, "per_class": per_class, "by": by, "real": real, "seed": seed, **asked}
@@ -77,8 +77,8 @@ def command(
     short = [f"{value} ({count})" for value, count in counts.items() if count < per_class]
     print(
         f"{images:,} images of {len(given.classes)} classes in {out}, of {drawn:,} drawn; confidence "
-        f"{facts['least']:.3g} or more, as {facts['share_of_real']:.0%} of {facts['unseen_images']:,} real images have that the judge "
-        "had not seen"
+        f"{facts['least']:.3g} or more, as {facts['share_of_real']:.0%} of {facts['unseen_images']:,} real images have "
+        "that the judge had not seen"
     )
     if short:
         print(f"fewer than asked for, as too few passed: {', '.join(short)}; give a lower --least")

@@ -51,7 +51,7 @@ def command(
     shape, channels = generator.shapes[0], generator.channels
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
     info: dict[str, Any] = {"between": between, "look": look, "set": asked, **how}
-    far = {"strength": compose.STRENGTH if strength is None else strength, "seed": seed}
+    far: dict[str, Any] = {"strength": compose.STRENGTH if strength is None else strength, "seed": seed}
     marked = None
     if between:
         compose.strip_request(generator, between, asked, **how)

@@ -32,6 +32,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation import confidence
 from pipeline.evaluation.confidence import Confidence
 from pipeline.files import atomic_path, read_json, sha256_file, write_json
+from pipeline.generate import told
 from pipeline.generate.generator import Generator
 
 MANIFEST, CLASSES = "manifest.json", "classes.json"
@@ -94,8 +95,14 @@ def shape_of(model: Generator) -> tuple[int, int, int]:
 
 
 def requests(job: Job) -> list[dict[str, Any]]:
-    """The request of a batch of each class, checked, as the real images are."""
-    confidence.check(job.numbers, job.real.classes)
+    """The request of a batch of each class, checked."""
+    condition = job.model.options["condition"]
+    others = [name for name in told.names(job.model.options) if name != job.told]
+    if others and not condition.get("drop"):
+        raise UserError(
+            f"augment: this model knows no image that is told its {job.told} alone (`condition.drop` 0, and it is told "
+            f"{', '.join(others)} as well); give another"
+        )
     size = job.how.get("batch_size") or job.model.defaults["batch_size"]
     return [request_of(job.model, {job.told: value}, size, seed=job.seed, **job.how) for value in job.real.classes]
 
@@ -214,6 +221,12 @@ def _show(job: Job, out: Path, done: Mapping[str, Any]) -> None:
                     pixels = np.asarray(Image.open(BytesIO(file.read(member.length))))
                     cells[number, SHOWN + place] = pixels.reshape(shape)
     made_images.put(out / made_images.GRID, grid(cells.reshape(-1, *shape), columns=2 * SHOWN))
+
+
+def check(job: Job, least: float | None, share: float) -> None:
+    """UserError for what cannot be drawn, and where no filter can be fitted."""
+    requests(job)
+    confidence.check(job.numbers, job.real.classes, least, share)
 
 
 def fit(job: Job, pool: Path, **how: Any) -> Confidence:

@@ -126,4 +126,5 @@ def _sampled(model: Generator, z: Tensor, request: dict[str, Any], strength: flo
     with torch.no_grad():
         x = inversion.renoised(path, z, noise("compose"), walk[0])
         z = samplers.sample(request["sampler"], lead, path, x, walk, asked[0], lambda step: noise(f"compose/{step}"))
-    return model.decode(z)[0]
+    made: Images = model.decode(z)[0]
+    return made

@@ -6,7 +6,7 @@ What is done with them is the business of `augment.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def _of_listing(source: Any, channels: int) -> Iterator[Found]:
         yield row.key, row.label, row.attributes, image
 
 
-def _of_tars(source: WebDatasetSource, names: Sequence[str] | None, channels: int) -> Iterator[Found]:
+def _of_tars(source: WebDatasetSource, names: list[str] | None, channels: int) -> Iterator[Found]:
     places = tars.expand(source.path)
     if not places:
         raise UserError(f"{source.path}: no file matches; correct the pattern")
@@ -117,7 +117,7 @@ def _of_tars(source: WebDatasetSource, names: Sequence[str] | None, channels: in
                 attributes = index_tars.attributes_in(file, members.get("json"), shown)
                 label = None
                 if "cls" in members:
-                    number = index_tars.label_in(index_tars.content_of(file, members["cls"]), shown, names and [*names])
+                    number = index_tars.label_in(index_tars.content_of(file, members["cls"]), shown, names)
                     label = names[number] if names else str(number)
 
                 def image(member: Any = member, file: Any = file) -> Any:

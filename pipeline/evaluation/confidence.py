@@ -59,7 +59,7 @@ def fit(
     least: the confidence asked for, or None: what `share` of the unseen images reach. UserError for classes with too
     few images.
     """
-    check(numbers, classes)
+    check(numbers, classes, least, share)
     random, unseen = np.random.Generator(np.random.Philox(seed)), np.zeros(len(numbers), bool)
     for number in range(len(classes)):
         rows = random.permutation(np.flatnonzero(numbers == number))
@@ -85,10 +85,14 @@ def fit(
     return Confidence(judge, temperature, asked, facts)
 
 
-def check(numbers: Array, classes: Sequence[str]) -> None:
-    """UserError for classes with too few images to fit a confidence."""
+def check(numbers: Array, classes: Sequence[str], least: float | None, share: float) -> None:
+    """UserError for classes with too few images to fit a confidence, and for shares that are none."""
+    if least is not None and not 0 <= least <= 1:
+        raise UserError(f"least: {least:g} given, expected a probability from 0 to 1")
+    if not 0 < share <= 1:
+        raise UserError(f"share: {share:g} given, expected more than 0 and at most 1")
     counts = np.bincount(numbers, minlength=len(classes))
-    few = [f"{classes[i]} ({counts[i]})" for i in np.flatnonzero(counts < LEAST)]
+    few = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < LEAST]
     if few or len(classes) < 2:
         what = f"too few images of {', '.join(few[:5])}" if few else f"all images are {classes[0]}"
         raise UserError(

@@ -157,7 +157,7 @@ def tensor(images: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def accuracy(real: Set, more: Set | None, test: Set, seed: int, given: argparse.Namespace) -> float:
-    """Of a network that is trained on `real`, and with half of each batch of `more`."""
+    """Of a network that is trained on `real`, with a share of each batch from `more`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     random, rate = np.random.Generator(np.random.Philox(seed)), 0.1
@@ -165,10 +165,10 @@ def accuracy(real: Set, more: Set | None, test: Set, seed: int, given: argparse.
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = given.classifier_steps
     plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)
-    half = given.batch // 2 if more else 0
+    part = round(given.batch * given.generated) if more else 0
     for _ in range(steps):
-        parts = [batch(real, given.batch - half, random), *([batch(more, half, random)] if more else [])]
-        x, y = (torch.cat(part).to(device) for part in zip(*parts, strict=True))
+        drawn = [batch(real, given.batch - part, random), *([batch(more, part, random)] if more else [])]
+        x, y = (torch.cat(several).to(device) for several in zip(*drawn, strict=True))
         loss = functional.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
         optimizer.zero_grad()
         loss.backward()
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--per-class", type=int, default=500, help="generated images")
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--generated", type=float, default=0.5, help="share of a batch")
     for name, default in (("autoencoder-steps", 1800), ("generator-steps", 5000), ("judge-steps", 1500),
                           ("classifier-steps", 2000), ("width", 16), ("batch", 128), ("workers", 2),
                           ("test", 10000)):  # fmt: skip

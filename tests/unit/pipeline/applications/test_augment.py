@@ -158,6 +158,8 @@ def test_sources_of_all_kinds_are_read_alike(data: Path) -> None:
         (["t*.tar"], "no file matches"),
         (["t*.tar", "--real"], "tars already"),
         (["data", "--guidance", "nan"], "guidance: nan"),
+        (["data", "--least", "nan"], "least: nan"),
+        (["data", "--share", "nan"], "share: nan"),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -168,5 +170,5 @@ def test_what_cannot_be_is_one_line(
         for i, face in enumerate(faces(label, 3 if name == "sad" else 6)):
             Image.fromarray(face).save(Path(folder) / name / f"{i}.png")
     with pytest.raises(UserError, match=said):
-        augmented(model, monkeypatch, *given, "-o", "out", *QUICK)
+        augmented(model, monkeypatch, "-o", "out", *QUICK, *given)
     assert not Path("out").exists()

@@ -29,6 +29,6 @@ def test_the_least_confidence_is_what_a_share_of_unseen_images_reach(tmp_path: P
     assert made.of(images, 0).max() < 0.97  # 16 of 16 right is no certainty
     assert (made.of(images[:40], 0) > 0.5).all() and (made.of(images[:40], 1) < 0.5).all()
     with pytest.raises(UserError, match=r"light \(3\)"):
-        confidence.check(numbers[:43], ["dark", "light"])
+        confidence.check(numbers[:43], ["dark", "light"], None, 0.9)
     with pytest.raises(UserError, match="all images are dark"):
-        confidence.check(numbers[:40], ["dark"])
+        confidence.check(numbers[:40], ["dark"], None, 0.9)
