@@ -25,7 +25,7 @@ from jobs.sample import SAMPLERS
     "--least", default=None, type=click.FloatRange(0, 1), help="Least confidence, 0 takes all; default: by --share."
 )
 @click.option(
-    "--share", default=0.9, show_default=True, type=click.FloatRange(0, 1, min_open=True),
+    "--share", default=0.7, show_default=True, type=click.FloatRange(0, 1, min_open=True),
     help="Of unseen real images that reach the least confidence.",
 )  # fmt: skip
 @click.option("--sampler", default=None, type=click.Choice(SAMPLERS), help="Default: the model's.")
@@ -71,12 +71,12 @@ def command(
     sure = augment.fit(job, root / "extractors", **fitted)
     made = augment.augment(job, sure, out, about, real)
     entries = [entry for entry in made["shards"].values() if "drawn" in entry]
-    images, drawn = (sum(entry[key] for entry in entries) for key in ("images", "drawn"))
+    images, passed, drawn = (sum(entry[key] for entry in entries) for key in ("images", "passed", "drawn"))
     facts = sure.facts
     counts = {value: sum(e["images"] for e in entries if e["value"] == value) for value in given.classes}
     short = [f"{value} ({count})" for value, count in counts.items() if count < per_class]
     print(
-        f"{images:,} images of {len(given.classes)} classes in {out}, of {drawn:,} drawn; confidence "
+        f"{images:,} images of {len(given.classes)} classes in {out}; {passed:,} of {drawn:,} drawn pass: confidence "
         f"{facts['least']:.3g} or more, as {facts['share_of_real']:.0%} of {facts['unseen_images']:,} real images have "
         "that the judge had not seen"
     )

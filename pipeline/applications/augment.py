@@ -123,10 +123,8 @@ def augment(job: Job, sure: Confidence, out: Path, about: Mapping[str, Any], rea
             entry = _drawn(job, sure, request, number, part, count, out / f"{name}.tar")
             done[name] = {"value": job.real.classes[number], **entry}
             write_json(out / MANIFEST, manifest)
-            print(
-                f"augment: {job.real.classes[number]}: {entry['images']} of {entry['drawn']} drawn are taken",
-                flush=True,
-            )
+            said = f"{entry['passed']} of {entry['drawn']} drawn pass, {entry['images']} are taken"
+            print(f"augment: {job.real.classes[number]}: {said}", flush=True)
     for part, first in enumerate(range(0, len(job.real.values) if real else 0, SHARD)):
         if not _whole(out, name := f"real-{part:05d}", done):
             done[name] = _real(job, range(first, min(first + SHARD, len(job.real.values))), out / f"{name}.tar")
@@ -159,17 +157,19 @@ def _drawn(
     size, most = request["batch_size"], MOST_DRAWN * count
     place = (number << 20) + part  # of the class and the shard among all; each has numbers of noise of its own
     taken: list[tuple[int, Images, float]] = []
-    drawn = 0
+    drawn, passing = 0, 0
     while len(taken) < count and drawn < most:
         first = place * MOST_DRAWN * 2 * SHARD + drawn
         images = job.model.images(request, first)
         drawn += size
         values = sure.of(images, number)
         passed = np.flatnonzero(values >= sure.least)
+        passing += len(passed)
         taken += [(first + int(i), images[i], float(values[i])) for i in passed]
     taken = taken[:count]
+    entry = {"images": len(taken), "passed": passing, "drawn": drawn}
     if not taken:
-        return {"images": 0, "drawn": drawn}
+        return entry
     lineage = job.model.about.get("lineage", {}).get("diffusion", {})
     weights = job.model.about.get("weights", {})
     content = lineage.get("content") or weights.get("denoiser.safetensors")
@@ -181,7 +181,7 @@ def _drawn(
                      "number": at, job.column: value, "confidence": round(sureness, 4)}  # fmt: skip
             _add(writer, f"generated/{str(content)[:8]}-{job.seed}-{at}", pixels, None if job.by else number, about)
         writer.close()
-    return {"images": len(taken), "drawn": drawn, "sha256": sha256_file(tar)}
+    return {**entry, "sha256": sha256_file(tar)}
 
 
 def _real(job: Job, rows: range, tar: Path) -> dict[str, Any]:
