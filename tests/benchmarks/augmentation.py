@@ -196,8 +196,8 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
         "| real images a class | trained on | accuracy | difference, paired by seed |",
         "| ---: | --- | ---: | ---: |",
     ]
-    for shots, arms in results.items():
-        for arm, by_seed in arms.items():
+    for shots, arms in sorted(results.items(), key=lambda item: int(item[0])):
+        for arm, by_seed in sorted(arms.items(), key=lambda item: list(ARMS).index(item[0])):
             mean, half = interval([100 * value for value in by_seed.values()])
             row = f"| {shots} | {ARMS[arm] or 'real'} | {mean:.1f} ± {half:.1f} |"
             both = [seed for seed in by_seed if seed in arms.get("real", {})]
