@@ -64,11 +64,13 @@ def read(source: Source, column: str | None, shape: tuple[int, int, int]) -> Lab
     """
     names = tars.tar_classes(source) if source.kind == "webdataset" else None
     found = _of_tars(source, names, shape[2]) if source.kind == "webdataset" else _of_listing(source, shape[2])
-    images, values, keys, metas, generated = [], [], [], [], 0
+    what = f"value of {column!r}" if column else "class"
+    images, values, keys, metas, generated, without = [], [], [], [], 0, 0
     for key, label, attributes, image in found:
         value = label if column is None else attributes.get(column)
-        generated += marked(attributes)
-        if marked(attributes) or value is None or not str(value).strip():
+        told = value is not None and bool(str(value).strip())
+        generated, without = generated + marked(attributes), without + (not told)
+        if marked(attributes) or not told:
             continue
         try:
             pixels = to_array(shrink(image(), shape[0], square=True)).transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
@@ -80,8 +82,9 @@ def read(source: Source, column: str | None, shape: tuple[int, int, int]) -> Lab
         metas.append(attributes)
     where = getattr(source, "path", source.kind)
     if not images:
-        what = f"value of {column!r}" if column else "class"
         raise UserError(f"{where}: no real image with a {what}; name its column (--label or --by), or give other data")
+    if without:
+        print(f"{where}: {without:,} images without a {what} are left out", flush=True)
     classes = class_order(values) if names is None or column else names
     digest = sources.source_fingerprint(Data(source=source))
     return Labelled(np.stack(images), values, keys, metas, classes, digest, generated)
