@@ -20,6 +20,8 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
     "What a model is for": {
         "edit": ("edit", "Change images: a smile, another age."),
         "inpaint": ("inpaint", "Draw what images lack, or what lies around them."),
+        "compose": ("compose", "Make two images one: a strip, a collage, a look."),
+        "augment": ("augment", "Write images by class, for the training of something else."),
     },
     "Up to one stage": {
         "ingest": ("ingest", "Images to shards with an index (stage 1)."),

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.conditioning import Conditions
 from models.diffusion.denoiser import Denoiser
-from models.diffusion.process import Path, add_noise
+from models.diffusion.process import Path
 from models.diffusion.samplers import Sampler
 
 
@@ -78,10 +78,10 @@ def exact_inverse(
 
 
 def renoised(path: Path, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """SDEdit's start from an image (Meng et al. 2022): alpha x0 + sigma eps at one time t for all, from which a sampler
-    goes on by a grid that begins at t. What has more detail than the noise hides is kept, the rest is made anew.
+    """SDEdit's start from an image (Meng et al. 2022): alpha x0 + sigma eps at one time t [] for all, from which a
+    sampler goes on by a grid that begins at t. What has more detail than the noise hides is kept, the rest anew.
     """
-    return add_noise(path, x0, eps, t.reshape(1))
+    return path.alpha(t) * x0 + path.sigma(t) * eps  # t is float64, but of no dimension: x stays in the dtype of x0
 
 
 def _rows(x: Tensor, t: Tensor) -> Tensor:

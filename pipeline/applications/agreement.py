@@ -110,7 +110,8 @@ def read(
     table: Path, named: Mapping[str, str | None], shape: tuple[int, int, int]
 ) -> tuple[Images, list[dict[str, Any]]]:
     """Images uint8 [n, H, W, C] of a table, brought to the model's size as those of a data set are, and the columns of
-    each; rows whose image is not there are left out, and it is said. UserError for too few."""
+    each; rows whose image is not there, or that a model made, are left out, and it is said. UserError for too few."""
+    from pipeline.data.generated import marked
     from pipeline.data.listing import Unread
     from pipeline.data.sources import listing, reader
     from pipeline.data.transforms import BadImage, decode, shrink, to_array
@@ -122,12 +123,17 @@ def read(
         print(
             f"agreement: {table}: {len(found.missing):,} images are not there, such as {found.missing[0]}", flush=True
         )
-    if len(found.rows) < LEAST:
-        raise UserError(f"{table}: {len(found.rows)} images, {LEAST} at least")
-    images = np.empty((len(found.rows), *shape), np.uint8)
+    rows = [row for row in found.rows if not marked(row.attributes)]
+    if len(rows) < len(found.rows):
+        print(
+            f"agreement: {table}: {len(found.rows) - len(rows):,} images are marked as generated: left out", flush=True
+        )
+    if len(rows) < LEAST:
+        raise UserError(f"{table}: {len(rows)} images, {LEAST} at least")
+    images = np.empty((len(rows), *shape), np.uint8)
     background, most = (Data.model_fields[name].default for name in ("background", "max_pixels"))
     metas = []
-    for i, row in enumerate(found.rows):
+    for i, row in enumerate(rows):
         content = load(row.location)
         assert isinstance(content, bytes)
         try:

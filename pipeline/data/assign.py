@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.data.generated import marked
 from pipeline.data.held_out import folds, group_of, split_of
 from pipeline.data.listing import Listing, Row
 from pipeline.data.report import unusable
@@ -42,7 +43,8 @@ def assign(data: Data, listing: Listing) -> Assigned:
             kept.append((place, row, columns))
         keys.add(row.key)
     by_fold = data.split.by == "fold"
-    groups = Counter(group_of(data, row.key, columns) for _, row, columns in kept) if by_fold else Counter()
+    real = [(row.key, columns) for _, row, columns in kept if not marked(columns)]
+    groups = Counter(group_of(data, key, columns) for key, columns in real) if by_fold else Counter()
     fold_of = folds(groups, data.split.folds or 0) if by_fold else {}
     split: tuple[list[tuple[int, Row]], list[tuple[int, Row]]] = ([], [])
     for place, row, columns in kept:

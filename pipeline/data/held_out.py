@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.data.generated import marked
 from pipeline.data.own_split import split_number
 from pipeline.data.report import TRAIN, VAL
 from pipeline.errors import UserError
@@ -49,7 +50,9 @@ def group_of(data: Data, key: str, known: dict[str, Any]) -> str:
 
 
 def split_of(data: Data, key: str, known: dict[str, Any], fold_of: Mapping[str, int]) -> int:
-    """fold_of: the fold of each group, with `by: fold`."""
+    """fold_of: the fold of each group, with `by: fold`. What a model made is for training, whatever decides."""
+    if marked(known):
+        return TRAIN
     if data.split.by == "source":
         return split_number(known, key)
     if data.split.by == "fold":

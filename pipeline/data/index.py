@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.data import transforms
 from pipeline.data.cache import local_copy
+from pipeline.data.generated import marked
 from pipeline.data.tars import is_remote
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, digest, read_json, write_json
@@ -160,7 +161,8 @@ def write_index(
 ) -> None:
     """Write index.json. A shard: {name, location (relative to the folder, absolute, or an address), sha256 of the tar,
     bytes, rows_sha256 of the sidecar, train, val (numbers of samples)}, and where there are buckets of these shapes
-    {buckets: {train, val: numbers of samples by bucket}}."""
+    {buckets: {train, val: numbers of samples by bucket}}, and where a model made some of train {generated: how many}.
+    """
     buckets = {} if shapes is None else {"buckets": [list(shape) for shape in shapes]}
     write_json(folder / "index.json", {"version": 1, "classes": classes, **buckets, "shards": shards})
 
@@ -183,6 +185,7 @@ class Index:
             self._skip += np.array([sum(counts[:bucket]) for counts in by_bucket], np.int64)
             self.counts = np.array([counts[bucket] for counts in by_bucket], np.int64)
         self._ends = np.cumsum(self.counts)
+        self._generated = [s.get("generated", 0) if split == "train" else 0 for s in table["shards"]]
         self._names = [s["name"] for s in table["shards"]]
         self._locations = [s["location"] for s in table["shards"]]
         self._sha256 = [s["sha256"] for s in table["shards"]]
@@ -268,6 +271,14 @@ class Index:
         if not content.lstrip().startswith(b"{"):
             return {"caption": content.decode("utf-8", "replace").strip()}
         return dict(json.loads(content))
+
+    def generated(self) -> Array:
+        """Whether a model made each sample, bool [len] (`generated.py`); reads shards with such samples only."""
+        found = np.zeros(len(self), bool)
+        for shard in np.flatnonzero(self._generated):
+            for i in self.samples_of(int(shard)):
+                found[i] = marked(self.meta(i))
+        return found
 
     def name(self, i: int) -> str:
         """Sample i for messages: its shard and its member's key."""

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.data import shards, tars, transforms, twins
 from pipeline.data.cache import local_copy
 from pipeline.data.folders import unread
+from pipeline.data.generated import marked, may_be_marked
 from pipeline.data.held_out import group_of, split_of
 from pipeline.data.listing import LeftOut, plain
 from pipeline.data.report import TRAIN, VAL, Statistics
@@ -99,7 +100,7 @@ def hash_tar(plan: TarPlan, data: Data, work: Path) -> np.ndarray[Any, Any]:
     with open(local, "rb") as file:
         found = []
         for key, _, image in taken(plan, local):
-            content = _read(file, image) if image else f"{plan.name}/{key}".encode()
+            content = content_of(file, image) if image else f"{plan.name}/{key}".encode()
             found.append(hashlib.sha256(content).digest()[:16])
     digests = np.frombuffer(b"".join(found), "S16")
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
@@ -112,7 +113,7 @@ def tar_strata(plan: TarPlan, data: Data) -> list[tuple[str, str]]:
     local = _local(plan.tar, data)
     with open(local, "rb") as file:
         return [
-            (key, f"{plan.tar.held_out} {_read(file, members['cls']).hex() if 'cls' in members else None}")
+            (key, f"{plan.tar.held_out} {content_of(file, members['cls']).hex() if 'cls' in members else None}")
             for key, members, _ in taken(plan, local)
         ]
 
@@ -123,9 +124,9 @@ def tar_groups(plan: TarPlan, data: Data) -> Counter[str]:
     found: Counter[str] = Counter()
     with open(local, "rb") as file:
         for place, (key, members, image) in enumerate(taken(plan, local)):
-            if image and place not in plan.repeated:
-                shown = f"{plan.tar.location}: {key}"
-                found[group_of(data, key, _attributes(file, members.get("json"), shown))] += 1
+            shown = f"{plan.tar.location}: {key}"
+            if image and place not in plan.repeated and not _generated(file, members.get("json"), shown):
+                found[group_of(data, key, attributes_in(file, members.get("json"), shown))] += 1
     return found
 
 
@@ -135,7 +136,8 @@ def _local(tar: Tar, data: Data) -> Path:
     return Path(tar.location)
 
 
-def _read(file: Any, member: shards.Member) -> bytes:
+def content_of(file: Any, member: shards.Member) -> bytes:
+    """The bytes of a member of an open tar."""
     file.seek(member.offset)
     return bytes(file.read(member.length))
 
@@ -163,23 +165,25 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
                 seen.add(key)
                 if place in plan.repeats:
                     raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
-                extension, content = member.name.rpartition(".")[2].lower(), _read(file, member)
+                extension, content = member.name.rpartition(".")[2].lower(), content_of(file, member)
                 image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
             except BadImage as error:
                 statistics.bad(shown, error)
                 pixels.append((twins.NONE, shown))
                 continue
             pixels.append((twins.pixel_digest(image), shown))
-            label = _label(_read(file, members["cls"]), shown, classes) if "cls" in members else -1
+            label = label_in(content_of(file, members["cls"]), shown, classes) if "cls" in members else -1
             meta = members.get("json") or members.get("txt")
-            split = VAL if plan.tar.held_out else TRAIN
-            if data.split.by != "shards":
+            split, generated = VAL if plan.tar.held_out else TRAIN, _generated(file, members.get("json"), shown)
+            if generated:
+                split = TRAIN
+            elif data.split.by != "shards":
                 grouped = data.split.by != "key"
-                known = _attributes(file, members.get("json"), shown) if grouped else {}
+                known = attributes_in(file, members.get("json"), shown) if grouped else {}
                 split = split_of(data, key, known, plan.fold_of)
             bucket = bucket_number(image.size, data)
             kept = transforms.prepare(image, data, bucket_shape(bucket, data))
-            statistics.add(kept, image.size, label, split, bucket)
+            statistics.add(kept, image.size, label, split, bucket, generated)
             rows.append(sidecar_row(key, member, meta, label, split, bucket, data))
     if not plan.repeats:  # else they are there from the first time
         twins.save(twins.path_of(plan.name, work), pixels)
@@ -188,7 +192,8 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
     )
 
 
-def _label(content: bytes, shown: str, classes: list[str] | None) -> int:
+def label_in(content: bytes, shown: str, classes: list[str] | None) -> int:
+    """The class number that a .cls member holds. UserError for another thing."""
     try:
         label = int(content)
     except ValueError:
@@ -199,10 +204,16 @@ def _label(content: bytes, shown: str, classes: list[str] | None) -> int:
     return label
 
 
-def _attributes(file: Any, member: shards.Member | None, shown: str) -> dict[str, Any]:
+def _generated(file: Any, member: shards.Member | None, shown: str) -> bool:
+    """Whether a sample's JSON says that a model made its image."""
+    return member is not None and may_be_marked(content_of(file, member)) and marked(attributes_in(file, member, shown))
+
+
+def attributes_in(file: Any, member: shards.Member | None, shown: str) -> dict[str, Any]:
+    """The object that a .json member holds. UserError for another thing."""
     if member is None:
         return {}
     try:
-        return dict(json.loads(_read(file, member)))
+        return dict(json.loads(content_of(file, member)))
     except (ValueError, TypeError) as error:
         raise UserError(f"{shown}.json is no JSON object ({error})") from error

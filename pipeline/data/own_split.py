@@ -1,4 +1,5 @@
-"""`data.split.by: source`: the split that a source has itself, by the column or attribute `split` of its rows."""
+"""`data.split.by: source`: the split that a source has itself, by the column or attribute `split` of its rows; what a
+model made is for training whatever it says."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 from pipeline.data.array_names import SPLITS
+from pipeline.data.generated import marked
 from pipeline.data.listing import Listing
 from pipeline.data.report import TRAIN, VAL
 from pipeline.errors import UserError
@@ -18,7 +20,7 @@ def own_split(found: Listing) -> Listing:
 
     Raises UserError for a row whose split is not known, and where either is empty.
     """
-    splits = [_name(row.attributes.get(COLUMN), row.key) for row in found.rows]
+    splits = ["train" if marked(row.attributes) else _name(row.attributes.get(COLUMN), row.key) for row in found.rows]
     counts = Counter(splits)
     held_out = "val" if counts["val"] else "test"
     if not counts["train"] or not counts[held_out]:

@@ -39,6 +39,7 @@ class Statistics:
     labels: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
     sizes: Counter[str] = field(default_factory=Counter)
     buckets: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))  # by split
+    generated: int = 0  # images that a model made
     pixels: int = 0
     sums: list[int] = field(default_factory=list)
     squares: list[int] = field(default_factory=list)
@@ -46,9 +47,12 @@ class Statistics:
     def bad(self, key: str, error: transforms.BadImage) -> None:
         self.quarantine.append(unusable(key, error.reason, error.detail))
 
-    def add(self, image: Any, size: tuple[int, int], label: int, split: int, bucket: int = 0) -> None:
+    def add(
+        self, image: Any, size: tuple[int, int], label: int, split: int, bucket: int = 0, generated: bool = False
+    ) -> None:
         """Count an image (as it is kept) whose first size was `size`; pixels count where it is for training."""
         self.counts[split] += 1
+        self.generated += generated
         self.buckets[split][bucket] += 1
         self.labels[split][label] += 1
         self.sizes[f"{size[0]}x{size[1]}"] += 1
@@ -80,8 +84,10 @@ def report(
     mean = [s / pixels for s in totals["sums"]]
     std = [max(0.0, q / pixels - m * m) ** 0.5 for q, m in zip(totals["squares"], mean, strict=True)]
     names = {str(i): name for i, name in enumerate(classes)} | {"-1": "(none)"}
+    generated = sum(r["shard"].get("generated", 0) for r in results)  # all of them in train
     return {
         "images": {"train": sum(r["train"] for r in results), "val": sum(r["val"] for r in results)},
+        **({"generated": generated} if generated else {}),
         "classes": classes,
         "images_by_class": {
             split: {names[label]: count for label, count in sorted(labels[i].items(), key=lambda item: int(item[0]))}

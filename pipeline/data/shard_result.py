@@ -61,6 +61,7 @@ def finish(
             "train": statistics.counts[TRAIN],
             "val": statistics.counts[VAL],
             **({"buckets": buckets} if data.buckets else {}),
+            **({"generated": statistics.generated} if statistics.generated else {}),
         },
         "train": statistics.counts[TRAIN],
         "val": statistics.counts[VAL],

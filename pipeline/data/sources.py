@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data import arrays, parquet, synthetic
 from pipeline.data.arrays import list_arrays, read_arrays
 from pipeline.data.folders import walk
+from pipeline.data.generated import MARK, marked
 from pipeline.data.limit import limited
 from pipeline.data.listing import FORMAT, Array, Digests, Listing, Row, Unread, class_order, existing, keys_of, plain
 from pipeline.data.own_split import own_split
@@ -52,6 +53,8 @@ def source_fingerprint(data: Data, digests_folder: str | Path | None = None) -> 
         found = _listed(data, digests)
         rows = [[row.key, row.digest, row.label, row.caption, row.attributes] for row in found.rows]
         content = [rows, found.classes, found.missing]
+        if any(marked(row.attributes) for row in found.rows):  # which are split otherwise than they once were
+            content.append(MARK)
     digests.save()
     return digest([FORMAT, source.kind, content])
 

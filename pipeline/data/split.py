@@ -26,13 +26,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def split_order(folder: Path, split: str, config: Config, seed: int) -> tuple[Array, Array]:
-    """(row of the index, class) int64 [n] of each image of a split, in a random order fixed by `seed`."""
+    """(row of the index, class) int64 [n] of each real image of a split, in a random order fixed by `seed`: figures
+    stand on none that a model made."""
     from pipeline.data.index import Index
 
     index = Index.open(folder, split, config.data.cache)
     rows = np.random.Generator(np.random.Philox(seed)).permutation(len(index))
+    rows = rows[~index.generated()[rows]]
     if not len(rows):
-        raise UserError(f"{folder}: the {split} split is empty; give more images or another `data.split`")
+        raise UserError(f"{folder}: the {split} split has no real images; give more images or another `data.split`")
     return rows, index.labels()[rows]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data import filters, shards, sources, transforms, twins
+from pipeline.data.generated import marked
 from pipeline.data.listing import Row, plain
 from pipeline.data.report import Statistics
 from pipeline.data.shard_result import bucket_number, bucket_shape, finish, finished, sidecar_row
@@ -61,7 +62,7 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
             image = transforms.prepare(image, data, bucket_shape(bucket, data))
             label = number[row.label] if row.label is not None else -1
             member, meta = _add(writer, row, label, transforms.to_png(image))
-            statistics.add(image, size, label, plan.split, bucket)
+            statistics.add(image, size, label, plan.split, bucket, marked(row.attributes))
             rows.append(sidecar_row(row.key, member, meta, label, plan.split, bucket, data))
         writer.close()
     if not plan.repeats:  # else they are there from the first time

@@ -43,7 +43,8 @@ def compared(config: Config, ingest: Artifact) -> int:
     """Images in each set that figures of this data set stand on: `evaluate.samples`, or as many as there are."""
     from pipeline.data.index import Index
 
-    train, held_out = (len(Index.open(ingest.path, split, config.data.cache)) for split in ("train", "val"))
+    index = {split: Index.open(ingest.path, split, config.data.cache) for split in ("train", "val")}
+    train, held_out = (int((~one.generated()).sum()) for one in index.values())
     return min(config.evaluate.samples, held_out, train // 2)
 
 

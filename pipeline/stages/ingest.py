@@ -110,9 +110,10 @@ def headline(summary: dict[str, Any]) -> str:
     images, classes = summary["images"], len(summary["classes"])
     filled = [text(row["shape"]) for row in summary.get("buckets", []) if row["train"] or row["val"]]
     buckets = f"buckets {', '.join(filled)}, " if filled else ""
+    made = f" ({summary['generated']:,} generated)" if summary.get("generated") else ""
     return (
-        f"{images['train']:,} + {images['val']:,} images, {classes} classes, {buckets}{summary['quarantined']} in "
-        "quarantine"
+        f"{images['train']:,}{made} + {images['val']:,} images, {classes} classes, {buckets}"
+        f"{summary['quarantined']} in quarantine"
     )
 
 
@@ -125,6 +126,11 @@ def told(summary: dict[str, Any], folder: Path) -> list[str]:
         lines.append(
             f"{summary['quarantined']:,} of {total:,} images are in quarantine ({reasons}): "
             f"{folder / 'quarantine.jsonl'}"
+        )
+    if summary.get("generated"):
+        lines.append(
+            f"{summary['generated']:,} of {summary['images']['train']:,} training images are marked as generated: none "
+            "is held out, no figure stands on them"
         )
     if summary.get("left_out"):
         lines.append(f"not taken from the source: {LeftOut(summary['left_out'])}")
@@ -155,6 +161,7 @@ def _log(summary: dict[str, Any], sheet: np.ndarray[Any, Any], folder: Path, dat
     counts = {f"ingest/{split}_images": count for split, count in summary["images"].items()}
     for row in summary.get("buckets", []):
         counts |= {f"ingest/{split}_images_{text(row['shape'])}": row[split] for split in ("train", "val")}
+    counts |= {"ingest/generated": summary["generated"]} if "generated" in summary else {}
     spool.metrics({**counts, "ingest/quarantined": summary["quarantined"], "ingest/shards": summary["shards"]}, 0)
     spool.image("data/contact_sheet", sheet, 0)
     for name in ("report.json", "quarantine.jsonl", "contact_sheet.png"):

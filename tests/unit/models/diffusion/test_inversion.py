@@ -205,3 +205,4 @@ def test_renoised_data_are_led_back_to_data(path):
     x = renoised(path, x0, noise(0), times[0])
     torch.testing.assert_close(x, path.alpha(times[0]) * x0 + path.sigma(times[0]) * normal(4000, 1)(0))
     assert standard_errors(dpmpp_sde(MIXTURE.denoiser(path), path, x, times, {}, noise), MIXTURE) < 3
+    assert renoised(path, x0.float(), noise(0).float(), times[0]).dtype == torch.float32  # as a network takes it

@@ -1,0 +1,83 @@
+"""`ldm compose`: two images made one: a strip between them, a collage, the look of one on the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli import main
+from jobs.common import PATH, PLACE
+from jobs.sample import pairs
+
+
+@click.command("compose")
+@click.argument("model", type=PLACE)
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option("--out", required=True, type=PATH, help="Folder for the images and grid.png.")
+@click.option("--between", default=None, type=click.IntRange(3), help="A strip of so many images from A to B.")
+@click.option("--mask", default=None, type=PATH, help="A picture: A where it is black, B where it is white.")
+@click.option("--look", is_flag=True, help="What is on A, in the colours and contrast of B.")
+@click.option("--set", "to", multiple=True, help="NAME=VALUE that is true of both: an attribute, class or caption.")
+@click.option(
+    "--strength", default=None, type=float, help="Of --mask and --look: how far, above 0 to 1.  [default: 0.25]"
+)
+@click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Steps from noise to image.")
+@click.option("--guidance", default=None, type=click.FloatRange(0), help="Guidance scale; default: the model's.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of fresh noise.")
+@click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
+def command(
+    model: str, a: Path, b: Path, out: Path, between: int | None, mask: Path | None, look: bool, to: tuple[str, ...],
+    strength: float | None, steps: int, guidance: float | None, seed: int, root: Path,
+) -> None:  # fmt: skip
+    """Make images A and B one with MODEL, in one of three ways: --between, --mask or --look. A PNG each, and grid.png:
+    A, B, then what was made."""
+    from pipeline.applications import compose, given_images, made_images
+    from pipeline.errors import UserError
+    from pipeline.files import sha256_file
+    from pipeline.generate.folder import load_pretrained
+
+    if (between is not None) + (mask is not None) + look != 1:
+        raise UserError("give one of --between N (a strip), --mask M (a collage) and --look (the look of B on A)")
+    if between and strength is not None:
+        raise UserError("--strength: a strip goes all the way to noise; leave it out")
+    asked = pairs("--set", to)
+    for file in (a, b):
+        if not file.is_file():
+            raise UserError(f"{file}: is not there; give an image")
+    generator = load_pretrained(model, root=root)
+    shape, channels = generator.shapes[0], generator.channels
+    how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
+    info: dict[str, Any] = {"between": between, "look": look, "set": asked, **how}
+    far: dict[str, Any] = {"strength": compose.STRENGTH if strength is None else strength, "seed": seed}
+    marked = None
+    if between:
+        compose.strip_request(generator, between, asked, **how)
+    else:
+        compose.noised_request(generator, asked, **far, **how)
+        info |= far
+    if mask:
+        marked, info["mask"] = given_images.read_mask(mask, shape), sha256_file(mask)
+        if marked.all():
+            raise UserError(f"{mask}: is white everywhere, so nothing of A would be there; paint black where A stays")
+    first, second = (given_images.read(file, channels, shape) for file in (a, b))
+    made_images.begin(out, generator, [a, b], info)
+    name = Path("between.png" if between else "collage.png" if mask else "look.png")
+    ways = [str(i) for i in range(between)] if between else [None]
+    if made_images.missing(out, [name], ways):
+        if between:
+            made = list(compose.between(generator, first, second, between, asked, **how))
+        elif marked is not None:
+            made = [compose.collage(generator, first, second, marked, asked, **far, **how)]
+        else:
+            made = [compose.look(generator, first, second, asked, **far, **how)]
+        for way, image in zip(ways, made, strict=True):
+            made_images.put(made_images.place(out, name, way), image)
+    made_images.finish(out, [name], ways, [[made_images.cell(first), made_images.cell(second)]])
+    print(f"{len(ways)} image{'s' * (len(ways) > 1)} in {out}, beside A and B in {out / made_images.GRID}")
+
+
+if __name__ == "__main__":
+    main(command)
