@@ -20,6 +20,8 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
     "What a model is for": {
         "edit": ("edit", "Change images: a smile, another age."),
         "inpaint": ("inpaint", "Draw what images lack, or what lies around them."),
+        "features": ("features", "What its denoiser sees in images, as arrays."),
+        "probe": ("probe", "How good such features are for other tasks."),
     },
     "Up to one stage": {
         "ingest": ("ingest", "Images to shards with an index (stage 1)."),
