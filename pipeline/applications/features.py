@@ -42,7 +42,6 @@ from pipeline.data.arrays import open_npz, read_array
 from pipeline.data.latent_pool import entry_path, is_whole
 from pipeline.data.order import Draw, draw_batch
 from pipeline.data.pictures import Images
-from pipeline.data.sources import digests_folder_of
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, canonical_json, digest, write_json
 from pipeline.generate.generator import Generator
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FORMAT = 1  # raise it when activations of the same model, images and options change
-SLICE = 1024  # images of a slice
+SLICE = {False: 1024, True: 128}  # images of a slice: of means, of maps
 TOLD = "t{level:.2f}/block{block}"  # name of an array
 
 
@@ -122,7 +121,7 @@ def activations(model: Generator, images: Images, keys: Sequence[str], wanted: W
 def _behind(model: Generator, z: torch.Tensor, keys: Sequence[str], wanted: Wanted) -> dict[str, Array]:
     """`activations` of normalised latents [n, C, h, w]."""
     path, network = make_path(**model.options["path"]), model.network
-    _, null = model.told(model.request(n=1), range(1))
+    _, null = model.told(model.request(n=1, guidance=1.0), range(1))
     size: int = model.defaults["batch_size"]
     found: dict[str, list[Array]] = {name: [] for name in wanted.names}
     for begin in range(0, len(z), size):
@@ -187,6 +186,7 @@ def extract(
     check(model, wanted)
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: expected a name.npz")
+    out.parent.mkdir(parents=True, exist_ok=True)
     known = {f"column/{name}": _column(samples, name) for name in columns}
     content = {"options": model.options, "mean": model.space.mean.tolist(), "std": model.space.std.tolist()}
     made_of = digest([model.about.get("weights"), content])
@@ -207,7 +207,8 @@ def extract(
             return False
         raise UserError(f"--out {out}: holds something else than this call makes; give a new file")
     shown = {"background": data.background, "filters": [f.model_dump() for f in data.filters], "shape": model.shapes[0]}
-    slices = [samples[begin : begin + SLICE] for begin in range(0, len(samples), SLICE)]
+    size = SLICE[wanted.maps]
+    slices = [samples[begin : begin + size] for begin in range(0, len(samples), size)]
     jobs = [_job(part, wanted, root, digest([FORMAT, made_of, shown]), wanted.seed) for part in slices]
     missing = [job for job in jobs if not all(is_whole(Path(path)) for path in _files(job))]
     here = {"model": model, "read": given_data.reader(data, model.channels, model.shapes[0])}
