@@ -121,6 +121,7 @@ def activations(model: Generator, images: Images, keys: Sequence[str], wanted: W
 def _behind(model: Generator, z: torch.Tensor, keys: Sequence[str], wanted: Wanted) -> dict[str, Array]:
     """`activations` of normalised latents [n, C, h, w]."""
     path, network = make_path(**model.options["path"]), model.network
+    backbone: Any = network.backbone
     _, null = model.told(model.request(n=1, guidance=1.0), range(1))
     size: int = model.defaults["batch_size"]
     found: dict[str, list[Array]] = {name: [] for name in wanted.names}
@@ -138,7 +139,7 @@ def _behind(model: Generator, z: torch.Tensor, keys: Sequence[str], wanted: Want
             for block, h in zip(wanted.blocks, tokens, strict=True):  # [n, T, D]
                 name, h = TOLD.format(level=level, block=block), h.float()
                 if wanted.maps:
-                    rows = x0.shape[2] // network.backbone.patch
+                    rows = x0.shape[2] // backbone.patch
                     h = h.transpose(1, 2).reshape(len(x0), h.shape[2], rows, -1)  # [n, T, D] -> [n, D, h, w]
                 else:
                     h = h.mean(1)

@@ -1,9 +1,9 @@
 """`ldm probe`: what features of `ldm features` are good for, beside pixels, patch PCA and the autoencoder's latents.
 
 Classes by a linear probe (logistic regression) and by the k nearest neighbours of the cosine (weights exp(cosine /
-0.07), Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers"), told 10, 100 and
-all labels a class; boxes by ridge regression on all numbers of a representation, with the mean IoU. Each number of a
-representation is brought to mean 0 and deviation 1 over what the probe is told.
+0.07), Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers"), told 10, 100 and all labels a
+class; boxes by ridge regression, with the mean IoU. A probe is given all numbers of a representation, of maps those of
+all places, each with mean 0 and deviation 1 over what it is told.
 
 Three parts: test images, whose groups no other part has; of the others a fifth, by group, that decides on the strength
 of the penalty and on the level and block; the rest. The probe is then fitted to both of these. Where the data are those
@@ -118,9 +118,10 @@ def few(labels: Array, places: Array, count: int, seed: int) -> Array:
 # ---- representations -------------------------------------------------------------------------------------------------
 
 
-def representations(table: Table, parts: Parts) -> dict[str, Callable[[], Array]]:
-    """What is compared, by name, each made when it is called: [n, ...]. The PCA is fitted to what is not for tests."""
-    found: dict[str, Callable[[], Array]] = {name: partial(table.array, name) for name in table.beside}
+def representations(table: Table, parts: Parts, chosen: str) -> dict[str, Callable[[], Array]]:
+    """What is compared, by name, the features that were `chosen` first, each made when it is called: [n, ...]. The PCA
+    is fitted to what is not for tests."""
+    found: dict[str, Callable[[], Array]] = {name: partial(table.array, name) for name in (chosen, *table.beside)}
     if "pixels" in found:
         found["pixels"] = lambda: _smaller(table.array("pixels"))
     if {"pixels", "latents"} <= set(found):
@@ -162,12 +163,9 @@ def _patch_pca(table: Table, places: Array) -> Array:
     return torch.cat(codes).float().numpy()  # type: ignore[no-any-return]
 
 
-def flat(array: Array, pooled: bool) -> Array:
-    """Float32 [n, d] of a representation; pooled: maps [n, D, h, w] become their means over places."""
-    x = array.astype(np.float32)
-    if pooled and x.ndim == 4:
-        x = x.mean((2, 3))
-    return x.reshape(len(x), -1)
+def flat(array: Array) -> Array:
+    """Float32 [n, d] of a representation [n, ...], all places of a map beside each other."""
+    return array.reshape(len(array), -1).astype(np.float32)
 
 
 def scaled(x: Array, told: Array) -> Array:
@@ -193,7 +191,7 @@ def ridge(x: Array, y: Array, penalty: float) -> Callable[[Array], Array]:
     """Ridge regression with squared weights at `penalty` times the images."""
     from sklearn.linear_model import Ridge
 
-    return Ridge(alpha=penalty * len(x)).fit(x, y).predict  # type: ignore[no-any-return]
+    return Ridge(alpha=penalty * len(x)).fit(x.astype(np.float64), y).predict  # type: ignore[no-any-return]
 
 
 def neighbours(x: Array, y: Array) -> Callable[[Array], Array]:
@@ -264,14 +262,13 @@ def classes(
     if len(np.unique(labels[usable])) < 2 or len(np.unique(labels[usable])) > len(usable) // 4:
         raise UserError(f"{table.path}: {target or 'labels'} holds no classes; --target names another column")
     drawn = [parts(table, seed, group, usable) for seed in range(seeds)]
-    tuning = _tuning(table, drawn[0], linear, right, labels, pooled=True)
+    tuning = _tuning(table, drawn[0], linear, right, labels)
     chosen = max(tuning, key=lambda name: tuning[name])
     each: dict[str, dict[str, dict[str, list[float]]]] = {}
     settings = [*map(str, counts), "all"]
     for seed, own in enumerate(drawn):
-        compared = {chosen: partial(table.array, chosen), **representations(table, own)}
-        for shown, make in compared.items():
-            x = flat(make(), pooled=shown == chosen)
+        for shown, make in representations(table, own, chosen).items():
+            x = flat(make())
             for setting in settings:
                 told = np.concatenate([own.fit, own.tune])
                 told = told if setting == "all" else few(labels, told, int(setting), seed)
@@ -314,13 +311,13 @@ def boxes(table: Table, columns: Sequence[str], group: str | None = None, seeds:
     truth = _boxes(table, columns)
     usable = np.flatnonzero(np.isfinite(truth).all(1))
     drawn = [parts(table, seed, group, usable) for seed in range(seeds)]
-    tuning = _tuning(table, drawn[0], ridge, overlap, truth, pooled=False)
+    tuning = _tuning(table, drawn[0], ridge, overlap, truth)
     chosen = max(tuning, key=lambda name: tuning[name])
     each: dict[str, list[float]] = {}
     for seed, own in enumerate(drawn):
         told = np.concatenate([own.fit, own.tune])
-        for shown, make in {chosen: partial(table.array, chosen), **representations(table, own)}.items():
-            z = scaled(flat(make(), pooled=False), told)
+        for shown, make in representations(table, own, chosen).items():
+            z = scaled(flat(make()), told)
             _, penalty = tuned(ridge, overlap, z, truth, own.fit, own.tune)
             found = overlap(ridge(z[told], truth[told], penalty)(z[own.test]), truth[own.test])
             each.setdefault(shown, []).append(found)
@@ -351,13 +348,11 @@ def _boxes(table: Table, columns: Sequence[str]) -> Array:
     return found
 
 
-def _tuning(
-    table: Table, own: Parts, fit: Fit, score: Callable[[Array, Array], float], y: Array, pooled: bool
-) -> dict[str, float]:
+def _tuning(table: Table, own: Parts, fit: Fit, score: Callable[[Array, Array], float], y: Array) -> dict[str, float]:
     """The score of each level and block on the images to choose by."""
     found = {}
     for name in table.names:
-        z = scaled(flat(table.array(name), pooled), own.fit)
+        z = scaled(flat(table.array(name)), own.fit)
         found[name] = tuned(fit, score, z, y, own.fit, own.tune)[0]
         print(f"probe: {name} {found[name]:.3f}", flush=True)
     return found
@@ -377,15 +372,15 @@ def _about(table: Table, drawn: Sequence[Parts], group: str | None, tuning: dict
 
 
 def rows(values: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the figures, for people."""
+    """Header and rows of the figures, for people: the features first."""
+    figures: Mapping[str, Any] = values["figures"]
+    names = [values["chosen"], *(name for name in figures if name != values["chosen"])]
     if "columns" in values:
-        return ["", "mean IoU"], [[name, _cell(figure)] for name, figure in values["figures"].items()]
-    settings = list(next(iter(values["figures"].values()))["linear"])
-    header = ["", *(f"{probe}, {s} labels" for probe in ("linear", "neighbours") for s in settings)]
-    return header, [
-        [name, *(_cell(of[probe][s]) for probe in ("linear", "neighbours") for s in settings)]
-        for name, of in values["figures"].items()
-    ]
+        return ["", "mean IoU"], [[name, _cell(figures[name])] for name in names]
+    settings = sorted(figures[names[0]]["linear"], key=lambda text: int(text) if text.isdecimal() else math.inf)
+    asked = [(probe, setting) for probe in ("linear", "neighbours") for setting in settings]
+    header = ["", *(f"{probe}, {setting} labels" for probe, setting in asked)]
+    return header, [[name, *(_cell(figures[name][probe][setting]) for probe, setting in asked)] for name in names]
 
 
 def _cell(figure: Mapping[str, Any]) -> str:

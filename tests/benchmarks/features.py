@@ -1,13 +1,13 @@
 """What the features of a trained model are good for: classes of CIFAR-10, boxes of drawn shapes.
 
     python tests/benchmarks/features.py classes MODEL CONFIG.yaml OUT [--root RUNS] [--count N] [--seeds 5] \
-        [--levels 0.05,0.1,0.2,0.3,0.4] [--workers 1]
+        [--levels 0.05,0.1,0.2,0.3,0.4] [--blocks all] [--maps] [--workers 1]
     python tests/benchmarks/features.py draw FOLDER [--count 8000] [--size 32]
     ldm run FOLDER/shapes.yaml
     python tests/benchmarks/features.py boxes shapes FOLDER/shapes.jsonl OUT --root FOLDER/runs [...]
 
-`classes`: MODEL's activations at all blocks on the images of CONFIG (such as jobs/configs/cifar10_cpu.yaml), probed on
-those that its training held out, with 10, 100 and all labels a class. `boxes`: maps, probed for the box of the shape.
+`classes`: MODEL's activations on the images of CONFIG (such as jobs/configs/cifar10_cpu.yaml), probed on those that its
+training held out, with 10, 100 and all labels a class. `boxes`: maps, probed for the box of the shape.
 Writes OUT/features.npz, OUT/probe.json and OUT/probe.md; what is there already is not made again.
 
 `draw` writes the images of the synthetic source `shapes` as files, with a table: image, class, and the box as shares of
@@ -81,9 +81,10 @@ def draw(folder: Path, count: int, size: int) -> None:
 def measure(arguments: argparse.Namespace) -> None:
     out, boxes = arguments.out, arguments.what == "boxes"
     words = [arguments.model, arguments.data, "-o", str(out / "features.npz"), "--levels", arguments.levels]
-    words += ["--blocks", "all", "--root", arguments.root, "--workers", str(arguments.workers)]
+    words += ["--blocks", arguments.blocks, "--root", arguments.root, "--workers", str(arguments.workers)]
     words += ["--count", str(arguments.count)] if arguments.count else []
-    words += ["--maps", "--columns", ",".join(BOX)] if boxes else []
+    words += ["--maps"] if boxes or arguments.maps else []
+    words += ["--columns", ",".join(BOX)] if boxes else []
     subprocess.run([sys.executable, "-m", "jobs.features", *words], cwd=ROOT, check=True)
     if not (out / "probe.json").exists():
         table = probe.load(out / "features.npz")
@@ -136,6 +137,8 @@ def main() -> None:
         probed.add_argument("--count", type=int)
         probed.add_argument("--seeds", type=int, default=5)
         probed.add_argument("--levels", default="0.05,0.1,0.2,0.3,0.4")
+        probed.add_argument("--blocks", default="all")
+        probed.add_argument("--maps", action="store_true")
         probed.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.what == "draw":

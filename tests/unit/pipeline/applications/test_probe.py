@@ -110,7 +110,7 @@ def test_boxes(tmp_path: Path) -> None:
     table = probe.load(file)
     corners = np.stack([table.known[f"column/{name}"].astype(float) for name in "ltrb"], 1)
     maps = np.zeros((N, 4, 2, 2), np.float16)
-    maps[:, :, 1, 0] = corners  # a mean over places would tell as much; which place it is must not matter
+    maps[:, :, 1, 0] = corners
     table = probe.load(written(file, **{"t0.10/block2": maps}))
     values = probe.boxes(table, list("ltrb"), "who", seeds=2)
     assert values["chosen"] == "t0.10/block2" and values["figures"]["t0.10/block2"]["mean"] > 0.95
