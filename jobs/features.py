@@ -45,7 +45,7 @@ def command(
     shares = _numbers("--levels", levels, float)
     chosen = given_data.data_of(data, {"image": image, "label": label})
     generator = load_pretrained(model, root=root, weights=weights)
-    depth = len(getattr(generator.network.backbone, "blocks", ()))  # type: ignore[arg-type]
+    depth = len(getattr(generator.network.backbone, "blocks", ()))
     behind = {None: sorted({max(1, depth // 2), depth}), "all": list(range(1, depth + 1))}.get(blocks)
     wanted = features.Wanted(
         tuple(sorted(shares)), tuple(sorted(behind or _numbers("--blocks", blocks or "", int))), maps, seed, not bare

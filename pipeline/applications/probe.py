@@ -50,13 +50,20 @@ class Table:
     beside: list[str]  # "pixels" and "latents", where they are there
 
     def array(self, name: str) -> Array:
-        """An array of the file, read anew each time: [n, ...]."""
+        """An array of the file, read anew each time: [n, ...]. UserError for what is no finite numbers of each key."""
         with open_npz(str(self.path)) as file:
-            return read_array(file, name, str(self.path))
+            found = read_array(file, name, str(self.path))
+        if found.ndim < 2 or len(found) != len(self.known["keys"]) or found.dtype.kind not in "fu":
+            raise UserError(f"{self.path}: {name} is {found.dtype}{found.shape}; run `ldm features` again")
+        if not np.isfinite(found).all():
+            raise UserError(f"{self.path}: {name} is not finite; run `ldm features` again")
+        return found
 
 
 def load(path: Path) -> Table:
     """What a file of features holds. UserError for another file, and for arrays of unlike lengths."""
+    if path.suffix != ".npz" or not path.is_file():
+        raise UserError(f"{path}: is no .npz file; `ldm features` writes one")
     with open_npz(str(path)) as file:
         there = list(file)
         if not {"keys", "labels", "about"} <= set(there):
@@ -160,12 +167,13 @@ def _patch_pca(table: Table, places: Array) -> Array:
         count, total, square = count + len(p), total + p.sum(0), square + p.T @ p
     mean, basis = components(count, total, square, keep)
     codes = [(patches(x[i : i + PCA_BATCH], side) - mean) @ basis for i in range(0, len(x), PCA_BATCH)]
-    return torch.cat(codes).float().numpy()  # type: ignore[no-any-return]
+    return torch.cat(codes).float().numpy()
 
 
 def flat(array: Array) -> Array:
     """Float32 [n, d] of a representation [n, ...], all places of a map beside each other."""
-    return array.reshape(len(array), -1).astype(np.float32)
+    found: Array = array.reshape(len(array), -1).astype(np.float32)
+    return found
 
 
 def scaled(x: Array, told: Array) -> Array:
@@ -199,7 +207,7 @@ def neighbours(x: Array, y: Array) -> Callable[[Array], Array]:
     from sklearn.neighbors import KNeighborsClassifier
 
     def weights(distance: Array) -> Array:
-        return np.exp((1 - distance) / TEMPERATURE)  # type: ignore[no-any-return]
+        return np.exp((1 - distance) / TEMPERATURE)
 
     count = min(NEIGHBOURS, len(x))
     return KNeighborsClassifier(count, weights=weights, metric="cosine").fit(x, y).predict  # type: ignore[no-any-return]

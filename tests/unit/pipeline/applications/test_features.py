@@ -50,6 +50,7 @@ def made(kind: str = "dit", path: str = "rectified_flow", drop: float = 0.1) -> 
             "blocks": 1,
             "groups": 4,
             "attention": [False],
+            "head_width": 8,
         }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -162,12 +162,17 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("a", "no file of features"),
         ("b", "not a readable"),
         ("c", "not a readable"),
-        ("none", "not exist"),
+        ("none", "is no .npz file"),
     ):
         with pytest.raises(UserError, match=said):
             probe.load(tmp_path / f"{name}.npz")
     with pytest.raises(UserError, match="images to"):
         probe.classes(probe.load(small), group="who")
+    for array, said in ((np.full((N, 2), np.nan), "is not finite"), (np.zeros((3, 2)), "is float64"),
+                        (np.zeros((N, 2), np.str_), "is <U1")):  # fmt: skip
+        other = probe.load(written(tmp_path / "e.npz", **{"t0.10/block1": array}))
+        with pytest.raises(UserError, match=said):
+            probe.classes(other, seeds=1, counts=())
 
 
 def test_the_verb_prints_and_writes_the_figures(file: Path, tmp_path: Path) -> None:
