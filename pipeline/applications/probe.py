@@ -179,7 +179,8 @@ def flat(array: Array) -> Array:
 def scaled(x: Array, told: Array) -> Array:
     """Each number with mean 0 and deviation 1 over the places `told`; one that is constant there is 0."""
     mean, std = x[told].mean(0), x[told].std(0)
-    return ((x - mean) / np.where(std > 1e-6, std, np.inf)).astype(np.float32)
+    found: Array = ((x - mean) / np.where(std > 1e-6, std, np.inf)).astype(np.float32)
+    return found
 
 
 # ---- probes ----------------------------------------------------------------------------------------------------------
