@@ -18,8 +18,8 @@ from jobs.sample import SAMPLERS
 @click.option("-o", "--out", required=True, type=PATH, help="Folder for the tars.")
 @click.option("--per-class", default=500, show_default=True, type=click.IntRange(1), help="Images of each class.")
 @click.option("--by", default=None, help="An attribute of the model, of whose values images are made; default: class.")
-@click.option("--image", default="image", show_default=True, help="Column of the images, of a table.")
-@click.option("--label", default=None, help="Column of the class, of a table.")
+@click.option("--image", default=None, help="Column of the images in a table; default: image.")
+@click.option("--label", default=None, help="Column of the class in a table.")
 @click.option("--real", is_flag=True, help="Write DATA's images to the folder as well, so that it is a whole data set.")
 @click.option(
     "--least", default=None, type=click.FloatRange(0, 1), help="Least confidence, 0 takes all; default: by --share."
@@ -40,25 +40,28 @@ from jobs.sample import SAMPLERS
 @click.option("--weights", default=None, type=PLACE, help="Other weights of the denoiser, as of `ldm sample`.")
 @click.option("--root", default="runs", type=PATH, help="Where runs lie, and the pool of judges.")
 def command(
-    model: str, data: str, out: Path, per_class: int, by: str | None, image: str, label: str | None, real: bool,
+    model: str, data: str, out: Path, per_class: int, by: str | None, image: str | None, label: str | None, real: bool,
     least: float | None, share: float, judge_steps: int, flip: bool, seed: int, weights: str | None, root: Path,
     **how: Any,
 ) -> None:  # fmt: skip
-    """Draw images of each class of DATA (a folder, a table, tars; real images with their classes) with MODEL, keep
-    those that a judge of the real ones is sure of, and write them as tars that an ingest reads: each marked as
-    generated, so that no ingest holds one out."""
-    from pipeline.applications import augment, labelled, made_images
+    """Draw images of each class of DATA (real images with their classes: a folder, a table, an .npz file, tars, or a
+    config, of which the images that train) with MODEL, keep those that a judge of the real ones is sure of, and write
+    them as tars that an ingest reads: each marked as generated, so that no ingest holds one out."""
+    from pipeline.applications import augment, given_data, labelled, made_images
+    from pipeline.data.sources import digests_folder_of
     from pipeline.errors import UserError
     from pipeline.generate.folder import load_pretrained
 
-    source = labelled.source_of(data, image, label)
-    if real and source.kind == "webdataset":
+    chosen = given_data.data_of(data, {"image": image, "label": label})
+    if real and chosen.source.kind == "webdataset":
         raise UserError(
             "--real: DATA are tars already; leave it out, and give ingest both by a pattern, {DATA,OUT}/*.tar"
         )
     generator = load_pretrained(model, root=root, weights=weights)
     column, shape = augment.column_of(generator, by), augment.shape_of(generator)
-    given = labelled.read(source, None if by is None else column, shape)
+    samples = given_data.listed(chosen, digests_folder_of(root), None, given_data.is_config(data))
+    train = [sample for sample in samples if sample.split != "val"]
+    given = labelled.read(chosen, train, None if by is None else column, shape)
     told = {key: value for key, value in how.items() if value is not None}
     job = augment.Job(generator, given, by, per_class, seed, told)
     augment.check(job, least, share)

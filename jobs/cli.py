@@ -22,6 +22,8 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
         "inpaint": ("inpaint", "Draw what images lack, or what lies around them."),
         "compose": ("compose", "Make two images one: a strip, a collage, a look."),
         "augment": ("augment", "Write images by class, for the training of something else."),
+        "features": ("features", "What its denoiser sees in images, as arrays."),
+        "probe": ("probe", "How good such features are for other tasks."),
     },
     "Up to one stage": {
         "ingest": ("ingest", "Images to shards with an index (stage 1)."),

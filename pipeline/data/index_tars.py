@@ -100,7 +100,7 @@ def hash_tar(plan: TarPlan, data: Data, work: Path) -> np.ndarray[Any, Any]:
     with open(local, "rb") as file:
         found = []
         for key, _, image in taken(plan, local):
-            content = content_of(file, image) if image else f"{plan.name}/{key}".encode()
+            content = read_member(file, image) if image else f"{plan.name}/{key}".encode()
             found.append(hashlib.sha256(content).digest()[:16])
     digests = np.frombuffer(b"".join(found), "S16")
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
@@ -113,7 +113,7 @@ def tar_strata(plan: TarPlan, data: Data) -> list[tuple[str, str]]:
     local = _local(plan.tar, data)
     with open(local, "rb") as file:
         return [
-            (key, f"{plan.tar.held_out} {content_of(file, members['cls']).hex() if 'cls' in members else None}")
+            (key, f"{plan.tar.held_out} {read_member(file, members['cls']).hex() if 'cls' in members else None}")
             for key, members, _ in taken(plan, local)
         ]
 
@@ -126,7 +126,7 @@ def tar_groups(plan: TarPlan, data: Data) -> Counter[str]:
         for place, (key, members, image) in enumerate(taken(plan, local)):
             shown = f"{plan.tar.location}: {key}"
             if image and place not in plan.repeated and not _generated(file, members.get("json"), shown):
-                found[group_of(data, key, attributes_in(file, members.get("json"), shown))] += 1
+                found[group_of(data, key, attributes_of(file, members.get("json"), shown))] += 1
     return found
 
 
@@ -136,7 +136,7 @@ def _local(tar: Tar, data: Data) -> Path:
     return Path(tar.location)
 
 
-def content_of(file: Any, member: shards.Member) -> bytes:
+def read_member(file: Any, member: shards.Member) -> bytes:
     """The bytes of a member of an open tar."""
     file.seek(member.offset)
     return bytes(file.read(member.length))
@@ -165,21 +165,21 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
                 seen.add(key)
                 if place in plan.repeats:
                     raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
-                extension, content = member.name.rpartition(".")[2].lower(), content_of(file, member)
+                extension, content = member.name.rpartition(".")[2].lower(), read_member(file, member)
                 image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
             except BadImage as error:
                 statistics.bad(shown, error)
                 pixels.append((twins.NONE, shown))
                 continue
             pixels.append((twins.pixel_digest(image), shown))
-            label = label_in(content_of(file, members["cls"]), shown, classes) if "cls" in members else -1
+            label = label_of(read_member(file, members["cls"]), shown, classes) if "cls" in members else -1
             meta = members.get("json") or members.get("txt")
             split, generated = VAL if plan.tar.held_out else TRAIN, _generated(file, members.get("json"), shown)
             if generated:
                 split = TRAIN
             elif data.split.by != "shards":
                 grouped = data.split.by != "key"
-                known = attributes_in(file, members.get("json"), shown) if grouped else {}
+                known = attributes_of(file, members.get("json"), shown) if grouped else {}
                 split = split_of(data, key, known, plan.fold_of)
             bucket = bucket_number(image.size, data)
             kept = transforms.prepare(image, data, bucket_shape(bucket, data))
@@ -192,8 +192,8 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
     )
 
 
-def label_in(content: bytes, shown: str, classes: list[str] | None) -> int:
-    """The class number that a .cls member holds. UserError for another thing."""
+def label_of(content: bytes, shown: str, classes: list[str] | None) -> int:
+    """The class number that a member .cls holds. UserError for none, and for one that `classes` do not have."""
     try:
         label = int(content)
     except ValueError:
@@ -206,14 +206,16 @@ def label_in(content: bytes, shown: str, classes: list[str] | None) -> int:
 
 def _generated(file: Any, member: shards.Member | None, shown: str) -> bool:
     """Whether a sample's JSON says that a model made its image."""
-    return member is not None and may_be_marked(content_of(file, member)) and marked(attributes_in(file, member, shown))
+    return (
+        member is not None and may_be_marked(read_member(file, member)) and marked(attributes_of(file, member, shown))
+    )
 
 
-def attributes_in(file: Any, member: shards.Member | None, shown: str) -> dict[str, Any]:
+def attributes_of(file: Any, member: shards.Member | None, shown: str) -> dict[str, Any]:
     """The object that a .json member holds. UserError for another thing."""
     if member is None:
         return {}
     try:
-        return dict(json.loads(content_of(file, member)))
+        return dict(json.loads(read_member(file, member)))
     except (ValueError, TypeError) as error:
         raise UserError(f"{shown}.json is no JSON object ({error})") from error

@@ -32,6 +32,11 @@ def wanted(section: Diffusion) -> list[str]:
     return [key for key in KEYS if getattr(section, key)]
 
 
+def shown(backbone: Any) -> bool:
+    """Whether a backbone gives the tokens behind its blocks (`depths`)."""
+    return {"route", "depths"} <= inspect.signature(backbone.forward).parameters.keys()
+
+
 def check(section: Diffusion, backbone: Any, channels: int, size: int) -> None:
     """ValueError where the backbone does not show its middle, has too few blocks, or joins tokens over the route;
     UserError for samples that make no whole groups, and for a teacher's file that gives no maps of images [channels,
@@ -39,8 +44,8 @@ def check(section: Diffusion, backbone: Any, channels: int, size: int) -> None:
     keys = wanted(section)
     if not keys:
         return
-    kind, parameters = section.backbone["kind"], inspect.signature(backbone.forward).parameters
-    if not {"route", "depths"} <= parameters.keys():
+    kind = section.backbone["kind"]
+    if not shown(backbone):
         raise ValueError(f"kind: {kind} does not show its tokens, as `{keys[0]}` needs it; give a dit")
     depth = len(backbone.blocks)
     if section.align:

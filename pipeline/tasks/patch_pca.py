@@ -16,6 +16,23 @@ PCA_BATCH = 50  # images whose patches are in memory at once
 PCA_IMAGES = 5_000  # training images behind the patch PCA: its covariance has at most 192 x 192 numbers
 
 
+def patches(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Patches float64 [n, P, C side side] in [0, 1], row by row, of images uint8 [n, C, H, W]."""
+    import torch
+
+    x = torch.nn.functional.unfold(images.double() / 255, side, stride=side)  # [n, C side side, P]
+    return x.transpose(1, 2)
+
+
+def components(count: int, total: torch.Tensor, square: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean [d] and the first principal components [d, keep], largest last, of `count` patches with this sum [d] and sum
+    of outer products [d, d]."""
+    import torch
+
+    mean = total / count
+    return mean, torch.linalg.eigh(square / count - torch.outer(mean, mean))[1][:, -keep:]
+
+
 def patch_pca(config: Config, data: Artifact, model: Any) -> float:
     """PSNR (dB) on the held-out images of the best linear code with as many numbers as the latents.
 
@@ -31,24 +48,19 @@ def patch_pca(config: Config, data: Artifact, model: Any) -> float:
 
     side, keep = model.factor, model.latent_channels
 
-    def patches(images: torch.Tensor) -> torch.Tensor:
-        x = torch.nn.functional.unfold(images.double() / 255, side, stride=side)  # [n, c*side*side, patches]
-        return x.transpose(1, 2)
-
     d = config.data.channels * side * side
     count, total, square = 0, torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
     train, val = (Index.open(data.path, split, config.data.cache) for split in ("train", "val"))
     for part in train.parts:
         share = -(-PCA_IMAGES * len(part) // (len(train) * PCA_BATCH))  # batches of this bucket
         for images in itertools.islice(validation_images(part, config.data, PCA_BATCH), share):
-            x = patches(images).flatten(0, 1)  # [n * patches, d]
+            x = patches(images, side).flatten(0, 1)  # [n * patches, d]
             count, total, square = count + len(x), total + x.sum(0), square + x.T @ x
-    mean = total / count
-    basis = torch.linalg.eigh(square / count - torch.outer(mean, mean))[1][:, -keep:]  # [d, keep], largest last
+    mean, basis = components(count, total, square, keep)
     psnr = []
     for part in val.parts:
         for images in validation_images(part, config.data, PCA_BATCH):
-            x = patches(images) - mean
+            x = patches(images, side) - mean
             mse = (x - x @ basis @ basis.T).square().mean((1, 2))
             psnr.append(-10 * mse.clamp(min=1e-10).log10())
     return float(torch.cat(psnr).mean())

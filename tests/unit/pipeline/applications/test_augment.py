@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline.applications import labelled
+from pipeline.applications import given_data, labelled
 from pipeline.cluster.inline import Inline
 from pipeline.data.index import Index
 from pipeline.data.latents import LatentSpace
@@ -121,12 +121,17 @@ def test_what_no_sample_reaches_is_said(model: Generator, data: Path, monkeypatc
 
 def test_sources_of_all_kinds_are_read_alike(data: Path) -> None:
     shape = (SIDE, SIDE, 3)
-    folder = labelled.read(labelled.source_of("data", "image", None), None, shape)
+
+    def read(given: str, column: str | None = None, **named: str) -> labelled.Labelled:
+        chosen = given_data.data_of(given, named)
+        return labelled.read(chosen, given_data.listed(chosen, Path("digests"), None, False), column, shape)
+
+    folder = read("data")
     assert folder.images.shape == (30, *shape) and folder.classes == sorted(OPTIONS["classes"])
     lines = ["picture,mood"] + [f"{key}.png,{value}" for key, value in zip(folder.keys, folder.values, strict=True)]
     Path("data/t.csv").write_text("\n".join(lines) + "\n")
-    table = labelled.read(labelled.source_of("data/t.csv", "picture", "mood"), None, shape)
-    column = labelled.read(labelled.source_of("data/t.csv", "picture", None), "mood", shape)
+    table = read("data/t.csv", image="picture", label="mood")
+    column = read("data/t.csv", "mood", image="picture")
     with tarfile.open("t.tar", "w") as tar:
         for i, image in enumerate(folder.images):
             buffer = io.BytesIO()
@@ -139,7 +144,7 @@ def test_sources_of_all_kinds_are_read_alike(data: Path) -> None:
                 info.size = len(pixels)
                 tar.addfile(info, io.BytesIO(pixels))
     write_json("classes.json", folder.classes)
-    tars = labelled.read(labelled.source_of("t.tar", "image", None), None, shape)
+    tars = read("t.tar")
     assert tars.generated == 3 and len(tars.values) == 27  # what a model made is no real image
     kept = [i for i in range(30) if i % 10 != 9]
     for other, rows in ((table, range(30)), (column, range(30)), (tars, kept)):
@@ -150,7 +155,7 @@ def test_sources_of_all_kinds_are_read_alike(data: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["none"], "expected a folder"),
+        (["none"], "none: is not there; give a folder"),
         (["data/happy"], "no real image with a class"),
         (["data", "--by", "age"], "no attribute"),
         (["few"], "too few images of sad"),

@@ -1,0 +1,61 @@
+"""`ldm probe`: how well classes, or the box of an object, are told from a model's features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli import main
+from jobs.common import PATH
+
+
+@click.command("probe")
+@click.argument("features", type=PATH)
+@click.option("--target", default=None, help="Column of the class; default: the labels.")
+@click.option("--box", default=None, help="Four columns of a box in place of a class, such as x0,y0,x1,y1.")
+@click.option("--group", default=None, help="Column whose images of one value stay together, in training or test.")
+@click.option("--few", default="10,100", show_default=True, help="Labels a class, besides all; empty: all alone.")
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Draws of images and labels.")
+@click.option("--out", default=None, type=PATH, help="Also write the figures here (JSON).")
+def command(
+    features: Path, target: str | None, box: str | None, group: str | None, few: str, seeds: int, out: Path | None
+) -> None:
+    """Probe FEATURES, an .npz file of `ldm features`: linear and nearest neighbours on the best level and block, beside
+    pixels, patch PCA and the autoencoder's latents."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.applications import probe
+    from pipeline.errors import UserError
+    from pipeline.files import write_json
+
+    if box and target:
+        raise UserError("--box: a box has no class; leave --target out")
+    counts = [part.strip() for part in few.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 1 for part in counts):
+        raise UserError(f"--few {few}: expected whole numbers above 1, separated by commas")
+    if out is not None and out.exists():
+        raise UserError(f"--out {out}: exists; give a new file")
+    table = probe.load(features)
+    if box:
+        values = probe.boxes(table, [name.strip() for name in box.split(",")], group, seeds)
+    else:
+        values = probe.classes(table, target, group, seeds, [int(part) for part in counts])
+    header, rows = probe.rows(values)
+    shown = Table(*header, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*row)
+    Console(width=None if Console().is_terminal else 200).print(shown)
+    images = values["images"]
+    told, seen = images["fit"] + images["tune"], f"{seeds} seeds" if seeds > 1 else "one seed"
+    print(f"{told:,} images to learn from, {images['test']:,} to test (held out: {values['held_out']}), {seen}")
+    if "gain" in values:
+        print(f"{values['chosen']}: {100 * values['gain']:+.1f} points over {values['over']} (linear, all labels)")
+    if out is not None:
+        write_json(out, {**values, "few": counts})
+        print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main(command)
