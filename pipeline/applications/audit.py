@@ -66,4 +66,6 @@ def trained_on(model: Generator, root: Path) -> tuple[Config, Artifact, Artifact
     files = [past.folder / "config.yaml" for past in runs if (past.folder / "config.yaml").is_file()]
     if not files:
         raise UserError(f"audit: no run under {root} says how {diffusion.name} was trained (pipelines/KEY/config.yaml)")
-    return load(files[-1], [f"run.root={root.absolute()}"]), ingest, diffusion, known
+    config = load(files[-1])
+    here = config.run.model_copy(update={"root": str(root.absolute())})  # a root that was moved or copied
+    return config.model_copy(update={"run": here}), ingest, diffusion, known

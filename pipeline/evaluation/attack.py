@@ -1,9 +1,9 @@
 """How well a model knows single images: its denoiser's error on each of them at several noise levels.
 
-An image that a denoiser was trained on often is denoised better than others (Carlini et al. 2023, section 5; Matsumoto,
-Miura and Yanai 2023). Every image gets the same noises, held-out ones as training images, so that what differs is the
-image. An error is compared with another's at its own level only, so scores are means of logarithms; of an image that is
-hard for any model a reference model says so (Watson et al. 2022, "On the Importance of Difficulty Calibration").
+An image that a denoiser was trained on often is denoised better than others (Carlini et al. 2023, section 5.2). Images
+get the same noises, held-out ones as training images, so that what differs is the image. An error is compared with
+others at its own level only, so scores are means of logarithms. How hard an image is for any model, a reference model
+says (Watson et al. 2022, "On the Importance of Difficulty Calibration in Membership Inference Attacks").
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pipeline.generate.sampling import noise_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.data.pictures import Images
     from pipeline.generate.generator import Generator
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -61,10 +61,7 @@ def check(subject: Subject) -> None:
     """UserError where nothing can be said: before anything is computed."""
     for name, images in (("training", subject.members.images), ("held-out", subject.held_out.images)):
         if len(images) < LEAST:
-            raise UserError(
-                f"audit: {len(images)} {name} images that the model can be told of, {LEAST} at least; hold out more "
-                "(`data.split`)" if name == "held-out" else f"audit: {len(images)} {name} images, {LEAST} at least"
-            )
+            raise UserError(f"audit: {len(images)} {name} images, {LEAST} at least; give more (`data.split`)")
 
 
 def audit(

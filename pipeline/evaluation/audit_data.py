@@ -53,9 +53,7 @@ def subject_of(
     return Subject(model, train, members, held_out, extractor, trained_on), {"classes": classes, **asked}
 
 
-def told_to(
-    model: Generator, config: Config, ingest: Artifact, diffusion: Artifact, count: int
-) -> tuple[Part, Part]:
+def told_to(model: Generator, config: Config, ingest: Artifact, diffusion: Artifact, count: int) -> tuple[Part, Part]:
     """The same images for another model, as that one is told of them."""
     from pipeline.data.split import load_split
 
@@ -110,7 +108,9 @@ def check_reference(reference: Generator, model: Generator, ingest: Artifact, kn
         raise UserError("--reference: was trained on the same images; give a model of others")
     for what in ("condition", "classes"):
         if reference.options[what] != model.options[what]:
-            raise UserError(f"--reference: is told other things than the model ({what}); give one that is told the same")
+            raise UserError(
+                f"--reference: is told other things than the model ({what}); give one that is told the same"
+            )
     if reference.shapes[0] != model.shapes[0] or reference.channels != model.channels:
         raise UserError("--reference: makes images of another size; give one of the same")
 

@@ -1,6 +1,6 @@
 """An audit in words, its figures by name, and the gate: which of them are over what a config allows.
 
-    report.json  all figures, and the most exposed    report.md  the same to read    copies.png  samples, training images
+report.json  all figures, and the most exposed    report.md  the same to read    copies.png  samples, training images
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     ]
     for space, one in report["copies"].items():
         found.append(
-            f"copies by {space}: {_interval(one, 'share')} of {images['samples']} samples ({one['held_out_share']:.2%} of "
-            f"{images['held_out']} held-out images lie as near); nearest training image over its neighbours: "
-            f"{one['ratio_median']:.3f}, held-out images {one['held_out_ratio_median']:.3f}, a copy below {one['fence']:.3f}"
+            f"copies by {space}: {_interval(one, 'share')} of {images['samples']} samples ({one['held_out_share']:.2%} "
+            f"of {images['held_out']} held-out images lie as near); nearest training image over its neighbours: "
+            f"{one['ratio_median']:.3f}, of held-out images {one['held_out_ratio_median']:.3f}, of a copy below "
+            f"{one['fence']:.3f}"
         )
     if images["held_out_in_train"]:
         found.append(f"{images['held_out_in_train']} held-out images are in the training data as well: set aside")

@@ -240,15 +240,22 @@ class Gate(Section):
         ge=0.5,
         le=1,
         description="Most AUC by which training images are told from held-out ones; 0.5: not at all.",
+        json_schema_extra=LATER,
     )
     membership_tpr: Fraction | None = Field(
-        None, description="Most training images, as a share, that are found at 1% false positives; 0.01: none."
+        None,
+        description="Most training images, as a share, that are found at 1% false positives; 0.01: none.",
+        json_schema_extra=LATER,
     )
     copies: Fraction | None = Field(
-        None, description="Most samples, as a share, that are a training image again, by their pixels."
+        None,
+        description="Most samples, as a share, that are a training image again, by their pixels.",
+        json_schema_extra=LATER,
     )
     copies_features: Fraction | None = Field(
-        None, description="The same by the features of `evaluate.extractor`: also what is drawn anew."
+        None,
+        description="The same by the features of `evaluate.extractor`: also what is drawn anew.",
+        json_schema_extra=LATER,
     )
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ How near a sample lies to its nearest training image says nothing alone: smooth 
 distance is divided by the mean distance to its 50 nearest training images (Carlini et al. 2023, "Extracting Training
 Data from Diffusion Models", section 5.1): about 1 for an image of its own, near 0 for a copy; twins among the training
 images do not hide it. Which ratio is a copy's is read off held-out images, which are none: Tukey's outer fence below
-their quartiles (1977, "Exploratory Data Analysis", section 2D). Quartiles do not feel the few held-out images that are
+their quartiles (1977, "Exploratory Data Analysis"). Quartiles do not feel the few held-out images that are
 in the training data as well.
 """
 
@@ -25,6 +25,7 @@ TRIED = 5  # of these the nearest, over which an image is moved
 SHIFT = 2  # pixels, in both directions
 SIDE = 8  # pixels a side of the small images by which neighbours are found
 CHUNK, BLOCK = 256, 4096  # images, and training images, at once
+VALUES = 2**24  # of images that are made smaller at once
 FENCE = 3.0  # distances between the quartiles below the lower one
 LEAST = 20  # held-out images that quartiles are taken of
 
@@ -47,7 +48,7 @@ def by_pixels(images: Images, train: Images, shift: int = SHIFT) -> Nearest:
     """Nearest training images [m, H, W, C] of images [n, H, W, C], over mirroring and shifts of up to `shift` pixels.
 
     Neighbours are found on images of at most 8 x 8 pixels, where a shift by a pixel changes little; distances are of
-    whole images, a shifted one's over what both show. ValueError for sets that do not fit, or fewer than two training images.
+    whole images, a shifted one's over what both show. ValueError for fewer than two training images, and other sizes.
     """
     shift = min(shift, (min(images.shape[1:3]) - 1) // 2)
     flipped = images[:, :, ::-1]
@@ -80,7 +81,9 @@ def by_features(features: Array, mirrored: Array, train: Array) -> Nearest:
     """The same in the features float [n, d] of images, [n, d] of them mirrored, and [m, d] of training images."""
     sides = [torch.from_numpy(np.asarray(one, np.float32)) for one in (features, mirrored)]
     near = _candidates(sides, torch.from_numpy(np.asarray(train, np.float32)))
-    gaps = np.stack([np.linalg.norm(one[:, None].astype(np.float64) - train[near], axis=2) for one in (features, mirrored)])
+    gaps = np.stack(
+        [np.linalg.norm(one[:, None].astype(np.float64) - train[near], axis=2) for one in (features, mirrored)]
+    )
     best = gaps.min(0)
     first = best.argmin(1)
     rows = np.arange(len(near))
@@ -101,10 +104,10 @@ def fence(ratios: Array) -> float:
 def _small(images: Images) -> Tensor:
     """Gray levels float32 [n, d] of images made smaller by means over their parts."""
     _, height, width, _ = images.shape
-    sides = (min(height, SIDE), min(width, SIDE))
+    sides, step = (min(height, SIDE), min(width, SIDE)), max(1, VALUES // images[0].size)
     parts = [
         functional.adaptive_avg_pool2d(torch.from_numpy(part.transpose(0, 3, 1, 2).astype(np.float32)), sides)
-        for part in (images[at : at + BLOCK] for at in range(0, len(images), BLOCK))
+        for part in (images[at : at + step] for at in range(0, len(images), step))
     ]
     return torch.cat(parts).flatten(1)
 
@@ -120,7 +123,9 @@ def _candidates(sides: list[Tensor], train: Tensor) -> Array:
         for begin in range(0, len(train), BLOCK):
             rows = train[begin : begin + BLOCK] - centre
             # |b|^2 - 2ab; |a|^2 is the same for all b, and for both sides
-            gaps = torch.stack([rows.square().sum(1) - 2 * (s[at : at + CHUNK] - centre) @ rows.T for s in sides]).amin(0)
+            gaps = torch.stack([rows.square().sum(1) - 2 * (s[at : at + CHUNK] - centre) @ rows.T for s in sides]).amin(
+                0
+            )
             value, place = gaps.topk(min(k, len(rows)), dim=1, largest=False)
             best = torch.cat([best, value], 1) if len(best) else value
             index = torch.cat([index, place + begin], 1) if len(index) else place + begin
