@@ -104,7 +104,7 @@ def audit(
             **_told_apart(score["members"], score["others"][new]),
             "calibrated": reference is not None,
             "levels": [
-                {"level": level, **_auc(*(_at(own, base, name, i) for name in ("members", "others")), new)}
+                {"level": level, **_auc(_at(own, base, "members", i), _at(own, base, "others", i)[new])}
                 for i, level in enumerate(attack.LEVELS)
             ],
             "halves": _halves(score["others"][new]),
@@ -148,7 +148,7 @@ def _kept(path: Path, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
     if not path.exists():
         made = make()
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **made)
+            np.savez(file, **made)  # type: ignore[arg-type]
         return made
     return {name: found for name, found in _loaded(path).items()}
 
@@ -211,8 +211,8 @@ def _by_features(subject: Subject, samples: Images) -> dict[str, Array]:
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _auc(members: Array, others: Array, new: Array) -> dict[str, float]:
-    return dict(zip(("auc", "low", "high"), membership.auc(members, others[new]), strict=True))
+def _auc(members: Array, others: Array) -> dict[str, float]:
+    return dict(zip(("auc", "low", "high"), membership.auc(members, others), strict=True))
 
 
 def _at(own: Mapping[str, Array], base: Mapping[str, Array] | None, name: str, place: int) -> Array:
@@ -224,13 +224,13 @@ def _told_apart(members: Array, others: Array) -> dict[str, float]:
     """AUC and true positive rate with their intervals."""
     rate = membership.found(members, others)
     both = zip(("tpr", "tpr_low", "tpr_high"), rate, strict=True)
-    return {**_auc(members, others, np.ones(len(others), bool)), **dict(both)}
+    return {**_auc(members, others), **dict(both)}
 
 
 def _halves(others: Array) -> dict[str, float]:
     """The AUC of one half of the held-out images against the other: 0.5 within its interval, or the attack invents."""
     half = len(others) // 2
-    return _auc(others[:half], others[half:], np.ones(len(others) - half, bool))
+    return _auc(others[:half], others[half:])
 
 
 def _copied(samples: Nearest, held_out: Nearest, fence: float | None) -> dict[str, float]:

@@ -90,7 +90,7 @@ def run(
         writer.path / "model",
         name,
         alias,
-        description(inputs, spool.run),
+        description(inputs, spool.run, audited),
         {"ldm.diffusion": inputs["diffusion"].fingerprint},
     )
     figures = {"audit": audit_report.figures(audited)} if audited else {}
@@ -102,6 +102,9 @@ def audit(
 ) -> dict[str, Any]:
     """Audit the model on a worker; returns the report. UserError where a figure is over its bound: the report then lies
     in the stage's scratch, and the run in the tracker has the figures."""
+    import numpy as np
+    from PIL import Image
+
     from pipeline.evaluation import audit_report
     from pipeline.evaluation.audit_data import audited
 
@@ -117,6 +120,8 @@ def audit(
     report: dict[str, Any] = next(iter(cluster.map(audited, [arguments], threads=threads, gpus=1)))
     spool.metrics({f"audit/{name}": round(value, 6) for name, value in audit_report.figures(report).items()}, 0)
     spool.file(where / "report.md")
+    with Image.open(where / "copies.png") as picture:
+        spool.image("audit/copies", np.asarray(picture), 0)
     for line in audit_report.lines(report):
         print(f"register: {line}", flush=True)
     audit_report.refuse(report, config.register_.gate.model_dump(), where / "report.md")
@@ -130,11 +135,12 @@ def headline(summary: dict[str, Any]) -> str:
 NAMES = {"ingest": "data", "autoencoder": "autoencoder", "encode": "latents", "diffusion": "denoiser"}
 
 
-def description(inputs: dict[str, Artifact], run: str) -> str:
+def description(inputs: dict[str, Artifact], run: str, audited: dict[str, Any] | None = None) -> str:
     """Markdown: the score first (the list of versions shows that line only), then links to what the model was made of.
 
-    `run` is the run key of this stage.
+    `run` is the run key of this stage, audited the report of an audit.
     """
+    from pipeline.evaluation import audit_report
     from pipeline.generate.adapters import options_of
     from pipeline.stages import autoencoder, diffusion, encode, evaluate, ingest
     from pipeline.tracking.runs import run_key
@@ -156,5 +162,8 @@ def description(inputs: dict[str, Artifact], run: str) -> str:
     if trained and (adapted := options_of(trained).get("adapter")):
         places = ", ".join(adapted["places"])
         lines.append(f"| base, without which it is nothing | {places} | weights of content `{adapted['base'][:12]}` |")
+    if audited:
+        figures = ", ".join(f"{name} {value:.3g}" for name, value in audit_report.figures(audited).items())
+        lines.append(f"| audit | {figures} | `audit/report.md` in the model's folder |")
     lines.append(f"| [config]({{{{config:{run}}}}}) | all keys, with defaults | `config.yaml` of the pipeline's run |")
     return "\n".join(lines)

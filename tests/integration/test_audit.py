@@ -29,6 +29,9 @@ def test_a_gate_lets_through_what_is_under_it_and_nothing_else(small: Any) -> No
     figures = read_json(made / "manifest.json")["summary"]["audit"]
     assert any('"audit/membership_auc"' in path.read_text() for path in made.rglob("*.jsonl"))
 
+    spooled = "".join(path.read_text() for path in made.rglob("*.jsonl"))
+    assert "| audit | membership_auc " in spooled and '"audit/copies"' in spooled
+
     name = max(figures, key=lambda name: figures[name] - (0.5 if name == "membership_auc" else 0))
     bound = 0.5 if name == "membership_auc" else 0.0
     assert figures[name] > bound

@@ -150,9 +150,11 @@ def _moved(images: Images, y: int, x: int) -> Images:
 def _apart(image: Images, others: Images) -> Array:
     """float64 [k]: root mean square of the differences of an image [H, W, C] and others [k, H, W, C], gray levels."""
     gaps = others.astype(np.float32) - image.astype(np.float32)
-    return np.sqrt(np.square(gaps).reshape(len(others), -1).mean(1, dtype=np.float64))
+    found: Array = np.sqrt(np.square(gaps).reshape(len(others), -1).mean(1, dtype=np.float64))
+    return found
 
 
 def _ratio(distance: Array, neighbours: Array) -> Array:
     mean = neighbours.mean(1)
-    return np.divide(distance, mean, out=np.zeros_like(distance), where=mean > 0)
+    found: Array = np.divide(distance, mean, out=np.zeros_like(distance), where=mean > 0)
+    return found
