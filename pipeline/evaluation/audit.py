@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data.pictures import Images, grid
 from pipeline.errors import UserError
 from pipeline.evaluation import attack
 from pipeline.evaluation.metrics import copies, membership
@@ -23,7 +24,6 @@ from pipeline.evaluation.metrics.copies import Nearest
 from pipeline.files import atomic_path
 
 if TYPE_CHECKING:
-    from pipeline.data.pictures import Images
     from pipeline.evaluation.metrics.features import Extractor
     from pipeline.generate.generator import Generator
 
@@ -131,8 +131,6 @@ def audit(
     }
     order = np.argsort(near.ratio, kind="stable")[:SHOWN]
     pairs = np.stack([samples[order], subject.train[near.index[order]]], axis=1)  # [p, 2, H, W, C]
-    from pipeline.data.pictures import grid
-
     return values, grid(pairs.reshape(-1, *samples.shape[1:]), columns=8)
 
 
@@ -150,7 +148,8 @@ def _kept(path: Path, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **made)  # type: ignore[arg-type]
         return made
-    return {name: found for name, found in _loaded(path).items()}
+    found: dict[str, Array] = _loaded(path)
+    return found
 
 
 def _loaded(path: Path) -> Any:

@@ -56,6 +56,6 @@ def test_the_rate_counts_members_above_all_but_few_others() -> None:
 
 
 def test_the_rate_of_scores_that_say_nothing_is_one_percent() -> None:
-    both = draw(5).normal(size=(2, 4000))
+    both = draw(5).normal(size=(2, 1500))
     value, low, high = membership.found(*both)
     assert low < 0.01 < high and value < 0.02
