@@ -46,6 +46,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
         "fd": ("fd", "Fréchet distance of images to published statistics."),
         "average": ("average", "Average weights after training, over any length."),
         "agreement": ("agreement", "Do samples show what they were told?"),
+        "audit": ("audit", "Has a model kept its training images?"),
         "distil": ("distil", "Train a student that samples in one to four steps."),
         "solvers": ("solvers", "Measure samplers, grids and steps on a model."),
         "merge": ("merge", "Make a whole model of an adapter and its base."),

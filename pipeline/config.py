@@ -20,7 +20,7 @@ from pipeline.schema.data import Data
 from pipeline.schema.diffusion import Diffusion
 from pipeline.schema.names import STAGES
 from pipeline.schema.section import SPEED, Place, Positive, Section
-from pipeline.schema.stages import Autoencoder, Evaluate, Latents
+from pipeline.schema.stages import Autoencoder, Evaluate, Latents, Register
 
 S = TypeVar("S", bound=Section)
 
@@ -104,6 +104,7 @@ class Config(Section):
     latents: Latents = Latents()
     diffusion: Diffusion
     evaluate: Evaluate = Evaluate()
+    register_: Register = Field(Register(), alias="register")
     cluster: ClusterConfig = Field(ClusterConfig(), json_schema_extra=SPEED)
     tracking: Tracking = Field(Tracking(), json_schema_extra=SPEED)
     sweep: Element | None = Field(None, description="Written by `ldm sweep`; not for hands.", json_schema_extra=SPEED)
@@ -152,6 +153,8 @@ class Config(Section):
             )
         if self.evaluate.agreement:
             raise ValueError("`evaluate.agreement` knows square images only; leave it out with `data.buckets`")
+        if self.register_.gate:
+            raise ValueError("`register.gate` knows square images only; leave it out with `data.buckets`")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""`autoencoder`, `latents`, `evaluate`: what each stage computes.
+"""`autoencoder`, `latents`, `evaluate`, `register`: what each stage computes.
 
 The images' section is in `data.py`, the stage diffusion's in `diffusion.py`, what the model is told in `conditions.py`,
 the part `training` of both trained stages in `training.py`; `run`, `cluster` and `tracking`, and how a file is read,
@@ -230,3 +230,42 @@ class Evaluate(Section):
         if self.guidance_interval and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
             raise ValueError(f"`guidance_interval` {list(self.guidance_interval)}: expected 0 <= low < high")
         return self
+
+
+class Gate(Section):
+    """Figures of an audit (guide/privacy.md) over which no model is registered; what is not given is not looked at."""
+
+    membership_auc: float | None = Field(
+        None,
+        ge=0.5,
+        le=1,
+        description="Most AUC by which training images are told from held-out ones; 0.5: not at all.",
+        json_schema_extra=LATER,
+    )
+    membership_tpr: Fraction | None = Field(
+        None,
+        description="Most training images, as a share, that are found at 1% false positives; 0.01: none.",
+        json_schema_extra=LATER,
+    )
+    copies: Fraction | None = Field(
+        None,
+        description="Most samples, as a share, that are a training image again, by their pixels.",
+        json_schema_extra=LATER,
+    )
+    copies_features: Fraction | None = Field(
+        None,
+        description="The same by the features of `evaluate.extractor`: also what is drawn anew.",
+        json_schema_extra=LATER,
+    )
+
+    @model_validator(mode="after")
+    def _something_bounded(self) -> Gate:
+        if all(getattr(self, name) is None for name in Gate.model_fields):
+            raise ValueError(f"`gate` bounds nothing: give some of {', '.join(Gate.model_fields)}, or leave it out")
+        return self
+
+
+class Register(Section):
+    gate: Gate | None = Field(
+        None, description="An audit before the model is registered; null: none.", json_schema_extra=LATER
+    )

@@ -125,6 +125,8 @@ def _run(config: Config, store: Store, cluster: Cluster, until: str, if_busy: Li
                     check_condition(config, done["ingest"].artifact)
                 if "ingest" in done and STAGES.index(last) >= STAGES.index("evaluate"):
                     check_agreement(config, done["ingest"].artifact)
+                if "ingest" in done and last == "register":
+                    check_gate(config, done["ingest"].artifact)
                 if "ingest" in done:
                     check_buckets(config, done["ingest"].artifact)
                 print(f"{step.stage}: {step.fingerprint}", flush=True)
@@ -178,6 +180,18 @@ def check_agreement(config: Config, data: Artifact) -> None:
     if section and section.columns:
         metas = metas_of(config, data.path, "train")
         columns_of(section.columns, metas, asked(config)["attributes"], "`evaluate.agreement.columns`")
+
+
+def check_gate(config: Config, data: Artifact) -> None:
+    """Refuse data that an audit can say nothing of: before anything is trained, not after."""
+    from pipeline.evaluation.audit import LEAST
+
+    few = [f"{count} {split}" for split, count in data.summary["images"].items() if count < LEAST]
+    if config.register_.gate and few:
+        raise UserError(
+            f"`register.gate`: {' and '.join(few)} images, {LEAST} of either split at least are needed; change "
+            "`data.split`, give more images, or leave the gate out"
+        )
 
 
 def check_buckets(config: Config, data: Artifact) -> None:

@@ -259,6 +259,21 @@ def test_agreement_needs_something_told_and_something_judged(path: Path) -> None
     assert "`data.source.caption` names no column" in message(path, *table)
 
 
+def test_a_gate_bounds_figures_that_there_are(path: Path) -> None:
+    from pipeline.stages import register
+
+    plain, gated = config.load(path), config.load(path, ["register.gate.copies=0.01"])
+    assert set(register.recipe(plain)) == {"name", "alias", "defaults"}  # old fingerprints hold
+    assert register.recipe(gated)["gate"] == {"copies": 0.01}
+    assert "unknown key `register.gate.copy`; did you mean `copies`?" in message(path, "register.gate.copy=0.1")
+    assert "expected number, at least 0.5, at most 1" in message(path, "register.gate.membership_auc=0.4")
+    assert "expected number, at least 0, at most 1" in message(path, "register.gate.copies=.inf")
+    assert "expected number" in message(path, "register.gate.copies=few")
+    assert "bounds nothing" in message(path, "register.gate={}")
+    assert "`register.gate` knows square images only" in message(path, BUCKETS, "register.gate.copies=0.01")
+    assert config.load_as(config.Config, path, ["register.gate.copies=0.01"]).register_.gate
+
+
 def test_guidance_needs_any_condition(path: Path) -> None:
     captions = ["diffusion.condition={kind: none, caption: {}}", "evaluate.guidance=2"]
     assert config.load(path, captions).evaluate.guidance == 2
