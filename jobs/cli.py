@@ -44,11 +44,13 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
         "sweep": ("sweep", "Run a config with many values, and name the best."),
         "compare": ("compare", "Which of several runs is better, and what differs."),
         "fd": ("fd", "Fréchet distance of images to published statistics."),
-        "average": ("average", "Average weights after training, over any length."),
         "agreement": ("agreement", "Do samples show what they were told?"),
         "audit": ("audit", "Has a model kept its training images?"),
-        "distil": ("distil", "Train a student that samples in one to four steps."),
         "solvers": ("solvers", "Measure samplers, grids and steps on a model."),
+    },
+    "A model in another form": {
+        "average": ("average", "Average weights after training, over any length."),
+        "distil": ("distil", "Train a student that samples in one to four steps."),
         "merge": ("merge", "Make a whole model of an adapter and its base."),
         "export": ("export", "Write a model for diffusers."),
         "import": ("import_", "Read a model of diffusers."),
@@ -62,7 +64,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
         "completion": ("completion", "The script that makes a shell complete all this."),
     },
 }
-IN_A_LINE = ("Up to one stage",)  # so that all fits a screen
+IN_A_LINE = ("Up to one stage", "A model in another form")  # so that all fits a screen
 VERBS = {verb: said for verbs in GROUPS.values() for verb, said in verbs.items()}
 EXAMPLES = """\
   ldm init --source /data/my-images -o my.yaml    a config for these images
