@@ -56,7 +56,7 @@ def scenarios(root: Path, seed: int, subject: str) -> Runs:
     if subject != "network":
         add("prepare", "none", 0, 1, kind="prepare")
     for stage in STAGES:
-        for accumulation in ACCUMULATIONS if subject != "lora" else (1,):
+        for accumulation in ACCUMULATIONS if subject not in ("lora", "distil") else (1,):
             key = f"{stage}-{accumulation}"
             add(f"whole-{key}", f"f-whole-{key}", stage, 2, accumulation)
             add(f"killed-{key}", f"f-killed-{key}", stage, 2, accumulation, kill=True)
@@ -80,10 +80,11 @@ def make(train: Any, root: Path, subject: str) -> tuple[Path, dict[str, int]]:
     return root, kills
 
 
-@pytest.fixture(scope="module", params=["network", "autoencoder", "conditioned", "lora"])
+@pytest.fixture(scope="module", params=["network", "autoencoder", "conditioned", "lora", "distil"])
 def results(request: Any, train: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     """Runs of a network that has all kinds of parameters, and of both trained stages on real artifacts; the diffusion
-    model is told class, attributes of each kind and captions; adapters beside a base that knows other classes."""
+    model is told class, attributes of each kind and captions; adapters beside a base that knows other classes, and a
+    student of a teacher."""
     return make(train, tmp_path_factory.mktemp("resume"), request.param)
 
 
@@ -117,7 +118,7 @@ def test_killed_and_resumed_is_equal_bit_for_bit(results: Any, stage: int, accum
     root, kills = results
     key = f"{stage}-{accumulation}"
     if f"killed-{key}" not in kills:
-        pytest.skip("adapters are trained without accumulation here")
+        pytest.skip("adapters and students are trained without accumulation here")
     whole, resumed = steps(root, f"whole-{key}"), steps(root, f"resumed-{key}")
     assert max(resumed) == (STEPS - 1) * BATCH
     assert min(resumed) <= (kills[f"killed-{key}"] + 1) * BATCH

@@ -60,6 +60,7 @@ VARIANTS = {  # subject -> stage, overrides of its config
          "diffusion.condition.attributes={age: {kind: continuous, range: [0, 40]}}",
          "diffusion.training.lora={rank: 2}"],
     ),
+    "distil": ("diffusion", ["diffusion.training.init_from=ROOT/teacher", "diffusion.distil={guidance: 2}"]),
 }  # fmt: skip
 
 
@@ -212,6 +213,7 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
     from PIL import Image
 
     from pipeline import config
+    from pipeline.artifacts import Store
     from pipeline.cluster import cluster
     from pipeline.stages import graph
     from pipeline.tracking import tracker
@@ -234,6 +236,10 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
     path.write_text(conftest.CONFIG.format(root=path.parent / "pipeline", images=path.parent / "images"))
     if scenario.get("subject") == "lora":
         conftest.make_base(root / "base")
+    if scenario.get("subject") == "distil":
+        graph.run(config.load(path), "diffusion")
+        teacher = next(artifact for artifact in Store(root / "pipeline").all() if artifact.stage == "diffusion")
+        (root / "teacher").symlink_to(teacher.path)
     graph.run(config.load(path, variant(scenario)[1]), "encode")
 
 
