@@ -37,6 +37,11 @@ def command(
     if own.diffusion.distil:
         raise UserError(f"{run}: is a student already; give the run of its teacher")
     training = own.diffusion.training
+    if training.lora and not any(word.startswith("diffusion.training.init_from=") for word in overrides):
+        raise UserError(
+            f"{run}: is an adapter, and a student has its teacher's whole weights; `ldm merge {teacher} -o WHOLE`, "
+            "then give diffusion.training.init_from=WHOLE here"
+        )
     derived = [
         f"run.name={name or f'{own.run.name}-few'}",
         f"run.root={past.root}",
@@ -47,6 +52,7 @@ def command(
         # all levels that a jump may begin at (Geng et al. 2024, for data of deviation 1)
         "diffusion.times={kind: edm, mean: -0.4, std: 2.0}",
         *(f"diffusion.{key}=null" for key in ("align", "route") if getattr(own.diffusion, key)),
+        *(["diffusion.training.lora=null"] if training.lora else []),
         *(["diffusion.dispersive=0"] if own.diffusion.dispersive else []),
         "evaluate.sampler=few",
         "evaluate.grid=auto",

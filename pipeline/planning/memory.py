@@ -41,13 +41,13 @@ def of_rank(config: Config, name: str, world: int, device: str) -> tuple[float, 
     if training.zero_stage == 0:  # every rank has everything; the bucket comes when activations are gone
         stays = float(copies * weights)
         return stays, stays + max(step.peak, weights + (bucket if world > 1 else 0))
+    around = 2 * bucket if training.precision != "fp32" else bucket  # in half precision a second one comes back
     if training.zero_stage < 3:  # the weights that the network computes with, beside a share of the rest
         stays = weights + copies * weights / world
-        in_bf16 = bucket if training.precision != "fp32" else 0  # what goes round, and what has come
-        return stays, stays + step.peak + bucket + in_bf16
+        return stays, stays + step.peak + around
     stays = (copies + 2) * weights / world  # shares of these weights and of the gradient as well
     gathered = min(weights, FP32 * GATHERED) if world > 1 else 0
-    return stays, stays + gathered + step.peak + bucket
+    return stays, stays + gathered + step.peak + around
 
 
 def _autoencoder(config: Config, count: int) -> tuple[nn.Module, Callable[[], Tensor]]:

@@ -37,7 +37,7 @@ def test_an_adapter_from_its_training_to_a_whole_model(small: Small) -> None:
     assert small.run("diffusion", "diffusion.training.half_lives=[8]").code == 0
     base = newest(small)
     small.draw("images/c/new.png", 99)  # a class that the base does not know
-    adapting = [f"diffusion.training.init_from={base}", "diffusion.training.lora={rank: 2}", STEPS]
+    adapting = ["run.name=adapted", f"diffusion.training.init_from={base}", "diffusion.training.lora={rank: 2}", STEPS]
     pinned = f"autoencoder.from={small.manifests('autoencoder')[0].parent}"
     said = small.run("diffusion", *adapting, pinned, "diffusion.training.learning_rate=0.1")
     assert said.code == 0, said.err
@@ -59,9 +59,17 @@ def test_an_adapter_from_its_training_to_a_whole_model(small: Small) -> None:
 
     root = ("--root", str(small.root))
     out, merged = small.folder / "out", small.folder / "merged"
+    refused = small.ldm("distil", "adapted", *root)
+    assert (
+        refused.code == 2
+        and f"is an adapter, and a student has its teacher's whole weights; `ldm merge {adapter}" in (refused.err)
+    )
     assert small.ldm("sample", str(adapter), "--out", str(out / "a"), "-n", "3", *root).code == 0
     assert small.ldm("merge", str(adapter), "-o", str(merged), *root).code == 0
     assert "adapts the weights of digest" in small.ldm("lineage", str(adapter), *root).out
+    whole = (f"diffusion.training.init_from={merged}", "diffusion.training.steps=2")
+    student = small.ldm("distil", "adapted", *root, *whole)
+    assert student.code == 0, student.err
     assert "damaged" not in small.ldm("verify", *root).out
     other = small.run("diffusion", *adapting, "autoencoder.training.steps=5", "diffusion.prediction=eps")
     assert "trained on latents of another autoencoder (content" in other.err
