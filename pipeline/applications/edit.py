@@ -31,14 +31,14 @@ ITERATIONS = 4
 
 
 def request_of(model: Generator, of: Mapping[str, Any], n: int, **how: Any) -> dict[str, Any]:
-    """A request of n images that are told `of`: attributes by name, `class`, `caption`. UserError for what the model
-    does not know."""
+    """A request of n images that are told `of`: attributes by name, `class`, `caption` (several: one an image).
+    UserError for what the model does not know."""
     values = {name: value for name, value in of.items() if name not in ("class", "caption")}
     label, caption = of.get("class"), of.get("caption")
     found = model.request(
         None if label is None else [label],
         n,
-        prompts=None if caption is None else [caption],
+        prompts=[caption] if isinstance(caption, str) else caption,
         attributes=values or None,
         **how,
     )
@@ -103,7 +103,8 @@ def edit(
 ) -> Images:
     """Edits uint8 [n, H, W, C] of images [n, H, W, C] at the model's size.
 
-    to: what shall be true, by name (an attribute, `class`, `caption`); was: what is. strength: in (0, 1], the share of
+    to: what shall be true, by name (an attribute, `class`, `caption`, or a list of captions, one an image); was: what
+    is. strength: in (0, 1], the share of
     the steps that is walked. mask: float [H, W] of 1 where the images may change; elsewhere they stay as they are.
     first: number of the first image, by which fresh noise is drawn. how: steps, guidance and the like, as
     `Generator.sample` has them. Raises UserError for values the model does not know.

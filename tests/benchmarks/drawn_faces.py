@@ -16,6 +16,8 @@ and the kind of clothes vary beside them and are not said. Every fourth pair of 
 image, captions, and a column an attribute. The first caption, and two more, say all four attributes; two say one, two
 or three of them, so that an attribute is learned by itself. A column `composed` says all four as two prompts, which
 samples are told with `--caption composed`. A face is a function of its number.
+
+`edits.jsonl` has pairs of faces that differ in one attribute: what `drawn_edits.py` measures edits with.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ SENTENCES = (
 UNSEEN = {
     (mouth, top) for i, mouth in enumerate(VALUES["mouth"]) for j, top in enumerate(VALUES["top"]) if (i + j) % 4 == 0
 }
+EDITS = 400
 FREE = {"skinColor": ["#614335", "#d08b5b", "#ae5d29", "#edb98a", "#ffdbb4"],
         "eyebrowsVariant": ["default", "defaultNatural", "flatNatural", "raisedExcited"],
         "clothesVariant": ["hoodie", "shirtCrewNeck", "shirtVNeck", "collarAndSweater"],
@@ -96,12 +99,37 @@ def chosen(number: int, unseen: bool) -> dict[str, str]:
 
 def face(number: int, size: int, name: str, folder: Path) -> dict[str, Any]:
     """Draw one face; its row of the table `name`."""
+    unseen = name == "unseen"
+    values, draw = chosen(number, unseen), random.Random(f"{number}/{unseen}/free")
+    path = f"{name}/{number:05d}.png"
+    paint(number, values, draw, size, folder / path)
+    words = {attribute: VALUES[attribute][value] for attribute, value in values.items()}
+    composed = "{eyes}, {colour} clothes, {mouth} AND {top}".format(**words)
+    return {"image": path, "caption": sentences(words, draw), "composed": composed, **words}
+
+
+def edited(number: int, size: int, folder: Path) -> dict[str, Any]:
+    """Draw a face, and the same one with another value of one attribute, both of kinds that are seen in training; their
+    row of the table `edits`."""
+    values, draw = chosen(number, False), random.Random(f"{number}/edit")
+    attribute = draw.choice(list(VALUES))
+    others = [{**values, attribute: value} for value in VALUES[attribute] if value != values[attribute]]
+    after = draw.choice([other for other in others if (other["mouth"], other["top"]) not in UNSEEN])
+    row: dict[str, Any] = {"changed": attribute}
+    for name, own in (("image", values), ("target", after)):
+        path = f"edits/{number:05d}-{name}.png"
+        paint(number, own, random.Random(f"{number}/False/free"), size, folder / path)
+        words = {attribute: VALUES[attribute][value] for attribute, value in own.items()}
+        row |= {name: path, f"{name}_said": SENTENCES[0].format(**words)}
+    return {**row, **words}
+
+
+def paint(number: int, values: dict[str, str], draw: random.Random, size: int, path: Path) -> None:
+    """Write a face of these values, and of others that are drawn."""
     import resvg_py
     from dicebear import Avatar
     from PIL import Image
 
-    unseen = name == "unseen"
-    values, draw = chosen(number, unseen), random.Random(f"{number}/{unseen}/free")
     free = {name: [draw.choice(options)] for name, options in FREE.items()}
     own = {"mouthVariant": [values["mouth"]], "eyesVariant": [values["eyes"]], "topVariant": [values["top"]]}
     off = {"accessoriesProbability": 0, "facialHairProbability": 0, "hatColor": ["#929598"]}
@@ -110,11 +138,7 @@ def face(number: int, size: int, name: str, folder: Path) -> dict[str, Any]:
     drawn = Image.open(io.BytesIO(bytes(png)))
     paper = Image.new("RGBA", drawn.size, (205, 215, 225, 255))
     paper.alpha_composite(drawn.convert("RGBA"))
-    path = f"{name}/{number:05d}.png"
-    paper.convert("RGB").resize((size, size), Image.Resampling.BOX).save(folder / path)
-    words = {attribute: VALUES[attribute][value] for attribute, value in values.items()}
-    composed = "{eyes}, {colour} clothes, {mouth} AND {top}".format(**words)
-    return {"image": path, "caption": sentences(words, draw), "composed": composed, **words}
+    paper.convert("RGB").resize((size, size), Image.Resampling.BOX).save(path)
 
 
 def sentences(words: dict[str, str], draw: random.Random) -> list[str]:
@@ -139,6 +163,10 @@ def main() -> None:
             draw = partial(face, size=given.size, name=name, folder=given.folder)
             rows = pool.map(draw, numbers, chunksize=32)
         (given.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (given.folder / "edits").mkdir(exist_ok=True)
+    with multiprocessing.Pool() as pool:
+        rows = pool.map(partial(edited, size=given.size, folder=given.folder), range(seen, seen + EDITS))
+    (given.folder / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (given.folder / "faces.yaml").write_text(CONFIG.format(folder=given.folder.absolute(), size=given.size))
 
 
