@@ -81,7 +81,7 @@ def renoised(path: Path, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """SDEdit's start from an image (Meng et al. 2022): alpha x0 + sigma eps at one time t for all, from which a sampler
     goes on by a grid that begins at t. What has more detail than the noise hides is kept, the rest is made anew.
     """
-    return add_noise(path, x0, eps, t.reshape(1))
+    return add_noise(path, x0, eps, t.reshape(1).to(x0))
 
 
 def _rows(x: Tensor, t: Tensor) -> Tensor:
