@@ -20,6 +20,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
     "What a model is for": {
         "edit": ("edit", "Change images: a smile, another age."),
         "inpaint": ("inpaint", "Draw what images lack, or what lies around them."),
+        "restore": ("restore", "Undo noise, blur, JPEG; enlarge, give colour."),
     },
     "Up to one stage": {
         "ingest": ("ingest", "Images to shards with an index (stage 1)."),

@@ -20,7 +20,7 @@ YCC = (  # rows Y, Cb, Cr of red, green, blue: ITU-R BT.601 as JFIF has it
     (-0.168736, -0.331264, 0.5),
     (0.5, -0.418688, -0.081312),
 )
-STEP = 0.01  # of a difference quotient, in deviations of latents
+STEP = 0.003  # of a difference quotient, in deviations of latents
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,18 @@ def gray(deviation: float) -> Linear:
     )
 
 
-def jpeg(luma: Tensor, chroma: Tensor, shape: Sequence[int], deviation: float) -> Linear:
+def jpeg(luma: Tensor, chroma: Tensor, shape: Sequence[int], share: float, deviation: float) -> Linear:
     """What a JPEG file says of images of a shape [1 or 3, h, w], whose sides 16 divides: cosine coefficients of blocks
     of 8 x 8, those of colour of half the sides, [n, 1 or 3, h, w] -> [n, m]. In units of their deviations: y's is 1.
 
-    luma, chroma: tables [8, 8] of the steps q to which coefficients are rounded, in the images' units (ITU-T T.81). A
-    rounding error is uniform, of variance q^2 / 12, taken for normal here. deviation: of noise in pixels, besides.
+    luma, chroma: tables [8, 8] of the steps q to which coefficients are rounded, in the images' units (ITU-T T.81).
+    share: deviation of what rounding takes, of a step, taken for normal; 1 / sqrt(12) if it is uniform. deviation: of
+    noise in pixels, besides.
     """
     k = torch.arange(8)
     basis = 0.5 * torch.cos(math.pi / 8 * k[:, None] * (k + 0.5))  # DCT-II
     basis[0] /= math.sqrt(2)  # now orthonormal
-    scales = [torch.rsqrt(table.square() / 12 + deviation**2) for table in (luma, chroma)]
+    scales = [torch.rsqrt((share * table).square() + deviation**2) for table in (luma, chroma)]
 
     def blocks(x: Tensor, scale: Tensor) -> Tensor:
         parts = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8))  # [n, c, h / 8, 8, w / 8, 8]

@@ -51,7 +51,7 @@ def test_operators_of_photographs_have_adjoints_and_bounds():
     steps = torch.randint(5, 60, (2, 8, 8), generator=generator).double()
     reduced = operators.separable(operators.bicubic(16, 2), operators.bicubic(32, 2), 0.1)
     softened = operators.separable(operators.gaussian(16, 1.3), operators.gaussian(32, 1.3), 0.1)
-    compressed = operators.jpeg(steps[0], steps[1], (3, 16, 32), 0.1)
+    compressed = operators.jpeg(steps[0], steps[1], (3, 16, 32), 0.3, 0.1)
     for a, shape in ((reduced, (3, 8, 16)), (softened, (3, 16, 32)), (operators.gray(0.1), (1, 16, 32)),
                      (compressed, (768,))):  # fmt: skip
         seen = a.forward(x)
@@ -65,7 +65,7 @@ def test_operators_of_photographs_have_adjoints_and_bounds():
 
 
 def test_they_measure_as_libraries_do():
-    pixels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (32, 48, 3)).astype(np.uint8)
+    pixels = np.random.Generator(np.random.Philox(0)).integers(80, 170, (32, 48, 3)).astype(np.uint8)
     x = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))[None]
     image = Image.fromarray(pixels)
     small = np.asarray(image.resize((24, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
@@ -85,9 +85,9 @@ def test_what_a_jpeg_file_says_holds_for_what_it_was_made_of():
     Image.fromarray(pixels).save(file, "JPEG", quality=30)
     opened = Image.open(file)
     steps = torch.tensor(opened.quantization[0]).float().reshape(8, 8)
-    a = operators.jpeg(steps, steps, (1, 32, 32), 0.0)
+    a = operators.jpeg(steps, steps, (1, 32, 32), 1.0, 0.0)
     before, after = (a.forward(torch.from_numpy(np.array(p, np.float32))[None, None]) for p in (pixels, opened))
-    apart = (before - after).abs() / 12**0.5  # in steps: a is in units of step / sqrt(12)
+    apart = (before - after).abs()  # in steps
     assert 0.3 < float(apart.max()) < 0.5 + 2 / float(steps.min())  # pixels of the file are rounded as well
 
 
@@ -98,7 +98,7 @@ def test_a_curved_operator_is_followed_by_its_derivative():
     seen, slope = operators.linearised(a, x)
     assert slope.deviation == 0.3 and seen.equal(a.forward(x))
     expected = averaged(2, 0.0).forward((2 * x + 1) * v)
-    torch.testing.assert_close(slope.forward(v), expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(slope.forward(v), expected, rtol=0, atol=0.02)
     torch.testing.assert_close(slope.adjoint(expected), (2 * x + 1) * averaged(2, 0.0).adjoint(expected))
     assert slope.forward(torch.zeros_like(v)).abs().max() == 0
 
