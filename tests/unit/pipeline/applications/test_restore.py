@@ -73,6 +73,7 @@ def test_blur_is_taken_off_and_a_jpeg_file_stays_what_it_was(model: Generator) -
     blurred = np.rint(ndimage.gaussian_filter(clean[0].astype(float), (1, 1, 0), mode="nearest")).astype(np.uint8)[None]
     assert error(restore(model, blurred, "deblur", blur=1, **FEW), clean) < 0.7 * error(blurred, clean)
     file = io.BytesIO()
+    clean = flat(SIDE, 24)[None]
     Image.fromarray(clean[0]).save(file, "JPEG", quality=8)
     blocks = np.asarray(Image.open(file))[None]
     found = restore(model, blocks, "jpeg", quality=8, **FEW)
@@ -82,6 +83,7 @@ def test_blur_is_taken_off_and_a_jpeg_file_stays_what_it_was(model: Generator) -
         a.forward(torch.from_numpy(x[:, :, :16].transpose(0, 3, 1, 2).astype(np.float32))) for x in (found, blocks)
     ]
     assert found.shape == clean.shape and float((apart[0] - apart[1]).abs().max()) < 0.6
+    assert error(found, clean) < 10
 
 
 def test_windows_cover_and_come_together_again() -> None:
