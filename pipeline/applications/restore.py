@@ -45,14 +45,15 @@ SAID = {
 }
 HOW: dict[str, Any] = {"sampler": "dpmpp_sde", "steps": 12}
 # noise levels of the walk: from where large shapes are open (a JPEG file leaves details), to where nothing changes more
-FIRST, LAST = dict.fromkeys(TASKS, 3.0) | {"jpeg": 0.7}, 0.05
+FIRST, LAST = dict.fromkeys(TASKS, 3.0) | {"jpeg": 0.4}, 0.05
 LOST = 0.04  # deviation of what an autoencoder loses, of a range of 2: 34 dB
+LEFT = dict.fromkeys(TASKS, LOST) | {"jpeg": 0.08}  # of what is wrong at the end, before the measured pixels mend it
 ROUNDING = 1 / math.sqrt(12) / 127.5  # deviation of what 8 bits lose
 # deviation of what JPEG takes of a coefficient, of its step: most are rounded to 0 and were near it (0.09 in 64 faces
 # of quality 10, where the others have 0.30)
 ROUNDED = 0.08
 SPREAD = 4.0  # 1 draws finer details and is 0.7 dB further from the clean image, at noise of 50
-SOLVES, LAST_SOLVES = 3, 8
+SOLVES, LAST_SOLVES = 3, 24
 Pair = tuple[int, int]  # height and width, or top and left, in pixels
 
 
@@ -263,7 +264,7 @@ def _restored(
         pixels = torch.cat([decode(part) for part in cut(z, places, window, patch).split(size)])
         found = blended(pixels, places, sides, 1)
     operator = measurement(task, given, channels, sides, sides, [(0, 0)], 0.0)([0])
-    return inverse.corrected(operator, seen(operator, y, sides), found, LOST**2, LAST_SOLVES)
+    return inverse.corrected(operator, seen(operator, y, sides), found, LEFT[task] ** 2, LAST_SOLVES)
 
 
 def _rows(condition: Conditions, numbers: Sequence[int]) -> Conditions:
