@@ -20,6 +20,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
     "What a model is for": {
         "edit": ("edit", "Change images: a smile, another age."),
         "inpaint": ("inpaint", "Draw what images lack, or what lies around them."),
+        "restore": ("restore", "Undo noise, blur, JPEG; enlarge, give colour."),
         "compose": ("compose", "Make two images one: a strip, a collage, a look."),
         "augment": ("augment", "Write images by class, for the training of something else."),
         "features": ("features", "What its denoiser sees in images, as arrays."),

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from models.conditioning import Conditions
+from models.diffusion import operators
 from models.diffusion.denoiser import Denoiser
 from models.diffusion.operators import Linear, Map, Operator, dot, solve
 from models.diffusion.process import Path, like
@@ -79,9 +80,34 @@ def pseudo_inverse(denoise: Denoiser, path: Path, operator: Linear, y: Tensor, s
     """
 
     def with_likelihood(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
-        x0 = denoise(x, t, condition)
-        r2 = _white(path, x, t)
-        return x0 + _gain(operator, lambda v: r2 * v, y - operator.forward(x0), solves)
+        return corrected(operator, y, denoise(x, t, condition), _white(path, x, t), solves)
+
+    return with_likelihood
+
+
+def corrected(operator: Linear, y: Tensor, x0: Tensor, variance: Tensor | float, solves: int) -> Tensor:
+    """x0 + r^2 A^T (r^2 A A^T + s^2)^-1 (y - A x0): the mean of what x0 is, N(x0, r^2) as far as is known, given y."""
+    return x0 + _gain(operator, lambda v: variance * v, y - operator.forward(x0), solves)
+
+
+def linearised(
+    denoise: Denoiser, path: Path, operator: Operator, y: Tensor, spread: float = 1.0, solves: int = 3
+) -> Denoiser:
+    """`pseudo_inverse` for an A of any kind, a decoder in it too: A is taken for its derivative J at D, so that
+
+        x0 = D + (J^T J + s^2 / (spread r^2))^-1 J^T (y - A(D))
+
+    a step of Gauss and Newton towards the x0 that y and D make most likely. spread: above 1 where the data leave more
+    open than r^2, as latents do, which are not white. No gradient of the network, and no size of a step to be chosen,
+    as for DPS and PSLD. An evaluation of the network; 1 + solves of A and as many of its gradient.
+    """
+
+    def with_likelihood(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
+        x0 = denoise(x, t, condition).detach()
+        seen, slope = operators.linearised(operator, x0)
+        ridge = operator.deviation**2 / (spread * _white(path, x, t))
+        pull = slope.adjoint(y - seen)
+        return x0 + solve(lambda v: slope.adjoint(slope.forward(v)) + ridge * v, pull, solves)
 
     return with_likelihood
 

@@ -6,7 +6,8 @@ x0 are what the denoiser is of, normalised latents as a rule. Operators here act
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
+YCC = (  # rows Y, Cb, Cr of red, green, blue: ITU-R BT.601 as JFIF has it
+    (0.299, 0.587, 0.114),
+    (-0.168736, -0.331264, 0.5),
+    (0.5, -0.418688, -0.081312),
+)
+STEP = 0.003  # of a difference quotient, in deviations of latents
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,100 @@ def blurred(kernel: Tensor, deviation: float) -> Linear:
         lambda y: F.conv_transpose2d(y, weight(y), padding=pad, groups=y.shape[1]),
         float(kernel.abs().sum()),
     )
+
+
+def separable(rows: Tensor, columns: Tensor, deviation: float) -> Linear:
+    """A x = rows x columns^T on each channel, [n, C, h, w] -> [n, C, h', w'] for rows [n, h', h] and columns [n, w', w]
+    (or what broadcasts): blurs and reductions whose kernel is a product, with any border."""
+    norm = math.prod(_bound(matrix) for matrix in (rows, columns))
+    rows, columns = rows.unsqueeze(-3), columns.unsqueeze(-3)
+    return Linear(
+        lambda x: rows.to(x) @ x @ columns.mT.to(x), deviation, lambda y: rows.mT.to(y) @ y @ columns.to(y), norm
+    )
+
+
+def _bound(matrix: Tensor) -> float:
+    """Not less than the largest singular value: |A|^2 <= |A|_1 |A|_inf."""
+    return float((matrix.abs().sum(-1).amax(-1) * matrix.abs().sum(-2).amax(-1)).sqrt().max())
+
+
+def bicubic(size: int, factor: int) -> Tensor:
+    """The matrix [size / factor, size] of a bicubic reduction (Keys 1981, a = -0.5, stretched by the factor against
+    aliasing), for `separable`: as Pillow has it, but for rounding."""
+    return F.interpolate(
+        torch.eye(size)[None, None], size=(size // factor, size), mode="bicubic", antialias=True, align_corners=False
+    )[0, 0]
+
+
+def gaussian(size: int, sigma: float) -> Tensor:
+    """The matrix [size, size] of a Gaussian blur of `sigma` pixels, cut off at 4 sigma, for `separable`; beyond the
+    border the image goes on as at it."""
+    reach = max(1, round(4 * sigma))
+    offsets = torch.arange(-reach, reach + 1)
+    kernel = torch.exp(-0.5 * (offsets / sigma).square())
+    at = (torch.arange(size)[:, None] + offsets).clamp(0, size - 1)
+    return torch.zeros(size, size).scatter_add_(1, at, (kernel / kernel.sum()).expand(size, -1))
+
+
+def gray(deviation: float) -> Linear:
+    """Luma of red, green and blue (ITU-R BT.601, as Pillow's "L"), [n, 3, h, w] -> [n, 1, h, w]."""
+    share = torch.tensor(YCC[0]).view(1, 3, 1, 1)
+    return Linear(
+        lambda x: (share.to(x) * x).sum(1, keepdim=True), deviation, lambda y: share.to(y) * y, float(share.norm())
+    )
+
+
+def jpeg(luma: Tensor, chroma: Tensor, shape: Sequence[int], share: float, deviation: float) -> Linear:
+    """What a JPEG file says of images of a shape [1 or 3, h, w], whose sides 16 divides: cosine coefficients of blocks
+    of 8 x 8, those of colour of half the sides, [n, 1 or 3, h, w] -> [n, m]. In units of their deviations: y's is 1.
+
+    luma, chroma: tables [8, 8] of the steps q to which coefficients are rounded, in the images' units (ITU-T T.81).
+    share: deviation of what rounding takes, of a step, taken for normal; 1 / sqrt(12) if it is uniform. deviation: of
+    noise in pixels, besides.
+    """
+    k = torch.arange(8)
+    basis = 0.5 * torch.cos(math.pi / 8 * k[:, None] * (k + 0.5))  # DCT-II
+    basis[0] /= math.sqrt(2)  # now orthonormal
+    scales = [torch.rsqrt((share * table).square() + deviation**2) for table in (luma, chroma)]
+
+    def blocks(x: Tensor, scale: Tensor) -> Tensor:
+        parts = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8))  # [n, c, h / 8, 8, w / 8, 8]
+        return (torch.einsum("ui,ncaibj,vj->ncabuv", basis.to(x), parts, basis.to(x)) * scale.to(x)).flatten(1)
+
+    def forward(x: Tensor) -> Tensor:
+        if x.shape[1] == 1:
+            return blocks(x, scales[0])
+        ycc = torch.einsum("dc,nchw->ndhw", torch.tensor(YCC).to(x), x)
+        return torch.cat([blocks(ycc[:, :1], scales[0]), blocks(F.avg_pool2d(ycc[:, 1:], 2), scales[1])], 1)
+
+    def adjoint(y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = y.new_zeros((len(y), *shape)).requires_grad_()
+            (found,) = torch.autograd.grad(forward(x), x, y)  # of a linear map, the same at every x
+        return found
+
+    largest = max(float(scale.max()) for scale in scales)
+    return Linear(forward, 1.0, adjoint, largest * float(torch.linalg.matrix_norm(torch.tensor(YCC), 2)))
+
+
+def linearised(operator: Operator, x0: Tensor) -> tuple[Tensor, Linear]:
+    """A(x0), and A's derivative there. Its adjoint is exact, forward a difference quotient, which every network has and
+    costs one evaluation: A(x0 + v) - A(x0) for v scaled to STEP, deviation by element. norm is not known: infinite."""
+    with torch.enable_grad():
+        x = x0.detach().requires_grad_()
+        seen = operator.forward(x)
+
+    def forward(v: Tensor) -> Tensor:
+        scale = STEP / (dot(v, v) / v[0].numel()).sqrt().clamp(min=1e-12)
+        with torch.no_grad():
+            change = operator.forward(x0 + scale * v) - seen
+        return change / scale.reshape(-1, *[1] * (change.dim() - 1))
+
+    def adjoint(y: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(seen, x, y, retain_graph=True)
+        return found
+
+    return seen.detach(), Linear(forward, operator.deviation, adjoint, math.inf)
 
 
 def through(decode: Map, operator: Operator) -> Operator:

@@ -7,7 +7,7 @@ import torch
 
 from models.diffusion.denoiser import start_time
 from models.diffusion.grids import grid
-from models.diffusion.inverse import likelihood_guided, moment_matched, pseudo_inverse
+from models.diffusion.inverse import likelihood_guided, linearised, moment_matched, pseudo_inverse
 from models.diffusion.operators import averaged, through
 from models.diffusion.process import RectifiedFlow
 from models.diffusion.samplers import dpmpp_2m
@@ -57,6 +57,23 @@ def test_white_covariances_are_exact_for_white_data(problem, path):
     torch.testing.assert_close(pseudo_inverse(prior, path, a, y)(x, t, {}), expected)
     if problem != "deblurring":  # A A^T is no multiple of the identity
         torch.testing.assert_close(likelihood_guided(prior, path, a, y, SPREADS[problem])(x, t, {}), expected)
+
+
+def test_linearised_is_the_pseudo_inverse_of_a_linear_operator_and_follows_a_curved_one():
+    path, a = RectifiedFlow(), operator("superresolution", 0.1)
+    x, t = points(path)
+    x, t, y = x[3:], t[3:], measured("superresolution", a)  # at much noise D is 0 there, and so is any pull
+    prior = MIXTURE.denoiser(path)
+    found = linearised(prior, path, a, y, solves=4)(x, t, {})
+    torch.testing.assert_close(found, pseudo_inverse(prior, path, a, y)(x, t, {}), rtol=1e-4, atol=1e-4)
+
+    def twice(z):
+        return 2 * z + 0.1 * z.square()
+
+    curved = through(twice, a)
+    before = (y - curved.forward(prior(x, t, {}))).abs()
+    after = (y - curved.forward(linearised(prior, path, curved, y, solves=4)(x, t, {}))).abs()
+    assert (after <= before + 1e-6).all() and (after < 0.5 * before).any()
 
 
 def test_without_noise_the_pseudo_inverse_puts_y_in_place():
