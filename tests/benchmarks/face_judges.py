@@ -123,6 +123,36 @@ def age(faces: Faces, w: Weights) -> Tensor:
     return (F.avg_pool2d(x, 7, 2).flatten(1) @ w["fc/age/weights"] + w["fc/age/bias"])[:, 0]
 
 
+def identity(faces: Faces, w: Weights) -> Tensor:
+    """128 numbers [n, 128] by face-api's "face_recognition_model", a ResNet: near to each other for one person."""
+
+    def scaled(x: Tensor, p: str, stride: int = 1, same: bool = True) -> Tensor:
+        kernel = w[f"{p}/conv/filters"]
+        x = F.conv2d(padded(x, kernel.shape[2], stride) if same else x, kernel, w[f"{p}/conv/bias"], stride)
+        return x * w[f"{p}/scale/weights"].view(-1, 1, 1) + w[f"{p}/scale/biases"].view(-1, 1, 1)
+
+    def block(x: Tensor, p: str, down: bool) -> Tensor:
+        """Two convolutions beside x itself; `down`: at half the sides, with channels of zeros where there are more."""
+        y = scaled(scaled(x, f"{p}/conv1", 1 + down, not down).relu(), f"{p}/conv2")
+        if down:
+            x = F.avg_pool2d(x, 2)
+            y = F.pad(y, (0, x.shape[3] - y.shape[3], 0, x.shape[2] - y.shape[2]))
+            x = F.pad(x, (0, 0, 0, 0, 0, y.shape[1] - x.shape[1]))
+        return (x + y).relu()
+
+    x = F.max_pool2d(scaled(prepared(faces, 150, 256.0), "conv32_down", 2, same=False).relu(), 3, 2)
+    names = dict.fromkeys(name.split("/")[0] for name in w if name.startswith("conv"))  # in the network's order
+    for name in list(names)[1:]:
+        x = block(x, name, down="_down" in name)
+    return x.mean((2, 3)) @ w["fc"]
+
+
+def apart(faces: Faces, others: Faces, w: Weights) -> float:
+    """The mean distance between a face and the one of the same number among others, by `identity`."""
+    parts = [(identity(faces[i : i + 50], w), identity(others[i : i + 50], w)) for i in range(0, len(faces), 50)]
+    return float(torch.cat([(a - b).norm(dim=1) for a, b in parts]).mean())
+
+
 @lru_cache(maxsize=1)
 def _interpreter(folder: Path) -> Any:
     sys.path.insert(0, str(folder / "python"))

@@ -8,7 +8,8 @@
 FACES: a folder with labels.csv of the columns image, expression, person (faces of 64 pixels). `prepare` adds a column
 `age` by face-api's network, which thus teaches the age and is no judge of it; the split holds persons out. `judge`
 draws 200 samples each of happiness and neutral, and of two ages, and shows beside them real held-out faces and these
-after the autoencoder. `edit` makes happy held-out faces neutral, and neutral ones happy. The judges are those of
+after the autoencoder. `edit` makes happy held-out faces neutral, and neutral ones happy, and says how far that is from
+who they were. The judges are those of
 `face_judges.py`. Half an hour of two cores with bf16.
 """
 
@@ -112,16 +113,21 @@ def judge(folder: Path, scales: list[float]) -> None:
 
 
 def change(folder: Path, scales: list[float], strengths: list[float]) -> None:
-    """Print what the judges say of held-out faces that were edited to the other expression."""
+    """Print what the judges say of held-out faces that were edited to the other expression, and how far these are from
+    what they were by the network of identity."""
     model, pixels, labels, says = opened(folder)
+    person = judges.load(folder / "judges", "face_recognition_model")
     for was, to in (ASKED, ASKED[::-1]):
         real = pixels[[i for i, label in enumerate(labels) if model.classes[label] == was][:COUNT]]
-        print(f"\n| {len(real)} held-out faces, {was} | judge A: {to} | judge B | both |\n| --- | ---: | ---: | ---: |")
-        print(f"| as they are | {says(real, to)} |")
-        print(f"| after the autoencoder | {says(model.decode(model.encode(real)), to)} |")
+        print(f"\n| {len(real)} held-out faces, {was} | judge A: {to} | judge B | both | identity |\n"
+              "| --- | ---: | ---: | ---: | ---: |")  # fmt: skip
+        print(f"| as they are | {says(real, to)} | 0 |")
+        plain = model.decode(model.encode(real))
+        print(f"| after the autoencoder | {says(plain, to)} | {judges.apart(real, plain, person):.2f} |")
         for scale, strength in itertools.product(scales, strengths):
             made = edit(model, real, {"class": to}, {"class": was}, strength, steps=30, guidance=scale)
-            print(f"| guidance {scale:g}, strength {strength:g} | {says(made, to)} |", flush=True)
+            far = judges.apart(real, made, person)
+            print(f"| guidance {scale:g}, strength {strength:g} | {says(made, to)} | {far:.2f} |", flush=True)
 
 
 def main() -> None:
