@@ -9,8 +9,7 @@ FACES: a folder with labels.csv of the columns image, expression, person (faces 
 `age` by face-api's network, which thus teaches the age and is no judge of it; the split holds persons out. `judge`
 draws 200 samples each of happiness and neutral, and of two ages, and shows beside them real held-out faces and these
 after the autoencoder. `edit` makes happy held-out faces neutral, and neutral ones happy, and says how far that is from
-who they were. The judges are those of
-`face_judges.py`. Half an hour of two cores with bf16.
+who they were. The judges are those of `face_judges.py`. Half an hour of two cores with bf16.
 """
 
 from __future__ import annotations
