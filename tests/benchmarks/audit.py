@@ -4,7 +4,7 @@
 
 CIFAR10: a folder of train-*.tar and val-*.tar. MODEL: a model of CIFAR-10 whose run lies under ROOT, such as that of
 jobs/configs/cifar10_cpu.yaml; its autoencoder is taken for both. Prints what the gate says of the overfitted model, the
-audits of both, and whether the sound one would pass the same gate. Typed again it goes on.
+audits of both, and whether the sound one would pass the same gate. 8 minutes of two cores; typed again it goes on.
 """
 
 from __future__ import annotations
