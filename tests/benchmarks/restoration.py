@@ -179,6 +179,9 @@ def main() -> None:
     ceiling = figures(model.decode(model.encode(clean)))
     for name in given.only.split(","):
         task, options = DEGRADATIONS[name]
+        if task == "colorize" and (clean == clean[..., :1]).all(axis=(1, 2, 3)).any():
+            print(f"\n{name}: left out, since some of these images are gray themselves")
+            continue
         y = spoilt(clean, task, options)
         rows: dict[str, list[tuple[float, float, float]]] = {}
         best: tuple[float, Any] = (float("inf"), None)
