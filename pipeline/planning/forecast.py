@@ -34,7 +34,7 @@ def forecast(config: Config) -> str:
     warnings = [f"warning: {line}" for line in doubts(config)]
     with listing.forgetting(), Cluster(config.cluster) as cluster:
         config = precision.resolve(graph.absolute(config), cluster)
-        on_gpu = "gpu" in next(iter(cluster.map(precision.best_precision, [config.run.root], gpus=1)))
+        on_gpu = precision.on_gpu(config, cluster)
         steps = graph.plan(config, Store(config.run.root))
         precision.check_precision(config, cluster, [step.stage for step in steps if not step.artifact])
     channels, side = check_models(config)

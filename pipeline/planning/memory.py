@@ -1,7 +1,7 @@
 """Bytes of tensors that a training step needs on a rank, before it runs: what stays by ZeRO stage, and a traced pass.
 
-Of the networks and the first term of their loss: without discriminator, networks of a perceptual distance, teachers,
-and a shape's own buckets. How tensors are counted is in `models/peak.py`; on which rank DeepSpeed keeps what, in
+Of the networks and the first term of their loss: without discriminator, networks of a perceptual distance, teachers, at
+the square shape. How tensors are counted is in `models/peak.py`; on which rank DeepSpeed keeps what, in
 `pipeline/training/partition.py`.
 """
 

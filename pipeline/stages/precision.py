@@ -47,12 +47,17 @@ def resolve(config: Config, cluster: Cluster, keep: bool = False) -> Config:
     return Config.model_validate(values)
 
 
+def on_gpu(config: Config, cluster: Cluster) -> bool:
+    """Whether the ranks will have GPUs."""
+    return "gpu" in next(iter(cluster.map(best_precision, [config.run.root], gpus=1)))
+
+
 def check_precision(config: Config, cluster: Cluster, to_do: Collection[str]) -> None:
     """Refuse fp16 without a GPU, which ranks would refuse: before the autoencoder is trained, not after. to_do: stages
     that are not finished."""
     if "diffusion" not in to_do or config.diffusion.training.precision != "fp16":
         return
-    if "cpu" in next(iter(cluster.map(best_precision, [config.run.root], gpus=1))):
+    if not on_gpu(config, cluster):
         raise UserError("`diffusion.training.precision`: fp16 needs a GPU, and the ranks have none; set auto or fp32")
 
 
