@@ -21,16 +21,11 @@ from PIL import Image
 from pipeline.applications.agreement import read
 from pipeline.applications.edit import edit
 from pipeline.evaluation import agreement, judges
+from pipeline.evaluation.metrics.pixel import psnr
 from pipeline.generate.folder import load_pretrained
 
 COLUMNS = ("colour", "eyes", "mouth", "top")
 SHOWN = 8  # edits in the picture
-
-
-def psnr(images: Any, others: Any) -> float:
-    """Of images uint8 [n, H, W, C], in dB: the mean of each image's own."""
-    gaps = np.square(images.astype(np.float64) - others).mean(axis=(1, 2, 3))
-    return float(np.mean(10 * np.log10(255**2 / np.maximum(gaps, 1e-9))))
 
 
 def main() -> None:
@@ -57,12 +52,13 @@ def main() -> None:
     asked = {name: np.array([row["changed"] == name for row in rows]) for name in COLUMNS}
 
     def line(name: str, images: Any) -> None:
+        far = "" if images is target else f"{psnr(target, images):.2f}"
         answers = judges.answers(judge, images)
         right = {column: answers[column].argmax(1) == true[column] for column in COLUMNS}
         changed = np.concatenate([right[column][asked[column]] for column in COLUMNS]).mean()
         kept = np.concatenate([right[column][~asked[column]] for column in COLUMNS]).mean()
         each = ", ".join(f"{column} {right[column][asked[column]].mean():.1%}" for column in COLUMNS)
-        print(f"| {name} | {changed:.1%} | {kept:.1%} | {psnr(images, target):.2f} | {each} |", flush=True)
+        print(f"| {name} | {changed:.1%} | {kept:.1%} | {far} | {each} |", flush=True)
 
     print("| | asked right | others kept | PSNR to the answer, dB | by attribute |\n| --- | ---: | ---: | ---: | --- |")
     line("the right answer", target)
