@@ -73,9 +73,10 @@ class Training(Section):
         description="Recompute the activations of each block in the backward pass: less memory, a third more work.",
         json_schema_extra=SPEED,
     )
-    compile: bool = Field(
+    compile: bool | Literal["auto"] = Field(
         False,
-        description="torch.compile: slow to start (minutes), then faster on a GPU; on a CPU it needs a C++ compiler.",
+        description="torch.compile: slow to start (minutes), then faster on a GPU; on a CPU it needs a C++ compiler. "
+        "auto: where the training is long enough to win that time back; decided once, before its first step.",
         json_schema_extra=SPEED,
     )
     half_lives: tuple[Positive, ...] = Field(

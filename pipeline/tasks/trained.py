@@ -87,6 +87,7 @@ def train(
         "run": spool.run,
         "begin_from": other_run(name, training, writer),
         "first_weights": str(first_weights) if first_weights else None,
+        "flops": counted(module, config, inputs) if training.compile == "auto" else 0,  # takes a second or two
     }
     try:
         cluster.train(rank, arguments, mail, world, watch)
@@ -164,7 +165,7 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
 
     from pipeline.cluster.on_rank import device, preempted
     from pipeline.generate import adapters
-    from pipeline.training import loop
+    from pipeline.training import compiling, loop
     from pipeline.training import snapshots as averages
     from pipeline.training.checkpoint import listing
     from pipeline.training.ranks import open_ranks
@@ -184,6 +185,7 @@ def _rank(arguments: dict[str, Any], work: Path, mail: Path) -> None:
         file = Path(arguments["first_weights"])
         what = module.options(config, inputs) if name == "diffusion" else None
         adapter = beginning.put(model, what, inputs, file, config, (lambda _: None) if resumes else say_first)
+    training = compiling.settled(training, ranks, work, arguments["flops"], say_first)
     engine = task.engine(model, training, ranks)
     begin = (Path(given[0]), int(given[1])) if (given := arguments["begin_from"]) else None
     snapshots = Path(arguments["path"]) / averages.FOLDER if training.snapshot_every else None

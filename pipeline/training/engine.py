@@ -129,7 +129,7 @@ class Engine:
         names = [*map(average_name, training.half_lives), *map(length_name, training.average_lengths)]
         self.averages = {name: [m.clone() for m in masters] for name in names}
         self.averaged = 0
-        if training.compile:
+        if training.compile is True:
             self._deepspeed.compile()
 
     @property
