@@ -271,18 +271,20 @@ def compute(state: Mapping[str, Any], job: Mapping[str, Any]) -> int:
     keys = [key for key, _ in job["images"]]
     images = np.stack([state["read"](key, place) for key, place in job["images"]])
     z = model.encode(images)
+    made_by = model.about.get("lineage", {}).get("diffusion", {}).get("fingerprint", "")
     if job["beside"] and not is_whole(Path(job["beside"])):
-        _keep(Path(job["beside"]), {"latents": _half(z, "latents"), "pixels": images})
+        _keep(Path(job["beside"]), {"latents": _half(z, "latents"), "pixels": images}, made_by)
     for level, path in job["levels"]:
         if not is_whole(Path(path)):
             one = Wanted((level,), wanted.blocks, wanted.maps, wanted.seed)
-            _keep(Path(path), _behind(model, z, keys, one))
+            _keep(Path(path), _behind(model, z, keys, one), made_by)
     return len(keys)
 
 
-def _keep(path: Path, arrays: Mapping[str, Array]) -> None:
+def _keep(path: Path, arrays: Mapping[str, Array], made_by: str) -> None:
+    """made_by: the diffusion artifact, by which `ldm gc` knows what is of no model any more."""
     save(path, arrays)
-    write_json(entry_path(path), {"bytes": path.stat().st_size})
+    write_json(entry_path(path), {"bytes": path.stat().st_size, "diffusion": made_by})
 
 
 def _join(out: Path, arrays: Mapping[str, Array], jobs: Sequence[Mapping[str, Any]], wanted: Wanted) -> None:

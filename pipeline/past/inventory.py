@@ -115,12 +115,14 @@ def holder(lease: Path) -> str | None:
 # ---- what nothing refers to ------------------------------------------------------------------------------------------
 
 
+FEATURES = "features"  # folder of the pool of `ldm features`: a file's record names the model it was made by
 POOLS = {"latents": "encode", "conditions": "conditions"}  # folder of shards -> the stage whose artifacts list them
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that may go. kind: artifact, run, latents, conditions, set-aside or temporary. why: what says so."""
+    """Something that may go. kind: artifact, run, latents, conditions, features, set-aside or temporary. why: what says
+    so."""
 
     kind: str
     path: Path
@@ -177,13 +179,14 @@ def garbage(root: str | Path, tracked: Tracked, keep: Sequence[str] = ()) -> lis
             found.append(Garbage("run", folder, size(folder), "its run was deleted in the tracker"))
     for pool in POOLS:
         found += _pooled(root, pool, [item for item in known if item.path in kept])
+    found += _features(root, [item for item in known if item.path in kept])
     for folder in root.glob("set-aside/*/*"):
         base = any(_holds_base(_manifest(folder), item.recipe) for item in known if item.path in kept)
         if folder.name.split("-")[0] not in tracked.models and not base:
             found.append(Garbage("set-aside", folder, size(folder), "moved away by --rebuild, and made again since"))
     for path in [
         *root.glob("artifacts/*/*/**/*.tmp"),
-        *(path for pool in POOLS for path in root.glob(f"{pool}/*.tmp")),
+        *(path for pool in (*POOLS, FEATURES) for path in root.glob(f"{pool}/*.tmp")),
     ]:
         owner = Path(*path.parts[: len(root.parts) + 3])
         gone_with = any(path.is_relative_to(entry.path) for entry in found)
@@ -241,6 +244,20 @@ def _pooled(root: Path, pool: str, kept: Iterable[Item]) -> list[Garbage]:
         Garbage(pool, path, size(path), f"no {stage} artifact that is kept lists it")
         for path in sorted(root.glob(f"{pool}/*"))
         if path.suffix in (".tar", ".safetensors", ".json") and path.stem not in listed
+    ]
+
+
+def _features(root: Path, kept: Iterable[Item]) -> list[Garbage]:
+    """Files of features of no model that is kept here."""
+    models = {item.fingerprint for item in kept if item.stage == "diffusion"}
+    records = [
+        path for path in sorted(root.glob(f"{FEATURES}/*.json")) if read_json(path).get("diffusion") not in models
+    ]
+    return [
+        Garbage(FEATURES, path, size(path), "of no model that is kept here")
+        for record in records
+        for path in (record.with_suffix(".safetensors"), record)
+        if path.exists()
     ]
 
 

@@ -193,10 +193,10 @@ def test_a_killed_call_goes_on_and_another_is_refused(
     kept, behind = features._keep, features._behind
     calls: list[int] = []
 
-    def killed(path: Path, arrays: Any) -> None:
+    def killed(path: Path, arrays: Any, made_by: str) -> None:
         if len(list(path.parent.glob("*.safetensors"))) == 5:
             raise Killed
-        kept(path, arrays)
+        kept(path, arrays, made_by)
 
     def counted(*words: Any) -> Any:
         calls.append(1)

@@ -338,6 +338,18 @@ def test_a_run_deleted_in_the_tracker_frees_what_only_it_used(made: Made) -> Non
     assert inventory.garbage(made.root, NOTHING) == []
 
 
+def test_features_go_with_the_model_that_they_are_of(made: Made) -> None:
+    pool = made.root / "features"
+    pool.mkdir()
+    for name in "ab":
+        write_json(pool / f"{name}.json", {"bytes": 1, "diffusion": name * 16})
+        (pool / f"{name}.safetensors").write_text("1")
+    (pool / "killed.tmp").write_text("")
+    found = inventory.garbage(made.root, Tracked(frozenset({TWO}), frozenset()))
+    gone = {entry.path.name for entry in found if entry.path.parent == pool}
+    assert gone == {"b.json", "b.safetensors", "killed.tmp"}
+
+
 def test_a_registered_model_keeps_all_it_was_made_of(made: Made) -> None:
     tracked = Tracked(frozenset({ONE, TWO}), frozenset({"b" * 16}))
     gone = {entry.path for entry in inventory.garbage(made.root, tracked) if entry.kind == "artifact"}
