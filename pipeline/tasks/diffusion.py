@@ -28,6 +28,7 @@ PREVIEW_STEPS = 20  # of a denoiser; a student takes its few
 
 def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
     """All that is needed to build the network again and to sample with it, as plain values."""
+    from models.patches import size_of
     from pipeline.data.buckets import usual
 
     condition = result_fields(config.diffusion.condition)
@@ -38,13 +39,13 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
             encoder = config.diffusion.condition.caption.encoder.model_dump()  # type: ignore[union-attr]
             condition["caption"] = {**made["caption"], "encoder": {**made["caption"]["encoder"], **encoder}}
     summary = inputs["encode"].summary
-    shape, buckets = summary["shape"], {}
+    (channels, *sides), buckets = summary["shape"], {}
     if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
         rows = [row for row in summary["buckets"] if row["train"]]
-        first = usual([row["shape"] for row in rows], [row["train"] for row in rows], shape[1])
+        first = usual([row["shape"] for row in rows], [row["train"] for row in rows], sides[0])
         buckets = {"buckets": [rows[first]["shape"], *(row["shape"] for i, row in enumerate(rows) if i != first)]}
     return {
-        "latent": {"channels": shape[0], "size": shape[1], **buckets},
+        "latent": {"channels": channels, "size": size_of(sides), **buckets},
         "backbone": config.diffusion.backbone,
         "condition": condition,
         "classes": inputs["ingest"].summary["classes"],
@@ -158,13 +159,14 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     def per_sample(network: nn.Module, batch: dict[str, Any], learning: bool = False) -> Tensor:
         """The weighted squared error of the prediction, a mean over elements, in learning with the terms beside it; of
         a student the distance to its teacher's flow, in validation at the last, smallest gap: [n]."""
-        x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, h, w]
+        x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, *sides]
         condition = loader.told_in(batch)
         t = times(batch["u"], path)
         sample = (x0, batch["noise"], t, condition)
         if teacher is not None and section.distil:
             progress = batch["position"] / end if learning else 1.0
-            nothing = {name: torch.as_tensor(untold[name]).to(rows)[None] for name, rows in condition.items()}
+            said = {name: rows for name, rows in condition.items() if name in untold}
+            nothing = {name: torch.as_tensor(untold[name]).to(rows)[None] for name, rows in said.items()}
             how = (nothing, path, section.prediction, progress)
             with half:
                 return consistency.loss(network, teacher, section.distil.guidance, *sample, *how)
