@@ -26,6 +26,7 @@ def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
     from models.autoencoders import latent_sides
     from models.diffusion.denoiser import beside, check_attends
     from models.lora import adapted
+    from models.patches import size_of
     from pipeline.artifacts import Artifact
     from pipeline.data.latents import BROUGHT
 
@@ -59,7 +60,9 @@ def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
             )
         key = "diffusion.backbone"
         more = beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"], sides)
-        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=sides, **more)
+        backbone = registry.outline(
+            "backbones", config.diffusion.backbone, channels=channels, size=size_of(sides), **more
+        )
         caption = config.diffusion.condition.caption
         check_attends(backbone, config.diffusion.backbone, caption.model_dump() if caption else None)
         inside.check(config.diffusion, backbone, data.channels, data.size)

@@ -174,9 +174,10 @@ def parameter_counts(config: Config) -> dict[str, int]:
     meta device."""
     from models import lora, registry
     from models.diffusion.denoiser import beside
+    from models.patches import size_of
 
     channels, sides = check_models(config)
-    shape: dict[str, Any] = {"channels": channels, "size": sides}
+    shape: dict[str, Any] = {"channels": channels, "size": size_of(sides)}
     shape |= beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"], sides)
     sizes = {
         "autoencoder": registry.parameters("autoencoders", config.autoencoder.model, channels=config.data.channels),
@@ -185,7 +186,7 @@ def parameter_counts(config: Config) -> dict[str, int]:
     if config.autoencoder.loss.adversarial.weight:
         sizes["discriminator"] = discriminator_parameters(config)
     if own := config.diffusion.training.lora:
-        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=sides)
+        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=size_of(sides))
         sizes["adapters"] = lora.parameters(lora.adapted(backbone, own.targets), own.rank)
     return sizes
 

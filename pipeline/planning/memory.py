@@ -77,6 +77,7 @@ def _diffusion(config: Config, count: int) -> tuple[nn.Module, Callable[[], Tens
     from models.diffusion import objectives
     from models.diffusion.denoiser import build_network
     from models.diffusion.process import make_path
+    from models.patches import size_of
     from pipeline.schema.section import result_fields
 
     section = config.diffusion
@@ -88,7 +89,7 @@ def _diffusion(config: Config, count: int) -> tuple[nn.Module, Callable[[], Tens
         caption["encoder"] = {"kind": caption["encoder"]["kind"], "width": FROZEN_WIDTH}
     also = {"caption": caption, "spatial": told["spatial"]}
     with torch.device("meta"):
-        network = build_network(section.backbone, told["kind"], channels, sides, 1, recompute, **also)
+        network = build_network(section.backbone, told["kind"], channels, size_of(sides), 1, recompute, **also)
     path = make_path(**result_fields(section.path))
 
     def loss() -> Tensor:

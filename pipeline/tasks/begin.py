@@ -138,6 +138,7 @@ def check(config: Config, channels: int, sides: Sequence[int]) -> None:
 
     from models import registry, transfer
     from models.diffusion.denoiser import beside
+    from models.patches import size_of
     from pipeline.data.text_encoders import frozen_encoder
 
     file = first_weights(config, "diffusion")
@@ -151,7 +152,7 @@ def check(config: Config, channels: int, sides: Sequence[int]) -> None:
     if encoder := frozen_encoder(config):  # of its kind there are many
         told["caption"]["encoder"] = encoder
     more = beside(section.backbone, told["spatial"], sides)
-    backbone = registry.outline("backbones", section.backbone, channels=channels, size=sides, **more)
+    backbone = registry.outline("backbones", section.backbone, channels=channels, size=size_of(sides), **more)
     ours = {"latent": {"channels": channels}, "condition": told}
     _fitting(file, lambda: transfer.carry(nn.ModuleDict({"backbone": backbone}), theirs, ours, described(file)))
 

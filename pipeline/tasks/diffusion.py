@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.evaluation.curve import Curve
 from pipeline.schema.section import result_fields
 
@@ -153,7 +154,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     half = torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16")
     decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
     inside = None
-    if wanted(section):
+    if asked := wanted(section):
+        if any(part.unequal for part in train.parts):
+            raise UserError(f"`diffusion.{asked[0]}`: its tokens would be padding too, of latents of unequal length")
         inside = Inside(section, network, path, times, space, decoder, ranks)
 
     def per_sample(network: nn.Module, batch: dict[str, Any], learning: bool = False) -> Tensor:
