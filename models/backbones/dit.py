@@ -80,7 +80,7 @@ class Config:
     def patches(self, count: int) -> tuple[int, ...]:
         """Sides of a token's patch, of latents of `count` sides. ValueError where `frames` has no time to go along."""
         if count != 3 and self.frames != 1:
-            raise ValueError(f"frames: {self.frames} along time, and latents of {count} sides have none; leave it out")
+            raise ValueError(f"frames: {self.frames} given, of latents of three sides, time first; these have {count}")
         return (self.frames, self.patch, self.patch) if count == 3 else (self.patch,) * count
 
     @property
@@ -336,7 +336,7 @@ class Model(nn.Module):
         the tokens past some blocks. What x holds where condition.places says that nothing is changes no answer
         elsewhere."""
         if x.dim() != 2 + len(self.sides):
-            raise ValueError(f"size: made for latents of {len(self.sides)} sides, got {tuple(x.shape[2:])}")
+            raise ValueError(f"size: made for latents of sides {self.sides}, got {tuple(x.shape[2:])}")
         grid, places, there = grid_of(x.shape[2:], self.patch), condition.places, None
         if places is not None:
             x = x.masked_fill(~places[:, None], 0.0)

@@ -56,7 +56,7 @@ def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
         channels, sides = autoencoder.latent_channels, latent_sides(autoencoder, (data.size, data.size))
         if data.buckets is not None and len(sides) != 2:
             raise UserError(
-                f"`data.buckets`: latents of this autoencoder have {len(sides)} sides and no ratio of two; leave it out"
+                f"`data.buckets`: latents of sides {list(sides)} have no ratio of height and width; leave it out"
             )
         key = "diffusion.backbone"
         more = beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"], sides)

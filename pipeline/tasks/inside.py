@@ -54,7 +54,9 @@ def check(section: Diffusion, backbone: Any, channels: int, size: int) -> None:
             raise ValueError(f"depth: `align.depth` is {learns}, and there are {depth} blocks")
         if section.align.teacher != "self":
             if len(backbone.sides) != 2:
-                raise ValueError(f"align.teacher: its maps lie over latents of two sides, not over {backbone.sides}")
+                raise ValueError(
+                    f"align.teacher: its maps lie over latents of two sides, not over {list(backbone.sides)}"
+                )
             of_file(section.align, channels, size, "cpu")
         elif not learns < teaches <= depth:
             raise ValueError(

@@ -43,7 +43,7 @@ class Model(nn.Module):
         super().__init__()
         self.clip, self.channels = config.clip, channels
         self.latent_channels = 4 if config.clip else 4 * channels
-        self.scale = nn.Parameter(torch.zeros(()))
+        self.scale = nn.Parameter(torch.zeros(1))
 
     def latent_sides(self, sides):
         if any(side % 2 for side in sides):
@@ -149,12 +149,11 @@ def test_from_images_to_a_model_that_samples(small, kind, what):
 
 def test_what_does_not_go_with_them_is_one_line(small, kind):
     model = f"autoencoder.model={{kind: {kind}}}"
-    for given, line in {
-        "diffusion.backbone={kind: unet, preset: tiny}": "unet takes latents of two sides, got [16]; give a dit",
-        "diffusion.condition.spatial={mask: {channels: 1}}": "maps lie over latents of two sides, not over [16]",
-        "data.buckets={max_ratio: 2, multiple: 4}": "`data.buckets`: latents of this autoencoder have 1 sides",
-        "diffusion.backbone.frames=2": "frames: 2 along time, and latents of 1 sides have none",
-        "data.size=9": "sides: expected even ones, got (9, 9)",
-    }.items():
-        said = small.run("run", "--dry-run", model, given)
+    for *given, line in (
+        ("diffusion.backbone={kind: unet, preset: tiny}", "unet takes latents of two sides, got [16]; give a dit"),
+        ("data.size=16", "data.buckets={max_ratio: 2, multiple: 8}", "`data.buckets`: latents of sides [64] have no"),
+        ("diffusion.backbone.frames=2", "frames: 2 given, of latents of three sides, time first; these have 1"),
+        ("data.size=9", "sides: expected even ones, got (9, 9)"),
+    ):
+        said = small.run("run", "--dry-run", model, *given)
         assert said.code == 2 and line in said.err and len(said.err.strip().splitlines()) == 1, said.err
