@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +19,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import registry
+from models.autoencoders import latent_sides
 from models.conditioning import Embedded
+from models.patches import Size, sides_of
 from models.routing import Route
 
 HERE = Path(__file__).parent
 TABLE = HERE / "costs.json"
-SHARED = ("layers.py", "conditioning/embedded.py", "posterior.py")  # what kinds of both families import
+SHARED = ("layers.py", "patches.py", "conditioning/embedded.py", "posterior.py")  # what kinds of both families import
 SHAPES = {"backbones": (4, 32), "autoencoders": (3, 256)}  # channels and side that the table holds
 
 
@@ -45,13 +48,15 @@ def preset(family: str, kind: str, name: str, channels: int, size: int, **fields
     return count({"kind": kind, "preset": name, **fields}, channels, size)
 
 
-def backbone(options: Mapping[str, Any], channels: int, size: int, route: tuple[float, int, int] | None = None) -> Cost:
-    """Cost of a backbone on latents [channels, size, size]; route: share, first and end of `Route`. ValueError where it
-    does not fit them."""
+def backbone(
+    options: Mapping[str, Any], channels: int, size: Size, route: tuple[float, int, int] | None = None
+) -> Cost:
+    """Cost of a backbone on latents [channels, *sides] (size: of a square, or the sides); route: share, first and end
+    of `Route`. ValueError where it does not fit them."""
     model: Any = registry.outline("backbones", options, channels=channels, size=size)
     with torch.device("meta"):
-        inputs = (torch.empty(1, channels, size, size), torch.empty(1), outlined(model))
-        how = {"route": Route(torch.empty(1, model.grid**2), *route)} if route else {}
+        inputs = (torch.empty(1, channels, *sides_of(size)), torch.empty(1), outlined(model))
+        how = {"route": Route(torch.empty(1, math.prod(model.grid)), *route)} if route else {}
     return Cost(_parameters(model), _count(lambda: model(*inputs, **how)))
 
 
@@ -66,9 +71,9 @@ def outlined(model: Any, tokens: int = 64) -> Embedded:
 def autoencoder(options: Mapping[str, Any], channels: int, size: int) -> Cost:
     """Cost of an autoencoder on images [channels, size, size]: encoder and decoder."""
     model: Any = registry.outline("autoencoders", options, channels=channels)
-    side = size // model.factor
+    sides = latent_sides(model, (size, size))
     with torch.device("meta"):
-        x, z = torch.empty(1, channels, size, size), torch.empty(1, model.latent_channels, side, side)
+        x, z = torch.empty(1, channels, size, size), torch.empty(1, model.latent_channels, *sides)
     return Cost(_parameters(model), _count(lambda: model.encode(x)) + _count(lambda: model.decode(z)))
 
 

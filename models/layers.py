@@ -83,7 +83,7 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
-        """x [n, T, D], rotation (see `rotary`) or none, mask bool [n, T] of the tokens that are there -> [n, T, D]."""
+        """x [n, T, D], rotation (`patches.rotary`) or none, mask bool [n, T] of tokens that are there -> [n, T, D]."""
         seen = None if mask is None else mask[:, None, None]  # [n, 1, 1, T]
         # [n, heads, T, d], softmax in float32
         y = attend(*self.projected(x, rotation), seen)
@@ -185,48 +185,6 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t [n] -> [n, width]."""
         return self.down(F.silu(self.up(time_features(t, self.features, self.shift))))  # type: ignore[no-any-return]
-
-
-def centred(count: int, base: int | None) -> Tensor:
-    """Coordinates float64 [count], a distance of 1 apart, with the middle of 0 ... base - 1 (default: of their own).
-
-    So a grid of another shape lies over the middle of the base grid, with its scale (Esser et al. 2024, section 5.3.2).
-    """
-    return torch.arange(count, dtype=torch.float64) + (0.0 if base is None else (base - count) / 2)
-
-
-def sine_positions(width: int, height: int, length: int, base: int | None = None) -> Tensor:
-    """Fixed 2D positions, float32 [height * length, width]: half of the width codes the column, half the row (MAE's
-    order). base: side of the square grid on whose middle this one lies.
-    """
-    if width % 4:
-        raise ValueError(f"width: expected a multiple of 4 for 2D sine positions, got {width}")
-    quarter = width // 4
-    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    rows = centred(height, base)[:, None] * frequencies  # [height, quarter]
-    columns = centred(length, base)[:, None] * frequencies  # [length, quarter]
-    by_column = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
-    by_row = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, length, -1)
-    # [height, length, width] -> [tokens, width], row by row
-    return torch.cat([by_column, by_row], dim=2).reshape(height * length, width).float()
-
-
-def rotary(width: int, height: int, length: int, base: float = 100.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines that turn pairs of channels by place: two float32 [height * length, width / 2].
-
-    Su et al. 2021, "RoFormer", on two axes: half of the pairs turn with the column, half with the row. The base is that
-    of Heo et al. 2024, "Rotary Position Embedding for Vision Transformer": a grid is shorter than a text. width: of a
-    head.
-    """
-    if width % 4:
-        raise ValueError(f"heads: expected a width of each that is a multiple of 4 for rotary positions, got {width}")
-    frequencies = base ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    rows = torch.arange(height, dtype=torch.float64)[:, None] * frequencies  # [height, width / 4]
-    columns = torch.arange(length, dtype=torch.float64)[:, None] * frequencies  # [length, width / 4]
-    by_column, by_row = columns[None].expand(height, -1, -1), rows[:, None].expand(-1, length, -1)
-    # [height, length, width / 2] -> [tokens, width / 2], row by row
-    angles = torch.cat([by_column, by_row], dim=2).reshape(height * length, width // 2)
-    return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The diagonal Gaussian that an encoder gives: `moments` [n, 2C, h, w] are its means, then its log-variances, by
+"""The diagonal Gaussian that an encoder gives: `moments` [n, 2C, *sides] are its means, then its log-variances, by
 channel.
 
 Normalising latents is not done here (pipeline/data/latents.py), nor is any noise drawn (the loader's business).
@@ -14,7 +14,7 @@ LOG_VARIANCE = (-30.0, 20.0)  # bounds: exp stays in float32's range, and the mo
 
 
 def split(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """moments [n, 2C, h, w] -> mean and log-variance, [n, C, h, w] each."""
+    """moments [n, 2C, *sides] -> mean and log-variance, [n, C, *sides] each."""
     mean, log_variance = moments.chunk(2, dim=1)
     return mean, log_variance
 
@@ -26,13 +26,13 @@ def clamp(moments: Tensor) -> Tensor:
 
 
 def certain(z: Tensor) -> Tensor:
-    """Moments [n, 2C, h, w] of latents [n, C, h, w] that are not drawn: no variance."""
+    """Moments [n, 2C, *sides] of latents [n, C, *sides] that are not drawn: no variance."""
     z = z.float()
     return torch.cat([z, torch.full_like(z, LOG_VARIANCE[0])], dim=1)
 
 
 def sample(moments: Tensor, noise: Tensor) -> Tensor:
-    """A draw from the posterior [n, C, h, w]: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, section 2.4)."""
+    """A draw from the posterior [n, C, *sides]: mean + exp(logvar / 2) noise (Kingma and Welling 2014, section 2.4)."""
     mean, log_variance = split(moments)
     return mean + torch.exp(0.5 * log_variance) * noise
 

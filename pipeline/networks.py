@@ -37,14 +37,16 @@ def build_network(options: Mapping[str, Any], activation_checkpointing: bool = F
 
 
 def latent_side(config: Config) -> int:
-    """Places a side of the latents of a square image, by the config's autoencoder; builds nothing."""
+    """Places a side of the latents of a square image, by the config's autoencoder; builds nothing. For maps over the
+    latents, which have two sides then (`fits.check_models`)."""
     from models import registry
+    from models.autoencoders import latent_sides
 
     options = config.autoencoder.model
     if config.autoencoder.from_:
         options = Artifact.load(config.autoencoder.from_, "autoencoder").recipe["model"]
     model: Any = registry.outline("autoencoders", options, channels=config.data.channels)
-    return int(config.data.size // model.factor)
+    return latent_sides(model, (config.data.size, config.data.size))[0]
 
 
 def load_weights(module: nn.Module, path: Path, weights: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,26 @@
 """Autoencoders, one kind a file: `Model(config, channels)` with `encode(x) -> moments`, `decode(z) -> x`,
-`forward(x, noise) -> (reconstruction, moments)`, `factor` (image side over latent side) and `latent_channels`.
-Optional: parts with a bool attribute `activation_checkpointing` (registry.checkpoint_activations).
+`forward(x, noise) -> (reconstruction, moments)`, `latent_channels`, and which sides its latents [n, C, *sides] have:
+`factor` (side of x over side of z, for each side) or, for others, `latent_sides(sides)` of x and its inverse
+`data_sides(sides)` of z, tuples of one, two or three.
+Optional: parts with a bool attribute `activation_checkpointing` (registry.checkpoint_activations); `of_images`, false
+of a kind whose x is no image [n, channels, H, W] in [-1, 1].
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def latent_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:
+    """Sides of the latents of data with these sides. ValueError where the kind has none for them."""
+    if hasattr(model, "latent_sides"):
+        return tuple(model.latent_sides(tuple(sides)))
+    return tuple(side // model.factor for side in sides)
+
+
+def data_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:
+    """Sides of what is decoded from latents of these sides."""
+    if hasattr(model, "data_sides"):
+        return tuple(model.data_sides(tuple(sides)))
+    return tuple(side * model.factor for side in sides)

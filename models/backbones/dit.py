@@ -1,12 +1,14 @@
 """DiT: a transformer over patches whose norms the time and the condition steer (adaLN-zero).
 
 Peebles and Xie 2023, "Scalable Diffusion Models with Transformers"; widths and depths of the presets are theirs, the
-tiny ones are ours. It may attend to a caption (`tokens`), by cross-attention or, as MM-DiT, in two streams. What the
-output means (eps, x0, v, velocity) is not known here: see diffusion/objectives.py.
+tiny ones are ours. It may attend to a caption (`tokens`), by cross-attention or, as MM-DiT, in two streams. Latents
+have one, two or three sides (models/patches.py). What the output means (eps, x0, v, velocity) is not known here: see
+diffusion/objectives.py.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +27,9 @@ from models.layers import (
     in_heads,
     modulated_norm,
     out_of_heads,
-    rotary,
     run,
-    sine_positions,
 )
+from models.patches import Positions, Size, grid_of, patched, sides_of, unpatched
 from models.registry import later
 from models.routing import Route
 
@@ -40,7 +41,7 @@ class Config:
     width: int = 384  # channels of a token; a multiple of heads and of 4
     depth: int = 12  # blocks
     heads: int = 6  # attention heads
-    patch: int = 2  # a token is a square of this many latent pixels a side
+    patch: int = 2  # a token is a square of this many latent pixels a side, or as many places of a sequence
     mlp_ratio: float = 4.0  # hidden width of the MLP over width
     qk_norm: bool = False  # RMS norm of queries and keys: keeps attention from saturating in long or low precision runs
     rope: bool = False  # rotary positions in every attention, in place of fixed sines added to the tokens
@@ -53,9 +54,10 @@ class Config:
     own_embeddings: bool = False  # each block embeds time and condition by itself
     swiglu: bool = later(False)  # SwiGLU in place of GELU in every MLP, at two thirds of its hidden width
     tokens: str = later("none")  # of a caption: "cross", attended to behind self-attention; "joint", a stream beside
+    frames: int = later(1)  # of latents of three sides, time first: places of a token along time
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch"):
+        for name in ("width", "depth", "heads", "patch", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
@@ -74,6 +76,12 @@ class Config:
             raise ValueError(f"gelu: expected 'exact' or 'tanh', got {self.gelu!r}")
         if self.rope and self.width // self.heads % 4:
             raise ValueError(f"rope: expected a multiple of 4 channels a head, got {self.width // self.heads}")
+
+    def patches(self, count: int) -> tuple[int, ...]:
+        """Sides of a token's patch, of latents of `count` sides. ValueError where `frames` has no time to go along."""
+        if count != 3 and self.frames != 1:
+            raise ValueError(f"frames: {self.frames} given, of latents of three sides, time first; these have {count}")
+        return (self.frames, self.patch, self.patch) if count == 3 else (self.patch,) * count
 
     @property
     def hidden(self) -> int:
@@ -107,13 +115,16 @@ PRESETS |= {
 PRESETS |= {f"diffusers-{size}/2": {**PRESETS[f"dit-{size}/2"], "frequency_shift": 1} for size in SIZES}
 
 
-def flops(config: Config, channels: int, size: int, caption: int = 0, beside: int = 0) -> int:
-    """FLOPs (two a multiply-add) of the matrix products of one sample's forward pass; latents [channels, size, size],
+def flops(config: Config, channels: int, size: Size, caption: int = 0, beside: int = 0) -> int:
+    """FLOPs (two a multiply-add) of the matrix products of one sample's forward pass; latents [channels, *sides],
     tokens of the caption that is attended to, channels beside the latents.
 
     A training step costs three times this. Norms, sines and the class table are left out, as is usual.
     """
-    tokens, width, pixels = (size // config.patch) ** 2, config.width, channels * config.patch**2
+    sides = sides_of(size)
+    patch = config.patches(len(sides))
+    tokens = math.prod(side // p for side, p in zip(sides, patch, strict=True))
+    width, pixels = config.width, channels * math.prod(patch)
     hidden = config.hidden * (3 if config.swiglu else 2)  # of an MLP's products
     attention = 4 * tokens * width * width + 2 * tokens * tokens * width  # qkv and out; scores and their sum
     block = attention + tokens * width * hidden + 6 * width * width
@@ -125,7 +136,7 @@ def flops(config: Config, channels: int, size: int, caption: int = 0, beside: in
         own = 4 * caption * width * width + caption * width * hidden + 6 * width * width
         last = 2 * (caption + 1) * width * width + 2 * tokens * caption * width
         joint = (config.depth - 1) * (own + 2 * pairs * width) + last
-    ends = (2 * pixels + beside * config.patch**2) * tokens * width + 2 * width * width  # patches, last norm
+    ends = (2 * pixels + beside * math.prod(patch)) * tokens * width + 2 * width * width  # patches, last norm
     times = (config.depth if config.own_embeddings else 1) * (256 + width) * width
     skips = config.depth // 2 * 2 * tokens * width * width if config.long_skips else 0
     return 2 * (config.depth * block + joint + ends + times + skips)
@@ -169,11 +180,12 @@ class Block(Stream):
         rotation: tuple[Tensor, Tensor] | None = None,
         tokens: Tensor | None = None,
         mask: Tensor | None = None,
+        there: Tensor | None = None,
     ) -> Tensor:
         """x [n, T, D], c [n, D] (after SiLU), rotation of queries and keys or none; of the caption tokens [n, S, D] and
-        mask bool [n, S] -> [n, T, D]."""
+        mask bool [n, S]; there: bool [n, T], which of x's tokens are attended to (none: all) -> [n, T, D]."""
         shift, scale, gate, *of_mlp = self.modulation(c).chunk(6, dim=-1)  # [n, D] each
-        x = gated_sum(x, gate, self.attention(self.normed(x, shift, scale), rotation))
+        x = gated_sum(x, gate, self.attention(self.normed(x, shift, scale), rotation, there))
         if self.cross is not None:
             x = x + self.cross(x, tokens, mask).to(x.dtype)
         return self.through_mlp(x, *of_mlp)
@@ -208,13 +220,23 @@ class JointBlock(Stream):
         self.caption = LastCaption(config) if last else Stream(config)
 
     def forward(
-        self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None, tokens: Tensor, mask: Tensor | None
+        self,
+        x: Tensor,
+        c: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        tokens: Tensor,
+        mask: Tensor | None,
+        there: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `Block`; the rotation is that of the image's -> x [n, T, D], tokens [n, S, D] (the last block's as they
         came). Rows of tokens that are not there are made as well; nothing attends to them.
         """
         count, caption = x.shape[1], self.caption
-        seen = None if mask is None else F.pad(mask, (count, 0), value=True)[:, None, None]  # [n, 1, 1, T + S]
+        if there is not None:
+            mask = torch.cat([there, there.new_ones(tokens.shape[:2]) if mask is None else mask], 1)  # [n, T + S]
+        elif mask is not None:
+            mask = F.pad(mask, (count, 0), value=True)
+        seen = None if mask is None else mask[:, None, None]  # [n, 1, 1, T + S]
         shift, scale, gate, *of_mlp = self.modulation(c).chunk(6, dim=-1)  # [n, D] each
         q, k, v = self.attention.projected(self.normed(x, shift, scale), rotation)  # [n, heads, T, d] each
         if isinstance(caption, LastCaption):
@@ -246,27 +268,25 @@ class Skip(nn.Module):
 class Model(nn.Module):
     """(x, t, condition) -> prediction. `condition_width` is the width of the vector that it expects.
 
-    Made for latents of size x size; takes any whose sides the patch divides, with the same weights: the positions of
-    another grid lie over the middle of the square one. beside: channels that come with x, and do not come out.
+    Made for latents of `size` (a number: of a square); takes any of as many sides that the patch divides, with the same
+    weights: rows and columns of another grid lie over the middle of its own, sequences and time begin where its own do.
+    beside: channels that come with x, and do not come out.
     """
 
-    cos: Tensor
-    sin: Tensor
-    positions: Tensor
+    takes_places = True  # latents of unequal length in a batch (`Embedded.places`)
 
-    def __init__(self, config: Config, channels: int, size: int, beside: int = 0) -> None:
+    def __init__(self, config: Config, channels: int, size: Size, beside: int = 0) -> None:
         super().__init__()
-        self.config = config
-        if size % config.patch:
-            raise ValueError(f"patch: expected a divisor of the latent size {size}, got {config.patch}")
-        self.patch, self.channels, self.grid = config.patch, channels, size // config.patch
+        self.config, self.channels, self.sides = config, channels, sides_of(size)
+        self.patch = config.patches(len(self.sides))  # of a token, along each side
+        self.grid = grid_of(self.sides, self.patch)
+        pixels = math.prod(self.patch)
         embeddings = config.depth if config.own_embeddings else 1
         self.condition_width = config.width * embeddings
         self.attends = config.tokens != "none"  # to a caption's tokens, which then are part of every condition
         self.rms = config.rms_norm
         self.activation_checkpointing = False  # recompute each block in the backward pass; the caller may set it
-        self._places: dict[tuple[int, int, torch.device], tuple[Tensor, ...]] = {}  # of other grids; in no state dict
-        self.embed = nn.Linear(channels * config.patch**2, config.width)
+        self.embed = nn.Linear(channels * pixels, config.width)
         self.time = TimeEmbedding(config.width, shift=config.frequency_shift)
         if config.own_embeddings:
             self.own_times = nn.ModuleList(
@@ -277,20 +297,15 @@ class Model(nn.Module):
             JointBlock(config, last=i == config.depth - 1) if self.joint else Block(config) for i in range(config.depth)
         )
         self.modulation = nn.Linear(config.width, 2 * config.width)
-        self.out = nn.Linear(config.width, channels * config.patch**2)
+        self.out = nn.Linear(config.width, channels * pixels)
         if config.long_skips:
             self.skips = nn.ModuleList(Skip(config.width) for _ in range(config.depth // 2))
-        self.rope, self.long_skips, self.own_embeddings = config.rope, config.long_skips, config.own_embeddings
-        if config.rope:
-            cos, sin = rotary(config.width // config.heads, self.grid, self.grid)
-            self.register_buffer("cos", cos, persistent=False)
-            self.register_buffer("sin", sin, persistent=False)
-        else:
-            self.register_buffer("positions", sine_positions(config.width, self.grid, self.grid), persistent=False)
+        self.long_skips, self.own_embeddings = config.long_skips, config.own_embeddings
+        self.positions = Positions(config.width, config.heads, self.grid, config.rope)
         self._initialise()
         # The first layer's weights for what is concatenated to x, kept apart: they begin as zero, so that a network
         # which did not know these channels stays what it was, name by name.
-        self.embed_beside = nn.Linear(beside * config.patch**2, config.width, bias=False) if beside else None
+        self.embed_beside = nn.Linear(beside * pixels, config.width, bias=False) if beside else None
         if self.embed_beside is not None:
             nn.init.zeros_(self.embed_beside.weight)
 
@@ -315,44 +330,48 @@ class Model(nn.Module):
         depths: tuple[int, ...] | None = None,
         answer: bool = True,
     ) -> Tensor | tuple[Tensor | None, tuple[Tensor, ...]]:
-        """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, D], tokens [n, S, D] if it attends, channels
-        [n, beside, h, w] if there are any -> float32 [n, C, h, w]; with `depths`, rising, beside it the tokens
+        """x [n, C, *sides], t [n] in [0, 1], condition.vector [n, D], tokens [n, S, D] if it attends, channels
+        [n, beside, *sides] if there are any -> float32 [n, C, *sides]; with `depths`, rising, beside it the tokens
         [n, T, D] behind that many blocks each, or (no `answer`) these alone, without the blocks after them. route: of
-        the tokens past some blocks."""
-        n, p = x.shape[0], self.patch
-        if x.shape[2] % p or x.shape[3] % p:
-            raise ValueError(f"patch: expected a divisor of the latents' sides {tuple(x.shape[2:])}, got {p}")
-        g, k = x.shape[2] // p, x.shape[3] // p  # the grid: g rows of k tokens
-        h = self.embed(self._patches(x))  # [n, T, D]
+        the tokens past some blocks. What x holds where condition.places says that nothing is changes no answer
+        elsewhere."""
+        if x.dim() != 2 + len(self.sides):
+            raise ValueError(f"size: made for latents of sides {self.sides}, got {tuple(x.shape[2:])}")
+        grid, places, there = grid_of(x.shape[2:], self.patch), condition.places, None
+        if places is not None:
+            x = x.masked_fill(~places[:, None], 0.0)
+            there = patched(places[:, None], self.patch).any(-1)  # [n, T]
+        h = self.embed(patched(x, self.patch))  # [n, T, D]
         if self.embed_beside is not None and condition.channels is not None:
-            h = h + self.embed_beside(self._patches(condition.channels))
-        positions, rotation = self._positions(g, k, x.device)
+            h = h + self.embed_beside(patched(condition.channels, self.patch))
+        positions, rotation = self.positions.of(grid, x.device)
         if positions is not None:
             h = h + positions
         embedded = self._embed(t, condition.vector)  # [n, D] for every block
         tokens = condition.tokens if self.attends else None
         if self.joint and tokens is not None:
             tokens = tokens.float()  # a residual stream, as the image's
-        caption = (tokens, condition.mask) if self.attends else ()
+        if route and there is not None:
+            raise ValueError("route: not for latents of unequal length; leave it out")
         if route and self.long_skips:
             raise ValueError("long_skips: they join tokens of all places; route none of them past blocks")
-        past, places = h, rotation
+        past, turns = h, rotation
         inner: list[Tensor] = []
         kept: list[Tensor] = []  # what the first half gave, for the long skips
         half = len(self.blocks) // 2
         for i, (block, c) in enumerate(zip(self.blocks, embedded, strict=True)):
             if route and i == route.first:
-                past, h, rotation = h, route.leave(h), route.turned(places)
+                past, h, rotation = h, route.leave(h), route.turned(turns)
             if self.long_skips and i >= len(self.blocks) - half:
                 h = self.skips[i - len(self.blocks) + half](h, kept.pop())
-            h = run(block, h, c, rotation, *caption, recompute=self.activation_checkpointing and self.training)
+            told = (tokens, condition.mask, there)
+            h = run(block, h, c, rotation, *told, recompute=self.activation_checkpointing and self.training)
             if self.joint:
                 h, tokens = h
-                caption = (tokens, condition.mask)
             if self.long_skips and i < half:
                 kept.append(h)
             if route and i + 1 == route.end:
-                h, rotation = route.join(past, h), places
+                h, rotation = route.join(past, h), turns
             if depths and i + 1 in depths:
                 amid = route is not None and route.first <= i and i + 1 < route.end
                 inner.append(route.join(past, h) if route and amid else h)
@@ -361,30 +380,8 @@ class Model(nn.Module):
         c = embedded[0]
         shift, scale = self.modulation(c).chunk(2, dim=-1)  # [n, D] each
         y = self.out(modulated_norm(h, shift, scale, rms=self.rms)).float()  # [n, T, C p p]
-        # [n, T, C p p] -> [n, g, k, C, p, p] -> [n, C, g, p, k, p] -> [n, C, g p, k p]
-        y = y.reshape(n, g, k, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
-        image: Tensor = y.reshape(n, self.channels, g * p, k * p)
-        return image if depths is None else (image, tuple(inner))
-
-    def _patches(self, x: Tensor) -> Tensor:
-        """[n, C, g p, k p] -> [n, C, g, p, k, p] -> [n, g, k, C, p, p] -> [n, T, C p p]."""
-        n, channels, height, width, p = *x.shape, self.patch
-        x = x.reshape(n, channels, height // p, p, width // p, p)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(n, height // p * (width // p), -1)
-
-    def _positions(
-        self, rows: int, columns: int, device: torch.device
-    ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Sines [T, D] to add to the tokens, or cosines and sines of the rotation: of a grid [rows, columns]."""
-        if rows == columns == self.grid:
-            return (None, (self.cos, self.sin)) if self.rope else (self.positions, None)
-        key, width = (rows, columns, device), self.config.width
-        if key not in self._places and self.rope:  # attention sees differences only: no need to centre
-            self._places[key] = tuple(table.to(device) for table in rotary(width // self.config.heads, rows, columns))
-        elif key not in self._places:
-            self._places[key] = (sine_positions(width, rows, columns, self.grid).to(device),)
-        found = self._places[key]
-        return (None, (found[0], found[1])) if self.rope else (found[0], None)
+        latents = unpatched(y, grid, self.patch)
+        return latents if depths is None else (latents, tuple(inner))
 
     def _embed(self, t: Tensor, vector: Tensor) -> list[Tensor]:
         """t [n] and the condition [n, D] or, with own embeddings, [n, depth D] -> SiLU of their sum, one a block."""

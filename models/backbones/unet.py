@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.conditioning import Embedded
 from models.layers import Double, Halve, SpatialAttention, SpatialCrossAttention, TimeEmbedding, run
+from models.patches import Size, sides_of, size_of
 from models.registry import later
 
 
@@ -221,12 +222,17 @@ class Model(nn.Module):
     beside: channels that come with x, and do not come out.
     """
 
-    def __init__(self, config: Config, channels: int, size: int, beside: int = 0) -> None:
+    def __init__(self, config: Config, channels: int, size: Size, beside: int = 0) -> None:
         super().__init__()
         self.config = config
         widths, last = config.widths, len(config.widths) - 1
-        if size % 2**last:
-            raise ValueError(f"multipliers: {last} halvings, expected a latent size that {2**last} divides, got {size}")
+        sides = sides_of(size)
+        if len(sides) != 2:
+            raise ValueError(f"kind: unet takes latents of two sides, got {list(sides)}; give a dit")
+        if any(side % 2**last for side in sides):
+            raise ValueError(
+                f"multipliers: {last} halvings, expected a latent size that {2**last} divides, got {size_of(sides)}"
+            )
         embedding = self.condition_width = 4 * widths[0]
         self.attends = config.tokens != "none"  # to a caption's tokens, which then are part of every condition
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)

@@ -7,6 +7,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 Conditions = dict[str, Tensor]  # name -> one row a sample, e.g. {"class": int64 [n], "caption": int64 [n, T]}
+# Beside them, where the latents of a batch are of unequal length: bool [n, *sides], which of their places are there, in
+# each row at least one. It is no condition, and no null condition names it. No column has a name that begins so.
+PLACES = "/places"
 
 
 class Embedded(NamedTuple):
@@ -16,3 +19,4 @@ class Embedded(NamedTuple):
     tokens: Tensor | None = None  # [n, S, D], for backbones that attend to them
     mask: Tensor | None = None  # bool [n, S]: which tokens are there; a row has at least one. None: all
     channels: Tensor | None = None  # [n, K, h, w], beside the latents [n, C, h, w]. None: as if they were zeros
+    places: Tensor | None = None  # bool [n, *sides]: which places of the latents are there. None: all

@@ -24,10 +24,10 @@ def slerp(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
 
 
 def adain(x: Tensor, y: Tensor) -> Tensor:
-    """x [n, C, h, w] with y's mean and deviation of each channel (AdaIN, Huang and Belongie 2017, equation 8):
+    """x [n, C, *sides] with y's mean and deviation of each channel (AdaIN, Huang and Belongie 2017, equation 8):
 
     deviation(y) (x - mean(x)) / deviation(x) + mean(y)
     """
-    sides = (2, 3)
+    sides = tuple(range(2, x.dim()))
     own, other = (one.std(sides, keepdim=True, correction=0) for one in (x, y))
     return other * (x - x.mean(sides, keepdim=True)) / own.clamp(min=1e-6) + y.mean(sides, keepdim=True)

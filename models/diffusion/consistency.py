@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.conditioning import Conditions
+from models.conditioning import PLACES, Conditions
 from models.diffusion.denoiser import denoiser
-from models.diffusion.objectives import check
+from models.diffusion.objectives import check, mean
 from models.diffusion.process import Path, add_noise, like, noise_level
 
 HALVINGS = 8  # of the gap: 1/2 in the first eighth of the training, 1/256 in the last
@@ -68,7 +68,7 @@ def loss(
 ) -> Tensor:
     """Pseudo-Huber distance of both ends of a step, over the gap of their noise levels: float32 [n].
 
-    x0 normalised latents [n, C, h, w], noise like it, t [n] in (0, 1). teacher: frozen; its answers are guided by
+    x0 normalised latents [n, C, *sides], noise like it, t [n] in (0, 1). teacher: frozen; its answers are guided by
     `guidance` (`guidance.guided`; null: one row), which is then in the student's own. progress: share of the training.
     """
     from models.diffusion.guidance import guided
@@ -81,7 +81,7 @@ def loss(
         ended = guided(denoiser(teacher, path, prediction), guidance, null)(x, t, condition)
         before = step(ended, x, t, r, path)
         wanted = torch.where(like(r, x) > 0, f(before, r.clamp(min=1e-6), condition), ended)
-    far = (f(x, t, condition) - wanted).square().flatten(1).mean(1)  # [n], a mean over elements
+    far = mean((f(x, t, condition) - wanted).square(), condition.get(PLACES))  # [n], a mean over elements
     gap = noise_level(path, t) - torch.where(r > 0, noise_level(path, r), torch.zeros_like(r))
     distance: Tensor = ((far + SCALE**2).sqrt() - SCALE) / gap
     return distance

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from models import conditioning, registry
-from models.conditioning import Conditions
+from models.conditioning import PLACES, Conditions
 from models.diffusion.objectives import check, predict, solve
 from models.diffusion.process import Path
+from models.patches import Size, sides_of
 from models.routing import Route
 
 # x [n, ...], t [n], condition -> the expectation of x0 given x at t, in the shape of x
@@ -42,12 +43,16 @@ class Network(nn.Module):
         depths: tuple[int, ...] | None = None,
         answer: bool = True,
     ) -> Any:
-        """x_t [n, C, h, w], t [n] in [0, 1] -> raw prediction [n, C, h, w].
+        """x_t [n, C, *sides], t [n] in [0, 1] -> raw prediction [n, C, *sides].
 
         route, depths, answer: as backbones take them that know what these are; with `depths` also a tuple of tokens, in
         training those behind `align_depth` blocks through the `align_head`, where there is one.
         """
         embedded = self.conditioner(condition, x)
+        if PLACES in condition:
+            if not getattr(self.backbone, "takes_places", False):
+                raise ValueError("kind: this backbone takes no latents of unequal length; give a dit")
+            embedded = embedded._replace(places=condition[PLACES])
         if route is None and depths is None:
             return self.backbone(x, t, embedded)
         found = self.backbone(x, t, embedded, route, depths, answer)
@@ -67,33 +72,36 @@ def build_network(
     backbone: Mapping[str, Any],
     condition: str,
     channels: int,
-    size: int,
+    size: Size,
     classes: int = 0,
     activation_checkpointing: bool = False,
     attributes: Mapping[str, Mapping[str, Any]] | None = None,
     caption: Mapping[str, Any] | None = None,
     spatial: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Network:
-    """Backbone options (`kind`, ...) and conditions (as `conditioning.build` has them) -> network for [channels, size,
-    size].
+    """Backbone options (`kind`, ...) and conditions (as `conditioning.build` has them) -> network for latents
+    [channels, *sides]; size: their sides, or that of a square.
 
     A backbone's `Model(config, channels, size)` says by `condition_width` how wide a vector it wants, and by `attends`
     whether it takes a caption's tokens. ValueError for a caption that it cannot attend to, and for none if it must; for
-    spatial conditions where it takes no channels beside the latents.
+    spatial conditions where it takes no channels beside the latents, and of latents that are no maps.
     """
-    model: Any = registry.build("backbones", backbone, channels=channels, size=size, **beside(backbone, spatial))
+    model: Any = registry.build("backbones", backbone, channels=channels, size=size, **beside(backbone, spatial, size))
     if activation_checkpointing:
         registry.checkpoint_activations(model, backbone["kind"])
     check_attends(model, backbone, caption)
     return Network(model, conditioning.build(condition, model.condition_width, classes, attributes, caption, spatial))
 
 
-def beside(backbone: Mapping[str, Any], spatial: Mapping[str, Mapping[str, Any]] | None) -> dict[str, int]:
+def beside(backbone: Mapping[str, Any], spatial: Mapping[str, Mapping[str, Any]] | None, size: Size) -> dict[str, int]:
     """What a backbone's `Model` is given besides channels and size: nothing where there are no spatial conditions, so
-    that a kind need not know them. ValueError for one that does not, where there are some.
+    that a kind need not know them. ValueError for one that does not, where there are some, and for latents of one or
+    three sides, over which no picture lies.
     """
     if not spatial:
         return {}
+    if len(sides_of(size)) != 2:
+        raise ValueError(f"condition.spatial: maps lie over latents of two sides, not over {list(sides_of(size))}")
     model = registry.module("backbones", backbone["kind"]).Model
     if "beside" not in inspect.signature(model).parameters:
         raise ValueError(f"kind: {backbone['kind']} takes no channels beside the latents; give a dit or a unet")
@@ -115,11 +123,13 @@ def check_attends(model: Any, backbone: Mapping[str, Any], caption: Mapping[str,
 
 
 def denoiser(network: nn.Module, path: Path, prediction: str) -> Denoiser:
-    """A network's prediction as a denoiser. Computes in float32 whatever the network does; stops no gradient."""
+    """A network's prediction as a denoiser. Computes in float32 whatever the network does; stops no gradient. x0 is 0
+    where nothing is (`PLACES`)."""
     check(prediction)
 
     def denoise(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
-        return solve(prediction, predict(network, x, t, condition, path), x, t, path)[0]
+        x0 = solve(prediction, predict(network, x, t, condition, path), x, t, path)[0]
+        return x0.masked_fill(~condition[PLACES][:, None], 0.0) if PLACES in condition else x0
 
     return denoise
 

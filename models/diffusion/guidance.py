@@ -1,5 +1,5 @@
 """Guidance: a denoiser in, a denoiser out. At a given (x, t) every prediction is affine in x0, so guiding x0 is guiding
-eps, v or velocity with the same scale.
+eps, v or velocity with the same scale. What a null condition does not name (`PLACES`) is no condition: it stays.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from models.conditioning import Conditions
+from models.conditioning import PLACES, Conditions
 from models.diffusion.denoiser import Denoiser
 from models.diffusion.process import Path, noise_level
 
@@ -24,9 +24,9 @@ def guided(denoise: Denoiser, scale: float, null: Conditions, rescale: float = 0
 
     def with_guidance(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
         n = x.shape[0]
-        both = {name: torch.cat([value, null[name].expand_as(value)]) for name, value in condition.items()}
+        both = {name: torch.cat([value, _nothing(null, name, value)]) for name, value in condition.items()}
         conditional, unconditional = denoise(torch.cat([x, x]), torch.cat([t, t]), both).split(n)
-        return _away(conditional, unconditional, scale, rescale)
+        return _away(conditional, unconditional, scale, rescale, condition.get(PLACES))
 
     return with_guidance
 
@@ -43,13 +43,13 @@ def composed(
 
     def with_guidance(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
         told = [c for _, c in terms] + ([condition] if rescale else [])
-        rows = {key: torch.cat([c[key] for c in told] + [null[key].expand_as(told[0][key])]) for key in told[0]}
+        rows = {key: torch.cat([c[key] for c in told] + [_nothing(null, key, told[0][key])]) for key in told[0]}
         copies = len(told) + 1
         *answers, unconditional = denoise(torch.cat([x] * copies), torch.cat([t] * copies), rows).split(x.shape[0])
         x0 = unconditional
         for (scale, _), answer in zip(terms, answers, strict=False):
             x0 = x0 + scale * (answer - unconditional)
-        return _rescaled(x0, answers[-1], rescale)
+        return _rescaled(x0, answers[-1], rescale, condition.get(PLACES))
 
     return with_guidance
 
@@ -57,8 +57,13 @@ def composed(
 def only(condition: Conditions, names: Collection[str], null: Conditions) -> Conditions:
     """The condition with nothing told but `names`. What belongs to a name bears it, and a slash (`caption/pooled`)."""
     return {
-        key: value if key.partition("/")[0] in names else null[key].expand_as(value) for key, value in condition.items()
+        key: value if key.partition("/")[0] in names else _nothing(null, key, value) for key, value in condition.items()
     }
+
+
+def _nothing(null: Conditions, name: str, value: Tensor) -> Tensor:
+    """The null's rows [n, ...] in place of `value`, which stays where the null names none."""
+    return null[name].expand_as(value) if name in null else value
 
 
 def autoguided(denoise: Denoiser, weak: Denoiser, scale: float, rescale: float = 0.0) -> Denoiser:
@@ -69,7 +74,7 @@ def autoguided(denoise: Denoiser, weak: Denoiser, scale: float, rescale: float =
         return denoise
 
     def with_guidance(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
-        return _away(denoise(x, t, condition), weak(x, t, condition), scale, rescale)
+        return _away(denoise(x, t, condition), weak(x, t, condition), scale, rescale, condition.get(PLACES))
 
     return with_guidance
 
@@ -88,19 +93,30 @@ def within(inside: Denoiser, outside: Denoiser, path: Path, low: float, high: fl
     return limited
 
 
-def _away(strong: Tensor, weak: Tensor, scale: float, rescale: float) -> Tensor:
+def _away(strong: Tensor, weak: Tensor, scale: float, rescale: float, places: Tensor | None) -> Tensor:
     """weak + scale (strong - weak), rescaled."""
-    return _rescaled(weak + scale * (strong - weak), strong, rescale)
+    return _rescaled(weak + scale * (strong - weak), strong, rescale, places)
 
 
-def _rescaled(x0: Tensor, strong: Tensor, rescale: float) -> Tensor:
-    """x0 with its deviation brought back to that of `strong` for the share `rescale`.
+def _rescaled(x0: Tensor, strong: Tensor, rescale: float, places: Tensor | None) -> Tensor:
+    """x0 with its deviation brought back to that of `strong` for the share `rescale`. places: bool [n, *sides], those
+    whose deviation it is; none: all.
 
     Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4, here for x0:
     the deviation over all elements of a sample grows with the scale, which is what makes images too bright.
     """
     if rescale == 0.0:
         return x0
-    dims = tuple(range(1, x0.dim()))
-    factor = strong.std(dim=dims, keepdim=True) / x0.std(dim=dims, keepdim=True)
+    factor = _deviation(strong, places) / _deviation(x0, places)
     return rescale * (x0 * factor) + (1.0 - rescale) * x0
+
+
+def _deviation(x: Tensor, places: Tensor | None) -> Tensor:
+    """Of each sample of x [n, C, *sides], where its places are: [n, 1, ...]."""
+    dims = tuple(range(1, x.dim()))
+    if places is None:
+        return x.std(dim=dims, keepdim=True)
+    there = places[:, None].expand_as(x)
+    count = there.sum(dim=dims, keepdim=True)
+    apart = torch.where(there, x - torch.where(there, x, 0.0).sum(dim=dims, keepdim=True) / count, 0.0)
+    return (apart.square().sum(dim=dims, keepdim=True) / (count - 1)).sqrt()

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.conditioning import Conditions
+from models.conditioning import PLACES, Conditions
 from models.diffusion.process import Path, add_noise, like
 
 Network = Callable[[Tensor, Tensor, Conditions], Tensor]  # (x_t, clock, condition) -> prediction
@@ -171,6 +171,15 @@ def scaled(x: Tensor, t: Tensor, path: Path) -> tuple[Tensor, Tensor]:
     return like(path.scale(t), x) * x, path.clock(t)
 
 
+def mean(values: Tensor, places: Tensor | None) -> Tensor:
+    """Mean of values [n, C, *sides] over the elements of each sample, [n]; places: bool [n, *sides] of those that
+    count, none: all. What is elsewhere is not looked at."""
+    if places is None:
+        return values.flatten(1).mean(dim=1)
+    counted = places[:, None].expand_as(values).flatten(1)
+    return torch.where(counted, values.flatten(1), 0.0).sum(dim=1) / counted.sum(dim=1)
+
+
 def loss(
     network: Network,
     x0: Tensor,
@@ -183,22 +192,25 @@ def loss(
     cosine: float = 0.0,
     contrastive: float = 0.0,
 ) -> Tensor:
-    """Weighted mean squared error of the prediction, float32 [n], a mean over the elements of each sample.
+    """Weighted mean squared error of the prediction, float32 [n], a mean over the elements of each sample, where its
+    latents are (`PLACES`).
 
-    x0 normalised latents [n, C, h, w]; noise the same shape, ~ N(0, I); t [n] in (0, 1). x_t and the loss are float32.
-    cosine, contrastive: weights of two terms beside it.
+    x0 normalised latents [n, C, *sides]; noise the same shape, ~ N(0, I); t [n] in (0, 1). x_t and the loss are
+    float32. cosine, contrastive: weights of two terms beside it.
     """
+    places = condition.get(PLACES)
     x0, noise, t = x0.float(), noise.float(), t.float()
     p = predict(network, add_noise(path, x0, noise, t), t, condition, path)
     y = target(prediction, x0, noise, t, path)
-    each = (p - y).square().flatten(1).mean(dim=1)  # [n]
+    each = mean((p - y).square(), places)  # [n]
     if contrastive:
         # Stoica et al. 2025, "Contrastive Flow Matching": minus |p - y'|^2, y' the target of another sample at random.
         # Over all of these its mean is |p|^2 and what does not depend on p, since targets have mean 0 as latents and
         # noise have: so no sample's loss depends on which others are on its rank.
-        each = each - contrastive * p.square().flatten(1).mean(dim=1)
+        each = each - contrastive * mean(p.square(), places)
     if cosine:
         # Yao et al. 2024, "FasterDiT": 1 - cosine of the angle between p and y over channels, a mean over places
-        each = each + cosine * (1 - functional.cosine_similarity(p, y, dim=1)).flatten(1).mean(dim=1)
+        apart = 1 - functional.cosine_similarity(p, y, dim=1)  # [n, *sides]
+        each = each + cosine * mean(apart[:, None], places)
     per_sample: Tensor = weight(weighting, prediction, t, path) * each
     return per_sample

@@ -113,7 +113,7 @@ def noised_request(
 
 
 def _sampled(model: Generator, z: Tensor, request: dict[str, Any], strength: float) -> Images:
-    """Latents [1, C, h, w] under fresh noise, sampled down: an image uint8 [H, W, C]."""
+    """Latents [1, C, *sides] under fresh noise, sampled down: an image uint8 [H, W, C]."""
     path = make_path(**model.options["path"])
     times = sampling.times_of(model.options, request, path, z.shape[2:])
     walk = times[len(times) - 1 - max(1, round(strength * request["steps"])) :]

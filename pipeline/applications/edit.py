@@ -55,6 +55,15 @@ def check_model(model: Generator, verb: str, untold: str | None) -> None:
         )
 
 
+def check_places(model: Generator, what: str) -> None:
+    """UserError for a model whose latents do not lie over the image, a patch of it each."""
+    if (sides := len(model.sides[0])) != 2:
+        raise UserError(
+            f"{what}: needs latents that lie over the image, and those of this model have {sides} side"
+            f"{'s' if sides > 1 else ''}; give a model of two"
+        )
+
+
 def requests(
     model: Generator,
     n: int,
@@ -110,6 +119,8 @@ def edit(
     `Generator.sample` has them. Raises UserError for values the model does not know.
     """
     request, before = requests(model, len(images), to, was, strength, method, seed, **how)
+    if mask is not None:
+        check_places(model, "mask")
     made = []
     for begin in range(0, len(images), request["batch_size"]):
         rows = range(begin, min(begin + request["batch_size"], len(images)))
@@ -134,7 +145,7 @@ def _edited(
     method: str,
     mask: np.ndarray[Any, Any] | None,
 ) -> Tensor:
-    """Normalised latents [n, C, h, w] of the edits of images: `rows` of the requests, of the given `numbers`."""
+    """Normalised latents [n, C, *sides] of the edits of images: `rows` of the requests, of the given `numbers`."""
     path = make_path(**model.options["path"])
     z = model.encode(images).to(model.device)
     times = sampling.times_of(model.options, request, path, z.shape[2:])

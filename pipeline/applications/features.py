@@ -35,6 +35,7 @@ import torch
 
 from models.diffusion.objectives import scaled
 from models.diffusion.process import add_noise, make_path
+from models.patches import grid_of
 from pipeline.applications import given_data
 from pipeline.applications.given_data import Sample
 from pipeline.data.array_files import mapped, save
@@ -119,7 +120,7 @@ def activations(model: Generator, images: Images, keys: Sequence[str], wanted: W
 
 
 def _behind(model: Generator, z: torch.Tensor, keys: Sequence[str], wanted: Wanted) -> dict[str, Array]:
-    """`activations` of normalised latents [n, C, h, w]."""
+    """`activations` of normalised latents [n, C, *sides]."""
     path, network = make_path(**model.options["path"]), model.network
     backbone: Any = network.backbone
     _, null = model.told(model.request(n=1, guidance=1.0), range(1))
@@ -139,8 +140,8 @@ def _behind(model: Generator, z: torch.Tensor, keys: Sequence[str], wanted: Want
             for block, h in zip(wanted.blocks, tokens, strict=True):  # [n, T, D]
                 name, h = TOLD.format(level=level, block=block), h.float()
                 if wanted.maps:
-                    rows = x0.shape[2] // backbone.patch
-                    h = h.transpose(1, 2).reshape(len(x0), h.shape[2], rows, -1)  # [n, T, D] -> [n, D, h, w]
+                    grid = grid_of(x0.shape[2:], backbone.patch)
+                    h = h.transpose(1, 2).reshape(len(x0), h.shape[2], *grid)  # [n, T, D] -> [n, D, *grid]
                 else:
                     h = h.mean(1)
                 found[name].append(_half(h, f"{name} of {keys[begin]}"))

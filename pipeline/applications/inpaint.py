@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from models.diffusion import inverse_samplers, operators
 from models.diffusion.process import make_path
 from pipeline.applications import given_images
-from pipeline.applications.edit import check_model, request_of
+from pipeline.applications.edit import check_model, check_places, request_of
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
 from pipeline.generate import sampling
@@ -47,8 +47,8 @@ def inpaint(
     `caption`). again: times that each step is made. how: steps, guidance and the like, as `Generator.sample` has them.
     Raises UserError for values the model does not know, sizes that do not fit, and a mask that asks for nothing.
     """
-    (height, width), factor = model.shapes[0], model.autoencoder.factor
     request = requested(model, n, to, again, seed, **how)
+    (height, width), factor = model.shapes[0], model.autoencoder.factor
     check(model, image, mask)
     filled, left = np.repeat(image[None], n, axis=0), mask.astype(np.float32)
     places = [(slice(y, y + height), slice(x, x + width)) for y, x in windows(left, height, width)]
@@ -68,6 +68,7 @@ def requested(
     if again < 1:
         raise UserError(f"again: {again} given, expected at least 1")
     check_model(model, "inpaint", None if to else "--set")
+    check_places(model, "inpaint")
     return request_of(model, to or {}, n, seed=seed, **how)
 
 

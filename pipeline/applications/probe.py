@@ -126,7 +126,7 @@ def representations(table: Table, parts: Parts, chosen: str) -> dict[str, Callab
     found: dict[str, Callable[[], Array]] = {name: partial(table.array, name) for name in (chosen, *table.beside)}
     if "pixels" in found:
         found["pixels"] = lambda: _smaller(table.array("pixels"))
-    if {"pixels", "latents"} <= set(found):
+    if {"pixels", "latents"} <= set(found) and table.array("latents").ndim == 4:  # else no patch is that of a latent
         found["patch PCA"] = partial(_patch_pca, table, np.concatenate([parts.fit, parts.tune]))
     return found
 

@@ -22,7 +22,7 @@ from models.diffusion import inverse, operators, samplers
 from models.diffusion.inversion import renoised
 from models.diffusion.operators import Linear
 from models.diffusion.process import make_path
-from pipeline.applications.edit import check_model, request_of
+from pipeline.applications.edit import check_model, check_places, request_of
 from pipeline.applications.jpeg_tables import tables
 from pipeline.data.filters import noise_level
 from pipeline.data.pictures import Images
@@ -122,6 +122,7 @@ def requested(
         if value is not None and not low <= value <= high:  # NaN is not, either
             raise UserError(f"{name}: {value:g} given, expected {said}")
     check_model(model, "restore", None if to else "--set")
+    check_places(model, "restore")
     return request_of(model, to or {}, n, seed=seed, **{**HOW, **how})
 
 

@@ -1,8 +1,10 @@
 """Latent shards: tars of NPY members that are read as slices of a memory map, many samples at a time.
 
-A member triple holds up to 1,024 samples: `NNNNN.moments.npy` [n, v, 2C, h, w] float16 (v views of each image, mean and
-log-variance as the encoder gave them), `NNNNN.label.npy` [n] int64, `NNNNN.key.npy` [n] bytes. Equal input gives equal
-bytes. What moments mean is the business of `pipeline/data/latents.py`.
+A member triple holds up to 1,024 samples: `NNNNN.moments.npy` [n, v, 2C, *sides] float16 (v views of each image, mean
+and log-variance as the encoder gave them; one, two or three sides), `NNNNN.label.npy` [n] int64, `NNNNN.key.npy` [n]
+bytes. Where latents are of unequal length, their moments begin at place 0 of sides that hold all, and a fourth member
+`NNNNN.length.npy` [n, sides] int64 says how many places of each side are there. Equal input gives equal bytes. What
+moments mean is the business of `pipeline/data/latents.py`.
 """
 
 from __future__ import annotations
@@ -26,16 +28,30 @@ MEMBER = 1024  # samples a member at most: a member's header is then under a tho
 AGAIN = "remove it and encode it again"
 
 
-def write(path: str | Path, moments: Array, labels: Array, keys: Sequence[str], member: int = MEMBER) -> None:
-    """Write one shard, whole or not at all: moments [n, v, 2C, h, w] float16, labels [n] integers, n keys."""
-    if moments.ndim != 5 or moments.dtype != np.float16 or not len(moments) == len(labels) == len(keys):
+def write(
+    path: str | Path,
+    moments: Array,
+    labels: Array,
+    keys: Sequence[str],
+    member: int = MEMBER,
+    lengths: Array | None = None,
+) -> None:
+    """Write one shard, whole or not at all: moments [n, v, 2C, *sides] float16, labels [n] integers, n keys; lengths
+    [n, sides] integers, the places along each side that are there (default: all)."""
+    sides = moments.shape[3:]
+    if not 1 <= len(sides) <= 3 or moments.dtype != np.float16 or not len(moments) == len(labels) == len(keys):
         raise ValueError(f"moments {moments.dtype}{moments.shape}, {len(labels)} labels, {len(keys)} keys do not fit")
+    if lengths is not None and (
+        lengths.shape != (len(moments), len(sides)) or (lengths < 1).any() or (lengths > np.array(sides)).any()
+    ):
+        raise ValueError(f"lengths {lengths.shape}: expected for each latent 1 to {list(sides)} places")
+    extra = () if lengths is None else (("length", lengths.astype("<i8")),)
     key_array = np.array([key.encode() for key in keys]) if len(keys) else np.empty(0, "S1")
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         tar = shards.TarWriter(file)
         for number, start in enumerate(range(0, len(moments), member)):
             part = slice(start, start + member)
-            for name, array in (("moments", moments), ("label", labels.astype("<i8")), ("key", key_array)):
+            for name, array in (("moments", moments), ("label", labels.astype("<i8")), ("key", key_array), *extra):
                 values = np.ascontiguousarray(array[part])
                 tar.add(f"{number:05d}.{name}.npy", _npy_header(values), values.tobytes())
         tar.close()
@@ -63,6 +79,7 @@ class Shard:
     moments: list[Part]
     labels: list[Part]
     keys: list[Part]
+    lengths: list[Part]  # empty where all latents are of one
 
     @property
     def count(self) -> int:
@@ -72,7 +89,7 @@ class Shard:
 def read_shard(path: str | Path) -> Shard:
     """Where a shard's arrays lie. Raises UserError, naming shard and member, for what is no latent shard."""
     path = Path(path)
-    parts: dict[str, list[Part]] = {"moments": [], "label": [], "key": []}
+    parts: dict[str, list[Part]] = {"moments": [], "label": [], "key": [], "length": []}
     members = shards.scan(path)
     with open(path, "rb") as file:
         for member in members:
@@ -92,9 +109,18 @@ def read_shard(path: str | Path) -> Shard:
                 raise UserError(f"latent shard {path}: member {member.name} has not the size of its header: {AGAIN}")
             parts[kind].append(Part(shape, dtype, file.tell()))
     counts = {kind: [part.shape[0] for part in found] for kind, found in parts.items()}
-    if not counts["moments"] == counts["label"] == counts["key"]:
+    if not counts["moments"] == counts["label"] == counts["key"] or counts["length"] not in ([], counts["moments"]):
         raise UserError(f"latent shard {path}: moments, labels and keys differ in number: {AGAIN}")
-    return Shard(path, parts["moments"], parts["label"], parts["key"])
+    return Shard(path, parts["moments"], parts["label"], parts["key"], parts["length"])
+
+
+def places(lengths: Array, sides: Sequence[int]) -> Array:
+    """bool [n, *sides]: the places within lengths [n, sides] of each latent."""
+    there: Array = np.ones((len(lengths), *sides), bool)
+    for axis, side in enumerate(sides):
+        around = [1] * axis + [side] + [1] * (len(sides) - axis - 1)
+        there &= (np.arange(side) < lengths[:, axis : axis + 1]).reshape(len(lengths), *around)
+    return there
 
 
 class LatentIndex:
@@ -111,8 +137,11 @@ class LatentIndex:
         shapes = {part.shape[1:] for shard in found for part in shard.moments}
         if len(shapes) > 1:
             raise UserError(f"latent shards in {found[0].path.parent} have different shapes {sorted(shapes)}: {AGAIN}")
+        if len({bool(shard.lengths) for shard in found if shard.count}) > 1:
+            raise UserError(f"latent shards in {found[0].path.parent}: not all say how long latents are: {AGAIN}")
         self.views, *shape = shapes.pop() if shapes else (0, 0, 0, 0)
-        self.shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])  # 2C, h, w
+        self.shape: tuple[int, ...] = tuple(shape)  # 2C, *sides
+        self.unequal = any(shard.lengths for shard in found)  # whether latents are of unequal length
         self._maps: Open[mmap.mmap] = Open(self._open_map, limit)
         self._members: Open[tuple[Array, Array]] = Open(self._open_member, limit=4096)
 
@@ -130,7 +159,7 @@ class LatentIndex:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, indices: Array | Sequence[int], view: int | Array = 0) -> tuple[Array, Array]:
-        """Moments float16 [n, 2C, h, w] of samples `indices` int64 [n], of one view or of a view each [n], and labels
+        """Moments float16 [n, 2C, *sides] of samples `indices` int64 [n], of one view or of a view each [n], and labels
         int64 [n] (-1 for none)."""
         indices = np.asarray(indices, np.int64)
         out, labels = np.empty((len(indices), *self.shape), np.float16), np.empty(len(indices), np.int64)
@@ -145,7 +174,7 @@ class LatentIndex:
         return out, labels
 
     def moments(self, indices: Array | Sequence[int], view: int | Array = 0) -> Array:
-        """float16 [n, 2C, h, w]: the first part of `read`."""
+        """float16 [n, 2C, *sides]: the first part of `read`."""
         return self.read(indices, view)[0]
 
     def labels(self, indices: Array | Sequence[int] | None = None) -> Array:
@@ -155,6 +184,17 @@ class LatentIndex:
         for member, where, rows in self._groups(indices):
             out[where] = self._members[member][1][rows]
         return out
+
+    def places(self, indices: Array | Sequence[int]) -> Array:
+        """bool [n, *sides]: which places of latents of unequal length are there."""
+        indices = np.asarray(indices, np.int64)
+        lengths = np.empty((len(indices), len(self.shape) - 1), np.int64)
+        for member, where, rows in self._groups(indices):
+            shard, place = self._places[member]
+            part = self._shards[shard].lengths[place]
+            values = np.frombuffer(self._maps[shard], part.dtype, int(np.prod(part.shape)), part.offset)
+            lengths[where] = values.reshape(part.shape)[rows]
+        return places(lengths, self.shape[1:])
 
     def keys(self, shard: int) -> list[str]:
         """The keys of all samples of a shard."""

@@ -36,11 +36,11 @@ class LatentSpace:
     std: Tensor
 
     def draw(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """Normalised latents [n, C, h, w] from moments [n, 2C, h, w] and standard normal noise [n, C, h, w]."""
+        """Normalised latents [n, C, *sides] from moments [n, 2C, *sides] and standard normal noise [n, C, *sides]."""
         return self.normalise(posterior.sample(moments.float(), noise))
 
     def normalise(self, z: Tensor) -> Tensor:
-        """(z - mean) / std, by channel; z: [n, C, h, w]."""
+        """(z - mean) / std, by channel; z: [n, C, *sides]."""
         return (z - self._by_channel(self.mean, z)) / self._by_channel(self.std, z)
 
     def restore(self, x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class LatentSpace:
 
     @staticmethod
     def _by_channel(value: Tensor, like: Tensor) -> Tensor:
-        return value.to(like.device, like.dtype).view(1, -1, 1, 1)  # [C] -> [1, C, 1, 1]
+        return value.to(like.device, like.dtype).view(1, -1, *[1] * (like.dim() - 2))  # [C] -> [1, C, 1, ...]
 
     def save(self, path: str | Path) -> None:
         write_json(path, {"mean": self.mean.tolist(), "std": self.std.tolist()})
@@ -60,18 +60,23 @@ class LatentSpace:
         return cls(torch.tensor(values["mean"]), torch.tensor(values["std"]))
 
 
-def sums(moments: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Sums over one shard from which the statistics are merged; moments: [n, v, 2C, h, w], any float type.
+def sums(moments: np.ndarray[Any, Any], places: np.ndarray[Any, Any] | None = None) -> dict[str, Any]:
+    """Sums over one shard from which the statistics are merged; moments: [n, v, 2C, *sides], any float type; places:
+    bool [n, *sides] of those that are there, where latents are of unequal length.
 
     Returns count (elements a channel) and, by channel in float64, the sums of mu, mu^2 and sigma^2.
     """
-    mean, logvar = np.split(moments.astype(np.float64), 2, axis=2)  # each [n, v, C, h, w]
-    axes = (0, 1, 3, 4)
+    mean, logvar = np.split(moments.astype(np.float64), 2, axis=2)  # each [n, v, C, *sides]
+    axes = (0, 1, *range(3, mean.ndim))
+    variance, count = np.exp(logvar), int(mean.size // mean.shape[2])
+    if places is not None:
+        there = places[:, None, None]  # [n, 1, 1, *sides]
+        mean, variance, count = mean * there, variance * there, int(places.sum()) * mean.shape[1]
     return {
-        "count": int(mean.size // mean.shape[2]),
+        "count": count,
         "mean": mean.sum(axes).tolist(),
         "square": (mean**2).sum(axes).tolist(),
-        "variance": np.exp(logvar).sum(axes).tolist(),
+        "variance": variance.sum(axes).tolist(),
     }
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from models.conditioning import PLACES
 from pipeline.data import transforms
 from pipeline.data.buckets import BucketOrder
 from pipeline.data.condition_shards import ConditionIndex
@@ -104,7 +105,7 @@ def image_batches(
     rank: int,
     world: int,
     position: int,
-    latent: tuple[int, int, int],
+    latent: tuple[int, ...],
 ) -> Iterator[Batch]:
     """Training batches of images from `position` on, without end; a rank's share n = B / world.
 
@@ -119,7 +120,7 @@ def image_batches(
 
 
 def image_validation(
-    index: Index, batch: int, data: Data, seed: int, rank: int, world: int, latent: tuple[int, int, int]
+    index: Index, batch: int, data: Data, seed: int, rank: int, world: int, latent: tuple[int, ...]
 ) -> Iterator[Batch]:
     """The validation images once, centre-cropped; as `image_batches`, with weight float32 [n]."""
     dataset = ImageBatches(index, data, seed, "autoencoder/validation", latent, augment=False)
@@ -141,11 +142,12 @@ def latent_batches(
 ) -> Iterator[Batch]:
     """Training batches of latents from `position` on, without end; a rank's share n = B / world.
 
-    moments float32 [n, 2C, h, w] of a drawn view; posterior and noise float32 [n, C, h, w], standard normal; u float64
-    [n], uniform in (0, 1); label int64 [n], `null` where the class is dropped or unknown; a row for each condition of
-    `told`, by the key condition/NAME, its null where it is dropped; index int64 [n]; position int. All conditions
-    together are dropped with probability `drop`, each alone with its own. more: names of further uniform draws float64,
-    [n], or [n, h, w] where it says so.
+    moments float32 [n, 2C, *sides] of a drawn view; posterior and noise float32 [n, C, *sides], standard normal; u
+    float64 [n], uniform in (0, 1); label int64 [n], `null` where the class is dropped or unknown; a row for each
+    condition of `told`, by the key condition/NAME, its null where it is dropped; index int64 [n]; position int. All
+    conditions together are dropped with probability `drop`, each alone with its own. more: names of further uniform
+    draws float64, [n], or [n, *sides] where it says so. Of latents of unequal length also which places are there, bool
+    [n, *sides], as a condition (`PLACES`).
     """
     dataset = LatentBatches(index, seed, "diffusion", drop, null, stratified=False, told=told, more=more)
     return _stream(dataset, TrainingRequests(order, rank, world, position), data.loader_workers)
@@ -185,12 +187,12 @@ class ImageBatches(Dataset[Batch]):
     """Maps a request to a batch of images."""
 
     def __init__(
-        self, index: Index, data: Data, seed: int, purpose: str, latent: tuple[int, int, int], augment: bool
+        self, index: Index, data: Data, seed: int, purpose: str, latent: tuple[int, ...], augment: bool
     ) -> None:
         self.parts, self.data, self.seed, self.purpose, self.augment = index.parts, data, seed, purpose, augment
         for part in (index, *self.parts):
             part.cache = data.cache
-        channels, factor = latent[0], data.size // latent[1]
+        channels, factor = latent[0], data.size // latent[1]  # with buckets, where latents have two sides
         self.shapes = [part.shapes[b] if part.shapes else None for b, part in enumerate(self.parts)]
         self.specs = [
             [
@@ -237,8 +239,8 @@ class LatentBatches(Dataset[Batch]):
         self.stratified, self.told, self.more = stratified, told, more or {}
         self.specs = []
         for part in self.parts:
-            channels, height, width = part.shape
-            latent = (channels // 2, height, width)
+            channels, *sides = part.shape
+            latent = (channels // 2, *sides)
             self.specs.append(
                 [
                     Draw("view", "integer", high=part.views),
@@ -266,9 +268,15 @@ class LatentBatches(Dataset[Batch]):
             noise=draws["noise"],
             u=u,
             label=label,
+            **self._places(request),
             **self._conditions(request, withheld, view),
             **{name: self._draw(name, "more", request, places) for name, places in self.more.items()},
         )
+
+    def _places(self, request: Request) -> Batch:
+        """Which places of the latents are there, where they are of unequal length."""
+        part = self.parts[request.bucket]
+        return {f"condition/{PLACES}": part.places(request.indices)} if part.unequal else {}
 
     def _conditions(self, request: Request, withheld: Array, view: Array | int) -> Batch:
         """The rows of each condition but the class, null where all are `withheld` (bool [n]) or this one is. view:
@@ -291,7 +299,7 @@ class LatentBatches(Dataset[Batch]):
         return self._draw(name, "drop", request) < share if share else np.zeros(len(request.indices), bool)
 
     def _draw(self, name: str, what: str, request: Request, places: bool = False) -> Array:
-        """A uniform number [n], or one a place [n, h, w], of a stream of its own: one more or less changes no draw of
+        """A uniform number [n], or one a place [n, *sides], of a stream of its own: one more or less changes no draw of
         the others."""
         spec = [Draw(what, "uniform", self.parts[request.bucket].shape[1:] if places else ())]
         return draw_batch(self.seed, f"{self.purpose}/{name}/{what}", request.counters, spec)[what]

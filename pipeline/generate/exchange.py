@@ -43,6 +43,11 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
         return [f"AutoencoderKL in {out / 'vae'}"]
     generator = load_pretrained(model, device="cpu", root=root)
     latent, space = generator.options["latent"], generator.space
+    if not isinstance(latent["size"], int):
+        raise UserError(
+            f"{model}: latents of sides {latent['size']}, and a diffusers pipeline has a square of them; sample with "
+            "`ldm sample`"
+        )
     part = "unet" if type(generator.network.backbone).__module__.endswith(".unet") else "transformer"
     image = latent["size"] * generator.autoencoder.factor
     described = {  # all before anything is written: either may be refused

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.autoencoders import data_sides, latent_sides
 from models.conditioning import Conditions
 from models.diffusion.denoiser import Denoiser
+from models.patches import sides_of
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
 from pipeline.data.text_encoders import Embedding
@@ -62,17 +64,21 @@ class Generator:
     _loaded: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
+    def sides(self) -> list[tuple[int, ...]]:
+        """Sides of the latents that can be asked for, the usual ones first."""
+        latent = self.options["latent"]
+        return [tuple(sides) for sides in latent.get("buckets", [sides_of(latent["size"])])]
+
+    @property
     def shapes(self) -> list[Shape]:
         """(height, width) of the images that can be asked for, in pixels, the usual one first."""
-        latent, factor = self.options["latent"], self.autoencoder.factor
-        known = latent.get("buckets", [[latent["size"], latent["size"]]])
-        return [(height * factor, width * factor) for height, width in known]
+        return [(height, width) for height, width in (data_sides(self.autoencoder, sides) for sides in self.sides)]
 
     @property
     def channels(self) -> int:
         """Of an image: 1 or 3."""
         latent = self.options["latent"]
-        return int(self.decode(torch.zeros(1, latent["channels"], latent["size"], latent["size"])).shape[-1])
+        return int(self.decode(torch.zeros(1, latent["channels"], *sides_of(latent["size"]))).shape[-1])
 
     @property
     def classes(self) -> list[str]:
@@ -209,18 +215,19 @@ class Generator:
         return sampling.led(self.network, lambda: self._weak(name), self.options, request, conditions, null)
 
     def encode(self, images: Images, batch_size: int = 32) -> Tensor:
-        """Normalised latents [n, C, h, w] (the posterior's mean, no noise) of uint8 images [n, H, W, C]."""
+        """Normalised latents [n, C, *sides] (the posterior's mean, no noise) of uint8 images [n, H, W, C]."""
+        self._makes_images()
         parts = []
         for start in range(0, len(images), batch_size):
             pixels = np.ascontiguousarray(images[start : start + batch_size].transpose(0, 3, 1, 2))  # [b, C, H, W]
             x = torch.from_numpy(pixels).to(self.device).float() / 127.5 - 1  # [0, 255] -> [-1, 1]
             with torch.no_grad():
-                mean = self.autoencoder.encode(x).float().chunk(2, dim=1)[0]  # [b, 2C, h, w] -> [b, C, h, w]
+                mean = self.autoencoder.encode(x).float().chunk(2, dim=1)[0]  # [b, 2C, *sides] -> [b, C, *sides]
             parts.append(self.space.normalise(mean).cpu())
         return torch.cat(parts)
 
     def decode(self, latents: Tensor, batch_size: int = 32) -> Images:
-        """Images uint8 [n, H, W, C] of normalised latents [n, C, h, w]. Raises NotFinite."""
+        """Images uint8 [n, H, W, C] of normalised latents [n, C, *sides]. Raises NotFinite."""
         parts = []
         for start in range(0, len(latents), batch_size):
             images, sound = self._decoded(latents[start : start + batch_size])
@@ -229,22 +236,45 @@ class Generator:
         return np.concatenate(parts)
 
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
-        """Images uint8 [n, H, W, C] of latents [n, C, h, w], and of which of them all values are finite: bool [n]."""
-        with torch.no_grad():
-            x = self.autoencoder.decode(self.space.restore(latents.to(self.device))).float()  # in about [-1, 1]
-        sound = latents.flatten(1).isfinite().all(1).cpu() & x.flatten(1).isfinite().all(1).cpu()
+        """Images uint8 [n, H, W, C] of latents [n, C, *sides], and of which of them all values are finite: bool [n]."""
+        self._makes_images()
+        x, sound = self.raw(latents)
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()  # [b, C, H, W]
         return pixels.permute(0, 2, 3, 1).cpu().numpy(), sound
 
+    def _makes_images(self) -> None:
+        if not getattr(self.autoencoder, "of_images", True):
+            kind = type(self.autoencoder).__module__.rpartition(".")[-1]
+            raise UserError(f"images: this model's autoencoder (kind {kind}) is of other data, and makes none")
+
+    def raw(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """What the autoencoder decodes of normalised latents [n, C, *sides], float32 [n, ...] as its kind has it
+        (images in about [-1, 1]), and of which of them all values are finite: bool [n]."""
+        with torch.no_grad():
+            x = self.autoencoder.decode(self.space.restore(latents.to(self.device))).float()
+        return x, latents.flatten(1).isfinite().all(1).cpu() & x.flatten(1).isfinite().all(1).cpu()
+
     def _batches(self, request: dict[str, Any], first: int) -> Iterator[Images]:
-        size, factor = request["batch_size"], self.autoencoder.factor
-        height, width = request.get("shape") or self.shapes[0]
+        size = request["batch_size"]
+        for start, z in zip(range(0, request["n"], size), self.latents(request, first), strict=True):
+            images, sound = self._decoded(z)
+            guided = (
+                f"guidance is {request['guidance']:g}: give less" if request["guidance"] > 1 else "the weights are bad"
+            )
+            _mind(sound[: request["n"] - start], start, f"{guided}, or more steps ({request['steps']} were taken)")
+            yield images
+
+    def latents(self, request: dict[str, Any], first: int = 0) -> Iterator[Tensor]:
+        """Normalised latents [batch_size, C, *sides] of a `request`, batch by batch, from number `first` on; the last
+        goes beyond n. What they decode to is another question (`raw`)."""
+        size, shape = request["batch_size"], request.get("shape")
+        sides = latent_sides(self.autoencoder, shape) if shape else self.sides[0]
         read: Mapping[str, Embedding] = {}  # of the batch before: a negative prompt is in each
         for start in range(0, request["n"], size):
-            rows = range(start, start + size)  # the last batch goes beyond n, and is cut by the caller
+            rows = range(start, start + size)
             read = told.read(self.options, told.of_rows(request, rows), self.device, {**self.known, **read})
             conditions, null = told.composed(self.options, request, rows, self.device, read)
-            z = sampling.latents(
+            yield sampling.latents(
                 self.network,
                 lambda: self._weak(str(request["guidance_weak"])),
                 self.options,
@@ -253,14 +283,8 @@ class Generator:
                 conditions,
                 null,
                 self.device,
-                (height // factor, width // factor),
+                sides,
             )
-            images, sound = self._decoded(z)
-            guided = (
-                f"guidance is {request['guidance']:g}: give less" if request["guidance"] > 1 else "the weights are bad"
-            )
-            _mind(sound[: request["n"] - start], start, f"{guided}, or more steps ({request['steps']} were taken)")
-            yield images
 
     def _weak_file(self, name: str) -> Path:
         if name not in self.averages:

@@ -19,6 +19,7 @@ from models.diffusion import denoiser, grids, samplers
 from models.diffusion.denoiser import Denoiser
 from models.diffusion.guidance import autoguided, composed, guided, only, within
 from models.diffusion.process import Path, make_path
+from models.patches import sides_of
 from pipeline.data.order import Draw, draw_batch
 from pipeline.errors import UserError
 
@@ -95,18 +96,18 @@ def latents(
     conditions: Sequence[Conditions],
     null: Conditions,
     device: torch.device,
-    sides: tuple[int, int] | None = None,
+    sides: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Normalised latents [len(rows), C, h, w] of the images with the numbers `rows`, told `conditions`, a row each:
+    """Normalised latents [len(rows), C, *sides] of the images with the numbers `rows`, told `conditions`, a row each:
     several, which differ in the caption only, where prompts are of several pieces.
 
     All noise of an image is a function of (seed, its number, the step), and of its shape: the first and, in stochastic
     samplers, that of each step. weaker: gives the network of autoguidance. options: of the model; request: checked,
-    `DEFAULTS` and seed, and `scales` of single conditions; null: what stands for no condition; sides: (h, w), default
-    the model's square.
+    `DEFAULTS` and seed, and `scales` of single conditions; null: what stands for no condition; sides: default the
+    model's own.
     """
     path = make_path(**options["path"])
-    sides = sides or (options["latent"]["size"], options["latent"]["size"])
+    sides = sides or sides_of(options["latent"]["size"])
 
     def noise(purpose: str) -> Tensor:
         return noise_of(request["seed"], purpose, rows, (options["latent"]["channels"], *sides), device)
@@ -175,7 +176,7 @@ def _terms(
     given G. With one piece it is the term as it was.
     """
     groups = [(float(scale), {name}) for name, scale in scales.items()]
-    if others := {key.partition("/")[0] for key in told[0]} - set(scales):
+    if others := {key.partition("/")[0] for key in told[0] if key in null} - set(scales):
         groups.append((rest, others))
     terms = []
     for scale, group in groups:

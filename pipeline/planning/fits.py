@@ -16,18 +16,19 @@ from pipeline.schema.synonyms import KINDS, squeezed
 from pipeline.tasks import begin, inside
 
 
-def check_models(config: Config) -> tuple[int, int]:
-    """Check the options of the models, and that images, latents and patches fit; gives channels and side of a latent.
+def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
+    """Check the options of the models, and that images, latents and patches fit; gives channels and sides of a latent.
 
     Imports torch, allocates nothing (meta device). A pinned autoencoder (`autoencoder.from`) is read where it lies.
     Raises UserError naming the key.
     """
     from models import registry
+    from models.autoencoders import latent_sides
     from models.diffusion.denoiser import beside, check_attends
     from models.lora import adapted
+    from models.patches import size_of
     from pipeline.artifacts import Artifact
     from pipeline.data.latents import BROUGHT
-    from pipeline.schema.data import text
 
     options, data = config.autoencoder.model, config.data
     if config.autoencoder.from_:
@@ -50,22 +51,18 @@ def check_models(config: Config) -> tuple[int, int]:
         autoencoder: Any = registry.outline("autoencoders", options, channels=data.channels)
         if config.autoencoder.training.activation_checkpointing and not config.autoencoder.from_:
             registry.checkpoint_activations(autoencoder, options["kind"])
-        if data.size % autoencoder.factor:
-            raise UserError(
-                f"`data.size`: {data.size} is not a multiple of {autoencoder.factor}, the pixels a side of one latent "
-                "(`autoencoder.model`); change one of them"
-            )
-        for shape in data.shapes:
-            if any(pixels % autoencoder.factor for pixels in shape):
-                raise UserError(
-                    f"`data.buckets`: {text(shape)} (height x width) are no multiples of {autoencoder.factor}, the "
-                    "pixels a side of one latent (`autoencoder.model`); change one of them"
-                )
+        _check_sizes(config, autoencoder)
         _check_loss_fits(config)
-        channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
+        channels, sides = autoencoder.latent_channels, latent_sides(autoencoder, (data.size, data.size))
+        if data.buckets is not None and len(sides) != 2:
+            raise UserError(
+                f"`data.buckets`: latents of sides {list(sides)} have no ratio of height and width; leave it out"
+            )
         key = "diffusion.backbone"
-        more = beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"])
-        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side, **more)
+        more = beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"], sides)
+        backbone = registry.outline(
+            "backbones", config.diffusion.backbone, channels=channels, size=size_of(sides), **more
+        )
         caption = config.diffusion.condition.caption
         check_attends(backbone, config.diffusion.backbone, caption.model_dump() if caption else None)
         inside.check(config.diffusion, backbone, data.channels, data.size)
@@ -82,9 +79,33 @@ def check_models(config: Config) -> tuple[int, int]:
     except ValueError as error:
         given = options if key == "autoencoder.model" else config.diffusion.backbone
         raise UserError(f"`{key}`: {_kind_meant(str(error), given)}") from None
-    begin.check(config, channels, side)
+    begin.check(config, channels, sides)
     _check_student(config)
-    return channels, side
+    return channels, sides
+
+
+def _check_sizes(config: Config, autoencoder: Any) -> None:
+    """The images must be whole numbers of the pixels that a latent stands for; a kind without such a factor says itself
+    which sides it takes (`latent_sides`)."""
+    from pipeline.schema.data import text
+
+    if not getattr(autoencoder, "of_images", True) and config.latents.views != ("as_is",):
+        raise UserError(
+            f"`latents.views`: {', '.join(config.latents.views)} are of images, and `autoencoder.model` is of other "
+            "data; set [as_is]"
+        )
+    data, factor = config.data, getattr(autoencoder, "factor", 1)
+    if data.size % factor:
+        raise UserError(
+            f"`data.size`: {data.size} is not a multiple of {factor}, the pixels a side of one latent "
+            "(`autoencoder.model`); change one of them"
+        )
+    for shape in data.shapes:
+        if any(pixels % factor for pixels in shape):
+            raise UserError(
+                f"`data.buckets`: {text(shape)} (height x width) are no multiples of {factor}, the pixels a side of "
+                "one latent (`autoencoder.model`); change one of them"
+            )
 
 
 def _check_student(config: Config) -> None:

@@ -5,6 +5,7 @@ Nothing is trained or written; what a figure stands on (order of samples, source
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,15 @@ def forecast(config: Config) -> str:
         on_gpu = precision.on_gpu(config, cluster)
         steps = graph.plan(config, Store(config.run.root))
         precision.check_precision(config, cluster, [step.stage for step in steps if not step.artifact])
-    channels, side = check_models(config)
+    channels, sides = check_models(config)
     sizes = parameter_counts(config)
     lines = [
         dump(config),
-        f"latents: {channels} x {side} x {side}, of images of {config.data.channels} x {config.data.size} x "
-        f"{config.data.size} (channels x height x width)",
+        f"latents: {' x '.join(map(str, (channels, *sides)))}, of images of {config.data.channels} x "
+        f"{config.data.size} x {config.data.size} (channels x height x width)",
     ]
     if config.data.buckets is not None:
-        factor = config.data.size // side
+        factor = config.data.size // sides[0]
         shown = [f"{text((h, w))} (latents {text((h // factor, w // factor))})" for h, w in config.data.shapes]
         lines.append(f"buckets, height x width: {', '.join(shown)}")
     for name in ("autoencoder", "diffusion"):
@@ -59,7 +60,7 @@ def forecast(config: Config) -> str:
         lines.append(f"discriminator: {sizes['discriminator']:,} parameters, from step "
                      f"{config.autoencoder.loss.adversarial.start:,} on")  # fmt: skip
     with listing.forgetting():
-        lines.append(f"disk: {disk(config, steps, sizes, channels * side * side)}")
+        lines.append(f"disk: {disk(config, steps, sizes, channels * math.prod(sides))}")
         lines += [f"ingest: {line}" for line in outlook(config.data, steps[0].artifact)]
         gathered = next((step.artifact for step in steps if step.stage == "conditions"), None)
         lines += [f"conditions: {line}" for line in told_outlook(config, gathered)]
@@ -173,10 +174,11 @@ def parameter_counts(config: Config) -> dict[str, int]:
     meta device."""
     from models import lora, registry
     from models.diffusion.denoiser import beside
+    from models.patches import size_of
 
-    channels, side = check_models(config)
-    shape = {"channels": channels, "size": side}
-    shape |= beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"])
+    channels, sides = check_models(config)
+    shape: dict[str, Any] = {"channels": channels, "size": size_of(sides)}
+    shape |= beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"], sides)
     sizes = {
         "autoencoder": registry.parameters("autoencoders", config.autoencoder.model, channels=config.data.channels),
         "diffusion": registry.parameters("backbones", config.diffusion.backbone, **shape),
@@ -184,7 +186,7 @@ def parameter_counts(config: Config) -> dict[str, int]:
     if config.autoencoder.loss.adversarial.weight:
         sizes["discriminator"] = discriminator_parameters(config)
     if own := config.diffusion.training.lora:
-        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=side)
+        backbone = registry.outline("backbones", config.diffusion.backbone, channels=channels, size=size_of(sides))
         sizes["adapters"] = lora.parameters(lora.adapted(backbone, own.targets), own.rank)
     return sizes
 

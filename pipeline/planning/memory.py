@@ -54,16 +54,17 @@ def _autoencoder(config: Config, count: int) -> tuple[nn.Module, Callable[[], Te
     import torch
 
     from models import registry
+    from models.autoencoders import latent_sides
 
     options, data = config.autoencoder.model, config.data
     model: Any = registry.outline("autoencoders", options, channels=data.channels)
     if config.autoencoder.training.activation_checkpointing:
         registry.checkpoint_activations(model, options["kind"])
-    side = data.size // model.factor
+    sides = latent_sides(model, (data.size, data.size))
 
     def loss() -> Tensor:
         x = torch.empty(count, data.channels, data.size, data.size)
-        made, _ = model(x, torch.empty(count, model.latent_channels, side, side))
+        made, _ = model(x, torch.empty(count, model.latent_channels, *sides))
         distance: Tensor = (made.float() - x).square().mean()
         return distance
 
@@ -76,10 +77,11 @@ def _diffusion(config: Config, count: int) -> tuple[nn.Module, Callable[[], Tens
     from models.diffusion import objectives
     from models.diffusion.denoiser import build_network
     from models.diffusion.process import make_path
+    from models.patches import size_of
     from pipeline.schema.section import result_fields
 
     section = config.diffusion
-    channels, side = check_models(config)
+    channels, sides = check_models(config)
     told = section.condition.model_dump()
     caption, recompute = told["caption"], section.training.activation_checkpointing
     read_before = caption is not None and caption["encoder"]["kind"] != "trained"
@@ -87,11 +89,11 @@ def _diffusion(config: Config, count: int) -> tuple[nn.Module, Callable[[], Tens
         caption["encoder"] = {"kind": caption["encoder"]["kind"], "width": FROZEN_WIDTH}
     also = {"caption": caption, "spatial": told["spatial"]}
     with torch.device("meta"):
-        network = build_network(section.backbone, told["kind"], channels, side, 1, recompute, **also)
+        network = build_network(section.backbone, told["kind"], channels, size_of(sides), 1, recompute, **also)
     path = make_path(**result_fields(section.path))
 
     def loss() -> Tensor:
-        x0, t = torch.empty(count, channels, side, side), torch.empty(count)
+        x0, t = torch.empty(count, channels, *sides), torch.empty(count)
         condition = network.null(count)
         if read_before:  # its null is one token
             condition["caption"] = torch.empty(count, caption["tokens"], FROZEN_WIDTH)

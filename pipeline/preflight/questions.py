@@ -6,6 +6,7 @@ means, and every threshold with its reason, is in `verdicts.py`.
 
 from __future__ import annotations
 
+import math
 import secrets
 import shutil
 import tempfile
@@ -147,11 +148,11 @@ def bytes_to_come(config: Config, steps: list[graph.Step]) -> float:
     from pipeline.data.sources import digests_folder_of
     from pipeline.past.inventory import size
 
-    channels, side = check_models(config)
+    channels, sides = check_models(config)
     images, ingest = 0, steps[0].artifact
     if ingest is None and config.data.source.kind != "webdataset":
         images = len(sources.open_listing(config.data, digests_folder_of(config.run.root)).rows)
-    needs = forecast.disk_bytes(config, steps, forecast.parameter_counts(config), channels * side * side, images)
+    needs = forecast.disk_bytes(config, steps, forecast.parameter_counts(config), channels * math.prod(sides), images)
     total = 0.0
     for step in steps:
         if step.artifact or step.stage not in needs:
@@ -285,10 +286,10 @@ def what_is_read(config: Config, steps: list[graph.Step]) -> Storage:
     from pipeline.data.sources import digests_folder_of
 
     ingest, autoencoder, encode, _ = [step.artifact for step in steps[:4]]
-    channels, side = check_models(config)
+    channels, sides = check_models(config)
     images = sum(ingest.summary["images"].values()) if ingest else 0
     each = {"autoencoder": float(config.data.channels * config.data.size**2)}
-    latent = {"diffusion": float(2 * channels * side * side * 2)}  # mean and log-variance in float16
+    latent = {"diffusion": float(2 * channels * math.prod(sides) * 2)}  # mean and log-variance in float16
     if autoencoder:
         paths, what, each = shard_paths(encode, "train") if encode else [], "the latents", latent
     elif config.data.source.kind == "webdataset":

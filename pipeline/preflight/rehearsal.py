@@ -166,13 +166,13 @@ def synthetic_latents(config: Config, store: Store, classes: int) -> Artifact:
     from pipeline.data import latent_shards
     from pipeline.data.latents import LatentSpace
 
-    channels, side = check_models(config)
+    channels, sides = check_models(config)
     generator = np.random.default_rng(0)
     shards = []
     pool = store.root / "latents"
     pool.mkdir(parents=True, exist_ok=True)
     for shard, (split, count) in enumerate((("train", _images(config)), ("val", LEAST_IMAGES))):
-        shape = (count, len(config.latents.views), 2 * channels, side, side)
+        shape = (count, len(config.latents.views), 2 * channels, *sides)
         moments = generator.standard_normal(shape, np.float32).astype(np.float16)
         labels = generator.integers(0, max(1, classes), count) if classes else np.full(count, -1)
         path = pool / f"{split}.tar"
@@ -182,7 +182,7 @@ def synthetic_latents(config: Config, store: Store, classes: int) -> Artifact:
     with store.write("encode", digest("rehearsal")[:16], {}, {}) as writer:
         write_json(writer.path / "shards.json", {"pool": "latents", "shards": shards})
         LatentSpace(torch.zeros(channels), torch.ones(channels)).save(writer.path / "latents.json")
-        return writer.finish({"shape": [channels, side, side]})
+        return writer.finish({"shape": [channels, *sides]})
 
 
 def synthetic_conditions(config: Config, store: Store, latents: Artifact) -> Artifact:

@@ -50,16 +50,19 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
     summary = trained.train("autoencoder", config, inputs, writer, cluster, spool, first)
     options = {"model": config.autoencoder.model, "channels": config.data.channels}
     write_json(writer.path / "model.json", options)
-    summary["pca_psnr"] = patch_pca(config, inputs["ingest"], load_model(writer.path))
-    spool.metrics({"autoencoder/pca_psnr": summary["pca_psnr"]}, summary["step"])
+    model: Any = load_model(writer.path)
+    if hasattr(model, "factor"):  # else no patch of the image is that of a latent
+        summary["pca_psnr"] = patch_pca(config, inputs["ingest"], model)
+        spool.metrics({"autoencoder/pca_psnr": summary["pca_psnr"]}, summary["step"])
     return summary | told
 
 
 def headline(summary: dict[str, Any]) -> str:
     if "imported" in summary:
         return f"imported from {summary['imported']}"
-    own, linear = summary["val_psnr"], summary["pca_psnr"]
-    text = f"PSNR {own:.2f} dB of held-out images, posteriors drawn (patch PCA of the same size: {linear:.2f} dB)"
+    text = f"PSNR {summary['val_psnr']:.2f} dB of held-out images, posteriors drawn"
+    if "pca_psnr" in summary:
+        text += f" (patch PCA of the same size: {summary['pca_psnr']:.2f} dB)"
     if "val_codes_used" in summary:
         text += f"; {summary['val_codes_used']:.1%} of the codes used, perplexity {summary['val_perplexity']:.0f}"
     if "perceptual" in summary:

@@ -99,14 +99,14 @@ def run(
         print(f"encode: other images stand for {len(lost)} ({next(iter(lost.values()))}): {writer.work / 'lost.txt'}")
     write_json(writer.path / "shards.json", {"pool": "latents", "shards": shards})
     space.save(writer.path / "latents.json")
-    channels, size = entries[0]["shape"][0] // 2, entries[0]["shape"][1]
+    channels, sides = entries[0]["shape"][0] // 2, entries[0]["shape"][1:]
     buckets: dict[str, Any] = {}
     if config.data.buckets is not None:
-        factor = config.data.shapes[entries[0]["bucket"]][0] // size
-        size = config.data.size // factor
+        factor = config.data.shapes[entries[0]["bucket"]][0] // sides[0]
+        sides = [config.data.size // factor] * 2
         buckets = {"buckets": [_bucket(entries, b, shape, factor) for b, shape in enumerate(config.data.shapes)]}
     return {
-        "shape": [channels, size, size],
+        "shape": [channels, *sides],
         **buckets,
         "images": {split: sum(e["count"] for e in entries if e["split"] == split) for split in SPLITS},
         "views": list(config.latents.views),

@@ -91,12 +91,13 @@ def _disk(configs: dict[tuple[str, str], Config], steps: dict[tuple[str, str], g
 
 def _bytes(config: Config, stage: str) -> int:
     from models import registry
+    from models.patches import size_of
 
-    channels, side = check_models(config)
+    channels, sides = check_models(config)
     if stage == "autoencoder":
         parameters = registry.parameters("autoencoders", config.autoencoder.model, channels=config.data.channels)
         return kept_bytes(config.autoencoder.training, parameters)
-    parameters = registry.parameters("backbones", config.diffusion.backbone, channels=channels, size=side)
+    parameters = registry.parameters("backbones", config.diffusion.backbone, channels=channels, size=size_of(sides))
     return kept_bytes(config.diffusion.training, parameters)
 
 

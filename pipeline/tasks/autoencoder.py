@@ -40,6 +40,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     import torch
 
     from models import posterior, registry, similarity
+    from models.autoencoders import latent_sides
     from pipeline.data import loader
     from pipeline.data.balance import training_order
     from pipeline.data.index import Index
@@ -54,8 +55,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     model: Any = registry.build("autoencoders", config.autoencoder.model, channels=data.channels)
     if training.activation_checkpointing:
         registry.checkpoint_activations(model, config.autoencoder.model["kind"])
-    side = data.size // model.factor
-    latent = (model.latent_channels, side, side)
+    sides = latent_sides(model, (data.size, data.size))
+    latent = (model.latent_channels, *sides)
     train, val = (Index.open(inputs["ingest"].path, split, data.cache) for split in ("train", "val"))
     order = training_order(train, data, train.classes, training.batch_size, config.run.seed)
 
@@ -82,7 +83,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # E_q[|x - D(z)|] + beta KL(q(z|x) || N(0, 1)): Kingma & Welling 2013, eq. 7, as weighted by Rombach et al. 2022
-        turned = autoencoder_loss.turn(config, int(batch["position"]), side, model.factor)
+        turned = None  # only of model kl
+        if loss_config.equivariance:
+            turned = autoencoder_loss.turn(config, int(batch["position"]), sides[0], model.factor)
         reconstruction, _, terms = parts(network, batch["images"], batch["noise"], turned)
         means = {name: term.mean() for name, term in terms.items()}
         distance = torch.stack([weights[name] * means[name] for name in distances]).sum()
@@ -139,8 +142,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     @torch.no_grad()
     def preview(engine: Engine) -> dict[str, Any]:
         images = shown.to(ranks.device)
-        sides = (side // model.factor for side in images.shape[2:])
-        noise = torch.zeros(len(images), model.latent_channels, *sides, device=ranks.device)  # the posterior's mean
+        places = latent_sides(model, images.shape[2:])
+        noise = torch.zeros(len(images), model.latent_channels, *places, device=ranks.device)  # the posterior's mean
         with engine.weights("ema"):
             reconstruction, _, _ = parts(engine.module, images, noise)
         back = ((reconstruction.clamp(-1, 1) + 1) * 127.5).round().byte()

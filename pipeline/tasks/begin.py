@@ -6,7 +6,7 @@ How two networks' weights are matched is in `models/transfer.py`, what an adapte
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,7 @@ def _words(value: Any) -> str:
     return " ".join(str(part) for part in value.values()) if isinstance(value, dict) else str(value)
 
 
-def check(config: Config, channels: int, side: int) -> None:
+def check(config: Config, channels: int, sides: Sequence[int]) -> None:
     """UserError where the denoiser of `init_from` does not fit latents or backbone, before anything runs: by the shapes
     in the file of weights. What lies in a registry is looked at by the ranks."""
     from safetensors import SafetensorError, safe_open
@@ -138,6 +138,7 @@ def check(config: Config, channels: int, side: int) -> None:
 
     from models import registry, transfer
     from models.diffusion.denoiser import beside
+    from models.patches import size_of
     from pipeline.data.text_encoders import frozen_encoder
 
     file = first_weights(config, "diffusion")
@@ -150,8 +151,8 @@ def check(config: Config, channels: int, side: int) -> None:
     told = section.condition.model_dump(include={"caption", "spatial"})
     if encoder := frozen_encoder(config):  # of its kind there are many
         told["caption"]["encoder"] = encoder
-    more = beside(section.backbone, told["spatial"])
-    backbone = registry.outline("backbones", section.backbone, channels=channels, size=side, **more)
+    more = beside(section.backbone, told["spatial"], sides)
+    backbone = registry.outline("backbones", section.backbone, channels=channels, size=size_of(sides), **more)
     ours = {"latent": {"channels": channels}, "condition": told}
     _fitting(file, lambda: transfer.carry(nn.ModuleDict({"backbone": backbone}), theirs, ours, described(file)))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.evaluation.curve import Curve
 from pipeline.schema.section import result_fields
 
@@ -28,6 +29,7 @@ PREVIEW_STEPS = 20  # of a denoiser; a student takes its few
 
 def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
     """All that is needed to build the network again and to sample with it, as plain values."""
+    from models.patches import size_of
     from pipeline.data.buckets import usual
 
     condition = result_fields(config.diffusion.condition)
@@ -38,13 +40,13 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
             encoder = config.diffusion.condition.caption.encoder.model_dump()  # type: ignore[union-attr]
             condition["caption"] = {**made["caption"], "encoder": {**made["caption"]["encoder"], **encoder}}
     summary = inputs["encode"].summary
-    shape, buckets = summary["shape"], {}
+    (channels, *sides), buckets = summary["shape"], {}
     if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
         rows = [row for row in summary["buckets"] if row["train"]]
-        first = usual([row["shape"] for row in rows], [row["train"] for row in rows], shape[1])
+        first = usual([row["shape"] for row in rows], [row["train"] for row in rows], sides[0])
         buckets = {"buckets": [rows[first]["shape"], *(row["shape"] for i, row in enumerate(rows) if i != first)]}
     return {
-        "latent": {"channels": shape[0], "size": shape[1], **buckets},
+        "latent": {"channels": channels, "size": size_of(sides), **buckets},
         "backbone": config.diffusion.backbone,
         "condition": condition,
         "classes": inputs["ingest"].summary["classes"],
@@ -152,19 +154,22 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     half = torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16")
     decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
     inside = None
-    if wanted(section):
+    if asked := wanted(section):
+        if any(part.unequal for part in train.parts):
+            raise UserError(f"`diffusion.{asked[0]}`: its tokens would be padding too, of latents of unequal length")
         inside = Inside(section, network, path, times, space, decoder, ranks)
 
     def per_sample(network: nn.Module, batch: dict[str, Any], learning: bool = False) -> Tensor:
         """The weighted squared error of the prediction, a mean over elements, in learning with the terms beside it; of
         a student the distance to its teacher's flow, in validation at the last, smallest gap: [n]."""
-        x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, h, w]
+        x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, *sides]
         condition = loader.told_in(batch)
         t = times(batch["u"], path)
         sample = (x0, batch["noise"], t, condition)
         if teacher is not None and section.distil:
             progress = batch["position"] / end if learning else 1.0
-            nothing = {name: torch.as_tensor(untold[name]).to(rows)[None] for name, rows in condition.items()}
+            said = {name: rows for name, rows in condition.items() if name in untold}
+            nothing = {name: torch.as_tensor(untold[name]).to(rows)[None] for name, rows in said.items()}
             how = (nothing, path, section.prediction, progress)
             with half:
                 return consistency.loss(network, teacher, section.distil.guidance, *sample, *how)

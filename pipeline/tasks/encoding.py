@@ -52,7 +52,7 @@ def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
         lost += [[index.key(rows[len(samples) + n]), text] for n, text in enumerate(why) if text]
         encoded.append(batch)
         samples += read
-    moments = np.concatenate(encoded)  # [n, v, 2C, h, w] float16
+    moments = np.concatenate(encoded)  # [n, v, 2C, *sides] float16
     labels = np.array([index.label(i) for i in samples], np.int64)
     latent_shards.write(path, moments, labels, [index.key(i) for i in samples])
     write_json(
@@ -71,7 +71,7 @@ def encode_shard(state: dict[str, Any], job: dict[str, Any]) -> int:
 def _moments(
     state: dict[str, Any], index: Any, rows: range
 ) -> Iterator[tuple[np.ndarray[Any, Any], tuple[int, ...], tuple[str, ...]]]:
-    """Moments [n, v, 2C, h, w] of some rows, the samples that they are of, and why these are others (`read_views`)."""
+    """Moments [n, v, 2C, *sides] of some rows, the samples they are of, and why these are others (`read_views`)."""
     import torch
 
     from pipeline.data.index import read_views
@@ -84,7 +84,7 @@ def _moments(
         with torch.no_grad():
             x = torch.from_numpy(images).to(state["device"])
             views = [state["model"].encode(view.float() / 127.5 - 1) for view in x]
-        stacked = torch.stack(views, 1).half().cpu().numpy()  # v x [n, 2C, h, w] -> [n, v, 2C, h, w]
+        stacked = torch.stack(views, 1).half().cpu().numpy()  # v x [n, 2C, *sides] -> [n, v, 2C, *sides]
         if not np.isfinite(stacked).all():
             raise UserError(f"shard with {index.key(part[0])}: the autoencoder's moments leave float16; train it again")
         yield stacked, samples, why

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
 from pipeline.schema.section import result_fields
@@ -13,7 +15,7 @@ def gaussian_loss(config: Config, latents: Artifact) -> float | None:
     """Loss of the best denoiser of a Gaussian with the latents' mean and full covariance, in closed form.
 
     A network that has learned more than second moments is below it. None where the latents are too large, and where
-    they are of several shapes, which have no covariance in common.
+    they are of several shapes or of unequal length, which have no covariance in common.
     """
     import numpy as np
     import torch
@@ -25,18 +27,22 @@ def gaussian_loss(config: Config, latents: Artifact) -> float | None:
     from pipeline.data.latent_shards import LatentIndex
     from pipeline.data.latents import LatentSpace
 
-    channels, size, _ = latents.summary["shape"]
-    d = channels * size * size
+    channels, *sides = latents.summary["shape"]
+    places = math.prod(sides)
+    d = channels * places
     if d > GAUSSIAN_LIMIT or "buckets" in latents.summary:
         return None
     space = LatentSpace.load(latents.path / "latents.json")
     index = LatentIndex.open(shard_paths(latents, "train"))
+    if index.unequal:
+        return None
     total, square, variance, count = np.zeros(d), np.zeros((d, d)), np.zeros(d), 0
-    scale = space.std.double().numpy().repeat(size * size)  # one number an element
+    scale = space.std.double().numpy().repeat(places)  # one number an element
     for first in range(0, len(index), 4096):
-        moments = index.moments(np.arange(first, min(first + 4096, len(index))), 0).astype(np.float64)  # [n, 2C, h, w]
+        rows = np.arange(first, min(first + 4096, len(index)))
+        moments = index.moments(rows, 0).astype(np.float64)  # [n, 2C, *sides]
         mean, logvar = (part.reshape(len(moments), d) for part in np.split(moments, 2, axis=1))
-        x = space.normalise(torch.from_numpy(mean).view(-1, channels, size, size)).flatten(1).numpy()
+        x = space.normalise(torch.from_numpy(mean).view(-1, channels, *sides)).flatten(1).numpy()
         total += x.sum(0)
         square += x.T @ x
         variance += np.exp(logvar).sum(0) / scale**2

@@ -53,6 +53,10 @@ def check(section: Diffusion, backbone: Any, channels: int, size: int) -> None:
         if learns > depth:
             raise ValueError(f"depth: `align.depth` is {learns}, and there are {depth} blocks")
         if section.align.teacher != "self":
+            if len(backbone.sides) != 2:
+                raise ValueError(
+                    f"align.teacher: its maps lie over latents of two sides, not over {list(backbone.sides)}"
+                )
             of_file(section.align, channels, size, "cpu")
         elif not learns < teaches <= depth:
             raise ValueError(
@@ -113,6 +117,7 @@ class Inside:
         ranks: Ranks,
     ) -> None:
         """network: gets the alignment's head. UserError where samples of a forward pass are no whole groups."""
+        from models.autoencoders import data_sides
         from models.diffusion import inside
 
         backbone = network.backbone
@@ -125,7 +130,7 @@ class Inside:
             depths.add(network.align_depth)
             self.learns, out = network.align_depth, width
             if section.align.teacher != "self":
-                size = backbone.grid * self.patch * decoder.factor
+                size = data_sides(decoder, backbone.sides)[0]
                 look, out = of_file(section.align, decoder.channels, size, ranks.device)
                 self.features = lambda x0: look(decoder.decode(space.restore(x0)))
             network.align_head = inside.head(width, out)
@@ -148,7 +153,8 @@ class Inside:
         seen: dict[int, Tensor] = {}
         how: dict[str, Any] = {}
         if self.section.route:
-            places = batch["route"][:, :: self.patch, :: self.patch].flatten(1)  # one draw a token
+            each = tuple(slice(None, None, p) for p in self.patch)
+            places = batch["route"][:, *each].flatten(1)  # one draw a token
             how["route"] = Route(places, self.section.route.share, *routed(self.section.route, self.depth))
 
         def answer(x: Tensor, t: Tensor, condition: Any) -> Tensor:
@@ -181,11 +187,11 @@ class Inside:
 
     def _of_file(self, batch: Batch) -> Tensor:
         from models.diffusion import inside
+        from models.patches import grid_of
 
         assert self.features is not None
         x0 = self.space.draw(batch["moments"], batch["posterior"])
-        rows, columns = (side // self.patch for side in x0.shape[2:])
-        return inside.on_grid(self.features(x0), rows, columns)
+        return inside.on_grid(self.features(x0), *grid_of(x0.shape[2:], self.patch))
 
     def _of_average(self, averaged: nn.Module, batch: Batch) -> Tensor:
         from models.diffusion.objectives import scaled

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import sine_positions
+from models.patches import sine_positions
 
 
 class Block(nn.Module):
@@ -44,7 +44,7 @@ class LeanDiT(nn.Module):
         self.classes = nn.Embedding(classes + 1, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.modulation = nn.Linear(width, 2 * width)
-        self.register_buffer("positions", sine_positions(width, size // patch, size // patch))
+        self.register_buffer("positions", sine_positions(width, (size // patch, size // patch)))
         self.register_buffer("frequencies", torch.exp(torch.arange(128) * (-math.log(10000) / 128)) * 1000)
 
     def patches(self, x: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from models.layers import (
     TimeEmbedding,
     gated_sum,
     modulated_norm,
-    sine_positions,
     time_features,
 )
 
@@ -69,43 +68,6 @@ def test_time_embedding_tells_near_and_far_times_apart():
     features = time_features(torch.tensor([0.5, 0.501, 0.6]), 256)
     near, far = (features[0] - features[1]).norm(), (features[0] - features[2]).norm()
     assert 0.5 < near < far
-
-
-def test_sine_positions():
-    table = sine_positions(16, 3, 5)
-    assert table.shape == (15, 16) and table.dtype == torch.float32
-    for row in range(3):
-        for column in range(5):
-            halves = []
-            for place in (column, row):
-                angles = [place * 10000 ** (-i / 4) for i in range(4)]
-                halves += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-            assert table[5 * row + column].tolist() == pytest.approx(halves, abs=1e-6)
-    with pytest.raises(ValueError, match="multiple of 4"):
-        sine_positions(6, 2, 2)
-
-
-def test_positions_of_another_grid_lie_over_the_middle_of_the_square_one():
-    square = sine_positions(16, 6, 6).view(6, 6, 16)
-    assert torch.equal(sine_positions(16, 6, 6, base=6).view(6, 6, 16), square)
-    assert torch.equal(sine_positions(16, 4, 2, base=6).view(4, 2, 16), square[1:5, 2:4])
-    wide = sine_positions(16, 4, 9, base=6).view(4, 9, 16)  # columns -1.5 ... 7.5: half-way between the square's
-    torch.testing.assert_close(wide[:, :, 8:], square[1:5, :1, 8:].expand(4, 9, 8))
-    torch.testing.assert_close(wide[0, 0, :1], torch.tensor([-1.5]).sin())
-
-
-def test_rotary_scores_depend_on_the_difference_of_places_only():
-    height, length, width = 5, 7, 16
-    rotation = layers.rotary(width, height, length)
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 1, 1, width, generator=generator).expand(1, 1, height * length, width) for _ in range(2))
-    scores = (layers.rotate(q, rotation) @ layers.rotate(k, rotation).transpose(-1, -2)).view(
-        height, length, height, length
-    )
-    torch.testing.assert_close(scores[1, 2, 3, 1], scores[0, 4, 2, 3])  # two rows down, one column to the left
-    torch.testing.assert_close(scores[2, 2, 2, 2], (q[0, 0, 0] * k[0, 0, 0]).sum())  # nothing turns against itself
-    assert not torch.allclose(scores[0, 0, 0, 1], scores[0, 0, 1, 0])  # the axes are not the same
-    torch.testing.assert_close(layers.rotate(q, rotation).norm(dim=-1), q.norm(dim=-1))
 
 
 def test_the_last_frequency_of_the_time():

@@ -16,6 +16,7 @@ from models.conditioning import Embedded
 from models.diffusion.denoiser import build_network, denoiser
 from models.diffusion.guidance import composed, guided, only
 from models.diffusion.process import RectifiedFlow
+from models.patches import patched
 
 DIT = {"kind": "dit", "width": 24, "depth": 2, "heads": 3, "patch": 2}
 UNET = {"kind": "unet", "width": 8, "multipliers": (1, 2), "attention": (False, True), "blocks": 1, "groups": 4,
@@ -70,7 +71,7 @@ def test_they_are_as_if_they_were_concatenated(options):
     theirs.register_forward_hook(lambda layer, given, out: seen.append(out))
     wide(torch.cat([x, told.channels], dim=1), t, told)
     if options["kind"] == "dit":
-        parts = own(model._patches(x)) + other(model._patches(told.channels))
+        parts = own(patched(x, model.patch)) + other(patched(told.channels, model.patch))
     else:
         parts = own(x) + other(told.channels)
     torch.testing.assert_close(parts, seen[0], rtol=1e-5, atol=1e-5)

@@ -74,7 +74,7 @@ def test_patches_come_back_where_they_were():
     model = dit.Model(dit.Config(width=12, depth=1, heads=3, patch=2), 3, 4)
     nn.init.eye_(model.embed.weight)
     nn.init.eye_(model.out.weight)
-    model.positions.zero_()
+    model.positions.sines.zero_()
     x = torch.randn(2, 3, 4, 4)
     y = model(x, torch.zeros(2), Embedded(torch.zeros(2, 12)))
     corner = x[1, :, 2:, :2]
@@ -92,19 +92,19 @@ def test_latents_of_another_shape(rope):
     assert y.shape == x.shape and not torch.allclose(y, model(x.roll(2, dims=3), t, condition).roll(-2, dims=3))
     assert torch.equal(y, model(x, t, condition))  # from the tables that are kept
     assert not any("positions" in name or "places" in name for name in model.state_dict())
-    with pytest.raises(ValueError, match=r"divisor of the latents' sides \(5, 8\), got 2"):
+    with pytest.raises(ValueError, match=r"divisor of the latent size \[5, 8\], got 2"):
         model(torch.zeros(2, 3, 5, 8), t, condition)
 
 
 def test_patches_of_another_shape_come_back_where_they_were():
     model = dit.Model(dit.Config(width=24, depth=1, heads=3, patch=2), 3, 8)
     with torch.no_grad():
-        model.positions.zero_()
+        model.positions.sines.zero_()
         model.embed.weight.zero_()[:12].fill_diagonal_(1.0)
         model.embed.bias.zero_()
         model.out.weight.zero_()[:, :12].fill_diagonal_(1.0)
     x = torch.arange(3 * 6 * 10, dtype=torch.float32).view(1, 3, 6, 10)
-    model._places[3, 5, x.device] = (torch.zeros(15, 24),)
+    model.positions._others[(3, 5), x.device] = (torch.zeros(15, 24),)
     y = model(x, torch.tensor([0.5]), Embedded(torch.zeros(1, 24)))
     for row in range(0, 6, 2):  # the last norm works on each token: what it gives is a function of that patch
         for column in range(0, 10, 2):

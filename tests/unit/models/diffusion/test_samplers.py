@@ -75,6 +75,23 @@ def test_law_of_the_output_and_order_of_convergence(name, path):
     assert slope(counts, errors) == pytest.approx(ORDERS[name], abs=0.25), errors
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (1, 3, 2), (1, 1, 3, 2)], ids=["1 side", "2 sides", "3 sides"])
+@pytest.mark.parametrize("name", [*SAMPLERS, *STOCHASTIC])
+def test_latents_of_any_sides_are_walked_as_a_vector_is(name, shape):
+    """[n, C, *sides]: bit for bit what the six numbers in a row come to, which are tested above."""
+    path, generator = VariancePreserving(), torch.Generator().manual_seed(0)
+    factor, mean, *noises = (torch.randn(*s, generator=generator, dtype=torch.float64)
+                             for s in ((6, 6), (6,), *[(5, 6)] * 5))  # fmt: skip
+    denoise, times = gaussian_denoiser(mean, factor @ factor.T, path), grid("karras", 4, path)
+
+    def walked(sides):
+        return sample(
+            name, denoise, path, noises[4].view(5, *sides), times, {}, lambda step: noises[step].view(5, *sides)
+        )
+
+    assert torch.equal(walked(shape), walked((6,)).view(5, *shape))
+
+
 # ---- a mixture of two Gaussians on a line
 
 WEIGHTS, MEANS, SCALES = [0.35, 0.65], [-1.2, 0.8], [0.4, 0.5]

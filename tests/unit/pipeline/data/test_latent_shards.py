@@ -74,3 +74,36 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(ValueError, match="do not fit"):
         latent_shards.write(tmp_path / "y.tar", np.zeros((2, 1, 2, 3, 3), np.float16), np.zeros(3), ["a", "b"])
     assert not (tmp_path / "y.tar").exists()
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (8, 3, 4), (4, 2, 3, 5)], ids=str)
+def test_latents_of_any_sides(tmp_path, shape):
+    paths, moments = make(tmp_path, shape=shape)
+    index = LatentIndex.open(paths)
+    assert index.shape == shape and not index.unequal
+    np.testing.assert_array_equal(index.moments([20, 3, 3], [1, 0, 1]), moments[[20, 3, 3], [1, 0, 1]])
+    for wrong in ((8,), (8, 2, 2, 2, 2)):
+        with pytest.raises(ValueError, match="do not fit"):
+            latent_shards.write(tmp_path / "y.tar", np.zeros((1, 1, *wrong), np.float16), np.zeros(1), ["a"])
+
+
+def test_latents_of_unequal_length(tmp_path):
+    """The places of each come back; other bytes of a shard are what they were."""
+    rng = np.random.default_rng(0)
+    moments, lengths = rng.standard_normal((9, 1, 4, 5, 3)).astype(np.float16), rng.integers(1, 4, (9, 2))
+    labels, keys = np.arange(9), [f"{i}" for i in range(9)]
+    latent_shards.write(tmp_path / "a.tar", moments, labels, keys, 4, lengths)
+    index = LatentIndex.open([tmp_path / "a.tar"])
+    assert index.unequal
+    chosen = [7, 0, 4]
+    places = index.places(chosen)
+    assert places.shape == (3, 5, 3) and places.dtype == bool
+    for row, i in enumerate(chosen):
+        assert places[row].sum() == lengths[i].prod() and places[row, : lengths[i, 0], : lengths[i, 1]].all()
+    np.testing.assert_array_equal(index.moments(chosen), moments[chosen, 0])
+    for bad in (lengths[:5], lengths * 0, lengths + 3, lengths[:, :1]):
+        with pytest.raises(ValueError, match="expected for each latent 1 to"):
+            latent_shards.write(tmp_path / "b.tar", moments, labels, keys, 4, bad)
+    latent_shards.write(tmp_path / "b.tar", moments, labels, keys, 4)
+    with pytest.raises(UserError, match="not all say how long latents are"):
+        LatentIndex.open([tmp_path / "a.tar", tmp_path / "b.tar"])

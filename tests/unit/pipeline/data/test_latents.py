@@ -66,3 +66,35 @@ def test_a_constant_channel_is_not_scaled_and_is_said(capsys: pytest.CaptureFixt
         encode._scalable(LatentSpace(space.mean, space.std * 0), artifact)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="not finite"):
         encode._scalable(LatentSpace(space.mean, space.std * np.nan), artifact)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sides", [(16,), (4, 4), (2, 4, 2)], ids=str)
+def test_statistics_and_normalising_are_by_channel_for_any_sides(sides: tuple[int, ...]) -> None:
+    """The same numbers in another arrangement: the same statistics, up to the order of a sum, and the same latents."""
+    data = moments()
+    shaped = data.reshape(*SHAPE[:3], *sides)
+    space, plain = latents.merge([latents.sums(shaped)]), latents.merge([latents.sums(data)])
+    torch.testing.assert_close(space.mean, plain.mean)
+    torch.testing.assert_close(space.std, plain.std)
+    first, noise = torch.from_numpy(data[:, 0]).float(), torch.randn(len(data), 3, 4, 4)
+    drawn = plain.draw(first.view(len(data), 6, *sides), noise.view(len(data), 3, *sides))
+    assert torch.equal(drawn.view_as(noise), plain.draw(first, noise))
+    torch.testing.assert_close(plain.restore(drawn), plain.restore(drawn.view_as(noise)).view_as(drawn))
+
+
+def test_what_is_not_there_is_in_no_statistic() -> None:
+    data = moments().reshape(*SHAPE[:3], 16)
+    lengths = np.random.default_rng(0).integers(1, 17, len(data))
+    there = np.arange(16) < lengths[:, None]
+    padded = np.where(there[:, None, None], data, np.float16(300))
+    padded[:, :, 3:] = np.where(there[:, None, None], data[:, :, 3:], np.float16(9))
+    found = latents.merge(
+        [
+            latents.sums(part, mask)
+            for part, mask in zip(np.array_split(padded, 3), np.array_split(there, 3), strict=True)
+        ]
+    )
+    rows = data.transpose(0, 3, 1, 2)[there][None]  # [1, places, v, 2C]: a sequence of all that is there
+    wanted = latents.merge([latents.sums(rows.transpose(0, 2, 3, 1))])
+    torch.testing.assert_close(found.mean, wanted.mean)
+    torch.testing.assert_close(found.std, wanted.std)

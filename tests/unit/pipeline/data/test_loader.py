@@ -342,3 +342,24 @@ def test_remote_shards_go_through_a_bounded_cache(images, tmp_path):
         cache.local_copy("memory://bucket/no.tar", None, data.cache)
     with pytest.raises(UserError, match="raise it"):
         cache.local_copy("memory://bucket/train-00001.tar", None, Cache(path=str(tmp_path / "small"), gigabytes=1e-6))
+
+
+@pytest.mark.parametrize("sides", [(5,), (2, 3, 2)], ids=str)
+def test_latents_of_other_sides_and_of_unequal_length(tmp_path, sides):
+    """Draws in the latents' shape; which places are there comes with each sample, in validation too."""
+    rng = np.random.default_rng(0)
+    lengths = np.concatenate([rng.integers(1, side + 1, (48, 1)) for side in sides], axis=1)
+    moments = rng.standard_normal((48, 1, 4, *sides)).astype(np.float16)
+    latent_shards.write(tmp_path / "0.tar", moments, np.arange(48) % 4, [f"{i}" for i in range(48)], 16, lengths)
+    index = LatentIndex.open([tmp_path / "0.tar"])
+    whole = next(latent_stream(index))
+    assert whole["moments"].shape == (16, 4, *sides)
+    assert whole["noise"].shape == whole["posterior"].shape == (16, 2, *sides)
+    places = loader.told_in(whole)["/places"]
+    assert places.dtype == torch.bool
+    assert torch.equal(places, torch.from_numpy(latent_shards.places(lengths[whole["index"]], sides)))
+    parts = [next(latent_stream(index, 4, rank)) for rank in range(4)]
+    assert torch.equal(torch.cat([loader.told_in(part)["/places"] for part in parts]), places)
+    data = Data(source={"kind": "digits"})
+    batches = list(loader.latent_validation(index, 16, data, 5, 0, 1))
+    assert sum(int(loader.told_in(batch)["/places"].sum()) for batch in batches) == lengths.prod(1).sum()

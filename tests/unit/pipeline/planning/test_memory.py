@@ -46,7 +46,7 @@ def test_what_the_engine_takes(how: dict[str, Any]) -> None:
         return {"loss": objectives.loss(module, x0, torch.ones_like(x0), t, {}, path, "velocity").mean()}
 
     latent = memory.check_models(made)
-    batch = {"x0": torch.zeros(COUNT, latent[0], latent[1], latent[1])}
+    batch = {"x0": torch.zeros(COUNT, latent[0], *latent[1])}
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
         engine = Engine(build_network(section.backbone, "none", *latent), loss, section.training, open_ranks())
