@@ -21,9 +21,11 @@ from models.layers import (
     GatedMLP,
     TimeEmbedding,
     attend,
+    attention_weights,
     gated_sum,
     in_heads,
     modulated_norm,
+    on_map,
     out_of_heads,
     rotary,
     run,
@@ -163,19 +165,15 @@ class Block(Stream):
         self.cross = CrossAttention(config.width, config.heads, config.qk_norm) if config.tokens == "cross" else None
 
     def forward(
-        self,
-        x: Tensor,
-        c: Tensor,
-        rotation: tuple[Tensor, Tensor] | None = None,
-        tokens: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+        self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None = None, tokens: Tensor | None = None,
+        mask: Tensor | None = None, looks: list[Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         """x [n, T, D], c [n, D] (after SiLU), rotation of queries and keys or none; of the caption tokens [n, S, D] and
-        mask bool [n, S] -> [n, T, D]."""
+        mask bool [n, S] -> [n, T, D]. looks: gets the attention to the caption [n, T, S] appended."""
         shift, scale, gate, *of_mlp = self.modulation(c).chunk(6, dim=-1)  # [n, D] each
         x = gated_sum(x, gate, self.attention(self.normed(x, shift, scale), rotation))
         if self.cross is not None:
-            x = x + self.cross(x, tokens, mask).to(x.dtype)
+            x = x + self.cross(x, tokens, mask, looks).to(x.dtype)
         return self.through_mlp(x, *of_mlp)
 
 
@@ -208,8 +206,9 @@ class JointBlock(Stream):
         self.caption = LastCaption(config) if last else Stream(config)
 
     def forward(
-        self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None, tokens: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None, tokens: Tensor, mask: Tensor | None,
+        looks: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `Block`; the rotation is that of the image's -> x [n, T, D], tokens [n, S, D] (the last block's as they
         came). Rows of tokens that are not there are made as well; nothing attends to them.
         """
@@ -224,6 +223,8 @@ class JointBlock(Stream):
             queries, keys, values = caption.attention.projected(caption.normed(tokens, shift, scale))
             q = torch.cat([q, queries], dim=2)  # [n, heads, T + S, d]
         k, v = torch.cat([k, keys], dim=2), torch.cat([v, values], dim=2)
+        if looks is not None:
+            looks.append(attention_weights(q[:, :, :count], k, seen)[:, :, count:])  # [n, T, T + S] -> [n, T, S]
         y = out_of_heads(attend(q, k, v, seen))  # [n, T or T + S, D]
         x = self.through_mlp(gated_sum(x, gate, self.attention.out(y[:, :count])), *of_mlp)
         if not isinstance(caption, LastCaption):
@@ -307,18 +308,14 @@ class Model(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Embedded,
-        route: Route | None = None,
-        depths: tuple[int, ...] | None = None,
-        answer: bool = True,
-    ) -> Tensor | tuple[Tensor | None, tuple[Tensor, ...]]:
+        self, x: Tensor, t: Tensor, condition: Embedded, route: Route | None = None,
+        depths: tuple[int, ...] | None = None, answer: bool = True, looks: list[Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor | None, tuple[Tensor, ...]]:  # fmt: skip
         """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, D], tokens [n, S, D] if it attends, channels
         [n, beside, h, w] if there are any -> float32 [n, C, h, w]; with `depths`, rising, beside it the tokens
         [n, T, D] behind that many blocks each, or (no `answer`) these alone, without the blocks after them. route: of
-        the tokens past some blocks."""
+        the tokens past some blocks. looks: gets appended, of each block that attends to the caption, how places look at
+        its tokens: float32 [n, S, g, k], over S 1, or what joint attention leaves the caption."""
         n, p = x.shape[0], self.patch
         if x.shape[2] % p or x.shape[3] % p:
             raise ValueError(f"patch: expected a divisor of the latents' sides {tuple(x.shape[2:])}, got {p}")
@@ -333,7 +330,8 @@ class Model(nn.Module):
         tokens = condition.tokens if self.attends else None
         if self.joint and tokens is not None:
             tokens = tokens.float()  # a residual stream, as the image's
-        caption = (tokens, condition.mask) if self.attends else ()
+        looked: list[Tensor] | None = None if looks is None else []  # of each block [n, T, S]
+        caption = (tokens, condition.mask, looked) if self.attends else ()
         if route and self.long_skips:
             raise ValueError("long_skips: they join tokens of all places; route none of them past blocks")
         past, places = h, rotation
@@ -348,7 +346,7 @@ class Model(nn.Module):
             h = run(block, h, c, rotation, *caption, recompute=self.activation_checkpointing and self.training)
             if self.joint:
                 h, tokens = h
-                caption = (tokens, condition.mask)
+                caption = (tokens, condition.mask, looked)
             if self.long_skips and i < half:
                 kept.append(h)
             if route and i + 1 == route.end:
@@ -358,6 +356,8 @@ class Model(nn.Module):
                 inner.append(route.join(past, h) if route and amid else h)
                 if not answer and len(inner) == len(depths):
                     return None, tuple(inner)
+        if looks is not None and looked:
+            looks += [on_map(each, g, k) for each in looked]
         c = embedded[0]
         shift, scale = self.modulation(c).chunk(2, dim=-1)  # [n, D] each
         y = self.out(modulated_norm(h, shift, scale, rms=self.rms)).float()  # [n, T, C p p]
