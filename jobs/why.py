@@ -13,8 +13,8 @@ from jobs.sample import asked
 from jobs.sample import command as sample
 
 SAME = ("classes", "prompts", "file", "negative", "values", "maps", "scales", "sampler", "steps", "guidance", "grid",
-        "shift", "guidance_kind", "guidance_weak", "guidance_interval", "guidance_rescale", "seed", "batch_size", "size",
-        "weights", "root")  # fmt: skip
+        "shift", "guidance_kind", "guidance_weak", "guidance_interval", "guidance_rescale", "seed", "batch_size",
+        "size", "weights", "root")  # fmt: skip
 
 
 @click.command("why", params=[option for option in sample.params if option.name in SAME])
@@ -38,11 +38,12 @@ def command(
     maps: tuple[str, ...], scales: tuple[str, ...], seed: int, size: str | None, weights: str | None, root: Path,
     **how: Any,
 ) -> None:  # fmt: skip
-    """Explain samples of MODEL, told as `ldm sample` tells them: where the conditions act, by noise level; what the words
-    of a caption look at; which training images are nearest, and where these come from."""
+    """Explain samples of MODEL, told as `ldm sample` tells them: where the conditions act, by noise level; what looks
+    at the words of a caption; which training images are nearest, and where these come from."""
     from pipeline.applications import made_images, nearest, why_files
     from pipeline.applications.why import LEVELS, check_levels, shown, why
     from pipeline.data.buckets import parsed
+    from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
 
     drawn = numbers(levels) if levels else list(LEVELS)
@@ -55,7 +56,8 @@ def command(
     request = generator.request(names, count if count or listed else 4, seed, shape=shape, **told, **how)
     parts = shown(generator, request, shows)
     training = nearest.training_of(generator, root) if "nearest" in parts else None
-    info = {"request": request, "show": parts, "levels": drawn, "neighbours": neighbours}
+    files = {name: [sha256_file(f) for f in given] for name, given in told["maps"].items()}
+    info = {"request": {**request, "maps": files}, "show": parts, "levels": drawn, "neighbours": neighbours}
     made_images.begin(out, generator, [], {**info, **({"training": training.about} if training else {})})
     for rows in why_files.missing(out, request["n"], parts, request["batch_size"]):
         for one in why(generator, request, rows, parts, drawn, training, neighbours):

@@ -62,7 +62,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)  # [n, heads, T, S]
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(dim=-1).mean(1)
+    return scores.softmax(dim=-1).mean(1)  # type: ignore[no-any-return]
 
 
 def in_heads(x: Tensor, heads: int, parts: int = 1) -> list[Tensor]:
@@ -303,7 +303,7 @@ class SpatialCrossAttention(nn.Module):
 
 def on_map(weights: Tensor, height: int, width: int) -> Tensor:
     """Attention of places to tokens [n, h w, S] -> a map a token [n, S, h, w]."""
-    return weights.transpose(1, 2).unflatten(2, (height, width))
+    return weights.transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-any-return]
 
 
 class Halve(nn.Module):

@@ -55,9 +55,9 @@ def effects(
     """|D(x; t, condition) - D(x; t, null)| over channels, and for each of the conditions `names`, where they are
     several, |D(x; t, condition) - D(x; t, condition without it)|.
 
-    The first is what guidance multiplies (Ho and Salimans 2022, eq. 6). The others need not add up to it: two conditions
-    may say the same, or act on each other. All answers come from batches of one shape, so that they are equal bit by bit
-    where a condition changes nothing. null: a row for all, or one a sample.
+    The first is what guidance multiplies (Ho and Salimans 2022, eq. 6). The others need not add up to it: two
+    conditions may say the same, or act on each other. All answers come from batches of one shape, so that they are
+    equal bit by bit where a condition changes nothing. null: a row for all, or one a sample.
     """
     told = denoise(x, t, condition)
     given = {name for key in condition if (name := key.partition("/")[0])}

@@ -1,7 +1,7 @@
 """Which training images are nearest to an image, by pixels and by features, and where they come from.
 
-Distances are `pipeline/evaluation/metrics/copies.py`'s, which `ldm audit` judges copies by; whether a model has kept its
-training images is asked there.
+Distances are those of `pipeline/evaluation/metrics/copies.py`. Whether a model has kept its training images is asked
+by `ldm audit`.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ def training_of(model: Generator, root: Path) -> Training:
 
 
 def nearest(training: Training, images: Images, k: int = 5) -> list[dict[str, list[dict[str, Any]]]]:
-    """Of each of the images uint8 [n, H, W, C], by way (`WAYS`), its k nearest training images, the nearest first: place
-    in `training.images`, distance (gray levels, root mean square over pixels; or in the features), mirrored, moved
-    (pixels down and right by which the image is moved against it), and its lineage. UserError for another size."""
+    """Of each of the images uint8 [n, H, W, C], by way (`WAYS`), its k nearest training images, the nearest first:
+    place in `training.images`, distance (gray levels, root mean square over pixels; or in the features), mirrored,
+    moved (pixels down and right by which the image is moved against it), and its lineage. UserError for another
+    size."""
     if images.shape[1:] != training.images.shape[1:]:
         shown, there = ("x".join(map(str, each.shape[1:])) for each in (images, training.images))
         raise UserError(f"nearest: images are {shown} (height x width x channels), training images {there}")

@@ -1,4 +1,4 @@
-"""`ldm why`: why a sample looks as it does. Where the conditions act, what words look at, which training images are near.
+"""`ldm why`: why a sample looks as it does. Where conditions act, what looks at words, which training images are near.
 
 guidance   the difference that the conditions make in the denoiser's answer, place by place, by noise level along the
            sample's own path (`models/diffusion/effects.py`)
@@ -33,6 +33,7 @@ from pipeline.generate.generator import Generator
 from pipeline.generate.prompts import pieces, said
 from pipeline.generate.words import Word, words_of
 
+Array = np.ndarray[Any, np.dtype[Any]]
 SHOWS = ("guidance", "words", "nearest")
 LEVELS = (0.95, 0.8, 0.6, 0.4, 0.2)  # shares of noise, sigma / (alpha + sigma), of the steps that are drawn
 NEIGHBOURS = 5
@@ -41,11 +42,16 @@ COLUMNS = 8  # cells of a row of words
 
 @dataclass(frozen=True)
 class Why:
-    """A sample uint8 [H, W, C] explained: pictures uint8 [h, w, 3] by what they show, figures as plain JSON values."""
+    """A sample uint8 [H, W, C] explained: pictures uint8 [h, w, 3] by what they show, figures as plain JSON values.
+
+    maps: over the latents' places, float64: `guidance/together` and, of several conditions, `guidance/without NAME`
+    [steps, h, w] in deviations of the latents; `words` [words, h, w], shares of attention.
+    """
 
     image: Images
     pictures: dict[str, Images]
     facts: dict[str, Any]
+    maps: dict[str, Array]
 
 
 def conditions_of(request: Mapping[str, Any]) -> list[str]:
@@ -70,7 +76,7 @@ def shown(model: Generator, request: Mapping[str, Any], asked: Collection[str] =
         reasons["guidance"] = "this model knows no image of which nothing is told (`condition.drop` 0)"
     elif not names:
         reasons["guidance"] = "the samples are told nothing; say what they shall show"
-    if not effects.looking(model.network.backbone):
+    if not effects.looking(getattr(model.network, "backbone", None)):
         reasons["words"] = "this model does not attend to a caption's tokens"
     elif "caption" not in names:
         reasons["words"] = "the samples are told no caption; give a prompt"
@@ -99,8 +105,8 @@ def why(
 ) -> list[Why]:
     """The samples with the numbers `rows` of a request (of `Generator.request`), explained.
 
-    They are the images that `Generator.sample` gives, up to rounding. shows: some of `SHOWS`, default all that the model
-    can. levels: shares of noise; of each the nearest step is drawn, figures are of all steps. training: as
+    They are the images that `Generator.sample` gives, up to rounding. shows: some of `SHOWS`, default all that the
+    model can. levels: shares of noise; of each the nearest step is drawn, figures are of all steps. training: as
     `nearest.training_of` has it, for the k nearest. Raises UserError for what the model cannot show.
     """
     wanted = shown(model, request, shows or [show for show in shown(model, request) if show != "nearest" or training])
@@ -110,17 +116,17 @@ def why(
     facts: list[dict[str, Any]] = [
         {"number": i, "seed": request["seed"], "told": _told(model, request, i)} for i in rows
     ]
-    pictures: list[dict[str, Images]] = [{} for _ in rows]
+    found = [Why(image, {}, one, {}) for image, one in zip(images, facts, strict=True)]
     if "guidance" in wanted:
-        _guidance(model, images, calls, condition, null, names, levels, facts, pictures)
+        _guidance(model, found, calls, condition, null, names, levels)
     if "words" in wanted:
-        texts = [said(told.of_rows(request, [i])["prompts"][0]) for i in rows]
-        _words(model, images, calls, condition, texts, facts, pictures)
+        texts = [pieces(told.of_rows(request, [i])["prompts"][0])[0] for i in rows]
+        _words(model, found, calls, condition, texts)
     if "nearest" in wanted:
         if training is None:
             raise UserError("nearest: the training images are not given")
-        _nearest(images, training, k, facts, pictures)
-    return [Why(*one) for one in zip(images, pictures, facts, strict=True)]
+        _nearest(found, training, k)
+    return found
 
 
 def _told(model: Generator, request: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -163,14 +169,12 @@ def share_of_noise(path: Path, t: Tensor) -> float:
 
 def _guidance(
     model: Generator,
-    images: Images,
+    samples: Sequence[Why],
     calls: Sequence[Call],
     condition: Conditions,
     null: Conditions,
     names: Sequence[str],
     levels: Sequence[float],
-    facts: list[dict[str, Any]],
-    pictures: list[dict[str, Images]],
 ) -> None:
     path = make_path(**model.options["path"])
     plain = denoiser.denoiser(model.network, path, model.options["prediction"])
@@ -181,57 +185,53 @@ def _guidance(
     maps = {"together": torch.stack([one.together for one in found])}  # [steps, n, h, w]
     maps |= {f"without {name}": torch.stack([one.each[name] for one in found]) for name in found[0].each}
     estimates = [model.decode(calls[i].x0) for i in chosen]
-    for row, image in enumerate(images):
-        own = {name: values[:, row].cpu().double().numpy() for name, values in maps.items()}  # [steps, h, w]
+    for row, sample in enumerate(samples):
+        image, own = (
+            sample.image,
+            {name: values[:, row].cpu().double().numpy() for name, values in maps.items()},
+        )  # [steps, h, w]
         sizes = {name: np.sqrt(np.square(values).mean((1, 2))) for name, values in own.items()}  # [steps]
         shares = {name: size / (size.sum() or 1.0) for name, size in sizes.items()}
-        facts[row]["guidance"] = {
+        sample.facts["guidance"] = {
             "levels": at,
             **{name: {"difference": sizes[name].tolist(), "share": shares[name].tolist()} for name in own},
         }
-        cells: list[list[Cell]] = [[(_in_short(facts[row]["told"]), image)]]
+        cells: list[list[Cell]] = [[(", ".join(map(str, sample.facts["told"].values())), image)]]
         cells[0] += [(f"noise {at[i]:.2f}", estimates[place][row]) for place, i in enumerate(chosen)]
         for name, values in own.items():
             title = f"{names[0] if len(names) == 1 else 'all told' if name == 'together' else name}\nall steps"
             line: list[Cell] = [(title, heat(image, values.mean(0)))]
             line += [(f"{sizes[name][i]:.2g}\n{shares[name][i]:.0%}", heat(image, values[i])) for i in chosen]
             cells.append(line)
-        pictures[row]["guidance"] = sheet(cells)
-
-
-def _in_short(told_of: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, told_of.values()))
+        sample.pictures["guidance"] = sheet(cells)
+        sample.maps.update({f"guidance/{name}": values for name, values in own.items()})
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
 def _words(
-    model: Generator,
-    images: Images,
-    calls: Sequence[Call],
-    condition: Conditions,
-    texts: Sequence[str],
-    facts: list[dict[str, Any]],
-    pictures: list[dict[str, Images]],
+    model: Generator, samples: Sequence[Why], calls: Sequence[Call], condition: Conditions, texts: Sequence[str]
 ) -> None:
     path = make_path(**model.options["path"])
-    words = [words_of(model.options, pieces(text)[0], model.device) for text in texts]
+    words = [words_of(model.options, text, model.device) for text in texts]
     with torch.no_grad():
         looks = sum(effects.attention(model.network, path, call.x, call.t, condition) for call in calls) / len(calls)
-    for row, image in enumerate(images):
+    for row, sample in enumerate(samples):
+        image = sample.image
         tokens = torch.as_tensor(looks)[row].cpu().double().numpy()  # [S, h, w]
         maps = [(word, tokens[word.tokens].sum(0)) for word in words[row]]
         rest = float(tokens.sum(0).mean() - sum(values.mean() for _, values in maps))
-        facts[row]["words"] = {"of": [_word(word, values) for word, values in maps], "rest": rest}
+        sample.facts["words"] = {"of": [_word(word, values) for word, values in maps], "rest": rest}
         cells: list[Cell] = [("", image)]
         cells += [(f"{word.text}\n{values.mean():.1%}", heat(image, values, values.min())) for word, values in maps]
-        pictures[row]["words"] = sheet([cells[at : at + COLUMNS] for at in range(0, len(cells), COLUMNS)])
+        sample.pictures["words"] = sheet([cells[at : at + COLUMNS] for at in range(0, len(cells), COLUMNS)])
+        sample.maps["words"] = np.stack([values for _, values in maps]) if maps else np.empty((0, *tokens.shape[1:]))
 
 
-def _word(word: Word, values: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """attention: its share, a mean over places; most: at one place; down, right: the middle of what exceeds the least of
-    all places, in shares of the sides."""
+def _word(word: Word, values: Array) -> dict[str, Any]:
+    """attention: its share, a mean over places; most: at one place; down, right: the middle of what exceeds the least
+    of all places, in shares of the sides."""
     over = values - values.min()
     total = float(over.sum()) or 1.0
     middle = [
@@ -245,17 +245,18 @@ def _word(word: Word, values: np.ndarray[Any, Any]) -> dict[str, Any]:
 # ---- nearest ---------------------------------------------------------------------------------------------------------
 
 
-def _nearest(
-    images: Images, training: Training, k: int, facts: list[dict[str, Any]], pictures: list[dict[str, Images]]
-) -> None:
-    for row, found in enumerate(nearest(training, images, k)):
+def _nearest(samples: Sequence[Why], training: Training, k: int) -> None:
+    images = np.stack([sample.image for sample in samples])
+    for sample, found in zip(samples, nearest(training, images, k), strict=True):
         cells: list[list[Cell]] = []
         for way in WAYS:
-            near: list[Cell] = [(f"nearest by {way}", images[row])]
+            near: list[Cell] = [(f"nearest by {way}", sample.image)]
             for one in found[way]:
+                named = f"{one['class']} " if "class" in one else ""
                 turned = ", mirrored" if one["mirrored"] else ""
-                near.append((f"{one['distance']:.3g}{turned}\n{one['key'][-20:]}", training.images[one["place"]]))
+                text = f"{one['distance']:.3g}{turned}\n{named}{one['key'][-max(8, 20 - len(named)) :]}"
+                near.append((text, training.images[one["place"]]))
             cells.append(near)
-        named = {way: [{key: v for key, v in one.items() if key != "place"} for one in found[way]] for way in WAYS}
-        facts[row]["nearest"] = {**named, **training.about}
-        pictures[row]["nearest"] = sheet(cells)
+        told_of = {way: [{key: v for key, v in one.items() if key != "place"} for one in found[way]] for way in WAYS}
+        sample.facts["nearest"] = {**told_of, **training.about}
+        sample.pictures["nearest"] = sheet(cells)

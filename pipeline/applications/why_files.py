@@ -91,7 +91,9 @@ def lines(folder: Path) -> list[str]:
         of = found["guidance"]
         most = max(range(len(of["levels"])), key=lambda i: of["together"]["difference"][i])
         early = sum(s for level, s in zip(of["levels"], of["together"]["share"], strict=True) if level > 0.5)
-        said.append(f"guidance: {early:.0%} of the difference above noise 0.5, most at {of['levels'][most]:.2f}")
+        said.append(
+            f"guidance: {early:.0%} of the difference in steps above noise 0.5, most at {of['levels'][most]:.2f}"
+        )
     for one in written["samples"][: SHOWN if "nearest" in written["samples"][0] else 0]:
         near = one["nearest"]["pixels"][0]
         said.append(f"{one['number']:06d}: nearest is {near['key']}, {near['distance']:.1f} gray levels away")

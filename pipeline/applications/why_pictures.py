@@ -22,8 +22,8 @@ HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 2
 
 
 def heat(image: Images, values: Array, least: float = 0.0) -> Images:
-    """An image uint8 [H, W, C] in gray with a map [h, w] over it in colours, uint8 [H, W, 3]: from `least`, dark, to the
-    map's largest value, light. The map is brought to the image's size by straight lines between its places."""
+    """An image uint8 [H, W, C] in gray with a map [h, w] over it in colours, uint8 [H, W, 3]: from `least`, dark, to
+    the map's largest value, light. The map is brought to the image's size by straight lines between its places."""
     given = torch.from_numpy(np.asarray(values, np.float32))[None, None]
     wide = functional.interpolate(given, image.shape[:2], mode="bilinear")[0, 0].numpy().astype(np.float64)
     reach = float(np.max(values)) - least
@@ -46,7 +46,8 @@ def sheet(rows: Sequence[Sequence[Cell]]) -> Images:
     for y, row in enumerate(rows):
         for x, (text, image) in enumerate(row):
             left, top = x * (width + GAP), y * (above + height + GAP)
-            lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width // 6)][:LINES]
+            room = {"width": width // 6, "max_lines": max(1, LINES - text.count("\n")), "placeholder": " ..."}
+            lines = [part for line in text.split("\n") for part in textwrap.wrap(line, **room)]
             pen.multiline_text((left, top + above - 2), "\n".join(lines), "black", font, anchor="ld", spacing=1)
             if image is not None:
                 cell = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

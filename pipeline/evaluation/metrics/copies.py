@@ -87,7 +87,7 @@ def by_features(features: Array, mirrored: Array, train: Array, k: int | None = 
 
 
 def _first(best: Array, neighbours: Array, near: Array, turned: Array, moved: Array, k: int | None) -> Nearest:
-    """The nearest of the candidates `near` [n, count], or the k nearest, from the distances to all, and how they lie."""
+    """The nearest, or the k nearest, of the candidates `near` [n, count], by the distances to all."""
     order = np.argsort(best, axis=1, kind="stable")[:, : k or 1]
     distance = np.take_along_axis(best, order, 1)
     found = [distance, _ratio(distance, neighbours), *(np.take_along_axis(a, order, 1) for a in (near, turned))]
