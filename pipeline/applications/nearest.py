@@ -66,7 +66,7 @@ def training_of(model: Generator, root: Path) -> Training:
         "data": {"ingest": ingest.fingerprint, "content": ingest.content},
         "looked_at": len(images),
         "trained_on": len(index),
-        "features": {key: getattr(extractor, key) for key in ("kind", "digest", "description")},
+        "extractor": {key: getattr(extractor, key) for key in ("kind", "digest", "description")},
     }
     return Training(images, extractor(images), extractor, lineage, about)
 
