@@ -44,7 +44,7 @@ COLUMNS = 8  # cells of a row of words
 class Why:
     """A sample uint8 [H, W, C] explained: pictures uint8 [h, w, 3] by what they show, figures as plain JSON values.
 
-    maps: over the latents' places, float64: `guidance/together` and, of several conditions, `guidance/without NAME`
+    maps: over the latents' places, float64: `guidance/together` and, of several conditions, `guidance/each/NAME`
     [steps, h, w] in deviations of the latents; `words` [words, h, w], shares of attention.
     """
 
@@ -181,30 +181,31 @@ def _guidance(
     at = [share_of_noise(path, call.t[0].double()) for call in calls]
     with torch.no_grad():
         found = [effects.effects(plain, call.x, call.t, condition, null, names) for call in calls]
-    chosen = sorted({min(range(len(at)), key=lambda i, level=level: abs(at[i] - level)) for level in levels})  # type: ignore[misc]
+    chosen = sorted({int(np.abs(np.asarray(at) - level).argmin()) for level in levels})
     maps = {"together": torch.stack([one.together for one in found])}  # [steps, n, h, w]
-    maps |= {f"without {name}": torch.stack([one.each[name] for one in found]) for name in found[0].each}
+    maps |= {f"each/{name}": torch.stack([one.each[name] for one in found]) for name in found[0].each}
     estimates = [model.decode(calls[i].x0) for i in chosen]
     for row, sample in enumerate(samples):
-        image, own = (
-            sample.image,
-            {name: values[:, row].cpu().double().numpy() for name, values in maps.items()},
-        )  # [steps, h, w]
+        image = sample.image
+        own = {name: values[:, row].cpu().double().numpy() for name, values in maps.items()}  # [steps, h, w]
         sizes = {name: np.sqrt(np.square(values).mean((1, 2))) for name, values in own.items()}  # [steps]
         shares = {name: size / (size.sum() or 1.0) for name, size in sizes.items()}
-        sample.facts["guidance"] = {
-            "levels": at,
-            **{name: {"difference": sizes[name].tolist(), "share": shares[name].tolist()} for name in own},
-        }
-        cells: list[list[Cell]] = [[(", ".join(map(str, sample.facts["told"].values())), image)]]
+        figures = {name: {"difference": sizes[name].tolist(), "share": shares[name].tolist()} for name in own}
+        of_each = {name: figures[f"each/{name}"] for name in found[0].each}
+        sample.facts["guidance"] = {"levels": at, "together": figures["together"], "each": of_each}
+        cells: list[list[Cell]] = [[(", ".join(map(_short, sample.facts["told"].values())), image)]]
         cells[0] += [(f"noise {at[i]:.2f}", estimates[place][row]) for place, i in enumerate(chosen)]
         for name, values in own.items():
-            title = f"{names[0] if len(names) == 1 else 'all told' if name == 'together' else name}\nall steps"
-            line: list[Cell] = [(title, heat(image, values.mean(0)))]
+            title = names[0] if len(names) == 1 else "all told" if name == "together" else name.partition("/")[2]
+            line: list[Cell] = [(f"{title}\nall steps", heat(image, values.mean(0)))]
             line += [(f"{sizes[name][i]:.2g}\n{shares[name][i]:.0%}", heat(image, values[i])) for i in chosen]
             cells.append(line)
         sample.pictures["guidance"] = sheet(cells)
         sample.maps.update({f"guidance/{name}": values for name, values in own.items()})
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else ", ".join(value) if isinstance(value, list) else str(value)
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------

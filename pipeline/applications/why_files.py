@@ -64,12 +64,12 @@ def means(facts: list[dict[str, Any]]) -> dict[str, Any]:
     how much and where places look at them."""
     found: dict[str, Any] = {}
     if "guidance" in facts[0]:
-        first = facts[0]["guidance"]
-        found["guidance"] = {"levels": first["levels"]}
-        for name in first:
-            if name != "levels":
-                each = {key: np.mean([one["guidance"][name][key] for one in facts], 0).tolist() for key in first[name]}
-                found["guidance"][name] = each
+        several = [one["guidance"] for one in facts]
+        found["guidance"] = {
+            "levels": several[0]["levels"],
+            "together": _mean([one["together"] for one in several]),
+            "each": {name: _mean([one["each"][name] for one in several]) for name in several[0]["each"]},
+        }
     if "words" in facts[0]:
         by_word: dict[str, list[dict[str, Any]]] = {}
         for one in facts:
@@ -77,10 +77,14 @@ def means(facts: list[dict[str, Any]]) -> dict[str, Any]:
                 by_word.setdefault(word["word"].lower(), []).append(word)
         keys = ("attention", "down", "right")
         found["words"] = {
-            word: {"times": len(several), **{key: float(np.mean([one[key] for one in several])) for key in keys}}
-            for word, several in by_word.items()
+            word: {"times": len(same), **{key: float(np.mean([one[key] for one in same])) for key in keys}}
+            for word, same in by_word.items()
         }
     return found
+
+
+def _mean(figures: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+    return {key: np.mean([one[key] for one in figures], 0).tolist() for key in figures[0]}
 
 
 def lines(folder: Path) -> list[str]:

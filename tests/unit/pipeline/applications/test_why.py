@@ -89,12 +89,12 @@ def test_guidance_acts_where_the_network_reacts_and_nowhere_else() -> None:
         maps, figures = sample.maps, sample.facts["guidance"]
         steps = len(figures["levels"])
         assert steps == 4 and figures["levels"] == sorted(figures["levels"], reverse=True)
-        expected = {"together": times * of_class + of_mood, "without class": times * of_class, "without mood": of_mood}
+        expected = {"together": times * of_class + of_mood, "each/class": times * of_class, "each/mood": of_mood}
         for name, values in expected.items():
             np.testing.assert_allclose(maps[f"guidance/{name}"], np.broadcast_to(values, (4, SIDE, SIDE)), atol=1e-5)
-            size = np.sqrt(np.square(values).mean())
-            np.testing.assert_allclose(figures[name]["difference"], size, atol=1e-5)
-            np.testing.assert_allclose(figures[name]["share"], 1 / steps, atol=1e-5)
+            of = figures["together"] if name == "together" else figures["each"][name.partition("/")[2]]
+            np.testing.assert_allclose(of["difference"], np.sqrt(np.square(values).mean()), atol=1e-5)
+            np.testing.assert_allclose(of["share"], 1 / steps, atol=1e-5)
     picture = one.pictures["guidance"]
     assert picture.dtype == np.uint8 and picture.shape[1] == 3 * 128 + 2 * 4  # the sample, and two levels
 
@@ -192,7 +192,7 @@ def test_a_call_that_was_killed_goes_on_and_another_is_refused(tmp_path: Path, m
     written = read_json(out / "why.json")
     assert [one["told"]["class"] for one in written["samples"]] == ["up", "far up", "up"]
     assert written["samples"][0]["nearest"]["pixels"][0]["key"].startswith("k/")
-    assert len(written["means"]["guidance"]["without mood"]["share"]) == 4
+    assert len(written["means"]["guidance"]["each"]["mood"]["share"]) == 4
     before = {file.name: sha256_file(file) for file in out.iterdir()}
     for name in ("000002.json", "000002-nearest.png", "why.json", "guidance.png"):
         (out / name).unlink()
