@@ -60,13 +60,18 @@ def effects(
     equal bit by bit where a condition changes nothing. null: a row for all, or one a sample.
     """
     told = denoise(x, t, condition)
-    given = {name for key in condition if (name := key.partition("/")[0])}
+    given = {key.partition("/")[0] for key in condition}
 
     def change(kept: Collection[str]) -> Tensor:
         left = {key: value.contiguous() for key, value in only(condition, kept, null).items()}
-        return (told - denoise(x, t, left)).square().mean(1).sqrt()  # [n, C, h, w] -> [n, h, w]
+        return apart(told, denoise(x, t, left))
 
     return Effects(change(()), {name: change(given - {name}) for name in names} if len(names) > 1 else {})
+
+
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """Root mean square over channels of the difference of two answers [n, C, h, w]: [n, h, w]."""
+    return (a - b).square().mean(1).sqrt()
 
 
 def looking(backbone: Any) -> bool:

@@ -60,8 +60,8 @@ def finish(folder: Path, count: int, shows: Collection[str]) -> None:
 
 
 def means(facts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over samples: of guidance difference and share by noise level; of words, those that are in several captions too,
-    how much and where places look at them."""
+    """Over samples: of guidance difference and share by noise level; of words how much and where
+    places look at them, and what they change."""
     found: dict[str, Any] = {}
     if "guidance" in facts[0]:
         several = [one["guidance"] for one in facts]
@@ -75,15 +75,14 @@ def means(facts: list[dict[str, Any]]) -> dict[str, Any]:
         for one in facts:
             for word in one["words"]["of"]:
                 by_word.setdefault(word["word"].lower(), []).append(word)
-        keys = ("attention", "down", "right")
         found["words"] = {
-            word: {"times": len(same), **{key: float(np.mean([one[key] for one in same])) for key in keys}}
+            word: {"times": len(same), **{what: _mean([one[what] for one in same]) for what in ("looks", "changes")}}
             for word, same in by_word.items()
         }
     return found
 
 
-def _mean(figures: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+def _mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: np.mean([one[key] for one in figures], 0).tolist() for key in figures[0]}
 
 

@@ -19,10 +19,11 @@ WORD = re.compile(r"\w+(?:['’-]\w+)*")  # letters and digits, and what joins t
 
 
 class Word(NamedTuple):
-    """A word as it was written, and the places of its tokens, rising."""
+    """A word as it was written, the places of its tokens, rising, and the prompt without it."""
 
     text: str
     tokens: list[int]
+    without: str
 
 
 def words_of(options: Mapping[str, Any], text: str, device: torch.device) -> list[Word]:
@@ -40,5 +41,6 @@ def words_of(options: Mapping[str, Any], text: str, device: torch.device) -> lis
     found = []
     for word in WORD.finditer(text):
         tokens = [i for i, at in enumerate(places) if at is not None and word.start() <= at < word.end()]
-        found += [Word(word.group(), tokens)] if tokens else []
+        rest = cleaned(text[: word.start()] + text[word.end() :])
+        found += [Word(word.group(), tokens, rest)] if tokens else []
     return found

@@ -22,6 +22,7 @@ from pipeline.evaluation.metrics.features import Extractor
 from pipeline.files import read_json, sha256_file
 from pipeline.generate import folder
 from pipeline.generate.generator import Generator, generator
+from pipeline.generate.sampling import noise_of
 
 SIDE = 8
 OPTIONS: dict[str, Any] = {
@@ -118,12 +119,31 @@ def test_words_share_the_attention_with_what_is_no_word(told_words: Generator) -
     assert (first.image == images[0]).all() and (second.image == images[1]).all()
     assert [word["word"] for word in first.facts["words"]["of"]] == ["a", "red", "hat"]
     for sample in (first, second):
-        of = sample.facts["words"]
-        assert sum(word["attention"] for word in of["of"]) + of["rest"] == pytest.approx(1, abs=1e-5)
-        assert all(0 < word["down"] < 1 and word["attention"] <= word["most"] < 1 for word in of["of"])
-        assert sample.maps["words"].shape == (len(of["of"]), SIDE, SIDE)
-    assert first.facts["words"]["of"][2]["attention"] > first.facts["words"]["of"][0]["attention"]  # three bytes, one
-    assert first.pictures["words"].shape[1] == 4 * 128 + 3 * 4
+        of = [word["looks"] for word in sample.facts["words"]["of"]]
+        total = sum(word["attention"] for word in of) + sample.facts["words"]["rest"]
+        assert total == pytest.approx(1, abs=1e-5)
+        assert all(0 < word["down"] < 1 and word["attention"] <= word["most"] < 1 for word in of)
+        assert sample.maps["words/looks"].shape == (len(of), SIDE, SIDE)
+    of = [word["looks"]["attention"] for word in first.facts["words"]["of"]]
+    assert of[2] > of[0]  # three bytes, one
+    assert first.pictures["words"].shape[:2] == (2 * (28 + 128) + 4, 4 * 128 + 3 * 4)
+
+
+def test_a_word_changes_what_the_answer_is_without_it(told_words: Generator) -> None:
+    """Of one step at t = 1, where x is the noise and x0 = x - velocity."""
+    request, without = (
+        told_words.request(None, 2, 3, prompts=["no, one", text], steps=1) for text in ("a red hat", "a hat")
+    )
+    found = why(told_words, request, range(2), ["words"])[1]
+    x, t = noise_of(3, "sample", range(1, 2), (3, SIDE, SIDE), told_words.device), torch.ones(1)
+    with torch.no_grad():
+        whole, left = (told_words.network(x, t, told_words.told(one, range(1, 2))[0][0]) for one in (request, without))
+    expected = (whole - left).square().mean(1).sqrt()[0]
+    assert found.maps["words/changes"].shape == (3, SIDE, SIDE) and expected.min() > 0
+    np.testing.assert_allclose(found.maps["words/changes"][1], expected.numpy(), rtol=1e-3)
+    figures = found.facts["words"]["of"][1]
+    assert figures["word"] == "red"
+    assert figures["changes"]["difference"] == pytest.approx(float(expected.square().mean().sqrt()), rel=1e-3)
 
 
 def test_all_that_a_model_can_is_shown(told_words: Generator) -> None:
@@ -132,6 +152,8 @@ def test_all_that_a_model_can_is_shown(told_words: Generator) -> None:
     assert shown(told_words, told_words.request(None, 1)) == ["nearest"]
     found = why(told_words, told_words.request(None, 1, prompts=["a hat"], steps=1), range(1))
     assert set(found[0].pictures) == {"guidance", "words"}  # no training images were given
+    silent = why(told_words, told_words.request(None, 2, prompts=["a hat", ""], steps=1), range(1, 2), ["words"])[0]
+    assert silent.facts["words"] == {"of": [], "rest": pytest.approx(1, abs=1e-5)}
 
 
 @pytest.mark.parametrize(

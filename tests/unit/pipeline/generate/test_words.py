@@ -15,7 +15,7 @@ BYTES: dict[str, Any] = {"condition": {"caption": {"tokens": 40, "encoder": {"ki
 
 
 def of(text: str, options: dict[str, Any] = BYTES) -> list[tuple[str, list[int]]]:
-    return [tuple(word) for word in words_of(options, text, CPU)]
+    return [(word.text, word.tokens) for word in words_of(options, text, CPU)]
 
 
 def test_the_bytes_of_a_word_are_its_tokens() -> None:
@@ -23,6 +23,13 @@ def test_the_bytes_of_a_word_are_its_tokens() -> None:
     assert of("né à!") == [("né", [1, 2, 3]), ("à", [5, 6])]  # two bytes a letter
     assert [word for word, _ in of("don't, twenty-one - x_y")] == ["don't", "twenty-one", "x_y"]
     assert of("") == [] and of(" ,;") == []
+
+
+def test_a_prompt_without_a_word_is_the_rest_of_it() -> None:
+    assert [word.without for word in words_of(BYTES, "a hat,  a coat", CPU)] == [
+        "hat, a coat", "a , a coat", "a hat, coat", "a hat, a",
+    ]  # fmt: skip
+    assert [word.without for word in words_of(BYTES, "hat", CPU)] == [""]
 
 
 def test_of_an_encoder_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
