@@ -55,11 +55,12 @@ def command(
     listed = told["prompts"] or any(len(files) > 1 for files in told["maps"].values())
     request = generator.request(names, count if count or listed else 4, seed, shape=shape, **told, **how)
     parts = shown(generator, request, shows)
-    training = nearest.training_of(generator, root) if "nearest" in parts else None
     files = {name: [sha256_file(f) for f in given] for name, given in told["maps"].items()}
     info = {"request": {**request, "maps": files}, "show": parts, "levels": drawn, "neighbours": neighbours}
-    made_images.begin(out, generator, [], {**info, **({"training": training.about} if training else {})})
-    for rows in why_files.missing(out, request["n"], parts, request["batch_size"]):
+    made_images.begin(out, generator, [], info)
+    missing = why_files.missing(out, request["n"], parts, request["batch_size"])
+    training = nearest.training_of(generator, root) if missing and "nearest" in parts else None
+    for rows in missing:
         for one in why(generator, request, rows, parts, drawn, training, neighbours):
             why_files.put(out, one)
     why_files.finish(out, request["n"], parts)

@@ -47,7 +47,9 @@ def training_of(model: Generator, root: Path) -> Training:
 
     config, ingest, _, _ = trained_on(model, root, "nearest")
     if config.data.buckets is not None:
-        raise UserError("nearest: knows square images only, and `data.buckets` asks for several shapes")
+        raise UserError(
+            "nearest: knows square images only, and `data.buckets` has several shapes; leave it out (--show)"
+        )
     seed = config.evaluate.seed
     images, labels = load_split(ingest.path, "train", config, seed)
     if len(images) < LEAST:

@@ -8,7 +8,7 @@ why.json             all figures, and means over samples, last
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,11 @@ def place(folder: Path, number: int, ending: str) -> Path:
     return folder / f"{number:06d}{ending}"
 
 
-def missing(folder: Path, count: int, shows: Collection[str], batch: int) -> Iterator[range]:
-    """The numbers of samples that are not there yet, in batches as they are made."""
-    for begin in range(0, count, batch):
-        rows = range(begin, min(begin + batch, count))
-        endings = (".json", ".png", *(f"-{show}.png" for show in shows))
-        if not all(place(folder, i, ending).is_file() for i in rows for ending in endings):
-            yield rows
+def missing(folder: Path, count: int, shows: Collection[str], batch: int) -> list[range]:
+    """The numbers of samples that are not all there yet, in batches as they are made."""
+    endings = (".json", ".png", *(f"-{show}.png" for show in shows))
+    batches = [range(begin, min(begin + batch, count)) for begin in range(0, count, batch)]
+    return [rows for rows in batches if not all(place(folder, i, end).is_file() for i in rows for end in endings)]
 
 
 def put(folder: Path, one: Why) -> None:
