@@ -47,6 +47,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
         "fd": ("fd", "Fréchet distance of images to published statistics."),
         "agreement": ("agreement", "Do samples show what they were told?"),
         "audit": ("audit", "Has a model kept its training images?"),
+        "why": ("why", "Where conditions act in samples; what is near to them."),
         "solvers": ("solvers", "Measure samplers, grids and steps on a model."),
     },
     "A model in another form": {

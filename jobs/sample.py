@@ -79,13 +79,7 @@ def command(
 
     before = earlier(out, add)  # all that needs no model before it is loaded
     shape = parsed(size) if size else None
-    told: dict[str, Any] = {
-        "prompts": [*prompts, *(prompts_of(file) if file else [])] or None,
-        "negative": negative,
-        "attributes": pairs("--set", values),
-        "maps": maps_of(maps),
-        "scales": {name: as_number("--scale", name, value) for name, value in pairs("--scale", scales).items()},
-    }
+    told = asked(prompts, file, negative, values, maps, scales)
     listed = told["prompts"] or any(len(files) > 1 for files in told["maps"].values())
     count = count if count or listed else 16
     generator = load_pretrained(model, root=root, weights=weights)
@@ -98,6 +92,20 @@ def command(
     write_samples(out, images, info, before)
     more = f" ({before.next:06d}.png and on)" if before.next else ""
     print(f"{len(images)} image{'s' * (len(images) != 1)} in {out}{more}, the grid in {out / 'grid.png'}")
+
+
+def asked(
+    prompts: Sequence[str], file: str | None, negative: str | None, values: Sequence[str], maps: Sequence[str],
+    scales: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """What samples are told besides classes, as `Generator.request` takes it."""
+    return {
+        "prompts": [*prompts, *(prompts_of(file) if file else [])] or None,
+        "negative": negative,
+        "attributes": pairs("--set", values),
+        "maps": maps_of(maps),
+        "scales": {name: as_number("--scale", name, value) for name, value in pairs("--scale", scales).items()},
+    }
 
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Every shape stands beside its reshape. Norms, embeddings and softmax compute in 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.float().softmax(dim=-1).to(v.dtype) @ v  # type: ignore[no-any-return]
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)), what `attend` weighs values with, a mean over heads: float32 [n, T, S]; q [n, heads, T,
+    d], k [n, heads, S, d], mask as there."""
+    scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)  # [n, heads, T, S]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1).mean(1)  # type: ignore[no-any-return]
 
 
 def in_heads(x: Tensor, heads: int, parts: int = 1) -> list[Tensor]:
@@ -115,13 +125,18 @@ class CrossAttention(nn.Module):
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
 
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [n, T, D] (normalised here, without weights), tokens [n, S, context], mask bool [n, S] -> [n, T, D]."""
+    def forward(
+        self, x: Tensor, tokens: Tensor, mask: Tensor | None = None, looks: list[Tensor] | None = None
+    ) -> Tensor:
+        """x [n, T, D] (normalised here, without weights), tokens [n, S, context], mask bool [n, S] -> [n, T, D]. looks:
+        gets `attention_weights` [n, T, S] appended."""
         (q,) = in_heads(self.query(F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)), self.heads)
         k, v = in_heads(self.key_value(tokens), self.heads, 2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)
         seen = None if mask is None else mask[:, None, None]  # [n, 1, 1, S]
+        if looks is not None:
+            looks.append(attention_weights(q, k, seen))
         y = attend(q, k, v, seen)
         return self.out(out_of_heads(y))  # type: ignore[no-any-return]
 
@@ -233,10 +248,21 @@ class SpatialCrossAttention(nn.Module):
         super().__init__()
         self.attention = CrossAttention(channels, channels // (head_width or channels), context=context)
 
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [n, c, h, w], tokens [n, S, context], mask bool [n, S] of those that are there -> [n, c, h, w]."""
+    def forward(
+        self, x: Tensor, tokens: Tensor, mask: Tensor | None = None, looks: list[Tensor] | None = None
+    ) -> Tensor:
+        """x [n, c, h, w], tokens [n, S, context], mask bool [n, S] of those that are there -> [n, c, h, w]. looks: gets
+        the attention float32 [n, S, h, w] appended, a mean over heads."""
         pixels = x.flatten(2).transpose(1, 2)  # [n, c, h, w] -> [n, h w, c]
-        return x + self.attention(pixels, tokens, mask).transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
+        y = self.attention(pixels, tokens, mask, looks)
+        if looks is not None:
+            looks[-1] = on_map(looks[-1], x.shape[2:])
+        return x + y.transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
+
+
+def on_map(weights: Tensor, sides: Sequence[int]) -> Tensor:
+    """Attention of places to tokens [n, T, S] -> a map a token [n, S, *sides]."""
+    return weights.transpose(1, 2).unflatten(2, tuple(sides))  # type: ignore[no-any-return]
 
 
 class Halve(nn.Module):

@@ -23,9 +23,11 @@ from models.layers import (
     GatedMLP,
     TimeEmbedding,
     attend,
+    attention_weights,
     gated_sum,
     in_heads,
     modulated_norm,
+    on_map,
     out_of_heads,
     run,
 )
@@ -174,20 +176,16 @@ class Block(Stream):
         self.cross = CrossAttention(config.width, config.heads, config.qk_norm) if config.tokens == "cross" else None
 
     def forward(
-        self,
-        x: Tensor,
-        c: Tensor,
-        rotation: tuple[Tensor, Tensor] | None = None,
-        tokens: Tensor | None = None,
-        mask: Tensor | None = None,
-        there: Tensor | None = None,
-    ) -> Tensor:
+        self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None = None, tokens: Tensor | None = None,
+        mask: Tensor | None = None, there: Tensor | None = None, looks: list[Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         """x [n, T, D], c [n, D] (after SiLU), rotation of queries and keys or none; of the caption tokens [n, S, D] and
-        mask bool [n, S]; there: bool [n, T], which of x's tokens are attended to (none: all) -> [n, T, D]."""
+        mask bool [n, S]; there: bool [n, T], which of x's tokens are attended to (none: all) -> [n, T, D]. looks: gets
+        the attention to the caption [n, T, S] appended."""
         shift, scale, gate, *of_mlp = self.modulation(c).chunk(6, dim=-1)  # [n, D] each
         x = gated_sum(x, gate, self.attention(self.normed(x, shift, scale), rotation, there))
         if self.cross is not None:
-            x = x + self.cross(x, tokens, mask).to(x.dtype)
+            x = x + self.cross(x, tokens, mask, looks).to(x.dtype)
         return self.through_mlp(x, *of_mlp)
 
 
@@ -220,14 +218,9 @@ class JointBlock(Stream):
         self.caption = LastCaption(config) if last else Stream(config)
 
     def forward(
-        self,
-        x: Tensor,
-        c: Tensor,
-        rotation: tuple[Tensor, Tensor] | None,
-        tokens: Tensor,
-        mask: Tensor | None,
-        there: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None, tokens: Tensor, mask: Tensor | None,
+        there: Tensor | None = None, looks: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `Block`; the rotation is that of the image's -> x [n, T, D], tokens [n, S, D] (the last block's as they
         came). Rows of tokens that are not there are made as well; nothing attends to them.
         """
@@ -246,6 +239,8 @@ class JointBlock(Stream):
             queries, keys, values = caption.attention.projected(caption.normed(tokens, shift, scale))
             q = torch.cat([q, queries], dim=2)  # [n, heads, T + S, d]
         k, v = torch.cat([k, keys], dim=2), torch.cat([v, values], dim=2)
+        if looks is not None:
+            looks.append(attention_weights(q[:, :, :count], k, seen)[:, :, count:])  # [n, T, T + S] -> [n, T, S]
         y = out_of_heads(attend(q, k, v, seen))  # [n, T or T + S, D]
         x = self.through_mlp(gated_sum(x, gate, self.attention.out(y[:, :count])), *of_mlp)
         if not isinstance(caption, LastCaption):
@@ -322,19 +317,15 @@ class Model(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Embedded,
-        route: Route | None = None,
-        depths: tuple[int, ...] | None = None,
-        answer: bool = True,
-    ) -> Tensor | tuple[Tensor | None, tuple[Tensor, ...]]:
+        self, x: Tensor, t: Tensor, condition: Embedded, route: Route | None = None,
+        depths: tuple[int, ...] | None = None, answer: bool = True, looks: list[Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor | None, tuple[Tensor, ...]]:  # fmt: skip
         """x [n, C, *sides], t [n] in [0, 1], condition.vector [n, D], tokens [n, S, D] if it attends, channels
         [n, beside, *sides] if there are any -> float32 [n, C, *sides]; with `depths`, rising, beside it the tokens
         [n, T, D] behind that many blocks each, or (no `answer`) these alone, without the blocks after them. route: of
-        the tokens past some blocks. What x holds where condition.places says that nothing is changes no answer
-        elsewhere."""
+        the tokens past some blocks. looks: gets appended, of each block that attends to the caption, how places look at
+        its tokens: float32 [n, S, *grid], over S 1, or what joint attention leaves the caption. What x holds where
+        condition.places says that nothing is changes no answer elsewhere."""
         if x.dim() != 2 + len(self.sides):
             raise ValueError(f"size: made for latents of sides {self.sides}, got {tuple(x.shape[2:])}")
         grid, places, there = grid_of(x.shape[2:], self.patch), condition.places, None
@@ -351,6 +342,7 @@ class Model(nn.Module):
         tokens = condition.tokens if self.attends else None
         if self.joint and tokens is not None:
             tokens = tokens.float()  # a residual stream, as the image's
+        looked: list[Tensor] | None = None if looks is None else []  # of each block [n, T, S]
         if route and there is not None:
             raise ValueError("route: not for latents of unequal length; leave it out")
         if route and self.long_skips:
@@ -364,7 +356,7 @@ class Model(nn.Module):
                 past, h, rotation = h, route.leave(h), route.turned(turns)
             if self.long_skips and i >= len(self.blocks) - half:
                 h = self.skips[i - len(self.blocks) + half](h, kept.pop())
-            told = (tokens, condition.mask, there)
+            told = (tokens, condition.mask, there, looked)
             h = run(block, h, c, rotation, *told, recompute=self.activation_checkpointing and self.training)
             if self.joint:
                 h, tokens = h
@@ -377,6 +369,8 @@ class Model(nn.Module):
                 inner.append(route.join(past, h) if route and amid else h)
                 if not answer and len(inner) == len(depths):
                     return None, tuple(inner)
+        if looks is not None and looked:
+            looks += [on_map(each, grid) for each in looked]
         c = embedded[0]
         shift, scale = self.modulation(c).chunk(2, dim=-1)  # [n, D] each
         y = self.out(modulated_norm(h, shift, scale, rms=self.rms)).float()  # [n, T, C p p]

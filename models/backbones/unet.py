@@ -170,9 +170,10 @@ class Level(nn.Module):
         skips: tuple[Tensor, ...] = (),
         tokens: Tensor | None = None,
         mask: Tensor | None = None,
+        looks: list[Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """x [n, inputs, h, w], c [n, E], skips (on the way up, the next one last); of the caption tokens [n, S, E] and
-        mask bool [n, S] -> all maps made, in order."""
+        mask bool [n, S] -> all maps made, in order. looks: as of `Model`."""
         made: list[Tensor] = []
         recompute = self.activation_checkpointing and self.training
         for i, block in enumerate(self.resnets):
@@ -181,7 +182,7 @@ class Level(nn.Module):
             if self.attention:
                 x = run(self.attentions[i], x, recompute=recompute)
             if self.cross:
-                x = run(self.cross_attentions[i], x, tokens, mask, recompute=recompute)
+                x = run(self.cross_attentions[i], x, tokens, mask, looks, recompute=recompute)
             made.append(x)
         if self.towards is not None:
             resample = (self.downsamplers if self.towards == "down" else self.upsamplers)[0]
@@ -205,14 +206,21 @@ class Middle(nn.Module):
         self.resnets = nn.ModuleList(Residual(width, width, embedding, config) for _ in range(2))
         self.activation_checkpointing = False
 
-    def forward(self, x: Tensor, c: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        looks: list[Tensor] | None = None,
+    ) -> Tensor:
         """[n, C, h, w], c [n, E], tokens [n, S, E] and mask bool [n, S] of the caption -> [n, C, h, w]."""
         recompute = self.activation_checkpointing and self.training
         x = run(self.resnets[0], x, c, recompute=recompute)
         if self.attention:
             x = run(self.attentions[0], x, recompute=recompute)
         if self.cross:
-            x = run(self.cross_attentions[0], x, tokens, mask, recompute=recompute)
+            x = run(self.cross_attentions[0], x, tokens, mask, looks, recompute=recompute)
         return run(self.resnets[1], x, c, recompute=recompute)  # type: ignore[no-any-return]
 
 
@@ -264,11 +272,12 @@ class Model(nn.Module):
         if self.conv_in_beside is not None:
             nn.init.zeros_(self.conv_in_beside.weight)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Embedded) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Embedded, looks: list[Tensor] | None = None) -> Tensor:
         """x [n, C, h, w], t [n] in [0, 1], condition.vector [n, E], tokens [n, S, E] if it attends, channels
-        [n, beside, h, w] if there are any -> float32 [n, C, h, w]."""
+        [n, beside, h, w] if there are any -> float32 [n, C, h, w]. looks: gets appended, of each attention to the
+        caption, how places look at its tokens: float32 [n, S, h', w'], 1 over S."""
         c = F.silu(self.time_embedding(t).float() + condition.vector.float())  # [n, E]
-        caption = (condition.tokens, condition.mask) if self.attends else ()
+        caption = (condition.tokens, condition.mask, looks) if self.attends else ()
         h = self.conv_in(x)
         if self.conv_in_beside is not None and condition.channels is not None:
             h = h + self.conv_in_beside(condition.channels)

@@ -42,17 +42,21 @@ class Network(nn.Module):
         route: Route | None = None,
         depths: tuple[int, ...] | None = None,
         answer: bool = True,
+        looks: list[Tensor] | None = None,
     ) -> Any:
         """x_t [n, C, *sides], t [n] in [0, 1] -> raw prediction [n, C, *sides].
 
         route, depths, answer: as backbones take them that know what these are; with `depths` also a tuple of tokens, in
-        training those behind `align_depth` blocks through the `align_head`, where there is one.
+        training those behind `align_depth` blocks through the `align_head`, where there is one. looks: gets the
+        attention to a caption's tokens appended, as such a backbone has it.
         """
         embedded = self.conditioner(condition, x)
         if PLACES in condition:
             if not getattr(self.backbone, "takes_places", False):
                 raise ValueError("kind: this backbone takes no latents of unequal length; give a dit")
             embedded = embedded._replace(places=condition[PLACES])
+        if looks is not None:
+            return self.backbone(x, t, embedded, looks=looks)
         if route is None and depths is None:
             return self.backbone(x, t, embedded)
         found = self.backbone(x, t, embedded, route, depths, answer)

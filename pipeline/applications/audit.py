@@ -49,23 +49,25 @@ def audit(
     return report
 
 
-def trained_on(model: Generator, root: Path) -> tuple[Config, Artifact, Artifact, list[Artifact]]:
+def trained_on(model: Generator, root: Path, verb: str = "audit") -> tuple[Config, Artifact, Artifact, list[Artifact]]:
     """The config of the run that made a model, its data, its diffusion stage, and all artifacts there are. UserError
-    where they are not under `root`."""
+    where they are not under `root`, which names the `verb` that asks."""
     made = model.about.get("lineage", {}).get("diffusion")
     if not made:
-        raise UserError("audit: this model does not say what it was trained on; give a model of a run here")
+        raise UserError(f"{verb}: this model does not say what it was trained on; give a model of a run here")
     known = lineage.everything(Store(root))
     diffusion = next((a for a in known if a.stage == "diffusion" and a.content == made["content"]), None)
     if diffusion is None:
-        raise UserError(f"audit: diffusion/{made['fingerprint']}, whose weights these are, is not under {root}")
+        raise UserError(f"{verb}: diffusion/{made['fingerprint']}, whose weights these are, is not under {root}")
     ingest = next((a for a in lineage.parents(diffusion, known) if a.stage == "ingest"), None)
     if ingest is None:
-        raise UserError(f"audit: the images that {diffusion.name} was trained on are not under {root}")
+        raise UserError(f"{verb}: the images that {diffusion.name} was trained on are not under {root}")
     runs = [past for past in history.pipelines(root) if past.folders.get("diffusion") == diffusion.path]
     files = [past.folder / "config.yaml" for past in runs if (past.folder / "config.yaml").is_file()]
     if not files:
-        raise UserError(f"audit: no run under {root} says how {diffusion.name} was trained (pipelines/KEY/config.yaml)")
+        raise UserError(
+            f"{verb}: no run under {root} says how {diffusion.name} was trained (pipelines/KEY/config.yaml)"
+        )
     config = load(files[-1])
     here = config.run.model_copy(update={"root": str(root.absolute())})  # a root that was moved or copied
     return config.model_copy(update={"run": here}), ingest, diffusion, known

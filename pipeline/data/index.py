@@ -231,6 +231,10 @@ class Index:
         """The numbers of a shard's samples."""
         return range(int(self._ends[shard] - self.counts[shard]), int(self._ends[shard]))
 
+    def shards(self) -> list[str]:
+        """Names of the shards, by number."""
+        return list(self._names)
+
     def shard_digest(self, shard: int) -> str:
         """SHA-256 (hex) over what this index has of a shard: the tar's bytes, the sidecar's, the split, the bucket."""
         bucket = [] if self.bucket is None else [self.bucket]

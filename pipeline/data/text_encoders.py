@@ -138,6 +138,15 @@ class Frozen:
             done |= dict(zip(rows, self._batch([texts[i] for i in rows]), strict=True))
         return [done[i] for i in range(len(texts))], sum(length > self.limit for length in lengths)
 
+    def places(self, text: str) -> list[int | None]:
+        """Where in a text each of its tokens begins, in characters (blanks before it left out), in the order of the
+        embedding; None for what stands for no part of it (begin, end). UserError where the tokenizer cannot say."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise UserError("text encoder: its tokenizer does not say where in a text its tokens lie; give a fast one")
+        found = self.tokenizer(text, truncation=True, max_length=self.limit, return_offsets_mapping=True)
+        parts = [(text[begin:end], end) for begin, end in found["offset_mapping"]]
+        return [end - len(part.lstrip()) if part.strip() else None for part, end in parts]
+
     def _batch(self, texts: list[str]) -> list[Embedding]:
         import torch
 

@@ -1,4 +1,4 @@
-"""The gate before a model is registered, and `ldm audit` of a model that was."""
+"""The gate before a model is registered, `ldm audit` of a model that was, and the lineage that `ldm why` names."""
 
 from __future__ import annotations
 
@@ -61,3 +61,17 @@ def test_a_gate_lets_through_what_is_under_it_and_nothing_else(small: Any) -> No
     ):
         said = small.ldm("audit", *words, "--out", str(out), *more)
         assert said.code == 2 and said.err.count("\n") == 1 and re.search(expected, said.err), said.err
+
+    out = small.folder / "why"
+    words = [str(made / "model"), "--steps", "2", "-n", "2", "-k", "3"]
+    said = small.ldm("why", *words, "--root", str(small.root), "--out", str(out))
+    assert said.code == 0 and "2 samples explained" in said.out, said.err
+    for one in read_json(out / "why.json")["samples"]:
+        for way in ("pixels", "features"):
+            assert len(one["nearest"][way]) == 3
+            near = one["nearest"][way][0]
+            assert near["class"] == near["key"][0] and near["distance"] > 0
+            told = small.ldm("lineage", "--uses", near["key"], "--root", str(small.root)).out
+            assert f"{near['key']}: train split of {near['data']}, shard {near['shard']}, class {near['class']}" in told
+    said = small.ldm("why", *words, "--root", str(small.folder / "none"), "--out", str(small.folder / "other"))
+    assert said.code == 2 and said.err.count("\n") == 1 and "error: nearest: diffusion/" in said.err, said.err

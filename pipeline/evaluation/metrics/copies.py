@@ -35,7 +35,7 @@ class Nearest:
     """Of each image its nearest training image. distance: float64 [n], in gray levels (root mean square over pixels) or
     in the features' unit. ratio: float64 [n], over the mean distance to the neighbours. index: int64 [n]. mirrored:
     bool [n], whether it is near to the image's mirror image. moved: int64 [n, 2], pixels down and right by which the
-    image (or its mirror image) is moved against it."""
+    image (or its mirror image) is moved against it. Of several nearest images all are [n, k], the nearest first."""
 
     distance: Array
     ratio: Array
@@ -44,40 +44,38 @@ class Nearest:
     moved: Array
 
 
-def by_pixels(images: Images, train: Images, shift: int = SHIFT) -> Nearest:
+def by_pixels(images: Images, train: Images, shift: int = SHIFT, k: int | None = None) -> Nearest:
     """Nearest training images [m, H, W, C] of images [n, H, W, C], over mirroring and shifts of up to `shift` pixels.
 
     Neighbours are found on images of at most 8 x 8 pixels, where a shift by a pixel changes little; distances are of
-    whole images, a shifted one's over what both show. ValueError for fewer than two training images, and other sizes.
+    whole images, a shifted one's over what both show. k: of each the k nearest, at most 50. ValueError for fewer than
+    two training images, and other sizes.
     """
     shift = min(shift, (min(images.shape[1:3]) - 1) // 2)
     flipped = images[:, :, ::-1]
     ways = [(y, x) for y in (-shift, 0, shift) for x in (-shift, 0, shift)] if shift else [(0, 0)]
     sides = [_small(_moved(side, y, x)) for side in (images, flipped) for y, x in ways]
     near = _candidates(sides, _small(train))
-    n, k = near.shape
-    plain = np.empty((2, n, k))  # as it is, mirrored
+    n, count = near.shape
+    plain = np.empty((2, n, count))  # as it is, mirrored
     for row in range(n):
         there = train[near[row]]
         plain[:, row] = [_apart(side[row], there) for side in (images, flipped)]
-    best, rows = plain.min(0), np.arange(n)
-    first = best.argmin(1)
-    distance, index, turned = best[rows, first], near[rows, first], plain[1, rows, first] < plain[0, rows, first]
-    moved = np.zeros((n, 2), np.int64)
+    neighbours = plain.min(0)
+    best, turned, moved = neighbours.copy(), plain[1] < plain[0], np.zeros((n, count, 2), np.int64)
+    tried = max(TRIED, k or 1)
     steps = [(y, x) for y in range(-shift, shift + 1) for x in range(-shift, shift + 1) if (y, x) != (0, 0)]
     for row in range(n):
-        there = train[near[row, :TRIED]]  # the nearest first, moved ones among them
+        there = train[near[row, :tried]]  # the nearest first, moved ones among them
         for mirrored, side in enumerate((images, flipped)):
             for y, x in steps:
                 gaps = _apart(_part(side[row], y, x), _part(there, -y, -x))
-                place = int(gaps.argmin())
-                if gaps[place] < distance[row]:
-                    distance[row], index[row], turned[row] = gaps[place], near[row, place], bool(mirrored)
-                    moved[row] = (y, x)
-    return Nearest(distance, _ratio(distance, best), index, turned, -moved)
+                nearer = np.flatnonzero(gaps < best[row, : len(gaps)])
+                best[row, nearer], turned[row, nearer], moved[row, nearer] = gaps[nearer], bool(mirrored), (-y, -x)
+    return _first(best, neighbours, near, turned, moved, k)
 
 
-def by_features(features: Array, mirrored: Array, train: Array) -> Nearest:
+def by_features(features: Array, mirrored: Array, train: Array, k: int | None = None) -> Nearest:
     """The same in the features float [n, d] of images, [n, d] of them mirrored, and [m, d] of training images."""
     sides = [torch.from_numpy(np.asarray(one, np.float32)) for one in (features, mirrored)]
     near = _candidates(sides, torch.from_numpy(np.asarray(train, np.float32)))
@@ -85,11 +83,16 @@ def by_features(features: Array, mirrored: Array, train: Array) -> Nearest:
         [np.linalg.norm(one[:, None].astype(np.float64) - train[near], axis=2) for one in (features, mirrored)]
     )
     best = gaps.min(0)
-    first = best.argmin(1)
-    rows = np.arange(len(near))
-    distance = best[rows, first]
-    turned = gaps[1, rows, first] < gaps[0, rows, first]
-    return Nearest(distance, _ratio(distance, best), near[rows, first], turned, np.zeros((len(near), 2), np.int64))
+    return _first(best, best, near, gaps[1] < gaps[0], np.zeros((*near.shape, 2), np.int64), k)
+
+
+def _first(best: Array, neighbours: Array, near: Array, turned: Array, moved: Array, k: int | None) -> Nearest:
+    """The nearest, or the k nearest, of the candidates `near` [n, count], by the distances to all."""
+    order = np.argsort(best, axis=1, kind="stable")[:, : k or 1]
+    distance = np.take_along_axis(best, order, 1)
+    found = [distance, _ratio(distance, neighbours), *(np.take_along_axis(a, order, 1) for a in (near, turned))]
+    found.append(np.take_along_axis(moved, order[..., None], 1))
+    return Nearest(*(found if k else [each[:, 0] for each in found]))
 
 
 def fence(ratios: Array) -> float:
@@ -155,6 +158,6 @@ def _apart(image: Images, others: Images) -> Array:
 
 
 def _ratio(distance: Array, neighbours: Array) -> Array:
-    mean = neighbours.mean(1)
+    mean = np.broadcast_to(neighbours.mean(1)[:, None], distance.shape)
     found: Array = np.divide(distance, mean, out=np.zeros_like(distance), where=mean > 0)
     return found

@@ -46,6 +46,16 @@ def test_attention_is_softmax_of_scores(qk_norm):
         Attention(12, heads=5)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_weights_are_what_attend_weighs_values_with(masked):
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 3, 5, 4, generator=generator), torch.randn(2, 3, 6, 4, generator=generator)
+    mask = (torch.arange(6) < torch.tensor([[2], [6]]))[:, None, None] if masked else None  # [n, 1, 1, S]
+    values = torch.eye(6).expand(2, 3, 6, 6)  # what is attended to says its own place
+    expected = layers.attend(q, k, values, mask).mean(1)
+    torch.testing.assert_close(layers.attention_weights(q, k, mask), expected)
+
+
 def test_mlp_keeps_shape():
     assert MLP(4, 16)(torch.zeros(2, 3, 4)).shape == (2, 3, 4)
     gated, x = GatedMLP(4, 16), torch.randn(2, 3, 4)

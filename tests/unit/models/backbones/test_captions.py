@@ -68,6 +68,25 @@ def test_a_caption_does_not_depend_on_its_neighbours_and_padding_has_no_effect(o
 
 
 @each
+def test_looks_are_attention_to_tokens_that_are_there_and_change_no_bit(options):
+    model = trained(options).eval()
+    x, t, told = inputs(model)
+    looks = [torch.zeros(1)]  # what was there stays
+    with torch.no_grad():
+        assert torch.equal(model(x, t, told, looks=looks), model(x, t, told))
+    first, *looks = looks
+    assert first.shape == (1,) and len(looks) == {"dit": 3, "unet": 4}[options["kind"]]
+    for each in looks:
+        total = each.sum(1)  # [n, h, w]
+        assert each.dtype == torch.float32 and each.shape[:2] == (2, 40) and each.shape[2:] == (4, 4)
+        assert (each[0, 3:] == 0).all() and (each[0, :3] > 0).all() and (each[1] > 0).all()
+        if options["tokens"] == "joint":  # the image's own tokens have the rest
+            assert (total < 1).all() and (total > 0).all()
+        else:
+            torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@each
 def test_gradients_reach_the_tokens_that_are_there_and_every_parameter(options):
     model = trained(options)
     x, t, told = inputs(model)

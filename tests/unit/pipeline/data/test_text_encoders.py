@@ -81,6 +81,16 @@ def test_a_caption_that_is_too_long_is_cut_and_counted(bert: dict[str, Any]) -> 
     assert cut == 1 and [len(e.tokens) for e in found] == [2, 4, 6, 5]
 
 
+def test_tokens_say_where_in_the_text_they_begin(bert: dict[str, Any]) -> None:
+    encoder = Frozen(bert, 6)
+    assert encoder.places("a hat, red") == [None, 0, 2, 5, 7, None]
+    assert encoder.places(TEXTS[2]) == [None, 0, 2, 6, 10, None]  # cut as the embedding is
+    assert [len(e.tokens) for e in encoder(TEXTS)[0]] == [len(encoder.places(text)) for text in TEXTS]
+    encoder.tokenizer = object()
+    with pytest.raises(UserError, match="does not say where"):
+        encoder.places("a hat")
+
+
 def test_another_encoder_pickles_and_damage_are_refused_in_one_line(bert: dict[str, Any], tmp_path: Path) -> None:
     def copy(name: str) -> Path:
         return Path(shutil.copytree(bert["path"], tmp_path / name))
