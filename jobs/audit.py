@@ -44,7 +44,7 @@ def command(
     given = {name: value for name, value in how.items() if value is not None}
     report = audit(generator, out, root, count, seed, other, **given)
     print("\n".join(lines(report)))
-    print(f"the most exposed are named in {out / 'report.md'}, and beside each other in {out / 'copies.png'}", flush=True)
+    print(f"the most exposed are named in {out / 'report.md'}, and beside each other in {out / 'copies.png'}")
     record(root, "audit", out, "\n\n".join(lines(report)), ["copies.png"], figures(report))
 
 

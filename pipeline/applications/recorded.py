@@ -81,7 +81,7 @@ def record(
 
 
 def trained_by(root: Path, about: Mapping[str, Any]) -> Past | None:
-    """The run under a root that trained a model (`Generator.about`), the latest of several; None where there is none."""
+    """The run under a root that trained a model (`Generator.about`), the latest of several; None if there is none."""
     made = about.get("lineage", {}).get("diffusion", {}).get("fingerprint")
     if not made:
         return None

@@ -63,7 +63,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in spool.read_text().splitlines()]
 
 
-def test_it_is_a_run_below_that_of_its_model(root: Path, started: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_a_run_below_that_of_its_model(
+    root: Path, started: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     state = {"stores": {links.resolve_uri(root): {"models": {REGISTER: "#/models/faces/versions/3"}}}}
     write_json(root / "tracking" / "state.json", state)
     edited(root)
