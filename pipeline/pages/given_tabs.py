@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 STRIP, COLLAGE, LOOK = "A strip from A to B", "B where I paint", "A in the look of B"
 MASK = "mask.png"
+COLUMNS = 4  # of pictures
 GIVE = "Give an image on the left."
 
 
@@ -74,8 +76,8 @@ class Tab:
         if not before or before[0] != digests:
             return
         _, said, made, mask = before
-        columns = st.columns(len(made)) if len(made) > 1 else [st]
-        for column, image in zip(columns, made, strict=True):
+        columns = cycle(st.columns(min(len(made), COLUMNS)))
+        for column, image in zip(columns, made, strict=False):
             column.image(widgets.enlarged(image), output_format="PNG")
         ends = [f"-{number}" for number in range(len(made))] if len(made) > 1 else [""]
         stem = Path(of[0].name).stem
@@ -153,11 +155,9 @@ def inpaint_tab(tab: Tab) -> None:
     image = file.image(model.channels, None)
     left, right = st.columns([2, 3])
     with left:
+        mask = _shown(image, "inpaint", own is None)
         if own:
             mask = given_images.as_mask(own.name, own.image(1, None), image.shape[:2])
-            _shown(image, "inpaint", False)
-        else:
-            mask = _shown(image, "inpaint", True)
     if pressed and mask is None and not pad:
         raise UserError("mask: marks nothing, so nothing would be drawn; paint what is to be new")
     name = own.name if own else MASK if mask is not None else None
@@ -222,10 +222,10 @@ def _parameter(name: str, task: str) -> float | int | None:
     if name == "blur":
         return float(st.slider("blur", 0.2, 8.0, 1.5, 0.1, help="Deviation of the Gaussian blur, in pixels."))
     if name == "quality":
-        return st.number_input("quality", 1, 100, None, help="Of JPEG; empty: as the file says.")  # type: ignore[no-any-return]
+        return st.number_input("quality", 1, 100, None, help="Of JPEG.", placeholder="as the file says")  # type: ignore[no-any-return]
     empty = "it is measured" if task == "denoise" else "there is none"
     help_text = f"Deviation in gray levels of 255; empty: {empty}."
-    return st.number_input("noise", 0.001, 255.0, None, 1.0, help=help_text)  # type: ignore[no-any-return]
+    return st.number_input("noise", 0.001, 255.0, None, 1.0, help=help_text, placeholder=empty)  # type: ignore[no-any-return]
 
 
 def compose_tab(tab: Tab) -> None:

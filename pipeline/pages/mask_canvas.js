@@ -17,7 +17,6 @@ export default function ({ data, parentElement, setStateValue }) {
     const x = ((event.clientX - box.left) / box.width) * canvas.width;
     return [x, ((event.clientY - box.top) / box.height) * canvas.height];
   };
-  let last = null;
   const stroke = (event) => {
     const now = place(event);
     context.globalCompositeOperation = erase.checked ? "destination-out" : "source-over";
@@ -25,10 +24,10 @@ export default function ({ data, parentElement, setStateValue }) {
     context.lineCap = context.lineJoin = "round";
     context.lineWidth = 2 * brush.value;
     context.beginPath();
-    context.moveTo(...last);
+    context.moveTo(...canvas.last);
     context.lineTo(...now);
     context.stroke();
-    last = now;
+    canvas.last = now;
   };
   const send = () => {
     const mask = document.createElement("canvas");
@@ -49,15 +48,15 @@ export default function ({ data, parentElement, setStateValue }) {
   canvas.onpointerdown = (event) => {
     if (event.button !== 0) return;
     canvas.setPointerCapture(event.pointerId);
-    last = place(event);
+    canvas.last = place(event); // kept there: the page may run this again in the middle of a stroke
     stroke(event);
   };
   canvas.onpointermove = (event) => {
-    if (last) stroke(event);
+    if (canvas.last) stroke(event);
   };
   canvas.onpointerup = canvas.onpointercancel = () => {
-    if (last) send();
-    last = null;
+    if (canvas.last) send();
+    canvas.last = null;
   };
   find("clear").onclick = () => {
     context.clearRect(0, 0, canvas.width, canvas.height);

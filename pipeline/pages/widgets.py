@@ -83,7 +83,7 @@ def steps(usual: int) -> int:
     return int(st.slider("Steps", 2, 100, usual))
 
 
-def guidance(model: Generator) -> dict[str, float]:
+def guidance(model: Generator) -> dict[str, Any]:
     """The slider of the guidance scale, where the model can be guided: `guidance`, unless it is the model's own."""
     import streamlit as st
 
