@@ -22,7 +22,7 @@ from pipeline.files import digest, read_json, write_json
 from pipeline.past import history
 from pipeline.past.history import Past
 from pipeline.tracking import tracker
-from pipeline.tracking.links import public_uri, read_store, resolve_uri, tracking_folder
+from pipeline.tracking.links import public_uri, resolve_uri, tracking_folder
 from pipeline.tracking.runs import flatten
 
 WAIT_S = 1.0  # for a tracker's sign of life
@@ -58,18 +58,26 @@ def record(
             for file in files:
                 shutil.copyfile(out / file, made / file)
             write_json(made / ASKED, asked)
-            tags, shown = _model(asked["model"], past, read_store(root, uri))
+            model, register = asked["model"], past.stages.get("register")
+            made_of = model["lineage"]["diffusion"]
+            weights = {f"ldm.weights.{file}": value for file, value in model.get("weights", {}).items()}
             given = {"images": len(asked["given"])} if asked.get("given") else {}
             spool.start(
                 f"{verb} {out.name}",
-                tags={"ldm.verb": verb, **tags},
+                tags={
+                    "ldm.verb": verb,
+                    "ldm.diffusion": f"{made_of['fingerprint']} {made_of['content'][:12]}",
+                    **weights,
+                },
                 params=flatten({**asked["how"], **given}),
                 experiment=tracking.experiment,
                 group=past.run_key,
             )
             if metrics:
                 spool.metrics({f"{verb}/{key}": value for key, value in metrics.items()}, 0)
-            spool.note(f"{said}\n\nModel: {shown}")
+            spool.note(f"{said}\n\nModel: " + (f"[{past.name}]({{{{model:{register}}}}})" if register else past.name))
+            if register:
+                spool.uses(register)
             for file in (ASKED, *files):
                 spool.file(place / file)
             spool.end()
@@ -88,17 +96,6 @@ def trained_by(root: Path, about: Mapping[str, Any]) -> Past | None:
     found = [past for folder in root.absolute().glob("pipelines/*") if (past := history.read(folder))]
     mine = [p for p in found if f"/{made}" in p.stages.get("diffusion", "") and (p.folder / "config.yaml").is_file()]
     return max(mine, key=lambda past: past.started_ms, default=None)
-
-
-def _model(about: Mapping[str, Any], past: Past, store: Mapping[str, Any]) -> tuple[dict[str, str], str]:
-    """Tags that name a model's weights, the artifact that they are and, where it is known, the registered version; and
-    the model in a description, with a link to that version."""
-    made, register = about["lineage"]["diffusion"], past.stages.get("register")
-    tags = {"ldm.diffusion": f"{made['fingerprint']} {made['content'][:12]}"}
-    tags |= {f"ldm.weights.{file}": value for file, value in about.get("weights", {}).items()}
-    if link := store.get("models", {}).get(register):  # "#/models/NAME/versions/3"
-        tags["ldm.model"] = link.removeprefix("#/models/").replace("/versions/", "/")
-    return tags, f"[{past.name}]({{{{model:{register}}}}})" if register else past.name
 
 
 def _moved(made: Path, place: Path) -> bool:

@@ -32,7 +32,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import mlflow  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import Model, ModelSignature  # noqa: E402
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema  # noqa: E402
@@ -274,6 +274,14 @@ class MlflowStore:
             self.client.update_model_version(name, version, text)
             self.client.set_registered_model_alias(name, alias, version)
             return f"#/models/{name}/versions/{version}"
+
+    def uses(self, run: str, name: str, version: str) -> None:
+        """Show the run with a model version that it has used. Nothing where that was deleted."""
+        with reaching():
+            self.client.set_tag(run, "ldm.model", f"{name}/{version}")
+            there = {str(v.version): v.model_id for v in self.client.search_model_versions(f"name = '{name}'")}
+            if there.get(version):
+                self.client.log_inputs(run, models=[LoggedModelInput(there[version])])
 
 
 def _files(folder: Path) -> list[Path]:

@@ -66,12 +66,11 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_it_is_a_run_below_that_of_its_model(
     root: Path, started: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = {"stores": {links.resolve_uri(root): {"models": {REGISTER: "#/models/faces/versions/3"}}}}
-    write_json(root / "tracking" / "state.json", state)
     edited(root)
     (folder,) = records(root)
     said = {line["kind"]: line for line in lines(folder)}
-    assert [line["kind"] for line in lines(folder)] == ["open", "start", "metrics", "note", "file", "file", "end"]
+    assert list(said) == ["open", "start", "metrics", "note", "uses", "file", "end"]
+    assert said["uses"]["of"] == REGISTER
     start = said["start"]
     assert (start["name"], start["group"], start["experiment"]) == ("edit out", f"pipeline/{'0' * 16}", "portraits")
     assert start["params"] == {"set.age": "70", "steps": "5", "images": "1"}
@@ -79,7 +78,6 @@ def test_it_is_a_run_below_that_of_its_model(
         "ldm.verb": "edit",
         "ldm.diffusion": f"{'ab' * 8} {'cd' * 6}",
         "ldm.weights.denoiser.safetensors": "12" * 32,
-        "ldm.model": "faces/3",
     }
     assert said["metrics"]["values"] == {"edit/images": 1.0}
     assert said["note"]["markdown"] == f"1 image\n\nModel: [faces]({{{{model:{REGISTER}}}}})"
