@@ -279,9 +279,12 @@ class MlflowStore:
         """Show the run with a model version that it has used. Nothing where that was deleted."""
         with reaching():
             self.client.set_tag(run, "ldm.model", f"{name}/{version}")
-            there = {str(v.version): v.model_id for v in self.client.search_model_versions(f"name = '{name}'")}
-            if there.get(version):
-                self.client.log_inputs(run, models=[LoggedModelInput(there[version])])
+            there = self.client.search_model_versions(f"name = '{name}'")
+            # `model_id` of a version is None in mlflow 3.17: its source, models:/ID, is what names the logged model
+            sources = [v.source for v in there if str(v.version) == version and v.source.startswith("models:/")]
+            if sources:
+                model = LoggedModelInput(sources[0].removeprefix("models:/"))
+                self.client.log_inputs(run, models=[model])
 
 
 def _files(folder: Path) -> list[Path]:

@@ -465,7 +465,8 @@ def test_a_model_is_registered_once_has_its_alias_and_loads_without_the_reposito
     assert run.data.tags["mlflow.note.content"] == "see #/models/tiny/versions/1"
     record = runs(root)["edit/1"]
     assert record.data.tags["ldm.model"] == "tiny/1" and record.info.status == "FINISHED"
-    assert [model.model_id for model in record.inputs.model_inputs] == [version.model_id]
+    used_models = found.get_run(record.info.run_id).inputs.model_inputs
+    assert [f"models:/{model.model_id}" for model in used_models] == [version.source]
 
     uri = links.resolve_uri(root)
     (tmp_path / "empty").mkdir()
