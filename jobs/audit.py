@@ -35,7 +35,8 @@ def command(
     """Say what MODEL gives away of its training images: whether they can be told from held-out ones by its errors, and
     whether its samples are copies of them. The run's data is found under --root."""
     from pipeline.applications.audit import audit
-    from pipeline.evaluation.audit_report import lines
+    from pipeline.applications.recorded import record
+    from pipeline.evaluation.audit_report import figures, lines
     from pipeline.generate.folder import load_pretrained
 
     generator = load_pretrained(model, root=root, weights=weights)
@@ -44,6 +45,7 @@ def command(
     report = audit(generator, out, root, count, seed, other, **given)
     print("\n".join(lines(report)))
     print(f"the most exposed are named in {out / 'report.md'}, and beside each other in {out / 'copies.png'}")
+    record(root, "audit", out, "\n\n".join(lines(report)), ["copies.png"], figures(report))
 
 
 if __name__ == "__main__":

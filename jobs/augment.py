@@ -48,6 +48,7 @@ def command(
     config, of which the images that train) with MODEL, keep those that a judge of the real ones is sure of, and write
     them as tars that an ingest reads: each marked as generated, so that no ingest holds one out."""
     from pipeline.applications import augment, given_data, labelled, made_images
+    from pipeline.applications.recorded import record
     from pipeline.data.sources import digests_folder_of
     from pipeline.errors import UserError
     from pipeline.generate.folder import load_pretrained
@@ -78,13 +79,16 @@ def command(
     facts = sure.facts
     counts = {value: sum(e["images"] for e in entries if e["value"] == value) for value in given.classes}
     short = [f"{value} ({count})" for value, count in counts.items() if count < per_class]
-    print(
+    said = (
         f"{images:,} images of {len(given.classes)} classes in {out}; {passed:,} of {drawn:,} drawn pass: confidence "
         f"{facts['least']:.3g} or more, as {facts['share_of_real']:.0%} of {facts['unseen_images']:,} real images have "
         "that the judge had not seen"
     )
+    print(said, flush=True)
     if short:
-        print(f"fewer than asked for, as too few passed: {', '.join(short)}; give a lower --least")
+        print(f"fewer than asked for, as too few passed: {', '.join(short)}; give a lower --least", flush=True)
+    figures = {"images": images, "passed": passed, "drawn": drawn, "least": facts["least"]}
+    record(root, "augment", out, said, [made_images.GRID, augment.MANIFEST], figures)
 
 
 if __name__ == "__main__":

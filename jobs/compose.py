@@ -35,6 +35,7 @@ def command(
     """Make images A and B one with MODEL, in one of three ways: --between, --mask or --look. A PNG each, and grid.png:
     A, B, then what was made."""
     from pipeline.applications import compose, given_images, made_images
+    from pipeline.applications.recorded import record
     from pipeline.errors import UserError
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
@@ -76,7 +77,9 @@ def command(
         for way, image in zip(ways, made, strict=True):
             made_images.put(made_images.place(out, name, way), image)
     made_images.finish(out, [name], ways, [[made_images.cell(first), made_images.cell(second)]])
-    print(f"{len(ways)} image{'s' * (len(ways) > 1)} in {out}, beside A and B in {out / made_images.GRID}")
+    said = f"{len(ways)} image{'s' * (len(ways) > 1)} in {out}, beside A and B in {out / made_images.GRID}"
+    print(said, flush=True)
+    record(root, "compose", out, said, [made_images.GRID])
 
 
 if __name__ == "__main__":

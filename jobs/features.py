@@ -36,6 +36,7 @@ def command(
     """Write what MODEL's denoiser has inside for the images of DATA: a folder, a table, an .npz file, tars (a pattern
     in quotes), or a config. A call that was killed goes on."""
     from pipeline.applications import features, given_data
+    from pipeline.applications.recorded import record
     from pipeline.cluster.cluster import Cluster
     from pipeline.cluster.inline import Inline
     from pipeline.config import ClusterConfig
@@ -59,7 +60,9 @@ def command(
             cluster=cluster if workers > 1 else Inline(), source=(model, weights) if workers > 1 else None,
         )  # fmt: skip
     said = "written" if made else "there already"
-    print(f"{len(wanted.names)} features of {len(samples):,} images in {out} ({said}): {', '.join(wanted.names)}")
+    said = f"{len(wanted.names)} features of {len(samples):,} images in {out} ({said}): {', '.join(wanted.names)}"
+    print(said, flush=True)
+    record(root, "features", out, said, asked=features.asked_of(out))
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:

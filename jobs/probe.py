@@ -18,17 +18,20 @@ from jobs.common import PATH
 @click.option("--few", default="10,100", show_default=True, help="Labels a class, besides all; empty: all alone.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Draws of images and labels.")
 @click.option("--out", default=None, type=PATH, help="Also write the figures here (JSON).")
+@click.option("--root", default="runs", type=PATH, help="Where the run lies that made the model.")
 def command(
-    features: Path, target: str | None, box: str | None, group: str | None, few: str, seeds: int, out: Path | None
-) -> None:
+    features: Path, target: str | None, box: str | None, group: str | None, few: str, seeds: int, out: Path | None,
+    root: Path,
+) -> None:  # fmt: skip
     """Probe FEATURES, an .npz file of `ldm features`: linear and nearest neighbours on the best level and block, beside
     pixels, patch PCA and the autoencoder's latents."""
     from rich.console import Console
     from rich.table import Table
 
     from pipeline.applications import probe
+    from pipeline.applications.recorded import record
     from pipeline.errors import UserError
-    from pipeline.files import write_json
+    from pipeline.files import digest, write_json
 
     if box and target:
         raise UserError("--box: a box has no class; leave --target out")
@@ -49,12 +52,16 @@ def command(
     Console(width=None if Console().is_terminal else 200).print(shown)
     images = values["images"]
     told, seen = images["fit"] + images["tune"], f"{seeds} seeds" if seeds > 1 else "one seed"
-    print(f"{told:,} images to learn from, {images['test']:,} to test (held out: {values['held_out']}), {seen}")
+    said = f"{told:,} images to learn from, {images['test']:,} to test (held out: {values['held_out']}), {seen}"
     if "gain" in values:
-        print(f"{values['chosen']}: {100 * values['gain']:+.1f} points over {values['over']} (linear, all labels)")
+        said += f"\n{values['chosen']}: {100 * values['gain']:+.1f} points over {values['over']} (linear, all labels)"
+    print(said, flush=True)
     if out is not None:
         write_json(out, {**values, "few": counts})
-        print(f"written to {out}")
+        print(f"written to {out}", flush=True)
+    how = {"target": target, "box": box, "group": group, "few": few, "seeds": seeds, "features": digest(table.about)}
+    asked = {"model": table.about.get("model", {}), "how": how}
+    record(root, "probe", features, said.replace("\n", "; "), metrics=probe.metrics(values), asked=asked)
 
 
 if __name__ == "__main__":

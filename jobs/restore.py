@@ -40,6 +40,7 @@ def command(
     was given, then restored."""
     from pipeline.applications import given_images, made_images
     from pipeline.applications.jpeg_tables import quality_of
+    from pipeline.applications.recorded import record
     from pipeline.applications.restore import check, requested, restore
     from pipeline.generate.folder import load_pretrained
 
@@ -64,7 +65,8 @@ def command(
             made = restore(generator, pixels[None], task, noise, blur, factor, each, asked, seed, number, **how)
             made_images.put(made_images.place(out, file, None), made[0])
     made_images.finish(out, files, [None], shown)
-    print(f"{len(files)} images in {out}, beside what was given in {out / made_images.GRID}")
+    print(said := f"{len(files)} images in {out}, beside what was given in {out / made_images.GRID}", flush=True)
+    record(root, "restore", out, said, [made_images.GRID])
 
 
 if __name__ == "__main__":

@@ -312,6 +312,12 @@ def _stream(file: zipfile.ZipFile, name: str, count: int, parts: Any) -> None:
             member.write(np.ascontiguousarray(part).data)
 
 
+def asked_of(path: Path) -> dict[str, Any]:
+    """What a file of features was made of, as `recorded.record` takes it: the model, and how. UserError."""
+    about = dict(_about(path))
+    return {"model": about.pop("model"), "how": about}
+
+
 def _about(path: Path) -> Any:
     """What a file of features says of itself. UserError for no such file."""
     with open_npz(str(path)) as file:

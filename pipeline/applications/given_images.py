@@ -42,14 +42,22 @@ def files_of(given: Sequence[Path]) -> list[Path]:
 
 
 def read(file: Path, channels: int, shape: Shape | None) -> Array:
-    """An image as the model takes it, uint8 [H, W, C]: of another size it is resized so that it covers `shape` (height,
-    width), and cut in the middle; with None it keeps its size. UserError for what is no sound image."""
+    """An image as `decoded` has it. UserError for what is no sound image."""
     try:
-        image = decode(file.read_bytes(), channels, WHITE, MOST, file.suffix[1:].lower())
+        content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    return decoded(str(file), content, channels, shape)
+
+
+def decoded(name: str, content: bytes, channels: int, shape: Shape | None) -> Array:
+    """An image as the model takes it, uint8 [H, W, C], of what its file `name` holds: of another size it is resized so
+    that it covers `shape` (height, width), and cut in the middle; with None it keeps its size. UserError for what is no
+    sound image."""
+    try:
+        image = decode(content, channels, WHITE, MOST, Path(name).suffix[1:].lower())
     except BadImage as error:
-        raise UserError(f"{file}: is no image that can be used ({error}); mend it, or leave it out") from None
+        raise UserError(f"{name}: is no image that can be used ({error}); mend it, or leave it out") from None
     image = image if shape is None else cover(image, shape, whole=False)
     return np.ascontiguousarray(to_array(image).transpose(1, 2, 0))
 
@@ -57,15 +65,19 @@ def read(file: Path, channels: int, shape: Shape | None) -> Array:
 def read_mask(file: Path, shape: Shape, exact: bool = False) -> Array:
     """A mask float32 [H, W] of 0 and 1, at the model's size: white is 1. UserError for one that is all black, and for
     one of another size that must be `exact`."""
-    pixels = read(file, 1, None if exact else shape)[:, :, 0]
-    if pixels.shape != tuple(shape):
+    return as_mask(str(file), read(file, 1, None if exact else shape), shape)
+
+
+def as_mask(name: str, pixels: Array, shape: Shape) -> Array:
+    """The mask of gray pixels uint8 [H, W, 1], as `read_mask` has it."""
+    if pixels.shape[:2] != tuple(shape):
         raise UserError(
-            f"{file}: of {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), and the image of "
+            f"{name}: of {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), and the image of "
             f"{shape[0]} x {shape[1]}; give a mask of its size"
         )
-    mask = (pixels >= 128).astype(np.float32)
+    mask = (pixels[:, :, 0] >= 128).astype(np.float32)
     if not mask.any():
-        raise UserError(f"{file}: is black everywhere, so nothing would change; paint white what may")
+        raise UserError(f"{name}: is black everywhere, so nothing would change; paint white what may")
     return mask
 
 

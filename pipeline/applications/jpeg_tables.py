@@ -28,10 +28,12 @@ def tables(quality: int) -> tuple[Array, Array]:
     return luma, chroma
 
 
-def quality_of(file: Path) -> int:
-    """The quality at whose table of luma a JPEG file was rounded, or the nearest. UserError for another file."""
+def quality_of(file: Path, content: bytes | None = None) -> int:
+    """The quality at whose table of luma a JPEG file was rounded, or the nearest. UserError for another file.
+
+    content: what the file holds, where it has been read."""
     try:
-        with Image.open(file) as opened:
+        with Image.open(file if content is None else io.BytesIO(content)) as opened:
             found = _tables_of(opened)
     except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None

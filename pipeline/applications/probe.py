@@ -309,6 +309,19 @@ def _about(table: Table, drawn: Sequence[Parts], group: str | None, tuning: dict
     }
 
 
+def metrics(values: Mapping[str, Any]) -> dict[str, float]:
+    """The figures by names that do not hang on which level and block was chosen."""
+    shown = {"features" if name == values["chosen"] else name: of for name, of in values["figures"].items()}
+    if "columns" in values:  # of boxes
+        return {name: of["mean"] for name, of in shown.items()}
+    return {
+        f"{name}/{probe}_{setting}": figure["mean"]
+        for name, probes in shown.items()
+        for probe, settings in probes.items()
+        for setting, figure in settings.items()
+    }
+
+
 def rows(values: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the figures, for people: the features first."""
     figures: Mapping[str, Any] = values["figures"]

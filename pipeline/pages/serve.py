@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import SOURCE
+from pipeline.pages.widgets import UPLOAD_MB
 from pipeline.tracking.links import public_uri, resolve_uri, tracking_folder
 from pipeline.tracking.server import (
     check_port,
@@ -35,6 +36,7 @@ OPTIONS = {  # Streamlit's: the loopback only, no telemetry, no questions, nothi
     "server.headless": "true",
     "server.fileWatcherType": "none",
     "server.showEmailPrompt": "false",
+    "server.maxUploadSize": str(UPLOAD_MB),
     "browser.gatherUsageStats": "false",
     "browser.serverAddress": "127.0.0.1",
     "client.toolbarMode": "minimal",

@@ -81,8 +81,8 @@ def pipelines(root: str | Path) -> list[Past]:
 
 
 def read(folder: Path, children: dict[str, dict[str, str]] | None = None) -> Past | None:
-    """The pipeline of a folder `<root>/pipelines/KEY`; None if its spool holds no start, or is that of a table of
-    solvers or of a sweep.
+    """The pipeline of a folder `<root>/pipelines/KEY`; None if its spool holds no start, or is no pipeline's: a table
+    of solvers, a sweep, what a verb has made.
 
     `children`: by pipeline, what stages say of their parent: it names a stage that was stopped before its end.
     """
@@ -100,7 +100,7 @@ def read(folder: Path, children: dict[str, dict[str, str]] | None = None) -> Pas
             elsewhere[event["of"]] = Path(event["folder"]).parents[1]
         elif event["kind"] == "note":
             stages |= {key.split("/")[0]: key for key in STAGE_RUN.findall(event["markdown"])}
-    if start is None or start["run"].startswith(("solvers/", "sweep/")):
+    if start is None or not start["run"].startswith("pipeline/"):
         return None
     if status == "RUNNING" and surely_dead(start["writer"]):
         status = "KILLED"

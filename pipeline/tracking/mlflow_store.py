@@ -32,7 +32,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import mlflow  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import Model, ModelSignature  # noqa: E402
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema  # noqa: E402
@@ -274,6 +274,17 @@ class MlflowStore:
             self.client.update_model_version(name, version, text)
             self.client.set_registered_model_alias(name, alias, version)
             return f"#/models/{name}/versions/{version}"
+
+    def uses(self, run: str, name: str, version: str) -> None:
+        """Show the run with a model version that it has used. Nothing where that was deleted."""
+        with reaching():
+            self.client.set_tag(run, "ldm.model", f"{name}/{version}")
+            there = self.client.search_model_versions(f"name = '{name}'")
+            # `model_id` of a version is None in mlflow 3.17: its source, models:/ID, is what names the logged model
+            sources = [v.source for v in there if str(v.version) == version and v.source.startswith("models:/")]
+            if sources:
+                model = LoggedModelInput(sources[0].removeprefix("models:/"))
+                self.client.log_inputs(run, models=[model])
 
 
 def _files(folder: Path) -> list[Path]:

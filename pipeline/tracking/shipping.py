@@ -358,6 +358,10 @@ class Shipping:
             self.render(event["description"], key),
         )
 
+    def on_uses(self, event: Event) -> None:
+        name, _, version = self.state["models"][event["of"]].removeprefix("#/models/").partition("/versions/")
+        self.store.uses(self.run_id(event["run"]), name, version)
+
 
 def next_group(path: Path, start: int, end: int) -> tuple[list[Event], int]:
     """The next lines to send together (metrics up to GROUP values, or one line of another kind), and the offset after.

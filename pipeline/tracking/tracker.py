@@ -167,6 +167,10 @@ class Spool:
             tags={k: str(v) for k, v in (tags or {}).items()},
         )
 
+    def uses(self, model: str) -> None:
+        """The run has used the model that the run of this key has registered: it is shown with that version."""
+        self._append("uses", of=model)
+
     def end(self, status: str = "FINISHED") -> None:
         """The run ends: FINISHED, FAILED or KILLED. The spool is on disk when this returns."""
         self._append("end", status=status)

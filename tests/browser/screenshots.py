@@ -1,7 +1,8 @@
 """Take the pictures in docs/img of a root's pages: `python tests/browser/screenshots.py [ROOT [RUN RUN]]`.
 
 ROOT (default: runs) holds two finished pipelines or more; the two runs named are compared on a page (default: the last
-two). Needs Chromium, Playwright and Streamlit.
+two). `ROOT IMAGE` takes the picture of the tab Inpaint alone, with a mask painted over the eyes of a face. Needs
+Chromium, Playwright and Streamlit.
 """
 
 from __future__ import annotations
@@ -68,6 +69,25 @@ def shoot(page: Any, address: str, sampling: str, store: dict[str, Any]) -> None
     take(page, "sampling")
 
 
+def shoot_inpainting(page: Any, sampling: str, image: str) -> None:
+    """The tab Inpaint: a band over the eyes is painted with the mouse, and drawn anew four times."""
+    page.goto(sampling)
+    page.get_by_role("radio", name="Inpaint").click()
+    page.locator("input[type=file]").first.set_input_files(image)
+    page.locator("canvas.canvas").wait_for()
+    page.wait_for_timeout(SETTLE_MS)
+    box = page.locator("canvas.canvas").bounding_box()
+    for y in (0.36, 0.44):
+        page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + y * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + y * box["height"], steps=8)
+        page.mouse.up()
+    page.get_by_role("button", name="Inpaint", exact=True).click()
+    page.get_by_text("ldm inpaint").first.wait_for()
+    page.mouse.move(0, 0)
+    take(page, "inpaint_tab")
+
+
 def shoot_comparison(page: Any, root: Path, runs: Sequence[str]) -> None:
     """The page of `ldm compare RUN RUN --html`."""
     compared = compare.sides(root, runs)
@@ -82,6 +102,15 @@ def main(root: Path, runs: Sequence[str]) -> None:
 
     from pipeline.pages.serve import sampling_page
 
+    options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    if len(runs) == 1:  # an image
+        with sampling_page(root, free_port(8700)) as sampling, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium(), args=options)
+            page = browser.new_page(viewport={"width": 1300, "height": 700})
+            page.set_default_timeout(TIMEOUT_MS)
+            shoot_inpainting(page, sampling, runs[0])
+            browser.close()
+        return
     uri = resolve_uri(root)
     sync(root, uri)
     prepare(root, uri)
@@ -91,7 +120,6 @@ def main(root: Path, runs: Sequence[str]) -> None:
         sampling_page(root, free_port(8700), mlflow=address) as sampling,
         sync_playwright() as playwright,
     ):
-        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         browser = playwright.chromium.launch(executable_path=chromium(), args=options)
         context = browser.new_context(viewport={"width": 1400, "height": 800})
         context.add_init_script(NO_ASSISTANT)

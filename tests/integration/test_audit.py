@@ -53,6 +53,9 @@ def test_a_gate_lets_through_what_is_under_it_and_nothing_else(small: Any) -> No
     said = small.ldm("audit", *words, "--out", str(out))
     assert said.code == 0 and "samples 0" not in said.out  # they were there
     assert {name: sha256_file(out / name) for name in files} == files
+    (record,) = small.root.glob("pipelines/audit-*")  # one run of both calls, with no name of an image
+    assert '"audit/membership_auc"' in next(record.glob("spool/*.jsonl")).read_text()
+    assert sorted(path.name for path in record.iterdir()) == ["asked.json", "copies.png", "spool"]
     for more, expected in (
         (["--seed", "1"], "--out .*holds something else than this call makes"),
         (["--reference", str(made / "model")], "--reference: was trained on the same images"),

@@ -448,6 +448,12 @@ def test_a_model_is_registered_once_has_its_alias_and_loads_without_the_reposito
         )
     stage.note("see {{model:register/ab12}}")
     stage.end()
+    used = Spool(root / "pipelines" / "edit-1" / "spool", "edit/1", 1)
+    used.start("edit smiles")
+    used.uses("register/ab12")
+    used.uses("register/ab12")
+    used.end()
+    assert tracker.sync(root)["refused"] == 2  # the record went first, and knew of no model yet
     assert tracker.sync(root)["refused"] == 0, (root / "tracking" / "shipper.log").read_text()
 
     found = client(root)
@@ -457,6 +463,10 @@ def test_a_model_is_registered_once_has_its_alias_and_loads_without_the_reposito
     assert version.run_id == run.info.run_id and run.info.status == "FINISHED"
     assert version.tags["ldm.diffusion"] == "ef" and f"/runs/{run.info.run_id}" in version.description
     assert run.data.tags["mlflow.note.content"] == "see #/models/tiny/versions/1"
+    record = runs(root)["edit/1"]
+    assert record.data.tags["ldm.model"] == "tiny/1" and record.info.status == "FINISHED"
+    used_models = found.get_run(record.info.run_id).inputs.model_inputs
+    assert [f"models:/{model.model_id}" for model in used_models] == [version.source]
 
     uri = links.resolve_uri(root)
     (tmp_path / "empty").mkdir()

@@ -13,7 +13,9 @@ import pytest
 from jobs.sample import command
 from pipeline.generate import folder, samples
 from pipeline.generate.generator import Generator
-from pipeline.pages.sampling_page import command_line, models_in, places, python_lines
+from pipeline.pages.commands import command_line, python_lines
+from pipeline.pages.sampling_page import models_in
+from pipeline.pages.widgets import places
 
 NAMES = ["cat", "3", "a, b"]
 CONDITION: dict[str, Any] = {
