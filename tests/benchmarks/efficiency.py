@@ -52,6 +52,7 @@ BACKBONE, TRAINING = "diffusion.backbone", "diffusion.training"
 CANDIDATES: dict[str, list[str]] = {
     "config": [],
     "muon": [f"{TRAINING}.optimizer=muon"],
+    "average": [f"{TRAINING}.half_lives=[4000]"],
     "betas": [f"{TRAINING}.betas=[0.9, 0.95]"],
     "swiglu": [f"{BACKBONE}.swiglu=true"],
     "qk-norm": [f"{BACKBONE}.qk_norm=true"],
@@ -69,8 +70,11 @@ CANDIDATES: dict[str, list[str]] = {
 CANDIDATES["lightning"] = [
     *itertools.chain(*(CANDIDATES[n] for n in ("swiglu", "qk-norm", "rms-norm", "rope", "betas")))
 ]
-CANDIDATES["lightning-muon"] = [*CANDIDATES["lightning"], *CANDIDATES["muon"]]
-CANDIDATES["muon-64"] = [*CANDIDATES["muon"], *CANDIDATES["batch-64"]]
+COMBINED = ("muon-average", "muon-average-64", "lightning-muon-average", "lightning-muon-average-64")
+CANDIDATES |= {
+    name: [*itertools.chain(*(CANDIDATES["batch-64" if part == "64" else part] for part in name.split("-")))]
+    for name in COMBINED
+}
 
 
 class Features:
