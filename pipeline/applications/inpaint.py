@@ -1,15 +1,15 @@
 """`ldm inpaint`: what is missing of an image, drawn anew to fit what is there; also beyond its border.
 
-In latents by replacement with resampling (RePaint, `models/diffusion/inverse_samplers.py`): what is known is put in its
-place after each step, and steps are made again until the two agree. Pixels that are known come back as they were; the
-drawn ones beside them take on the step in colour that the autoencoder would leave, so that there is no seam. An image
-larger than the model's is filled window by window, each of which takes what was filled before for known.
+Each answer of the denoiser is pulled to what agrees with the known pixels, through the decoder, as in `restore.py`
+(`models/diffusion/inverse.py`, `linearised`): known latents would not do, since strokes of a brush touch nearly all.
+Known pixels come back as they were; the drawn ones beside them take on the step in colour that the autoencoder would
+leave, so that there is no seam. An image larger than the model's is filled window by window, each of which takes what
+was filled before for known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.diffusion import inverse_samplers, operators
+from models.diffusion import inverse, operators, samplers
+from models.diffusion.inversion import renoised
 from models.diffusion.process import make_path
-from pipeline.applications import given_images
+from pipeline.applications import given_images, restore
 from pipeline.applications.edit import check_model, request_of
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
@@ -27,8 +28,9 @@ from pipeline.generate import sampling
 from pipeline.generate.generator import Generator
 
 Array = np.ndarray[Any, Any]
+HOW: dict[str, Any] = {"sampler": "dpmpp_sde", "steps": 16}
+FIRST = 20.0  # noise level where the walk begins: nothing is left of the one colour that the hole is given first
 SEAM = 2.0  # pixels: standard deviation of what the step in colour at the border is spread by
-MARGIN = 1  # latents around the hole that are drawn anew as well: the encoder has seen the hole there
 
 
 def inpaint(
@@ -37,18 +39,17 @@ def inpaint(
     mask: Array,
     n: int = 1,
     to: Mapping[str, Any] | None = None,
-    again: int = 5,
     seed: int = 0,
     **how: Any,
 ) -> Images:
     """n images uint8 [n, H, W, C]: `image` [H, W, C] where mask [H, W] is 0, and something that fits elsewhere.
 
     H and W are at least the model's size. to: what shall be true of the image, by name (an attribute, `class`,
-    `caption`). again: times that each step is made. how: steps, guidance and the like, as `Generator.sample` has them.
-    Raises UserError for values the model does not know, sizes that do not fit, and a mask that asks for nothing.
+    `caption`). how: steps, sampler, guidance and the like, as `Generator.sample` has them. Raises UserError for values
+    the model does not know, sizes that do not fit, and a mask that asks for nothing.
     """
-    (height, width), factor = model.shapes[0], model.autoencoder.factor
-    request = requested(model, n, to, again, seed, **how)
+    height, width = model.shapes[0]
+    request = requested(model, n, to, seed, **how)
     check(model, image, mask)
     filled, left = np.repeat(image[None], n, axis=0), mask.astype(np.float32)
     places = [(slice(y, y + height), slice(x, x + width)) for y, x in windows(left, height, width)]
@@ -56,19 +57,15 @@ def inpaint(
     while open_places := [place for place in places if left[place].any()]:
         down, across = min(open_places, key=lambda place: left[place].sum())  # of which most is known: from there on
         part, number = filled[:, down, across], number + 1
-        filled[:, down, across] = _window(model, part, left[down, across], request, number, again, factor)
+        filled[:, down, across] = _window(model, part, left[down, across], request, number)
         left[down, across] = 0
     return filled
 
 
-def requested(
-    model: Generator, n: int, to: Mapping[str, Any] | None, again: int, seed: int, **how: Any
-) -> dict[str, Any]:
+def requested(model: Generator, n: int, to: Mapping[str, Any] | None, seed: int, **how: Any) -> dict[str, Any]:
     """What `inpaint` asks the model, checked; arguments are those of `inpaint`."""
-    if again < 1:
-        raise UserError(f"again: {again} given, expected at least 1")
     check_model(model, "inpaint", None if to else "--set")
-    return request_of(model, to or {}, n, seed=seed, **how)
+    return request_of(model, to or {}, n, seed=seed, **{**HOW, **how})
 
 
 def check(model: Generator, image: Images, mask: Array) -> None:
@@ -114,36 +111,32 @@ def _by(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} x {shape[1]}"
 
 
-def _window(
-    model: Generator, images: Images, mask: Array, request: dict[str, Any], number: int, again: int, factor: int
-) -> Images:
-    """Images [n, h, w, C] of the model's size, with what the mask marks drawn anew."""
+def _window(model: Generator, images: Images, mask: Array, request: dict[str, Any], number: int) -> Images:
+    """Images [n, h, w, C] of the model's size, with what the mask marks drawn anew. number: of the window."""
     path, known = make_path(**model.options["path"]), 1 - mask
     there = known[None, :, :, None]
     mean = (images * there).sum(axis=(1, 2), keepdims=True) / max(1.0, float(there.sum()))
     given = np.rint(images * there + mean * (1 - there)).astype(np.uint8)  # what is in the hole is not to be seen
-    made = []
+    operator = operators.masked(torch.from_numpy(known).to(model.device), restore.LOST)
+    seen = operators.through(restore.decoder(model), operator)
+    times, made = restore.walk(path, FIRST, request["steps"]), []
     for begin in range(0, len(images), request["batch_size"]):
         rows = range(begin, min(begin + request["batch_size"], len(images)))
-        z = model.encode(given[rows.start : rows.stop]).to(model.device)
-        held = operators.latent_mask(torch.from_numpy(known)[None, None].to(z), factor, MARGIN)
-        times = sampling.times_of(model.options, request, path, z.shape[2:])
+        part = given[rows.start : rows.stop]
+        z = model.encode(part).to(model.device)
+        y = operator.forward(torch.from_numpy(part.transpose(0, 3, 1, 2)).to(z) / 127.5 - 1)
         asked, null = model.told(request, rows)
-        shape = tuple(z.shape[1:])
-        noise = partial(_noise, request["seed"], number, rows=rows, shape=shape, device=model.device)
+
+        def noise(draw: int | str, rows: range = rows, shape: torch.Size = z.shape[1:]) -> torch.Tensor:
+            return sampling.noise_of(request["seed"], f"inpaint/{number}/{draw}", rows, shape, model.device)
+
         with torch.no_grad():
             lead = model.led(request, asked, null)
-            x = noise("start") * path.sigma(times[0]).float()
-            z = inverse_samplers.repaint(lead, path, x, times, asked[0], noise, held, z, again)
+            lead = inverse.linearised(lead, path, seen, y, restore.SPREAD, restore.SOLVES)
+            x = renoised(path, z, noise("start"), times[0])
+            z = samplers.sample(request["sampler"], lead, path, x, times, asked[0], noise)
         made.append(model.decode(z))
     return _joined(images, np.concatenate(made), known)
-
-
-def _noise(
-    seed: int, window: int, draw: int | str, rows: range, shape: tuple[int, ...], device: torch.device
-) -> torch.Tensor:
-    """Noise of one draw in one window, by the numbers of the drawings."""
-    return sampling.noise_of(seed, f"inpaint/{window}/{draw}", rows, shape, device)
 
 
 def _joined(images: Images, drawn: Images, known: Array) -> Images:

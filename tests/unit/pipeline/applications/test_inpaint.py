@@ -93,7 +93,6 @@ def test_windows_cover_every_hole(top: int, left: int, side: int) -> None:
         ({"mask": np.ones((4, 4), np.float32)}, "mask: of 4 x 4 pixels, and the image of 8 x 8"),
         ({"mask": np.zeros((8, 8), np.float32)}, "marks nothing"),
         ({"image": flat(6, 9), "mask": np.ones((6, 9), np.float32)}, "6 x 9 pixels, and this model makes 8 x 8"),
-        ({"again": 0}, "again: 0 given"),
         ({"to": {"smile": "big"}}, "smile"),
         ({"steps": 0}, "steps: 0 given"),
     ],
@@ -112,7 +111,7 @@ def test_the_verb_draws_and_goes_on(model: Generator, tmp_path: Path, monkeypatc
     Image.fromarray(flat(12, 10)).save(tmp_path / "a.png")
     Image.fromarray((255 * hole((12, 10), 2, 3, 4)).astype(np.uint8)).save(tmp_path / "mask.png")
     out, mask = tmp_path / "out", str(tmp_path / "mask.png")
-    asked = ["m", str(tmp_path / "a.png"), "--out", str(out), "--mask", mask, "-n", "2", "--steps", "4", "--again", "2"]
+    asked = ["m", str(tmp_path / "a.png"), "--out", str(out), "--mask", mask, "-n", "2", "--steps", "4"]
     assert CliRunner().invoke(command, asked, catch_exceptions=False).exit_code == 0
     names = ["a-0.png", "a-1.png", "asked.json", "grid.png"]
     assert sorted(file.name for file in out.iterdir()) == names
