@@ -150,8 +150,8 @@ def main() -> None:
         same = all((one[~where] == clean[~where]).all() for one in drawn)
         apart = [np.abs(a[where].astype(int) - b[where]).mean() for a, b in itertools.combinations(drawn, 2)]
         least = min(len({one.tobytes() for one in drawn[:, i]}) for i in range(len(clean)))
-        print(f"\nKnown pixels are {'equal' if same else 'NOT EQUAL'}; at least {least} of the {SAMPLES} samples of an image "
-              f"differ, by {np.mean(apart):.1f} gray levels in the hole. {seconds:.1f} s an image.", flush=True)  # fmt: skip
+        print(f"\nKnown pixels are {'equal' if same else 'NOT EQUAL'}. Samples of an image that differ: {least}, "
+              f"by {np.mean(apart):.1f} gray levels in the hole. {seconds:.1f} s an image.", flush=True)  # fmt: skip
         holed = np.where(where, np.uint8(255), clean)
         rows = zip(holed, sets["biharmonic"][0], *drawn[:2], clean, strict=True)
         shown += [one for row in itertools.islice(rows, SHOWN) for one in row]
