@@ -1,7 +1,7 @@
 """Held-out images with a hole that a trained model fills, beside biharmonic inpainting and the mean colour.
 
     python tests/benchmarks/inpainting.py CONFIG --alexnet alex_shift_tolerant.pth [--judges FOLDER] [-n 24] [--first 0]
-        [--steps 16] [--picture FILE.png] [KEY=VALUE]...
+        [--steps 12] [--temperature 0.7] [--picture FILE.png] [KEY=VALUE]...
 
 CONFIG: of a run that is trained. Two holes an image, seeded: a box of a quarter of its area somewhere, and strokes of a
 brush that cover as much. The model draws four samples, told nothing of the image. Biharmonic: `inpaint_biharmonic` of
@@ -114,7 +114,8 @@ def main() -> None:
     parser.add_argument("-n", "--count", type=int, default=24)
     parser.add_argument("--first", type=int, default=0, help="Number of the first held-out image.")
     parser.add_argument("--holes", default=",".join(HOLES))
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--picture", type=Path)
     given, overrides = parser.parse_known_args()
     model, clean, _ = opened(given.config, overrides, given.first + given.count)
@@ -135,7 +136,7 @@ def main() -> None:
         pairs = list(zip(clean, masks, strict=True))
         begun = time.monotonic()
         drawn = np.stack([
-            inpaint(model, image, mask, SAMPLES, seed=i, steps=given.steps)
+            inpaint(model, image, mask, SAMPLES, seed=i, steps=given.steps, temperature=given.temperature)
             for i, (image, mask) in enumerate(pairs, given.first)
         ]).swapaxes(0, 1)  # [SAMPLES, n, H, W, C]  # fmt: skip
         seconds = (time.monotonic() - begun) / len(clean)
