@@ -3,9 +3,9 @@
 A walk begins from a smooth filling, under as much noise as hides what is as large as the hole. Each answer of the
 denoiser is pulled to what agrees with the known pixels, through the decoder, as in `restore.py`
 (`models/diffusion/inverse.py`, `linearised`): known latents would not do, since strokes of a brush touch nearly all.
-Known pixels come back as they were; the drawn ones beside them take on the step in colour that the autoencoder would
-leave, so that there is no seam. An image larger than the model's is filled window by window, each of which takes what
-was filled before for known.
+Known pixels come back as they were. What the drawn image lacks there goes on smoothly into the hole, so that there is
+no seam, and a stroke gets back what the autoencoder has lost (Pérez et al. 2003, "Poisson Image Editing"). An image
+larger than the model's is filled window by window, each of which takes what was filled before for known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage, sparse
 from scipy.sparse import linalg
 
@@ -34,7 +33,6 @@ Array = np.ndarray[Any, Any]
 HOW: dict[str, Any] = {"sampler": "dpmpp_sde", "steps": 12}
 FIRST = (1.0, 20.0)  # noise levels where a walk may begin
 TEMPERATURE = 0.7  # at 1 the 3 dB that a sample is further off than the mean cost faces their identity
-SEAM = 2.0  # pixels: standard deviation of what the step in colour at the border is spread by
 
 
 def inpaint(
@@ -126,7 +124,7 @@ def _window(
 ) -> Images:
     """Images [n, h, w, C] of the model's size, with what the mask marks drawn anew. number: of the window."""
     path, known = make_path(**model.options["path"]), 1 - mask
-    given = filled(images, known)
+    given = _bytes(smooth(images, known)) if known.any() else np.full_like(images, 127)
     operator = operators.masked(torch.from_numpy(known).to(model.device), restore.LOST)
     seen = operators.through(restore.decoder(model), operator)
     times, made = restore.walk(path, first_level(mask, model.autoencoder.factor), request["steps"]), []
@@ -158,43 +156,27 @@ def first_level(mask: Array, factor: int) -> float:
     return float(np.clip(ndimage.distance_transform_edt(mask).max() / factor, *FIRST))
 
 
-def filled(images: Images, known: Array) -> Images:
-    """Images [n, h, w, C] with a smooth surface where known [h, w] is 0: each pixel there is the mean of its neighbours
-    (Laplace's equation; beyond the border it goes on as at it). Gray where nothing is known."""
-    if not known.any():
-        return np.full_like(images, 127)
-    height, width = known.shape
-    number = np.arange(height * width).reshape(height, width)
-    pairs = np.concatenate([
-        np.stack([number[:-1].ravel(), number[1:].ravel()]), np.stack([number[:, :-1].ravel(), number[:, 1:].ravel()])
-    ], axis=1)  # fmt: skip
-    ones = np.ones(pairs.shape[1])
-    beside = sparse.coo_array((ones, pairs), (known.size, known.size)).tocsr()
-    beside = beside + beside.T
+def smooth(values: Array, known: Array) -> Array:
+    """Values [n, h, w, C], float64, where known [h, w] is 1; elsewhere each is the mean of its neighbours (Laplace's
+    equation; beyond the border it goes on as at it). Something must be known."""
+    cells = np.arange(known.size).reshape(known.shape)
+    pairs = np.hstack([[cells[:-1].ravel(), cells[1:].ravel()], [cells[:, :-1].ravel(), cells[:, 1:].ravel()]])
+    one_way = sparse.coo_array((np.ones(pairs.shape[1]), pairs), (known.size, known.size)).tocsr()
+    beside = one_way + one_way.T
     hole, there = np.flatnonzero(known == 0), np.flatnonzero(known)
-    pixels = images.reshape(len(images), known.size, -1).transpose(1, 0, 2).reshape(known.size, -1).astype(np.float64)
+    found = np.moveaxis(values, 0, 2).reshape(known.size, -1).astype(np.float64)  # [h w, n C]
     matrix = sparse.diags_array(beside.sum(axis=1)[hole]) - beside[hole][:, hole]
-    pixels[hole] = linalg.splu(matrix.tocsc()).solve(beside[hole][:, there] @ pixels[there])
-    found = pixels.reshape(known.size, len(images), -1).transpose(1, 0, 2).reshape(images.shape)
-    return np.rint(found).clip(0, 255).astype(np.uint8)
+    found[hole] = linalg.splu(matrix.tocsc()).solve(beside[hole][:, there] @ found[there])
+    return np.moveaxis(found.reshape(*known.shape, len(values), -1), 2, 0)
 
 
 def _joined(images: Images, drawn: Images, known: Array) -> Images:
-    """`images` where known [h, w] is 1; elsewhere `drawn`, plus the difference of the two at the border, spread into
-    the hole and falling off in it."""
-    there = torch.from_numpy(known)[None, None].float()
-    apart = torch.from_numpy(images.astype(np.float32) - drawn).permute(0, 3, 1, 2) * there
-    near = _blurred(there)
-    step = (_blurred(apart) / near.clamp(min=1e-3)) * (2 * near).clamp(max=1.0)
-    whole = drawn + step.permute(0, 2, 3, 1).numpy() * (1 - known[None, :, :, None])
-    return np.where(known[None, :, :, None] == 1, images, np.rint(whole).clip(0, 255).astype(np.uint8))
+    """`images` where known [h, w] is 1; elsewhere `drawn`, and the smooth continuation of the difference of the two."""
+    if not known.any():
+        return drawn
+    apart = smooth(images.astype(np.float64) - drawn, known)
+    return _bytes(drawn + apart)
 
 
-def _blurred(x: torch.Tensor) -> torch.Tensor:
-    """x [n, c, h, w] under a Gaussian of SEAM pixels; beyond the border as at it."""
-    reach = int(3 * SEAM)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / SEAM) ** 2)
-    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
-    x = F.pad(x, (reach,) * 4, mode="replicate")
-    x = F.conv2d(x, kernel, groups=x.shape[1])
-    return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
+def _bytes(values: Array) -> Images:
+    return np.rint(values).clip(0, 255).astype(np.uint8)
