@@ -183,8 +183,8 @@ def through(decode: Map, operator: Operator) -> Operator:
 
 
 def latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """Pixels that are known, [n, 1, H, W] of 1 and 0 -> latents that are, [n, 1, H / factor, W / factor]: those of which
-    all pixels of their factor x factor patch are. Encoder and decoder look beyond it, so that a latent beside a hole
+    """Pixels that are known, [n, 1, H, W] of 1 and 0 -> latents that are, [n, 1, H / factor, W / factor]: those whose
+    patch of factor x factor pixels is all known. Encoder and decoder look beyond it, so that a latent beside a hole
     holds some of what is in the hole."""
     if mask.shape[-1] % factor or mask.shape[-2] % factor:
         raise ValueError(f"mask: expected sides that {factor} divides, got {mask.shape[-2]} x {mask.shape[-1]}")
