@@ -206,7 +206,7 @@ def measurement(
 
 def decoder(model: Generator) -> Callable[[Tensor], Tensor]:
     """Normalised latents [n, C, h, w] -> pixels [n, c, H, W] in about [-1, 1], with gradients."""
-    return lambda z: model.autoencoder.decode(model.space.restore(z)).float()  # type: ignore[no-any-return]
+    return lambda z: model.autoencoder.decode(model.space.restore(z)).float()
 
 
 def walk(path: Path, first: float, steps: int) -> Tensor:
