@@ -7,7 +7,7 @@ x0 are what the denoiser is of, normalised latents as a rule. Operators here act
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,45 +115,36 @@ def gray(deviation: float) -> Linear:
     )
 
 
-def jpeg(luma: Tensor, chroma: Tensor, measured: Tensor, shares: tuple[float, float], deviation: float) -> Linear:
-    """What JPEG files say of images, [n, 1 or 3, h, w] -> [n, m], whose sides 16 divides: cosine coefficients of blocks
-    of 8 x 8, those of colour of half the sides. In units of their deviations, so that y's is 1.
+def jpeg(luma: Tensor, chroma: Tensor, shape: Sequence[int], share: float, deviation: float) -> Linear:
+    """What a JPEG file says of images of a shape [1 or 3, h, w], whose sides 16 divides: cosine coefficients of blocks
+    of 8 x 8, those of colour of half the sides, [n, 1 or 3, h, w] -> [n, m]. In units of their deviations: y's is 1.
 
     luma, chroma: tables [8, 8] of the steps q to which coefficients are rounded, in the images' units (ITU-T T.81).
-    measured: the images that the files hold, [n, 1 or 3, h, w]. shares: deviation of what rounding takes, of a step,
-    taken for normal, where it left 0 and elsewhere: 1 / sqrt(12) if it is uniform, less at 0, which most coefficients
-    were near. deviation: of noise in pixels, besides.
+    share: deviation of what rounding takes, of a step, taken for normal; 1 / sqrt(12) if it is uniform. deviation: of
+    noise in pixels, besides.
     """
     k = torch.arange(8)
     basis = 0.5 * torch.cos(math.pi / 8 * k[:, None] * (k + 0.5))  # DCT-II
     basis[0] /= math.sqrt(2)  # now orthonormal
+    scales = [torch.rsqrt((share * table).square() + deviation**2) for table in (luma, chroma)]
 
-    def blocks(x: Tensor) -> Tensor:
+    def blocks(x: Tensor, scale: Tensor) -> Tensor:
         parts = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8))  # [n, c, h / 8, 8, w / 8, 8]
-        return torch.einsum("ui,ncaibj,vj->ncabuv", basis.to(x), parts, basis.to(x))
-
-    def coefficients(x: Tensor) -> list[Tensor]:
-        if x.shape[1] == 1:
-            return [blocks(x)]
-        ycc = torch.einsum("dc,nchw->ndhw", torch.tensor(YCC).to(x), x)
-        return [blocks(ycc[:, :1]), blocks(F.avg_pool2d(ycc[:, 1:], 2))]
-
-    def scale(seen: Tensor, table: Tensor) -> Tensor:
-        share = torch.where(seen.abs() < 0.5 * table.to(seen), *shares)
-        return torch.rsqrt((share * table.to(seen)).square() + deviation**2)
-
-    scales = [scale(*pair) for pair in zip(coefficients(measured), (luma, chroma), strict=False)]
+        return (torch.einsum("ui,ncaibj,vj->ncabuv", basis.to(x), parts, basis.to(x)) * scale.to(x)).flatten(1)
 
     def forward(x: Tensor) -> Tensor:
-        return torch.cat([(c * s).flatten(1) for c, s in zip(coefficients(x), scales, strict=True)], 1)
+        if x.shape[1] == 1:
+            return blocks(x, scales[0])
+        ycc = torch.einsum("dc,nchw->ndhw", torch.tensor(YCC).to(x), x)
+        return torch.cat([blocks(ycc[:, :1], scales[0]), blocks(F.avg_pool2d(ycc[:, 1:], 2), scales[1])], 1)
 
     def adjoint(y: Tensor) -> Tensor:
         with torch.enable_grad():
-            x = torch.zeros_like(measured, dtype=y.dtype).requires_grad_()
+            x = y.new_zeros((len(y), *shape)).requires_grad_()
             (found,) = torch.autograd.grad(forward(x), x, y)  # of a linear map, the same at every x
         return found
 
-    largest = max(float(s.max()) for s in scales)
+    largest = max(float(scale.max()) for scale in scales)
     return Linear(forward, 1.0, adjoint, largest * float(torch.linalg.matrix_norm(torch.tensor(YCC), 2)))
 
 

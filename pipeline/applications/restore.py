@@ -49,8 +49,9 @@ FIRST, LAST = dict.fromkeys(TASKS, 3.0) | {"jpeg": 0.4}, 0.05
 LOST = 0.04  # deviation of what an autoencoder loses, of a range of 2: 34 dB
 LEFT = dict.fromkeys(TASKS, LOST) | {"jpeg": 0.08}  # of what is wrong at the end, before the measured pixels mend it
 ROUNDING = 1 / math.sqrt(12) / 127.5  # deviation of what 8 bits lose
-# deviation of what JPEG takes of a coefficient, of its step, where it left 0 and elsewhere (64 faces of quality 10)
-ROUNDED = (0.09, 0.30)
+# deviation of what JPEG takes of a coefficient, of its step: most are rounded to 0 and were near it (0.09 in 64 faces
+# of quality 10, where the others have 0.30)
+ROUNDED = 0.08
 SPREAD = 4.0  # 1 draws finer details and is 0.7 dB further from the clean image, at noise of 50
 SOLVES, LAST_SOLVES = 3, 24
 Pair = tuple[int, int]  # height and width, or top and left, in pixels
@@ -177,21 +178,22 @@ def blended(parts: Tensor, places: Sequence[Pair], sides: Pair, ratio: int) -> T
 def measurement(
     task: str,
     given: Mapping[str, Any],
+    channels: int,
     sides: Pair,
     window: Pair,
     places: Sequence[Pair],
     lost: float,
-) -> Callable[[Sequence[int], Tensor], Linear]:
-    """(numbers of places, the windows y there) -> what y says of windows of images of these sides. lost: deviation of
-    what the model cannot show, which counts as noise. What a window's outside takes part in is not measured: 0."""
+) -> Callable[[Sequence[int]], Linear]:
+    """The numbers of places -> what is measured of the windows there, of images of these sides. lost: deviation of what
+    the model cannot show, which counts as noise. What a window's outside takes part in is not measured: 0."""
     noise = max((given["noise"] or 0.0) / 127.5, ROUNDING)
     if task == "denoise":
-        return lambda *_: operators.masked(torch.ones(()), math.hypot(noise, lost))
+        return lambda _: operators.masked(torch.ones(()), math.hypot(noise, lost))
     if task == "colorize":
-        return lambda *_: operators.gray(math.hypot(noise, lost))
+        return lambda _: operators.gray(math.hypot(noise, lost))
     if task == "jpeg":
         luma, chroma = (torch.from_numpy(table) / 127.5 for table in tables(given["quality"]))
-        return lambda _, part: operators.jpeg(luma, chroma, part, ROUNDED, lost)
+        return lambda _: operators.jpeg(luma, chroma, (channels, *window), ROUNDED, lost)
     scale = given["factor"] or 1
     whole = [operators.bicubic(side, scale) if scale > 1 else operators.gaussian(side, given["blur"]) for side in sides]
     parts: list[list[Tensor]] = [[], []]
@@ -201,7 +203,7 @@ def measurement(
             part = whole[axis][begin // scale : (begin + side) // scale, begin : begin + side]
             parts[axis].append(part * (part.sum(1, keepdim=True) - 1).abs().lt(0.01))
     rows, columns = map(torch.stack, parts)
-    return lambda numbers, _: operators.separable(rows[numbers], columns[numbers], math.hypot(noise, lost))
+    return lambda numbers: operators.separable(rows[numbers], columns[numbers], math.hypot(noise, lost))
 
 
 def decoder(model: Generator) -> Callable[[Tensor], Tensor]:
@@ -237,14 +239,14 @@ def _restored(
             return operator.forward(part)
         return part * operator.forward(part.new_ones(1, channels, *size)).gt(0.5)  # 0 where it is not measured
 
-    operator_of = measurement(task, given, sides, window, places, LOST)
+    operator_of = measurement(task, given, channels, sides, window, places, LOST)
     count, size = len(places) * n, request["batch_size"]
     chunks = [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
     asked, null = model.told(request, rows)
     told = [_rows(asked[0], [row % n for row in range(count)[chunk]]) for chunk in chunks]
     leads, windows = [], cut(y, places, window, scale)
     for chunk, known in zip(chunks, told, strict=True):
-        operator = operator_of([row // n for row in range(count)[chunk]], windows[chunk])
+        operator = operator_of([row // n for row in range(count)[chunk]])
         lead = model.led(request, [known], null)
         part = seen(operator, windows[chunk], window)
         leads.append(inverse.linearised(lead, path, operators.through(decode, operator), part, SPREAD, SOLVES))
@@ -270,7 +272,7 @@ def _restored(
         z = samplers.sample(request["sampler"], whole, path, x, times, {}, lambda step: noise(f"restore/{step}"))
         pixels = torch.cat([decode(part) for part in cut(z, places, window, patch).split(size)])
         found = blended(pixels, places, sides, 1)
-    operator = measurement(task, given, sides, sides, [(0, 0)], 0.0)([0], y)
+    operator = measurement(task, given, channels, sides, sides, [(0, 0)], 0.0)([0])
     return inverse.corrected(operator, seen(operator, y, sides), found, LEFT[task] ** 2, LAST_SOLVES)
 
 

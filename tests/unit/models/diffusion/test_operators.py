@@ -51,7 +51,7 @@ def test_operators_of_photographs_have_adjoints_and_bounds():
     steps = torch.randint(5, 60, (2, 8, 8), generator=generator).double()
     reduced = operators.separable(operators.bicubic(16, 2), operators.bicubic(32, 2), 0.1)
     softened = operators.separable(operators.gaussian(16, 1.3), operators.gaussian(32, 1.3), 0.1)
-    compressed = operators.jpeg(steps[0], steps[1], 30 * x, (0.1, 0.3), 0.1)
+    compressed = operators.jpeg(steps[0], steps[1], (3, 16, 32), 0.3, 0.1)
     for a, shape in ((reduced, (3, 8, 16)), (softened, (3, 16, 32)), (operators.gray(0.1), (1, 16, 32)),
                      (compressed, (768,))):  # fmt: skip
         seen = a.forward(x)
@@ -85,14 +85,10 @@ def test_what_a_jpeg_file_says_holds_for_what_it_was_made_of():
     Image.fromarray(pixels).save(file, "JPEG", quality=30)
     opened = Image.open(file)
     steps = torch.tensor(opened.quantization[0]).float().reshape(8, 8)
-    a = operators.jpeg(steps, steps, torch.zeros(1, 1, 32, 32), (1.0, 1.0), 0.0)
+    a = operators.jpeg(steps, steps, (1, 32, 32), 1.0, 0.0)
     before, after = (a.forward(torch.from_numpy(np.array(p, np.float32))[None, None]) for p in (pixels, opened))
     apart = (before - after).abs()  # in steps
     assert 0.3 < float(apart.max()) < 0.5 + 2 / float(steps.min())  # pixels of the file are rounded as well
-    file_says = torch.from_numpy(np.array(opened, np.float32))[None, None]
-    sure = operators.jpeg(steps, steps, file_says, (0.1, 0.4), 0.0).forward(torch.ones(1, 1, 32, 32) + file_says)
-    plain = a.forward(torch.ones(1, 1, 32, 32) + file_says)
-    torch.testing.assert_close(sure, plain / torch.where(after.abs() < 0.5, 0.1, 0.4))  # as 0 says more than others do
 
 
 def test_a_curved_operator_is_followed_by_its_derivative():

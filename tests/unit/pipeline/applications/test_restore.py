@@ -78,7 +78,7 @@ def test_blur_is_taken_off_and_a_jpeg_file_stays_what_it_was(model: Generator) -
     blocks = np.asarray(Image.open(file))[None]
     found = restore(model, blocks, "jpeg", quality=8, **FEW)
     steps = [torch.from_numpy(table) for table in tables(8)]
-    a = operators.jpeg(*steps, torch.zeros(1, 3, 16, 16), (1.0, 1.0), 0.0)  # in steps
+    a = operators.jpeg(*steps, (3, 16, 16), 1.0, 0.0)  # in steps
     apart = [
         a.forward(torch.from_numpy(x[:, :, :16].transpose(0, 3, 1, 2).astype(np.float32))) for x in (found, blocks)
     ]
