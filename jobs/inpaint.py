@@ -20,14 +20,16 @@ from jobs.sample import pairs
 @click.option("--pad", default=0, type=click.IntRange(0), help="Pixels that are added on all sides, and drawn.")
 @click.option("-n", "--count", default=1, show_default=True, type=click.IntRange(1), help="Drawings of each image.")
 @click.option("--set", "to", multiple=True, help="NAME=VALUE that shall be true: an attribute, class or caption.")
-@click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Steps from noise to image.")
-@click.option("--again", default=5, show_default=True, type=click.IntRange(1), help="Times that each step is made.")
+@click.option("--steps", default=12, show_default=True, type=click.IntRange(1), help="Steps from noise to image.")
+@click.option(
+    "--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 1), help="Share of the noise: variety."
+)
 @click.option("--guidance", default=None, type=click.FloatRange(0), help="Guidance scale; default: the model's.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed; others, other drawings.")
 @click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(
     model: str, images: tuple[Path, ...], out: Path, mask: Path | None, pad: int, count: int, to: tuple[str, ...],
-    steps: int, again: int, guidance: float | None, seed: int, root: Path,
+    steps: int, temperature: float, guidance: float | None, seed: int, root: Path,
 ) -> None:  # fmt: skip
     """Draw what --mask marks in IMAGES (files, or folders), or what --pad adds to them, with MODEL. What is known stays
     as it is, pixel by pixel, at the images' own size. A PNG each, and grid.png, a row an image: what was known, then
@@ -47,11 +49,11 @@ def command(
     asked = pairs("--set", to)
     generator = load_pretrained(model, root=root)
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
-    requested(generator, count, asked, again, seed, **how)
+    requested(generator, count, asked, temperature, seed, **how)
     for file in files:  # what is wrong with any of them is said before the first is drawn
         check(generator, *canvas(file, mask, pad, generator.channels))
     given = {"mask": sha256_file(mask)} if mask else {}
-    info = {**given, "pad": pad, "count": count, "set": asked, "again": again, "seed": seed, **how}
+    info = {**given, "pad": pad, "count": count, "set": asked, "temperature": temperature, "seed": seed, **how}
     made_images.begin(out, generator, files, info)
     ways = [str(i) for i in range(count)] if count > 1 else [None]
     shown = []
@@ -59,7 +61,7 @@ def command(
         pixels, marked = canvas(file, mask, pad, generator.channels)
         shown.append([made_images.cell(np.where(marked[:, :, None] == 1, np.uint8(127), pixels))])
         if made_images.missing(out, [file], ways):
-            drawn = inpaint(generator, pixels, marked, count, asked, again, seed, **how)
+            drawn = inpaint(generator, pixels, marked, count, asked, temperature, seed, **how)
             for way, image in zip(ways, drawn, strict=True):
                 made_images.put(made_images.place(out, file, way), image)
     made_images.finish(out, files, ways, shown)

@@ -173,16 +173,13 @@ def through(decode: Map, operator: Operator) -> Operator:
     return Operator(lambda x0: operator.forward(decode(x0)), operator.deviation)
 
 
-def latent_mask(mask: Tensor, factor: int, margin: int = 0) -> Tensor:
-    """Pixels that are known, [n, 1, H, W] of 1 and 0 -> latents that are, [n, 1, H / factor, W / factor].
-
-    A latent is known if all pixels of its factor x factor patch are, and those of `margin` latents around it: encoder
-    and decoder look beyond a patch, so a latent beside a hole holds some of what is in the hole.
-    """
+def latent_mask(mask: Tensor, factor: int) -> Tensor:
+    """Pixels that are known, [n, 1, H, W] of 1 and 0 -> latents that are, [n, 1, H / factor, W / factor]: those whose
+    patch of factor x factor pixels is all known. Encoder and decoder look beyond it, so that a latent beside a hole
+    holds some of what is in the hole."""
     if mask.shape[-1] % factor or mask.shape[-2] % factor:
         raise ValueError(f"mask: expected sides that {factor} divides, got {mask.shape[-2]} x {mask.shape[-1]}")
-    unknown = F.max_pool2d(1.0 - mask.float(), factor)
-    return 1.0 - F.max_pool2d(unknown, 2 * margin + 1, stride=1, padding=margin)
+    return 1.0 - F.max_pool2d(1.0 - mask.float(), factor)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

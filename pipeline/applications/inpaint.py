@@ -1,25 +1,28 @@
 """`ldm inpaint`: what is missing of an image, drawn anew to fit what is there; also beyond its border.
 
-In latents by replacement with resampling (RePaint, `models/diffusion/inverse_samplers.py`): what is known is put in its
-place after each step, and steps are made again until the two agree. Pixels that are known come back as they were; the
-drawn ones beside them take on the step in colour that the autoencoder would leave, so that there is no seam. An image
+A walk begins from a smooth filling, under as much noise as hides what is as large as the hole. Each answer of the
+denoiser is pulled to what agrees with the known pixels, through the decoder, as in `restore.py`
+(`models/diffusion/inverse.py`, `linearised`): known latents would not do, since strokes of a brush touch nearly all.
+Known pixels come back as they were. What the drawn image lacks there goes on smoothly into the hole, so that there is
+no seam, and a stroke gets back what the autoencoder has lost (Pérez et al. 2003, "Poisson Image Editing"). An image
 larger than the model's is filled window by window, each of which takes what was filled before for known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy import ndimage, sparse
+from scipy.sparse import linalg
 
-from models.diffusion import inverse_samplers, operators
+from models.diffusion import inverse, operators, samplers
+from models.diffusion.inversion import renoised
 from models.diffusion.process import make_path
-from pipeline.applications import given_images
+from pipeline.applications import given_images, restore
 from pipeline.applications.edit import check_model, check_places, request_of
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
@@ -27,8 +30,9 @@ from pipeline.generate import sampling
 from pipeline.generate.generator import Generator
 
 Array = np.ndarray[Any, Any]
-SEAM = 2.0  # pixels: standard deviation of what the step in colour at the border is spread by
-MARGIN = 1  # latents around the hole that are drawn anew as well: the encoder has seen the hole there
+HOW: dict[str, Any] = {"sampler": "dpmpp_sde", "steps": 12}
+FIRST = (1.0, 20.0)  # noise levels where a walk may begin
+TEMPERATURE = 0.7  # at 1 the 3 dB that a sample is further off than the mean cost faces their identity
 
 
 def inpaint(
@@ -37,18 +41,19 @@ def inpaint(
     mask: Array,
     n: int = 1,
     to: Mapping[str, Any] | None = None,
-    again: int = 5,
+    temperature: float = TEMPERATURE,
     seed: int = 0,
     **how: Any,
 ) -> Images:
     """n images uint8 [n, H, W, C]: `image` [H, W, C] where mask [H, W] is 0, and something that fits elsewhere.
 
     H and W are at least the model's size. to: what shall be true of the image, by name (an attribute, `class`,
-    `caption`). again: times that each step is made. how: steps, guidance and the like, as `Generator.sample` has them.
-    Raises UserError for values the model does not know, sizes that do not fit, and a mask that asks for nothing.
+    `caption`). temperature: in [0, 1], a factor of all noise: less is smoother, and drawings are more alike. how:
+    steps, sampler, guidance and the like, as `Generator.sample` has them. Raises UserError for values the model does
+    not know, sizes that do not fit, and a mask that asks for nothing.
     """
-    request = requested(model, n, to, again, seed, **how)
-    (height, width), factor = model.shapes[0], model.autoencoder.factor
+    request = requested(model, n, to, temperature, seed, **how)
+    height, width = model.shapes[0]
     check(model, image, mask)
     filled, left = np.repeat(image[None], n, axis=0), mask.astype(np.float32)
     places = [(slice(y, y + height), slice(x, x + width)) for y, x in windows(left, height, width)]
@@ -56,20 +61,20 @@ def inpaint(
     while open_places := [place for place in places if left[place].any()]:
         down, across = min(open_places, key=lambda place: left[place].sum())  # of which most is known: from there on
         part, number = filled[:, down, across], number + 1
-        filled[:, down, across] = _window(model, part, left[down, across], request, number, again, factor)
+        filled[:, down, across] = _window(model, part, left[down, across], request, number, temperature)
         left[down, across] = 0
     return filled
 
 
 def requested(
-    model: Generator, n: int, to: Mapping[str, Any] | None, again: int, seed: int, **how: Any
+    model: Generator, n: int, to: Mapping[str, Any] | None, temperature: float, seed: int, **how: Any
 ) -> dict[str, Any]:
     """What `inpaint` asks the model, checked; arguments are those of `inpaint`."""
-    if again < 1:
-        raise UserError(f"again: {again} given, expected at least 1")
+    if not 0 <= temperature <= 1:
+        raise UserError(f"temperature: {temperature:g} given, expected 0 to 1")
     check_model(model, "inpaint", None if to else "--set")
     check_places(model, "inpaint")
-    return request_of(model, to or {}, n, seed=seed, **how)
+    return request_of(model, to or {}, n, seed=seed, **{**HOW, **how})
 
 
 def check(model: Generator, image: Images, mask: Array) -> None:
@@ -116,53 +121,63 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _window(
-    model: Generator, images: Images, mask: Array, request: dict[str, Any], number: int, again: int, factor: int
+    model: Generator, images: Images, mask: Array, request: dict[str, Any], number: int, temperature: float
 ) -> Images:
-    """Images [n, h, w, C] of the model's size, with what the mask marks drawn anew."""
+    """Images [n, h, w, C] of the model's size, with what the mask marks drawn anew. number: of the window."""
     path, known = make_path(**model.options["path"]), 1 - mask
-    there = known[None, :, :, None]
-    mean = (images * there).sum(axis=(1, 2), keepdims=True) / max(1.0, float(there.sum()))
-    given = np.rint(images * there + mean * (1 - there)).astype(np.uint8)  # what is in the hole is not to be seen
-    made = []
+    given = _bytes(smooth(images, known)) if known.any() else np.full_like(images, 127)
+    operator = operators.masked(torch.from_numpy(known).to(model.device), restore.LOST)
+    seen = operators.through(restore.decoder(model), operator)
+    times, made = restore.walk(path, first_level(mask, model.autoencoder.factor), request["steps"]), []
     for begin in range(0, len(images), request["batch_size"]):
         rows = range(begin, min(begin + request["batch_size"], len(images)))
-        z = model.encode(given[rows.start : rows.stop]).to(model.device)
-        held = operators.latent_mask(torch.from_numpy(known)[None, None].to(z), factor, MARGIN)
-        times = sampling.times_of(model.options, request, path, z.shape[2:])
+        part = given[rows.start : rows.stop]
+        z = model.encode(part).to(model.device)
+        y = operator.forward(torch.from_numpy(part.transpose(0, 3, 1, 2)).to(z) / 127.5 - 1)
         asked, null = model.told(request, rows)
-        shape = tuple(z.shape[1:])
-        noise = partial(_noise, request["seed"], number, rows=rows, shape=shape, device=model.device)
+
+        def noise(draw: int | str, rows: range = rows, shape: torch.Size = z.shape[1:]) -> torch.Tensor:
+            fresh = sampling.noise_of(request["seed"], f"inpaint/{number}/{draw}", rows, shape, model.device)
+            return temperature * fresh
+
         with torch.no_grad():
             lead = model.led(request, asked, null)
-            x = noise("start") * path.sigma(times[0]).float()
-            z = inverse_samplers.repaint(lead, path, x, times, asked[0], noise, held, z, again)
+            lead = inverse.linearised(lead, path, seen, y, restore.SPREAD, restore.SOLVES)
+            x = renoised(path, z, noise("start"), times[0])
+            z = samplers.sample(request["sampler"], lead, path, x, times, asked[0], noise)
         made.append(model.decode(z))
     return _joined(images, np.concatenate(made), known)
 
 
-def _noise(
-    seed: int, window: int, draw: int | str, rows: range, shape: tuple[int, ...], device: torch.device
-) -> torch.Tensor:
-    """Noise of one draw in one window, by the numbers of the drawings."""
-    return sampling.noise_of(seed, f"inpaint/{window}/{draw}", rows, shape, device)
+def first_level(mask: Array, factor: int) -> float:
+    """The noise level where a walk begins: the radius, in latents, of the largest circle that nothing is known in. The
+    mean of as many latents has a noise of about 1 there, as the latents themselves have."""
+    if mask.all():
+        return FIRST[1]
+    return float(np.clip(ndimage.distance_transform_edt(mask).max() / factor, *FIRST))
+
+
+def smooth(values: Array, known: Array) -> Array:
+    """Values [n, h, w, C], float64, where known [h, w] is 1; elsewhere each is the mean of its neighbours (Laplace's
+    equation; beyond the border it goes on as at it). Something must be known."""
+    cells = np.arange(known.size).reshape(known.shape)
+    pairs = np.hstack([[cells[:-1].ravel(), cells[1:].ravel()], [cells[:, :-1].ravel(), cells[:, 1:].ravel()]])
+    one_way = sparse.coo_array((np.ones(pairs.shape[1]), pairs), (known.size, known.size)).tocsr()
+    beside = one_way + one_way.T
+    hole, there = np.flatnonzero(known == 0), np.flatnonzero(known)
+    found = np.moveaxis(values, 0, 2).reshape(known.size, -1).astype(np.float64)  # [h w, n C]
+    matrix = sparse.diags_array(beside.sum(axis=1)[hole]) - beside[hole][:, hole]
+    found[hole] = linalg.splu(matrix.tocsc()).solve(beside[hole][:, there] @ found[there])
+    return np.moveaxis(found.reshape(*known.shape, len(values), -1), 2, 0)
 
 
 def _joined(images: Images, drawn: Images, known: Array) -> Images:
-    """`images` where known [h, w] is 1; elsewhere `drawn`, plus the difference of the two at the border, spread into
-    the hole and falling off in it."""
-    there = torch.from_numpy(known)[None, None].float()
-    apart = torch.from_numpy(images.astype(np.float32) - drawn).permute(0, 3, 1, 2) * there
-    near = _blurred(there)
-    step = (_blurred(apart) / near.clamp(min=1e-3)) * (2 * near).clamp(max=1.0)
-    whole = drawn + step.permute(0, 2, 3, 1).numpy() * (1 - known[None, :, :, None])
-    return np.where(known[None, :, :, None] == 1, images, np.rint(whole).clip(0, 255).astype(np.uint8))
+    """`images` where known [h, w] is 1; elsewhere `drawn`, and the smooth continuation of the difference of the two."""
+    if not known.any():
+        return drawn
+    apart = smooth(images.astype(np.float64) - drawn, known)
+    return _bytes(drawn + apart)
 
 
-def _blurred(x: torch.Tensor) -> torch.Tensor:
-    """x [n, c, h, w] under a Gaussian of SEAM pixels; beyond the border as at it."""
-    reach = int(3 * SEAM)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / SEAM) ** 2)
-    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
-    x = F.pad(x, (reach,) * 4, mode="replicate")
-    x = F.conv2d(x, kernel, groups=x.shape[1])
-    return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
+def _bytes(values: Array) -> Images:
+    return np.rint(values).clip(0, 255).astype(np.uint8)

@@ -21,7 +21,7 @@ from models.conditioning import Conditions
 from models.diffusion import inverse, operators, samplers
 from models.diffusion.inversion import renoised
 from models.diffusion.operators import Linear
-from models.diffusion.process import make_path
+from models.diffusion.process import Path, make_path
 from pipeline.applications.edit import check_model, check_places, request_of
 from pipeline.applications.jpeg_tables import tables
 from pipeline.data.filters import noise_level
@@ -207,6 +207,17 @@ def measurement(
     return lambda numbers: operators.separable(rows[numbers], columns[numbers], math.hypot(noise, lost))
 
 
+def decoder(model: Generator) -> Callable[[Tensor], Tensor]:
+    """Normalised latents [n, C, h, w] -> pixels [n, c, H, W] in about [-1, 1], with gradients."""
+    return lambda z: model.autoencoder.decode(model.space.restore(z)).float()
+
+
+def walk(path: Path, first: float, steps: int) -> Tensor:
+    """Times float64 [steps + 1] from the noise level `first` to LAST, equal steps of its seventh root, then 0."""
+    levels = torch.linspace(first ** (1 / 7), LAST ** (1 / 7), steps, dtype=torch.float64) ** 7
+    return torch.cat([path.at(levels), levels.new_zeros(1)])
+
+
 def _restored(
     model: Generator,
     y: Tensor,
@@ -222,8 +233,7 @@ def _restored(
     path, window, n = make_path(**model.options["path"]), model.shapes[0], len(y)
     patch, scale, channels = model.autoencoder.factor, given["factor"] or 1, model.channels
 
-    def decode(z: Tensor) -> Tensor:
-        return model.autoencoder.decode(model.space.restore(z)).float()  # type: ignore[no-any-return]
+    decode = decoder(model)
 
     def seen(operator: Linear, part: Tensor, size: Pair) -> Tensor:
         if task == "jpeg":
@@ -257,8 +267,7 @@ def _restored(
         numbers = range(first + rows.start, first + rows.stop)
         return sampling.noise_of(request["seed"], purpose, numbers, z.shape[1:], model.device)
 
-    levels = torch.linspace(FIRST[task] ** (1 / 7), LAST ** (1 / 7), request["steps"], dtype=torch.float64) ** 7
-    times = torch.cat([path.at(levels), levels.new_zeros(1)])
+    times = walk(path, FIRST[task], request["steps"])
     with torch.no_grad():
         x = renoised(path, z, noise("restore"), times[0])
         z = samplers.sample(request["sampler"], whole, path, x, times, {}, lambda step: noise(f"restore/{step}"))

@@ -145,8 +145,8 @@ def inpaint_tab(tab: Tab) -> None:
             count = st.slider("Drawings", 1, 8, 4)
             st.markdown("**What shall be true**")
             asked = widgets.conditions(model, "inpaint")
-            steps = widgets.steps(20)
-            again = st.slider("Times that each step is made", 1, 10, 5, help="More is slower and fits better.")
+            steps = widgets.steps(12)
+            temperature = st.slider("Temperature", 0.0, 1.0, inpaint.TEMPERATURE, help="Share of the noise: variety.")
             how, seed = widgets.guidance(model), widgets.seed()
             pressed = tab.pressed()
     if file is None:
@@ -162,12 +162,12 @@ def inpaint_tab(tab: Tab) -> None:
         raise UserError("mask: marks nothing, so nothing would be drawn; paint what is to be new")
     name = own.name if own else MASK if mask is not None else None
     words = [*tab.words(mask=name, pad=pad or None), "-n", str(count), *tab.sets(asked)]
-    words += tab.words(steps=steps, again=again, **how, seed=seed)
+    words += tab.words(steps=steps, temperature=temperature, **how, seed=seed)
 
     def make() -> Sequence[Images]:
         pixels, marked = inpaint.padded(image, mask, pad)
         inpaint.check(model, pixels, marked)
-        return list(inpaint.inpaint(model, pixels, marked, count, asked, again, seed, steps=steps, **how))
+        return list(inpaint.inpaint(model, pixels, marked, count, asked, temperature, seed, steps=steps, **how))
 
     with right:
         tab.show(pressed, [file], words, make, None if own else mask)

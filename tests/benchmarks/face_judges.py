@@ -147,10 +147,10 @@ def identity(faces: Faces, w: Weights) -> Tensor:
     return x.mean((2, 3)) @ w["fc"]
 
 
-def apart(faces: Faces, others: Faces, w: Weights) -> float:
-    """The mean distance between a face and the one of the same number among others, by `identity`."""
+def apart(faces: Faces, others: Faces, w: Weights) -> np.ndarray[Any, Any]:
+    """Distances [n] between a face and the one of the same number among others, by `identity`."""
     parts = [(identity(faces[i : i + 50], w), identity(others[i : i + 50], w)) for i in range(0, len(faces), 50)]
-    return float(torch.cat([(a - b).norm(dim=1) for a, b in parts]).mean())
+    return torch.cat([(a - b).norm(dim=1) for a, b in parts]).numpy()  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=1)

@@ -24,15 +24,10 @@ from typing import Any
 import face_judges as judges
 import numpy as np
 from PIL import Image
+from restoration import opened as trained
 
-from pipeline import config as configs
 from pipeline.applications.edit import edit
-from pipeline.artifacts import Store
-from pipeline.cluster.inline import Inline
-from pipeline.data.split import load_split
-from pipeline.generate import load_pretrained
 from pipeline.generate.generator import Generator
-from pipeline.stages import graph, precision
 
 ASKED, AGES, COUNT = ("happiness", "neutral"), (30, 60), 200
 CONFIG = """\
@@ -78,10 +73,7 @@ def prepare(folder: Path, faces: Path) -> None:
 
 def opened(folder: Path) -> tuple[Generator, Any, Any, Callable[[Any, str], str]]:
     """The model, held-out faces with their classes, and what the judges say of some: shares that are what is wanted."""
-    config = precision.resolve(graph.absolute(configs.load(folder / "faces.yaml")), Inline())  # type: ignore[arg-type]
-    made = {s.stage: s.artifact for s in graph.plan(config, Store(config.run.root)) if s.artifact}
-    model = load_pretrained(made["diffusion"].path)
-    pixels, labels = load_split(made["ingest"].path, "val", config, 0)
+    model, pixels, labels = trained(folder / "faces.yaml")
     weights = judges.load(folder / "judges", "face_expression_model")
 
     def says(faces: Any, wanted: str) -> str:
@@ -122,10 +114,10 @@ def change(folder: Path, scales: list[float], strengths: list[float]) -> None:
               "| --- | ---: | ---: | ---: | ---: |")  # fmt: skip
         print(f"| as they are | {says(real, to)} | 0 |")
         plain = model.decode(model.encode(real))
-        print(f"| after the autoencoder | {says(plain, to)} | {judges.apart(real, plain, person):.2f} |")
+        print(f"| after the autoencoder | {says(plain, to)} | {judges.apart(real, plain, person).mean():.2f} |")
         for scale, strength in itertools.product(scales, strengths):
             made = edit(model, real, {"class": to}, {"class": was}, strength, steps=30, guidance=scale)
-            far = judges.apart(real, made, person)
+            far = judges.apart(real, made, person).mean()
             print(f"| guidance {scale:g}, strength {strength:g} | {says(made, to)} | {far:.2f} |", flush=True)
 
 

@@ -1,7 +1,7 @@
 """Held-out images that are spoilt and restored by a trained model, beside filters and bicubic interpolation.
 
-    python tests/benchmarks/restoration.py CONFIG --alexnet alex_shift_tolerant.pth [-n 16] [--only noise-50,jpeg-10]
-        [--picture FILE.png] [KEY=VALUE]...
+    python tests/benchmarks/restoration.py CONFIG --alexnet alex_shift_tolerant.pth [-n 16] [--first 0]
+        [--only noise-50,jpeg-10] [--picture FILE.png] [KEY=VALUE]...
 
 CONFIG: of a run that is trained. Each filter has the parameter that is best for the figure in its column, of the same
 images, so that a row of it may hold three; Wiener's deconvolution likewise. Distance: LPIPS in its shift tolerant form
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ from pipeline.data.pictures import Images, grid  # noqa: E402
 from pipeline.data.split import load_split  # noqa: E402
 from pipeline.evaluation.metrics import pixel  # noqa: E402
 from pipeline.generate import load_pretrained  # noqa: E402
+from pipeline.generate.generator import Generator  # noqa: E402
 from pipeline.stages import graph, precision  # noqa: E402
 
+Array = np.ndarray[Any, Any]
 FILTERS = {
     "Gaussian": [f"gaussian:sigma={sigma}" for sigma in (0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5, 1.8, 2.2)],
     "median": [f"median:size={size}" for size in (3, 5, 7)],
@@ -120,8 +122,16 @@ def wiener(y: Images, sigma: float, share: float) -> Images:
     return np.rint(found).clip(0, 255).astype(np.uint8)
 
 
-def perceptual(path: Path) -> Callable[[Images, Images], float]:
-    """The mean distance of two sets of images."""
+def opened(config: Path, overrides: Sequence[str] = (), limit: int | None = None) -> tuple[Generator, Images, Array]:
+    """The model of a run that is trained, the first held-out images, and the numbers of their classes."""
+    values = precision.resolve(graph.absolute(configs.load(config, overrides)), Inline())  # type: ignore[arg-type]
+    made = {s.stage: s.artifact for s in graph.plan(values, Store(values.run.root)) if s.artifact}
+    images, labels = load_split(made["ingest"].path, "val", values, 0, limit)
+    return load_pretrained(made["diffusion"].path), images, labels
+
+
+def perceptual(path: Path) -> Callable[[Images, Images], Array]:
+    """Distances [n] of two sets of images, image by image."""
     state = torch.load(path, map_location="cpu", weights_only=True)
 
     class Convolution(nn.Module):
@@ -152,9 +162,9 @@ def perceptual(path: Path) -> Callable[[Images, Images], float]:
     network = FeatureDistance(stages, heads, IMAGENET_SHIFT, IMAGENET_SCALE)
 
     @torch.no_grad()
-    def distance(images: Images, others: Images) -> float:
+    def distance(images: Images, others: Images) -> Array:
         x, y = (torch.from_numpy(each.transpose(0, 3, 1, 2) / np.float32(127.5) - 1) for each in (images, others))
-        return float(network(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)).mean())
+        return network(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)).numpy()  # type: ignore[no-any-return]
 
     return distance
 
@@ -164,17 +174,16 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--alexnet", type=Path, required=True)
     parser.add_argument("-n", "--count", type=int, default=16)
+    parser.add_argument("--first", type=int, default=0, help="Number of the first held-out image.")
     parser.add_argument("--only", default=",".join(DEGRADATIONS))
     parser.add_argument("--picture", type=Path)
     given, overrides = parser.parse_known_args()
-    config = precision.resolve(graph.absolute(configs.load(given.config, overrides)), Inline())  # type: ignore[arg-type]
-    made = {s.stage: s.artifact for s in graph.plan(config, Store(config.run.root)) if s.artifact}
-    model = load_pretrained(made["diffusion"].path)
-    clean, _ = load_split(made["ingest"].path, "val", config, 0, given.count)
+    model, clean, _ = opened(given.config, overrides, given.first + given.count)
+    clean = clean[given.first :]
     distance, shown = perceptual(given.alexnet), []
 
     def figures(images: Images) -> tuple[float, float, float]:
-        return pixel.psnr(clean, images), pixel.ssim(clean, images), distance(clean, images)
+        return pixel.psnr(clean, images), pixel.ssim(clean, images), float(distance(clean, images).mean())
 
     ceiling = figures(model.decode(model.encode(clean)))
     for name in given.only.split(","):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.applications.inpaint import inpaint, padded, windows
+from pipeline.applications.inpaint import first_level, inpaint, padded, smooth, windows
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
 from pipeline.generate.generator import Generator, generator
@@ -78,6 +78,17 @@ def test_far_around_an_image_it_goes_on_from_what_is_known(model: Generator) -> 
     assert np.abs(drawn[0].mean((0, 1)) - (60, 150, 190)).max() < 20
 
 
+def test_a_walk_begins_from_a_smooth_surface_under_noise_as_wide_as_the_hole() -> None:
+    rows, columns = np.mgrid[:12, :16]
+    image = np.stack([3 * rows + 5 * columns, 200 - 4 * rows, 10 * columns], axis=-1).astype(np.uint8)  # harmonic
+    known = 1 - hole((12, 16), 3, 4, 6)
+    spoilt = np.where(known[:, :, None] == 1, image, np.uint8(255))
+    both = smooth(np.stack([spoilt, spoilt // 2]), known)
+    assert np.abs(both[0] - image).max() < 1e-6 and (both[1][known == 1] == (spoilt // 2)[known == 1]).all()
+    assert first_level(hole((64, 64), 8, 8, 32), 4) == pytest.approx(4.0, abs=0.1)
+    assert first_level(hole((64, 64), 8, 8, 3), 4) == 1.0 and first_level(np.ones((64, 64)), 4) == 20.0
+
+
 @pytest.mark.parametrize(("top", "left", "side"), [(0, 0, 3), (10, 20, 1), (0, 0, 20), (5, 3, 11), (12, 22, 8)])
 def test_windows_cover_every_hole(top: int, left: int, side: int) -> None:
     mask = hole((20, 30), top, left, side)
@@ -93,7 +104,7 @@ def test_windows_cover_every_hole(top: int, left: int, side: int) -> None:
         ({"mask": np.ones((4, 4), np.float32)}, "mask: of 4 x 4 pixels, and the image of 8 x 8"),
         ({"mask": np.zeros((8, 8), np.float32)}, "marks nothing"),
         ({"image": flat(6, 9), "mask": np.ones((6, 9), np.float32)}, "6 x 9 pixels, and this model makes 8 x 8"),
-        ({"again": 0}, "again: 0 given"),
+        ({"temperature": 1.5}, "temperature: 1.5 given"),
         ({"to": {"smile": "big"}}, "smile"),
         ({"steps": 0}, "steps: 0 given"),
     ],
@@ -112,7 +123,7 @@ def test_the_verb_draws_and_goes_on(model: Generator, tmp_path: Path, monkeypatc
     Image.fromarray(flat(12, 10)).save(tmp_path / "a.png")
     Image.fromarray((255 * hole((12, 10), 2, 3, 4)).astype(np.uint8)).save(tmp_path / "mask.png")
     out, mask = tmp_path / "out", str(tmp_path / "mask.png")
-    asked = ["m", str(tmp_path / "a.png"), "--out", str(out), "--mask", mask, "-n", "2", "--steps", "4", "--again", "2"]
+    asked = ["m", str(tmp_path / "a.png"), "--out", str(out), "--mask", mask, "-n", "2", "--steps", "4"]
     assert CliRunner().invoke(command, asked, catch_exceptions=False).exit_code == 0
     names = ["a-0.png", "a-1.png", "asked.json", "grid.png"]
     assert sorted(file.name for file in out.iterdir()) == names
