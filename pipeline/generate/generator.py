@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from models.diffusion.denoiser import Denoiser
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
 from pipeline.data.text_encoders import Embedding
+from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
 from pipeline.generate import adapters, sampling, told
 from pipeline.networks import build_network
@@ -68,9 +70,14 @@ class Generator:
         known = latent.get("buckets", [[latent["size"], latent["size"]]])
         return [(height * factor, width * factor) for height, width in known]
 
+    @cached_property
+    def values(self) -> ValueMap | None:
+        """What the images' values mean; None for 8 bits of gray or RGB."""
+        return ValueMap.from_json(self.options["values"]) if self.options.get("values") else None
+
     @property
     def channels(self) -> int:
-        """Of an image: 1 or 3."""
+        """Of an image: 1 or 3, or its number of bands."""
         latent = self.options["latent"]
         return int(self.decode(torch.zeros(1, latent["channels"], latent["size"], latent["size"])).shape[-1])
 
@@ -96,7 +103,7 @@ class Generator:
         maps: Mapping[str, Any] | None = None,
         **how: Any,
     ) -> Images:
-        """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (a list, or one; default: all).
+        """Images uint8 [n, H, W, C], or of a model of other depths (`values`) its dtype, in its unit. Image i has class i modulo the number of `classes` (a list, or one; default: all).
 
         shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
         of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is
@@ -209,18 +216,22 @@ class Generator:
         return sampling.led(self.network, lambda: self._weak(name), self.options, request, conditions, null)
 
     def encode(self, images: Images, batch_size: int = 32) -> Tensor:
-        """Normalised latents [n, C, h, w] (the posterior's mean, no noise) of uint8 images [n, H, W, C]."""
+        """Normalised latents [n, C, h, w] (the posterior's mean, no noise) of images [n, H, W, C], uint8 or as the
+        model's `values` say. UserError for another dtype."""
+        if images.dtype != (kind := np.dtype(self.values.dtype if self.values else np.uint8)):
+            raise UserError(f"images of type {images.dtype}, but this model's are {kind}; give such images")
         parts = []
         for start in range(0, len(images), batch_size):
             pixels = np.ascontiguousarray(images[start : start + batch_size].transpose(0, 3, 1, 2))  # [b, C, H, W]
-            x = torch.from_numpy(pixels).to(self.device).float() / 127.5 - 1  # [0, 255] -> [-1, 1]
+            x = torch.from_numpy(pixels) if self.values is None else self.values.tensor(pixels)
+            x = floats(x.to(self.device))  # [0, 255] -> [-1, 1]
             with torch.no_grad():
                 mean = self.autoencoder.encode(x).float().chunk(2, dim=1)[0]  # [b, 2C, h, w] -> [b, C, h, w]
             parts.append(self.space.normalise(mean).cpu())
         return torch.cat(parts)
 
     def decode(self, latents: Tensor, batch_size: int = 32) -> Images:
-        """Images uint8 [n, H, W, C] of normalised latents [n, C, h, w]. Raises NotFinite."""
+        """Images, as `sample` gives them, of normalised latents [n, C, h, w]. Raises NotFinite."""
         parts = []
         for start in range(0, len(latents), batch_size):
             images, sound = self._decoded(latents[start : start + batch_size])
@@ -228,11 +239,17 @@ class Generator:
             parts.append(images)
         return np.concatenate(parts)
 
+    def shown(self, images: Images) -> Images:
+        """8-bit pictures uint8 [n, H, W, 1 or 3] of images, for people."""
+        return images if self.values is None else self.values.shown(images)
+
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
-        """Images uint8 [n, H, W, C] of latents [n, C, h, w], and of which of them all values are finite: bool [n]."""
+        """Images [n, H, W, C] of latents [n, C, h, w], and of which of them all values are finite: bool [n]."""
         with torch.no_grad():
             x = self.autoencoder.decode(self.space.restore(latents.to(self.device))).float()  # in about [-1, 1]
         sound = latents.flatten(1).isfinite().all(1).cpu() & x.flatten(1).isfinite().all(1).cpu()
+        if self.values is not None:  # what is not finite is told by `sound`
+            return self.values.values(x.nan_to_num().permute(0, 2, 3, 1).cpu().numpy(), -1), sound
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()  # [b, C, H, W]
         return pixels.permute(0, 2, 3, 1).cpu().numpy(), sound
 

@@ -62,6 +62,7 @@ def check_models(config: Config) -> tuple[int, int]:
                     "pixels a side of one latent (`autoencoder.model`); change one of them"
                 )
         _check_loss_fits(config)
+        _check_values(config)
         channels, side = autoencoder.latent_channels, data.size // autoencoder.factor
         key = "diffusion.backbone"
         more = beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"])
@@ -85,6 +86,21 @@ def check_models(config: Config) -> tuple[int, int]:
     begin.check(config, channels, side)
     _check_student(config)
     return channels, side
+
+
+def _check_values(config: Config) -> None:
+    """UserError for what takes 8-bit pictures only, where `data.values` says that images are none."""
+    if config.data.values is None:
+        return
+    kind = config.autoencoder.loss.perceptual.kind
+    if kind not in ("none", "random"):
+        raise UserError(f"`autoencoder.loss.perceptual.kind`: {kind} knows 8-bit pictures, not `data.values`; give none")
+    if config.evaluate.agreement:
+        raise UserError("`evaluate.agreement`: its judges know 8-bit pictures, not `data.values`; leave it out")
+    if config.register_.gate:
+        raise UserError("`register.gate`: its audit knows 8-bit pictures, not `data.values`; leave it out")
+    if config.diffusion.align:
+        raise UserError("`diffusion.align`: its network knows 8-bit pictures, not `data.values`; leave it out")
 
 
 def _check_student(config: Config) -> None:

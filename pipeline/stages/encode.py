@@ -51,6 +51,8 @@ def run(
     pool = writer.path.parent.parent.parent / "latents"
     pool.mkdir(parents=True, exist_ok=True)
     pixels = {name: result_fields(config.data)[name] for name in ("size", "channels", "background", "augment")}
+    if values := Index.open(data.path, "train").values:  # shards hold values, and this what these are to the encoder
+        pixels["values"] = values.json()
     moments = {key: value for key, value in recipe(config).items() if key != "statistics"}  # these are not scaled
     jobs: list[dict[str, Any]] = []
     for split in SPLITS:
