@@ -39,7 +39,8 @@ def is_dicom(path: Path) -> bool:
 @contextmanager
 def quiet(what: str) -> Iterator[None]:
     """pydicom without its words; what it raises becomes a BadImage that names no value."""
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("pydicom")
+    before, _ = logger.level, logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -48,6 +49,8 @@ def quiet(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file raises whatever its reader meets first
         raise BadImage("undecodable", f"{what} ({type(error).__name__})") from None
+    finally:
+        logger.setLevel(before)
 
 
 def open_dicom(path: Path, data: Data) -> Held:

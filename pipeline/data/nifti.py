@@ -37,7 +37,9 @@ def open_nifti(path: Path, data: Data) -> Held:
     except Exception as error:  # a damaged file raises whatever its reader meets first
         raise BadImage("undecodable", f"no NIfTI file ({type(error).__name__})") from None
     if len(shape) not in (3, 4) or kind.kind not in "biuf" or np.isnan(turns).any():
-        raise BadImage("undecodable", f"a volume of shape {list(shape)} and type {kind.kind}; expected three axes of numbers")
+        raise BadImage(
+            "undecodable", f"a volume of shape {list(shape)} and type {kind.kind}; expected three axes of numbers"
+        )
     across, plane = AXES[getattr(data.source, "plane", "axial")]
     voxel = {int(space): axis for axis, (space, _) in enumerate(turns[:3])}  # axis of space -> of the array
     slices, times = shape[voxel[across]], shape[3] if len(shape) == 4 else 1

@@ -94,7 +94,9 @@ def _check_values(config: Config) -> None:
         return
     kind = config.autoencoder.loss.perceptual.kind
     if kind not in ("none", "random"):
-        raise UserError(f"`autoencoder.loss.perceptual.kind`: {kind} knows 8-bit pictures, not `data.values`; give none")
+        raise UserError(
+            f"`autoencoder.loss.perceptual.kind`: {kind} knows 8-bit pictures, not `data.values`; give none"
+        )
     if config.evaluate.agreement:
         raise UserError("`evaluate.agreement`: its judges know 8-bit pictures, not `data.values`; leave it out")
     if config.register_.gate:

@@ -293,9 +293,7 @@ class Cache(Section):
 class Data(Section):
     source: Source
     size: int = Field(32, ge=8, le=2048, description="Side of the square images, in pixels.")
-    channels: int = Field(
-        3, ge=1, le=MOST_CHANNELS, description="1: gray, 3: RGB; with `values` the number of bands."
-    )
+    channels: int = Field(3, ge=1, le=MOST_CHANNELS, description="1: gray, 3: RGB; with `values` the number of bands.")
     values: Values | None = Field(
         None,
         description="Depth, unit and range of images that are not 8 bits of gray or RGB (`source.kind: rasters`).",

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from pipeline.schema.section import Place, Positive, Section
 
 MOST_CHANNELS = 64
-Pair = tuple[float, float]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Pair = tuple[Finite, Finite]
 
 
 class RastersSource(Section):
@@ -85,11 +86,13 @@ class Values(Section):
     def _one_way(self) -> Values:
         given = [name for name in ("range", "window", "percentiles") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"expected one of `range`, `window` and `percentiles`, got {' and '.join(given) or 'none'}")
-        for pair in self.pairs or ():
-            _rises("range", pair)
+            raise ValueError(
+                f"expected one of `range`, `window` and `percentiles`, got {' and '.join(given) or 'none'}"
+            )
         if self.window is not None and not self.window[1] > 0:
             raise ValueError(f"`window` {list(self.window)}: expected the centre, then a width above 0")
+        for pair in self.pairs or ():
+            _rises("range", pair)
         if self.percentiles is not None:
             _rises("percentiles", self.percentiles)
             if self.percentiles[0] < 0 or self.percentiles[1] > 100:

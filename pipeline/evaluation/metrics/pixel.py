@@ -27,7 +27,11 @@ def psnr(images: Images, reconstructions: Images) -> float:
     for start in range(0, len(images), CHUNK):
         rows = slice(start, start + CHUNK)
         values = peak_signal_noise_ratio(
-            _tensor(reconstructions[rows]), _tensor(images[rows]), data_range=_range(images), dim=(1, 2, 3), reduction="none"
+            _tensor(reconstructions[rows]),
+            _tensor(images[rows]),
+            data_range=_range(images),
+            dim=(1, 2, 3),
+            reduction="none",
         )
         total += float(values.sum())
     if not np.isfinite(total):

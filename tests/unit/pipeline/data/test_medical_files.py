@@ -14,7 +14,9 @@ pytest.importorskip("nibabel", reason="needs the extra `medical`")
 
 def test_hounsfield_units_of_slope_and_intercept(tmp_path):
     stored = noise(16, 20, dtype="int16") // 16
-    dicom(tmp_path / "a.dcm", stored, RescaleSlope="1", RescaleIntercept="-1024", PhotometricInterpretation="MONOCHROME1")
+    dicom(
+        tmp_path / "a.dcm", stored, RescaleSlope="1", RescaleIntercept="-1024", PhotometricInterpretation="MONOCHROME1"
+    )
     np.testing.assert_array_equal(read(tmp_path, dtype="int16")[0][0], stored - 1024)  # a unit is not turned around
     dicom(tmp_path / "a.dcm", stored, RescaleSlope="0.5", RescaleIntercept="3")
     np.testing.assert_array_equal(read(tmp_path, dtype="float32")[0][0], (stored * 0.5 + 3).astype(np.float32))
@@ -81,7 +83,9 @@ def test_files_of_a_subject_share_a_pseudonym_that_stands_in_no_name(tmp_path):
     rows = sources.open_listing(data(tmp_path)).rows
     subjects = [row.attributes["subject"] for row in rows]
     assert sorted(subjects.count(one) for one in set(subjects)) == [1, 2, 6, 6]
-    assert not any(word in f"{row.key}{row.attributes}{row.label}" for row in rows for word in ("Doe", "sub-", "IM", "T1"))
+    assert not any(
+        word in f"{row.key}{row.attributes}{row.label}" for row in rows for word in ("Doe", "sub-", "IM", "T1")
+    )
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_npy_with_bands_on_either_side(tmp_path, shape, bands, count):
     values = noise(*shape, dtype="float32")
     np.save(tmp_path / "a.npy", values)
     found = read(tmp_path, dtype="float32", channels=bands)
-    last = bands > 1 and shape[-1] == bands or shape[-1] == 1
+    last = (bands > 1 and shape[-1] == bands) or shape[-1] == 1
     expected = np.moveaxis(values, -1, -3) if last else values
     np.testing.assert_array_equal(np.stack(found), expected.reshape(count, bands, 16, 20))
 
@@ -117,7 +117,9 @@ def geotiff(path, values, nodata=None, metadata=None):
 
 def test_scale_and_offset_of_a_band_give_its_unit(tmp_path):
     stored = noise(2, 16, 16)
-    items = '<Item name="SCALE" sample="1" role="scale">0.5</Item><Item name="OFFSET" sample="1" role="offset">-3</Item>'
+    items = (
+        '<Item name="SCALE" sample="1" role="scale">0.5</Item><Item name="OFFSET" sample="1" role="offset">-3</Item>'
+    )
     geotiff(tmp_path / "a.tif", stored, metadata=f"<GDALMetadata>{items}</GDALMetadata>")
     expected = np.stack([stored[0], stored[1] * 0.5 - 3]).astype(np.float32)
     np.testing.assert_array_equal(read(tmp_path, dtype="float32", channels=2)[0], expected)
