@@ -1,4 +1,4 @@
-"""DICOM files: their frames in the unit that they state. Nothing of a file but its pixels, and what these mean, is kept.
+"""DICOM files: their frames in the unit that they state. Nothing of a file is kept but its pixels, in their unit.
 
 What pydicom raises and warns of may hold values of a patient's attributes: only its type is handed on.
 Values are those of the modality (Hounsfield units of a CT): by a LUT, by slope and intercept of the file or of the
@@ -40,7 +40,8 @@ def is_dicom(path: Path) -> bool:
 def quiet(what: str) -> Iterator[None]:
     """pydicom without its words; what it raises becomes a BadImage that names no value."""
     logger = logging.getLogger("pydicom")
-    before, _ = logger.level, logger.setLevel(logging.CRITICAL)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -83,11 +84,12 @@ def open_dicom(path: Path, data: Data) -> Held:
 
 def frame_of(file: Any, frame: int, rescale: bool) -> Array:
     """Values [C, h, w] of a frame. pydicom gives YBR as RGB, while the file's attribute says YBR still."""
-    from pydicom.pixels import apply_modality_lut, pixel_array
+    from pydicom.pixels.processing import apply_modality_lut
+    from pydicom.pixels.utils import pixel_array
 
     if "PALETTE" in (interpretation := str(file.get("PhotometricInterpretation", ""))):
         raise BadImage("undecodable", "a palette: its numbers are no measured values")
-    values = pixel_array(file, index=frame)
+    values: Array = pixel_array(file, index=frame)
     values = values.astype(values.dtype.newbyteorder("="))
     if values.ndim == 3:
         return values.transpose(2, 0, 1)

@@ -85,8 +85,8 @@ class ShardLost(UserError):
 
 
 class Read(NamedTuple):
-    """Pixels [C, >= height, >= width], uint8 or as `data.values` says, the number of the sample they are of, and why it is another one than was
-    asked for ("": it is not)."""
+    """Pixels [C, >= height, >= width], uint8 or as `data.values` says, the number of the sample they are of, and why it
+    is another one than was asked for ("": it is not)."""
 
     pixels: Array
     sample: int
@@ -257,7 +257,8 @@ class Index:
         return bytes(self._row(i)["key"]).decode()
 
     def read(self, i: int) -> bytes:
-        """The image file of sample i (PNG and the like, or .npy where there is a `values`). Raises UserError, naming the shard, where it is gone."""
+        """The image file of sample i (.npy where there are `values`). Raises UserError, naming the shard, where it is
+        gone."""
         shard, row = self.locate(i)
         place = self._rows[shard][row]
         return self._bytes(shard, int(place["offset"]), int(place["length"]))

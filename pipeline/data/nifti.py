@@ -31,9 +31,10 @@ def open_nifti(path: Path, data: Data) -> Held:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             volume = nibabel.load(path)
-            proxy, affine = volume.dataobj, volume.affine  # type: ignore[attr-defined]
+            proxy, affine = volume.dataobj, volume.affine
             shape, kind = tuple(proxy.shape), proxy.dtype
-            turns = io_orientation(affine)  # of each voxel axis: the axis of space (R, A, S), and its direction
+            # of each voxel axis: the axis of space (R, A, S), and its direction
+            turns = io_orientation(affine)
     except Exception as error:  # a damaged file raises whatever its reader meets first
         raise BadImage("undecodable", f"no NIfTI file ({type(error).__name__})") from None
     if len(shape) not in (3, 4) or kind.kind not in "biuf" or np.isnan(turns).any():

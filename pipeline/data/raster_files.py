@@ -108,15 +108,16 @@ def open_tiff(path: Path, data: Data) -> Held:
             bits = page.bitspersample
             nodata = page.tags.valueof(NODATA)
             known = str(page.tags.valueof(METADATA) or "")
+            height, width = shape[axes.index("Y")], shape[axes.index("X")]
     except Exception as error:  # a damaged file raises whatever its reader meets first
         raise BadImage("undecodable", f"no TIFF file ({type(error).__name__})") from None
     if photometric >= 3:  # a palette, a mask, CMYK, YCbCr, ...
         raise BadImage("undecodable", f"photometric interpretation {photometric}: these are no measured values")
-    _small(shape[axes.index("Y")], shape[axes.index("X")], int(np.prod(shape)), data)
+    _small(height, width, int(np.prod(shape)), data)
 
     def whole() -> Array:
         try:
-            values = tifffile.imread(path, series=0)
+            values: Array = tifffile.imread(path, series=0)
         except ValueError as error:
             if "imagecodecs" in str(error):
                 imagecodecs("a TIFF of this compression")
@@ -198,7 +199,7 @@ def _held(
         values = values if tile is None else values[:, y : y + tile, x : x + tile]
         if missing is not None and (np.isnan(values) if np.isnan(missing) else values == missing).any():
             raise BadImage(WITHOUT_DATA, f"places without data ({missing:g})")
-        return values if scales is None else values * scales[0] + scales[1]
+        return np.asarray(values if scales is None else values * scales[0] + scales[1])
 
     return Held(len(corners), read, blocks=tuple(blocks))
 

@@ -1,6 +1,7 @@
 """What ingest tells about a data set: counts, sizes, classes, channel statistics, a contact sheet.
 
-Sums are exact integers by shard, so that merging them depends on no order; those of floats are merged in the shards'. Which images count is decided by ingest.
+Sums are exact integers by shard, so that merging them depends on no order; those of floats are merged in the shards'
+order. Which images count is decided by ingest.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def split_order(folder: Path, split: str, config: Config, seed: int) -> tuple[Ar
 
 
 def load_split(folder: Path, split: str, config: Config, seed: int, limit: int | None = None) -> tuple[Images, Array]:
-    """Images uint8 [n, H, W, C] (of other depths their values, in their unit) and classes int64 [n] (-1: none) of a split, in the order of `split_order`; those of
-    other shapes (`data.buckets`) are stretched to the square.
+    """Images uint8 [n, H, W, C] (of other depths their values, in their unit) and classes int64 [n] (-1: none) of a
+    split, in the order of `split_order`; those of other shapes (`data.buckets`) are stretched to the square.
 
     At most MEMORY bytes of them, and at most `limit`. Raises UserError for an empty split, and for a damaged image by
     its name.

@@ -50,7 +50,9 @@ class Bands:
         """(width, height), as Pillow has it."""
         return self.values.shape[2], self.values.shape[1]
 
-    def resize(self, size: tuple[int, int], resample: Any, box: tuple[float, ...] | None = None) -> Bands:
+    def resize(
+        self, size: tuple[int, int], resample: Any, box: tuple[float, float, float, float] | None = None
+    ) -> Bands:
         """Each band resized as a float32 image; whole numbers are rounded, and cut to what their type holds."""
         from PIL import Image
 

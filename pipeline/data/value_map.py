@@ -48,7 +48,8 @@ class ValueMap:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> ValueMap:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+        kept: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+        return cls(**kept)
 
     @classmethod
     def load(cls, ingest: Path) -> ValueMap | None:
@@ -65,7 +66,7 @@ class ValueMap:
         """float32 in [-1, 1] of values; `axis` is that of the bands: -3 of [..., C, H, W], -1 of [..., H, W, C]."""
         low, high = self._ends(images.ndim, axis)
         x = 2 * (images.astype(np.float64) - low) / (high - low) - 1
-        return x.clip(-1, 1).astype(np.float32)
+        return np.asarray(x.clip(-1, 1), np.float32)
 
     def floats_last(self, images: Array) -> Array:
         """`floats` of [..., H, W, C]."""
@@ -85,13 +86,13 @@ class ValueMap:
         if kind.kind in "iu":
             limits = np.iinfo(kind)
             v = np.rint(v).clip(limits.min, limits.max)
-        return v.astype(kind)
+        return np.asarray(v, kind)
 
     def shown(self, images: Array) -> Array:
         """8-bit pictures uint8 [..., H, W, 1 or 3] of values [..., H, W, C]."""
         chosen = images[..., list(self.bands)].astype(np.float64)
         black, white = np.array(self.black), np.array(self.white)
-        return np.rint(((chosen - black) / (white - black)).clip(0, 1) * 255).astype(np.uint8)
+        return np.asarray(np.rint(((chosen - black) / (white - black)).clip(0, 1) * 255), np.uint8)
 
     def _ends(self, dimensions: int, axis: int) -> tuple[Array, Array]:
         shape = [1] * dimensions

@@ -56,7 +56,7 @@ def evaluate(
     native: Native | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Measure a generator against real images [n, H, W, C], as it makes them, in random order; labels int64 [n], -1 for none.
+    """Measure a generator against real images [n, H, W, C] of its kind, in random order; labels int64 [n], -1: none.
 
     The first n training images are the half of the real-data baseline, and the extractor (`extractors.py`) must not be
     trained on them: what a network has seen has other features. Samples are asked for in the classes of training

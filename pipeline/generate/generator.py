@@ -103,7 +103,8 @@ class Generator:
         maps: Mapping[str, Any] | None = None,
         **how: Any,
     ) -> Images:
-        """Images uint8 [n, H, W, C], or of a model of other depths (`values`) its dtype, in its unit. Image i has class i modulo the number of `classes` (a list, or one; default: all).
+        """Images uint8 [n, H, W, C], or of a model of other depths (`values`) its dtype, in its unit. Image i has class
+        i modulo the number of `classes` (a list, or one; default: all).
 
         shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
         of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is

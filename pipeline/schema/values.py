@@ -31,8 +31,8 @@ class RastersSource(Section):
     )
     block: Positive = Field(
         4,
-        description="Tiles a side of a block of a scene, or slices of a block of a volume; `split: {by: column, column: "
-        "block}` keeps those of a block together.",
+        description="Tiles a side of a block of a scene, or slices of a block of a volume; with "
+        "`split: {by: column, column: block}` those of a block stay together.",
     )
     rescale: bool = Field(
         True,

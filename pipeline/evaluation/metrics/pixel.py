@@ -1,6 +1,7 @@
 """How close reconstructions are to their images, pixel by pixel: PSNR and SSIM.
 
-Images are uint8 [n, H, W, C], of which the data range is 255, or floats in [-1, 1], the data's own range, of which it is 2. Distances of distributions are in `frechet.py`.
+Images [n, H, W, C] are uint8, of which the data range is 255, or floats in [-1, 1], to which the data's own range is
+brought, of which it is 2. Distances of distributions are in `frechet.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images that are not 8 bits of gray or RGB, through the stages: shards, latents, samples, figures, and what is told."""
+"""Images that are not 8 bits of gray or RGB, through all stages: shards, latents, samples, figures, privacy."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_bad_images_go_to_quarantine_and_tiles_without_data_are_left_out(tmp_pat
     tags = [(42113, 2, 0, "9", True)]
     tifffile.imwrite(tmp_path / "d" / "y.tif", scene, photometric="minisblack", planarconfig="separate", extratags=tags)
     how = {"channels": 2, "tile": 16, "split": {"val_fraction": 0.3}}
-    with pytest.raises(UserError, match="3 of 2[34] images are unusable"):
+    with pytest.raises(UserError, match=r"3 of 2[34] images are unusable"):
         run(tmp_path, data(tmp_path / "d", **how), "refused")
     summary, folder = run(tmp_path, data(tmp_path / "d", max_quarantine=0.2, **how))
     assert summary["quarantine_reasons"] == {"other bands": 1, "not finite": 1, "undecodable": 1}
@@ -146,7 +146,8 @@ def test_no_identifying_attribute_is_in_any_byte_that_ingest_wrote(tmp_path, cap
     told = {
         "PatientID": "PLANTED-ID", "PatientName": "Planted^Name", "PatientBirthDate": "19010203",
         "InstitutionName": "Planted Hospital", "AccessionNumber": "PLANTED-ACC", "StudyDescription": "planted study",
-        "StudyInstanceUID": "1.2.3.99999.1", "ReferringPhysicianName": "Planted^Doctor", "StudyDate": "notadate19010204",
+        "StudyInstanceUID": "1.2.3.99999.1", "ReferringPhysicianName": "Planted^Doctor",
+        "StudyDate": "notadate19010204",
     }  # fmt: skip
     source = tmp_path / "source" / "Planted_Name"
     source.mkdir(parents=True)
