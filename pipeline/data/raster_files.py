@@ -97,6 +97,19 @@ def open_png(path: Path, data: Data) -> Held:
     return _held(read, (1, data.channels, height, width), data)
 
 
+def layout(path: Path) -> tuple[tuple[int, int, int], str]:
+    """(bands, height, width) of a TIFF file's images, and the type of its values, by its header. Raises BadImage."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            sides = dict(zip(series.axes, series.shape, strict=True))
+            return (sides.get("S", sides.get("C", 1)), sides["Y"], sides["X"]), str(series.dtype)
+    except Exception as error:  # a damaged file raises whatever its reader meets first
+        raise BadImage("undecodable", f"no TIFF file ({type(error).__name__})") from None
+
+
 def open_tiff(path: Path, data: Data) -> Held:
     """A TIFF file: its pages, or bands on several pages, or one scene. The first series; overviews are left aside."""
     import tifffile
