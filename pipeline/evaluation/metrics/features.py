@@ -148,11 +148,11 @@ def train_classifier(
 
 
 def _shifted(images: Tensor, random: np.random.Generator) -> Tensor:
-    """The batch [n, C, H, W] moved by up to a sixteenth of its size, its edges repeated."""
+    """The batch [n, C, H, W] as floats in [-1, 1], moved by up to a sixteenth of its size, its edges repeated."""
     height, width = images.shape[-2:]
     margin = height // 16
     top, left = random.integers(2 * margin + 1, size=2)
-    padded = functional.pad(images.float(), (margin, margin, margin, margin), mode="replicate")
+    padded = functional.pad(floats(images), (margin, margin, margin, margin), mode="replicate")
     return padded[:, :, top : top + height, left : left + width]
 
 
