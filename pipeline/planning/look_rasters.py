@@ -17,6 +17,7 @@ from pipeline.data.raster_files import Array, layout
 from pipeline.data.transforms import BadImage
 from pipeline.errors import UserError
 from pipeline.schema.data import Data
+from pipeline.schema.values import MOST_CHANNELS
 
 LOOKED = 12  # files whose header is read, and images whose values are
 FEW, SIDE, TILES = 64, 128, (64, 32)  # images of at least SIDE pixels are cut into tiles where they are FEW
@@ -59,7 +60,8 @@ def _bands(path: Path) -> int | None:
                 return {2: 3, 4: 2, 6: 4}.get(file.read(26)[25], 1)  # by PNG's colour type
         if kind == "npy":
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-            return int(min(shape[-1], shape[-3], 65)) % 65 or 1 if len(shape) > 2 else 1
+            most = 15 if len(shape) == 3 else MOST_CHANNELS  # fewer images than 16 [n, h, w] are no source: bands
+            return next((n for n in (shape[-1], shape[-3]) if n <= most), 1) if len(shape) > 2 else 1
         held = rasters.OPEN[kind](path, _data({"kind": "rasters", "path": str(path)}, 1))
         return len(held.read(held.count // 2))
     except (BadImage, OSError, ValueError, EOFError):
