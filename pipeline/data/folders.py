@@ -22,6 +22,9 @@ UNREAD = {  # suffixes of images that are not read; heic and its like where thei
 }  # fmt: skip
 
 
+RASTERS = "which `data.source.kind: rasters` reads"
+
+
 @dataclass
 class Walked:
     """files: paths inside the folder. left_out: what was not taken, by reason."""
@@ -44,7 +47,8 @@ def unread(suffix: str) -> str | None:
     """Why an image of this suffix (no dot, small letters) is not read, to count by; None if it is none, or is read."""
     if suffix in FORMATS or suffix not in UNREAD:
         return None
-    return f".{suffix} files, {'which the extra `heif` reads' if suffix in HEIF else 'a format that is not read'}"
+    how = {**dict.fromkeys(HEIF, "which the extra `heif` reads"), "dcm": RASTERS, "nii": RASTERS}
+    return f".{suffix} files, {how.get(suffix, 'a format that is not read')}"
 
 
 def walk(root: Path) -> Walked:

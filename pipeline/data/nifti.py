@@ -8,6 +8,7 @@ shape, type, affine and scaling is used.
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def open_nifti(path: Path, data: Data) -> Held:
     if height * width > data.max_pixels:
         raise BadImage("oversized", f"{width}x{height} is over data.max_pixels = {data.max_pixels}")
     banded = times == data.channels > 1
+    stored = cache(proxy.get_unscaled)  # of a .nii.gz a slice would be unpacked from its beginning each time
 
     def read(number: int) -> Array:
         time, place = divmod(number, slices)
@@ -56,9 +58,11 @@ def open_nifti(path: Path, data: Data) -> Held:
         if len(shape) == 4:
             where.append(slice(None) if banded else time)
         try:
-            values = np.asarray(proxy[tuple(where)])  # scaled where slope is neither 0 nor NaN (nibabel: 1 and 0 then)
+            values = np.asarray(stored()[tuple(where)])
         except Exception as error:
             raise BadImage("truncated", f"its values cannot be read ({type(error).__name__})") from None
+        if (proxy.slope, proxy.inter) != (1, 0):  # nibabel has 1 and 0 for a slope of 0, NaN or infinity
+            values = values.astype(np.float64) * proxy.slope + proxy.inter
         values = np.moveaxis(values, -1, 0) if banded else values[None]
         rows, columns = (voxel[axis] for axis in plane)
         if rows > columns:

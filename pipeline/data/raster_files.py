@@ -104,8 +104,8 @@ def layout(path: Path) -> tuple[tuple[int, int, int], str]:
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
-            sides = dict(zip(series.axes, series.shape, strict=True))
-            return (sides.get("S", sides.get("C", 1)), sides["Y"], sides["X"]), str(series.dtype)
+            sides: dict[str, int] = dict(zip(series.axes, series.shape, strict=True))
+            return (sides.get("S") or sides.get("C") or 1, sides["Y"], sides["X"]), str(series.dtype)
     except Exception as error:  # a damaged file raises whatever its reader meets first
         raise BadImage("undecodable", f"no TIFF file ({type(error).__name__})") from None
 

@@ -23,7 +23,7 @@ from pipeline.data.listing import Digests, LeftOut, Listing, Row, class_order, e
 from pipeline.data.raster_files import Array, Held
 from pipeline.data.transforms import BadImage
 from pipeline.errors import UserError
-from pipeline.files import digest
+from pipeline.files import digest, sha256_file
 
 if TYPE_CHECKING:
     from pipeline.schema.data import Data
@@ -129,7 +129,6 @@ def _subject(file: _File) -> str:
 
 
 def _rows(file: _File, key: str, subject: str | None, source: Any) -> list[Row]:
-    how = [VERSION, source.plane, source.tile, source.block, source.rescale]
     label = plain(file.name.parent.as_posix()) if source.classes and file.name.parent != Path() else None
     rows = []
     for number in range(file.count):
@@ -140,16 +139,31 @@ def _rows(file: _File, key: str, subject: str | None, source: Any) -> list[Row]:
             attributes["place"] = round(number / (file.count - 1), 6)  # of the slice in its volume, 0 to 1
             attributes["block"] = f"{key}/{number // source.block}"
         name = key if file.count == 1 else f"{key}/{number:05d}"
-        rows.append(Row(name, f"{file.path}#{number}", digest([file.digest, number, how]), label, None, attributes))
+        rows.append(Row(name, f"{file.path}#{number}", digest_of(file.digest, number, source), label, None, attributes))
     return rows
 
 
-def reader(data: Data) -> Callable[[str | int], Array]:
-    """A function from a row's location to the values [C, h, w] as `data.values.dtype` has them. It raises BadImage."""
-    opened = lru_cache(maxsize=2)(lambda path: OPEN[str(kind_of(Path(path)))](Path(path), data))
+def digest_of(file: str, number: int, source: Any) -> str:
+    """What identifies an image: the digest of its file, its number in it, and how it is cut out."""
+    return digest([file, number, [VERSION, source.plane, source.tile, source.block, source.rescale]])
 
-    def read(location: str | int) -> Array:
-        path, _, number = str(location).rpartition("#")
-        return raster_files.fitting(opened(path).read(int(number)), data)
+
+def reader(data: Data) -> Callable[[Row], Array]:
+    """A function from a row to its values [C, h, w] as `data.values.dtype` has them. It raises BadImage, and UserError
+    for a file that is another one than was listed."""
+
+    @lru_cache(maxsize=2)
+    def opened(path: str) -> tuple[str, Held]:
+        return sha256_file(path), OPEN[str(kind_of(Path(path)))](Path(path), data)
+
+    def read(row: Row) -> Array:
+        path, _, number = str(row.location).rpartition("#")
+        try:
+            found, held = opened(path)
+        except OSError:
+            raise BadImage("missing", "the file cannot be read any more") from None
+        if digest_of(found, int(number), data.source) != row.digest:
+            raise UserError(f"data.source: the file of {row.key} changed while ingest ran: run it again")
+        return raster_files.fitting(held.read(int(number)), data)
 
     return read

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
     if finished(plan.name, folder, result_file):
         return dict(read_json(result_file))
     number = {name: i for i, name in enumerate(classes)}
-    read = sources.reader(data.source) if data.values is None else rasters.reader(data)
+    read = rasters.reader(data) if data.values is not None else _by_place(data)
     statistics, left_out = Statistics(data.channels, counted=bool(data.values and data.values.percentiles)), LeftOut()
     rows: list[tuple[Any, ...]] = []
     pixels: list[tuple[bytes, str]] = []
@@ -55,7 +55,7 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
             try:
                 if place in plan.repeats:
                     raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
-                image, size, seen = _load(read(row.location), row, data)
+                image, size, seen = _load(read(row), row, data)
             except BadImage as error:
                 if error.reason == WITHOUT_DATA:  # the border of a scene is no fault of the source
                     left_out.add("tiles with places without data", row.key)
@@ -74,6 +74,11 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
     if not plan.repeats:  # else they are there from the first time
         twins.save(twins.path_of(plan.name, work), pixels)
     return finish(plan.name, tar.name, tar, rows, statistics, folder, result_file, data, plan.repeats, left_out)
+
+
+def _by_place(data: Data) -> Callable[[Row], bytes | np.ndarray[Any, Any]]:
+    read = sources.reader(data.source)
+    return lambda row: read(row.location)
 
 
 def _load(content: bytes | np.ndarray[Any, Any], row: Row, data: Data) -> tuple[Any, tuple[int, int], bytes]:

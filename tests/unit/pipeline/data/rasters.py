@@ -37,7 +37,7 @@ def read(path, **how) -> list[np.ndarray]:
     """The values [C, h, w] of all images of a file or folder, in the order of the listing."""
     one = data(path, **how)
     load = rasters.reader(one)
-    return [load(row.location) for row in sources.open_listing(one).rows]
+    return [load(row) for row in sources.open_listing(one).rows]
 
 
 def reason(path, **how) -> str:
