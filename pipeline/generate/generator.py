@@ -244,6 +244,12 @@ class Generator:
         """8-bit pictures uint8 [n, H, W, 1 or 3] of images, for people."""
         return images if self.values is None else self.values.shown(images)
 
+    def pictures_only(self, what: str) -> None:
+        """UserError for a model of other images than 8 bits of gray or RGB, which is all that `what` knows."""
+        if self.values is not None:
+            name, kind = self.about.get("name", "this model"), self.values.dtype
+            raise UserError(f"{name}: makes images of {self.channels} x {kind}, and {what} knows 8-bit pictures only")
+
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
         """Images [n, H, W, C] of latents [n, C, h, w], and of which of them all values are finite: bool [n]."""
         with torch.no_grad():

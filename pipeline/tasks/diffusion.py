@@ -38,7 +38,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         if condition.get("caption"):  # what is trained, and where a frozen one lies, is as the config says now
             encoder = config.diffusion.condition.caption.encoder.model_dump()  # type: ignore[union-attr]
             condition["caption"] = {**made["caption"], "encoder": {**made["caption"]["encoder"], **encoder}}
-    values = ValueMap.load(inputs["ingest"].path)
+    values = ValueMap.load(inputs["ingest"].path) if config.data.values else None
     summary = inputs["encode"].summary
     shape, buckets = summary["shape"], {}
     if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first

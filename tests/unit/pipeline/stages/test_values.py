@@ -330,7 +330,7 @@ def test_samples_have_the_depth_and_unit_of_the_data(made, tmp_path):
     write_samples(out, images, sample_info(model, request), before, model.values)
     listed = [entry["file"] for entry in read_json(out / "samples.json")["images"]]
     assert listed == [f"{i:06d}.tif" for i in range(6)]
-    with pytest.raises(UserError, match="makes images of 4 x int16, and this command reads and writes 8-bit pictures"):
+    with pytest.raises(UserError, match="makes images of 4 x int16, and this command knows 8-bit pictures only"):
         made_images.begin(tmp_path / "edited", model, [], {})
 
 
