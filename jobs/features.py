@@ -46,6 +46,7 @@ def command(
     shares = _numbers("--levels", levels, float)
     chosen = given_data.data_of(data, {"image": image, "label": label})
     generator = load_pretrained(model, root=root, weights=weights)
+    generator.pictures_only("`ldm features`")
     depth = len(getattr(generator.network.backbone, "blocks", ()))
     behind = {None: sorted({max(1, depth // 2), depth}), "all": list(range(1, depth + 1))}.get(blocks)
     wanted = features.Wanted(

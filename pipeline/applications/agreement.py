@@ -55,6 +55,7 @@ def measure(
     for file in FILES:
         if (out / file).exists():
             raise UserError(f"--out {out}: holds {file} already; give a new folder")
+    generator.pictures_only("`ldm agreement`")
     options = generator.options["condition"]
     label = named.get("label") or "class"
     shape = size_of(generator)

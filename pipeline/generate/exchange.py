@@ -42,6 +42,7 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
         diffusers_write.write(out / "vae", *diffusers_write.describe(alone, size=side))
         return [f"AutoencoderKL in {out / 'vae'}"]
     generator = load_pretrained(model, device="cpu", root=root)
+    generator.pictures_only("a pipeline of diffusers")
     latent, space = generator.options["latent"], generator.space
     if not isinstance(latent["size"], int):
         raise UserError(
