@@ -49,6 +49,7 @@ def request_of(model: Generator, of: Mapping[str, Any], n: int, **how: Any) -> d
 
 def check_model(model: Generator, verb: str, untold: str | None) -> None:
     """UserError for a model that cannot change images. untold: the option that would say what is true, if not given."""
+    model.pictures_only(f"`ldm {verb}`")
     if "student" in model.options:
         raise UserError(f"{verb}: this model is a student, whose answers are no means; give its teacher")
     if untold and told.names(model.options) and not model.options["condition"].get("drop"):
