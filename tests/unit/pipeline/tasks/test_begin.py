@@ -57,9 +57,9 @@ def test_weights_that_changed_since_the_plan_are_refused(first: Path) -> None:
 
 @pytest.mark.parametrize("channels", [0, 1, 3])
 def test_maps_of_any_channels_fit(first: Path, channels: int) -> None:
-    begin.check(config(first, spatial={"mask": {"channels": channels}} if channels else {}), 2, 4)
+    begin.check(config(first, spatial={"mask": {"channels": channels}} if channels else {}), 2, (4, 4))
     with pytest.raises(UserError, match="another backbone"):
-        begin.check(config(first, spatial={"mask": {"channels": 1}}), 3, 4)
+        begin.check(config(first, spatial={"mask": {"channels": 1}}), 3, (4, 4))
 
 
 def test_captions_of_another_encoder_of_the_kind_are_refused_beforehand(first: Path, tmp_path: Path) -> None:
@@ -69,6 +69,6 @@ def test_captions_of_another_encoder_of_the_kind_are_refused_beforehand(first: P
     encoders = [{"kind": "transformers", "path": str(tmp_path / name)} for name in ("read", "other")]
     caption = {"tokens": 8, "encoder": identified(encoders[0])}
     write_json(first.parent / "model.json", {"backbone": BACKBONE, "condition": {"caption": caption}})
-    begin.check(config(first, caption={"encoder": encoders[0]}), 2, 4)
+    begin.check(config(first, caption={"encoder": encoders[0]}), 2, (4, 4))
     with pytest.raises(UserError, match="caption: it is read by another encoder there"):
-        begin.check(config(first, caption={"encoder": encoders[1]}), 2, 4)
+        begin.check(config(first, caption={"encoder": encoders[1]}), 2, (4, 4))
