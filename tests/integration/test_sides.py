@@ -14,6 +14,7 @@ import pytest
 import models.autoencoders
 from pipeline.artifacts import Artifact
 from pipeline.data.latent_pool import open_latents
+from pipeline.errors import UserError
 from pipeline.files import read_json
 
 SOURCE = '''\
@@ -129,6 +130,15 @@ def test_from_images_to_a_model_that_samples(small, kind, what):
         assert [z.shape for z in model.latents(request)] == [(2, *shape)] * 2
         back = model.decode(model.encode(images))
         assert np.abs(back.astype(int) - images).max() <= 1
+        model.autoencoder.of_images = False  # as that of a text would say
+        assert model.raw(next(model.latents(request)))[0].shape == (2, 3, 8, 8)
+        for refused, value in (
+            (model.images, request),
+            (model.encode, images),
+            (model.decode, next(model.latents(request))),
+        ):
+            with pytest.raises(UserError, match=rf"autoencoder \(kind {kind}\) is of other data, and makes none"):
+                refused(value)
     out = small.folder / "samples"
     said = small.ldm("sample", str(register.path / "model"), "--out", str(out), "-n", "2", "--steps", "2")
     assert said.code == 0, said.err
@@ -157,3 +167,8 @@ def test_what_does_not_go_with_them_is_one_line(small, kind):
     ):
         said = small.run("run", "--dry-run", model, *given)
         assert said.code == 2 and line in said.err and len(said.err.strip().splitlines()) == 1, said.err
+    file = Path(models.autoencoders.__file__).with_name(f"{kind}.py")
+    file.write_text(f"{SOURCE}\n\nModel.of_images = False\n")
+    sys.modules.pop(f"models.autoencoders.{kind}", None)
+    said = small.run("run", "--dry-run", model, "latents.views=[as_is, flip]")
+    assert said.code == 2 and "`latents.views`: as_is, flip are of images, and `autoencoder.model` is of" in said.err
