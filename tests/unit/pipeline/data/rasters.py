@@ -57,7 +57,7 @@ def dicom(path: Path, pixels, **attributes):
     file.file_meta = FileMetaDataset()
     file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = CTImageStorage
-    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = generate_uid()
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = generate_uid(entropy_srcs=[path.name])
     file.PatientID, file.PatientName = "1", "A^B"
     if pixels is not None:
         colour = pixels.ndim == 3 and pixels.shape[-1] == 3

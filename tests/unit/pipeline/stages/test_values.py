@@ -149,10 +149,16 @@ def test_no_identifying_attribute_is_in_any_byte_that_ingest_wrote(tmp_path, cap
         "StudyInstanceUID": "1.2.3.99999.1", "ReferringPhysicianName": "Planted^Doctor",
         "StudyDate": "notadate19010204",
     }  # fmt: skip
+
+    def pixels(seed):  # names, and so the split, follow from digests
+        return np.random.default_rng(seed).integers(-9000, 9000, (16, 16)).astype(np.int16)
+
     source = tmp_path / "source" / "Planted_Name"
     source.mkdir(parents=True)
     for i in range(12):
-        dicom(source / f"planted{i}.dcm", noise(16, 16, dtype="int16"), **told | {"PatientID": f"PLANTED-ID{i // 2}"})
+        dicom(source / f"planted{i}.dcm", pixels(i), **told | {"PatientID": f"PLANTED-ID{i // 2}"})
+    unsound = {"PatientID": "", "PatientName": "", "StudyInstanceUID": "planted-uid"}  # pydicom warns with the value
+    dicom(source / "planted-uid.dcm", pixels(99), **told | unsound)
     dicom(source / "planted-report.dcm", None, **told)
     (source / "planted-again.dcm").write_bytes((source / "planted0.dcm").read_bytes())
     (source / ".planted.dcm").write_bytes(b"")
@@ -163,12 +169,12 @@ def test_no_identifying_attribute_is_in_any_byte_that_ingest_wrote(tmp_path, cap
         tmp_path / "source",
         dtype="int16",
         max_quarantine=0.5,
-        split={"by": "column", "column": "subject", "val_fraction": 0.4},
+        split={"by": "column", "column": "subject", "val_fraction": 0.2},
     )
     spool = Spool(tmp_path / "spool", "ingest/x", 1)
     caplog.clear()  # pydicom told of what it wrote
     summary, folder = run(tmp_path, one, spool=spool)
-    assert sum(summary["images"].values()) == 12 and summary["quarantined"] == 2
+    assert sum(summary["images"].values()) == 13 and summary["quarantined"] == 2
     straddling = [
         {read_json_of(folder, split, i)["subject"] for i in range(summary["images"][split])}
         for split in ("train", "val")
