@@ -47,13 +47,14 @@ HOW: dict[str, Any] = {"sampler": "dpmpp_sde", "steps": 12}
 # noise levels of the walk: from where large shapes are open (a JPEG file leaves details), to where nothing changes more
 FIRST, LAST = dict.fromkeys(TASKS, 3.0) | {"jpeg": 0.4}, 0.05
 LOST = 0.04  # deviation of what an autoencoder loses, of a range of 2: 34 dB
-LEFT = dict.fromkeys(TASKS, LOST) | {"jpeg": 0.08}  # of what is wrong at the end, before the measured pixels mend it
+# of what is wrong at the end, before the measured pixels mend it; a blur hides most of it from the walk
+LEFT = dict.fromkeys(TASKS, LOST) | {"jpeg": 0.08, "deblur": 0.12}
 ROUNDING = 1 / math.sqrt(12) / 127.5  # deviation of what 8 bits lose
 # deviation of what JPEG takes of a coefficient, of its step: most are rounded to 0 and were near it (0.09 in 64 faces
 # of quality 10, where the others have 0.30)
 ROUNDED = 0.08
 SPREAD = 4.0  # 1 draws finer details and is 0.7 dB further from the clean image, at noise of 50
-SOLVES, LAST_SOLVES = 3, 24
+SOLVES, LAST_SOLVES = 3, 40
 Pair = tuple[int, int]  # height and width, or top and left, in pixels
 
 
