@@ -30,6 +30,7 @@ VARIANTS: dict[str, list[str]] = {
     ],
     "vq": ["autoencoder.model.kind=vq", "autoencoder.model.codes=512"],
 }
+MODEL = "{kind: kl, width: 16, multipliers: [1, 2, 4, 4], blocks: 1, latent_channels: 4, groups: 8, attention: false}"
 COUNT = 512  # held-out images
 
 
@@ -60,6 +61,7 @@ def train(name: str, options: argparse.Namespace) -> Any:
     from pipeline.stages import graph
 
     overrides = [
+        f"autoencoder.model={MODEL}", f"{TRAINING}.learning_rate=2e-3", f"{TRAINING}.half_lives=[2000]",
         f"run.name=faces64-{name}", f"run.root={options.root.absolute()}", f"{TRAINING}.steps={options.steps}",
         f"{TRAINING}.validate_every={max(1, options.steps // 4)}", *VARIANTS[name], *options.overrides,
     ]  # fmt: skip
@@ -77,14 +79,14 @@ def compare(trained: dict[str, Any], options: argparse.Namespace) -> dict[str, d
 
     from models import similarity
     from pipeline.data.split import load_split
+    from pipeline.data.value_map import floats
     from pipeline.evaluation.metrics import pixel
     from pipeline.networks import load_model
-    from pipeline.tasks.autoencoder import images_to_floats
 
     values, artifacts = next(iter(trained.values()))
     images, _ = load_split(artifacts["ingest"].path, "val", values, seed=0)
     images = images[:COUNT]
-    x = images_to_floats(torch.from_numpy(images).permute(0, 3, 1, 2))
+    x = floats(torch.from_numpy(images).permute(0, 3, 1, 2))
     distances = make_distances(values, artifacts["ingest"].path, options)
     rows = {}
     for name, (_, made) in trained.items():

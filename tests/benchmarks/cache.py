@@ -25,9 +25,9 @@ from pipeline.data.index import Index
 from pipeline.data.latent_shards import LatentIndex
 from pipeline.data.loader import image_batches, latent_batches
 from pipeline.data.order import Order, lanes
+from pipeline.data.value_map import floats
 from pipeline.schema.data import Data
 from pipeline.stages import ingest
-from pipeline.tasks.autoencoder import images_to_floats
 from pipeline.tasks.encoding import encode_shard
 
 AUTOENCODER = {
@@ -66,7 +66,7 @@ def _measure(folder: Path, rounds: int) -> list[Figure]:
     def on_images() -> float:
         for _, batch, other in zip(range(STEPS), pictures, cached, strict=False):
             with torch.no_grad():
-                moments = encoder.encode(images_to_floats(batch["images"]))
+                moments = encoder.encode(floats(batch["images"]))
             step({**other, "moments": moments})  # with the draws of the cached batch, which cost little
         return STEPS * BATCH
 
