@@ -40,11 +40,14 @@ def command(
     from pipeline.cluster.inline import Inline
     from pipeline.config import ClusterConfig
     from pipeline.data.sources import digests_folder_of
+    from pipeline.errors import UserError
     from pipeline.generate.folder import load_pretrained
 
     shares = _numbers("--levels", levels, float)
     chosen = given_data.data_of(data, {"image": image, "label": label})
     generator = load_pretrained(model, root=root, weights=weights)
+    if generator.values is not None:
+        raise UserError(f"{model}: knows {generator.values.dtype} images, and `ldm features` reads 8-bit pictures")
     depth = len(getattr(generator.network.backbone, "blocks", ()))
     behind = {None: sorted({max(1, depth // 2), depth}), "all": list(range(1, depth + 1))}.get(blocks)
     wanted = features.Wanted(

@@ -70,8 +70,8 @@ def command(
     sampler: str | None, steps: int | None, guidance: float | None, seed: int, batch_size: int | None,
     size: str | None, weights: str | None, root: Path, **how: Any,
 ) -> None:  # fmt: skip
-    """Generate images from MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS): PNG files, a grid,
-    and a JSON file of what made them."""
+    """Generate images from MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS): PNG files (TIFF
+    where its data are no 8-bit pictures), a grid, and a JSON file of what made them."""
     from pipeline.data.buckets import parsed
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
@@ -95,7 +95,7 @@ def command(
     images = generator.images(request, before.next)
     files = {name: [{"file": f.name, "sha256": sha256_file(f)} for f in given] for name, given in told["maps"].items()}
     info = {**sample_info(generator, request), **({"maps": files} if files else {})}
-    write_samples(out, images, info, before)
+    write_samples(out, images, info, before, generator.values)
     more = f" ({before.next:06d}.png and on)" if before.next else ""
     print(f"{len(images)} image{'s' * (len(images) != 1)} in {out}{more}, the grid in {out / 'grid.png'}")
 

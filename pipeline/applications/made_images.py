@@ -28,7 +28,13 @@ CELL = 256  # pixels: the longer side of an image in grid.png, at most
 
 
 def begin(folder: Path, model: Generator, files: Sequence[Path], how: Mapping[str, Any]) -> None:
-    """Say in the folder what is to be made. UserError where it holds something else."""
+    """Say in the folder what is to be made. UserError where it holds something else, and for a model of other images
+    than 8 bits of gray or RGB, which is what these verbs read and write."""
+    if model.values is not None:
+        raise UserError(
+            f"{model.about.get('name', 'this model')}: makes images of {model.channels} x {model.values.dtype}, and "
+            "this command reads and writes 8-bit pictures; `ldm sample` writes such images"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: is a file; give a folder")
     given = [{"file": str(file), "sha256": sha256_file(file)} for file in files]

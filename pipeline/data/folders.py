@@ -6,7 +6,7 @@ One rule for all who take a folder: ingest, `ldm init`, `ldm evaluate --images`,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from stat import S_ISREG
@@ -20,6 +20,9 @@ UNREAD = {  # suffixes of images that are not read; heic and its like where thei
     "jpx", "jpf", "jxr", "wdp", "tga", "ico", "icns", "exr", "hdr", "dds", "eps", "ai", "xcf", "kra", "apng", "pbm",
     "pnm", "pfm", "pcx", "qoi", "bpg", "fits", "dcm", "nii", "emf", "wmf", "heics", "avifs", "mpo", *HEIF,
 }  # fmt: skip
+
+
+RASTERS = "which `data.source.kind: rasters` reads"
 
 
 @dataclass
@@ -44,7 +47,8 @@ def unread(suffix: str) -> str | None:
     """Why an image of this suffix (no dot, small letters) is not read, to count by; None if it is none, or is read."""
     if suffix in FORMATS or suffix not in UNREAD:
         return None
-    return f".{suffix} files, {'which the extra `heif` reads' if suffix in HEIF else 'a format that is not read'}"
+    how = {**dict.fromkeys(HEIF, "which the extra `heif` reads"), "dcm": RASTERS, "nii": RASTERS}
+    return f".{suffix} files, {how.get(suffix, 'a format that is not read')}"
 
 
 def walk(root: Path) -> Walked:
@@ -66,6 +70,20 @@ def walk(root: Path) -> Walked:
             elif _is_file(root / path, found.left_out):
                 found.files.append(path)
     return found
+
+
+def files_under(root: Path, wanted: Callable[[Path], bool]) -> tuple[list[Path], LeftOut]:
+    """Files under `root` that are `wanted` (by their whole path), as paths inside it, in the order of `walk`, and what
+    was not taken; of a root that is a file: that file."""
+    found, left_out = [], LeftOut()
+    if not root.is_dir():
+        return [Path(root.name)] if wanted(root) else [], left_out
+    for folder, subfolders, files in _folders(root, left_out):
+        subfolders.sort()
+        for name in sorted(files):
+            if not hidden(name) and _is_file(folder / name, left_out) and wanted(folder / name):
+                found.append((folder / name).relative_to(root))
+    return found, left_out
 
 
 def _folders(root: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -22,6 +22,7 @@ from pipeline.data import transforms
 from pipeline.data.cache import local_copy
 from pipeline.data.generated import marked
 from pipeline.data.tars import is_remote
+from pipeline.data.value_map import ValueMap
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, digest, read_json, write_json
 
@@ -84,8 +85,8 @@ class ShardLost(UserError):
 
 
 class Read(NamedTuple):
-    """Pixels uint8 [C, >= height, >= width], the number of the sample they are of, and why it is another one than was
-    asked for ("": it is not)."""
+    """Pixels [C, >= height, >= width], uint8 or as `data.values` says, the number of the sample they are of, and why it
+    is another one than was asked for ("": it is not)."""
 
     pixels: Array
     sample: int
@@ -139,8 +140,8 @@ def skip_recipe(data: Data) -> dict[str, Any]:
 
 
 def read_image(index: Index, i: int, data: Data) -> Array:
-    """Sample i as it is validated: the centre, uint8 [C, size, size] or of its bucket's shape. UserError as of
-    `read_pixels`."""
+    """Sample i as it is validated: the centre, uint8 (or as `data.values` says) [C, size, size] or of its bucket's
+    shape. UserError as of `read_pixels`."""
     image: Array = read_views(index, i, data, ("as_is",))[0][0]
     return image
 
@@ -202,6 +203,11 @@ class Index:
         return cls(Path(folder), split, cache, bucket)
 
     @cached_property
+    def values(self) -> ValueMap | None:
+        """What the images' values mean; None for 8 bits of gray or RGB."""
+        return ValueMap.load(self.folder)
+
+    @cached_property
     def parts(self) -> list[Index]:
         """An index a bucket; this one alone where images are squares."""
         if not self.shapes or self.bucket is not None:
@@ -251,7 +257,8 @@ class Index:
         return bytes(self._row(i)["key"]).decode()
 
     def read(self, i: int) -> bytes:
-        """The image file of sample i. Raises UserError, naming the shard, where it is gone."""
+        """The image file of sample i (.npy where there are `values`). Raises UserError, naming the shard, where it is
+        gone."""
         shard, row = self.locate(i)
         place = self._rows[shard][row]
         return self._bytes(shard, int(place["offset"]), int(place["length"]))

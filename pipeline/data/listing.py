@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -102,9 +103,9 @@ class Digests:
 
     reads = True  # whether there are digests at all
 
-    def __init__(self, path: Path | None) -> None:
-        """`path`: the JSON file that remembers, or None."""
-        self._path = path
+    def __init__(self, path: Path | None, private: bool = False) -> None:
+        """`path`: the JSON file that remembers, or None. private: names are kept as digests (they may name people)."""
+        self._path, self._private = path, private
         self._known: dict[str, list[Any]] = {}
         self._used: dict[str, list[Any]] = {}
         if path is not None and path.exists():
@@ -113,6 +114,8 @@ class Digests:
     def of(self, file: str | Path) -> str:
         """SHA-256 (hex) of a file's bytes. Raises FileNotFoundError."""
         name, stat = str(Path(file).absolute()), Path(file).stat()
+        if self._private:
+            name = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
         known = self._known.get(name)
         if known is None or known[:2] != [stat.st_size, stat.st_mtime_ns]:
             known = [stat.st_size, stat.st_mtime_ns, sha256_file(file)]

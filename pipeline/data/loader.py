@@ -109,7 +109,8 @@ def image_batches(
 ) -> Iterator[Batch]:
     """Training batches of images from `position` on, without end; a rank's share n = B / world.
 
-    latent: shape of the latents of a square of data.size. images uint8 [n, C, H, W] cropped and flipped as configured,
+    latent: shape of the latents of a square of data.size. images uint8 [n, C, H, W] (of other depths float32 in
+    [-1, 1], by the data's `ValueMap`) cropped and flipped as configured,
     H and W those of the batch's bucket; noise float32 [n, *latent], or as the bucket's latents; index int64 [n], number
     in the bucket; skipped int64 [n], 1 where a corrupt sample was replaced (data.on_corrupt: skip); lost: [key, why] of
     these; position int.
@@ -207,7 +208,8 @@ class ImageBatches(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         draws = draw_batch(self.seed, self.purpose, request.counters, self.specs[request.bucket])
         size, count = self.shapes[request.bucket] or (self.data.size, self.data.size), len(request.indices)
-        images = np.empty((count, self.data.channels, *size), np.uint8)
+        values = self.parts[request.bucket].values
+        images = np.empty((count, self.data.channels, *size), np.uint8 if values is None else np.float32)
         skipped = np.zeros(count, np.int64)
         lost: list[list[str]] = []
         crop, flip = self.augment and self.data.augment.crop == "random", self.augment and self.data.augment.flip
@@ -217,7 +219,8 @@ class ImageBatches(Dataset[Batch]):
                 skipped[row] = 1
                 lost.append([self.parts[request.bucket].key(i), why])
             top, left = (draws["top"][row], draws["left"][row]) if crop else (0.5, 0.5)
-            images[row] = transforms.crop_flip(pixels, size, top, left, flip and draws["flip"][row] < 0.5)
+            cut = transforms.crop_flip(pixels, size, top, left, flip and draws["flip"][row] < 0.5)
+            images[row] = cut if values is None else values.floats(cut)
         return {**_batch(request, images=images, noise=draws["noise"], skipped=skipped), "lost": lost}
 
 

@@ -1,6 +1,7 @@
 """What ingest tells about a data set: counts, sizes, classes, channel statistics, a contact sheet.
 
-Sums are exact integers by shard, so that merging them depends on no order. Which images count is decided by ingest.
+Sums are exact integers by shard, so that merging them depends on no order; those of floats are merged in the shards'
+order. Which images count is decided by ingest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data import transforms
+from pipeline.data import percentiles, transforms
 from pipeline.data.index import read_image
 from pipeline.files import atomic_path, digest
 
@@ -34,6 +35,7 @@ class Statistics:
     """Exact sums over a shard's images, so that merging them depends on no order."""
 
     channels: int
+    counted: bool = False  # whether the training images' values are counted, for percentiles
     quarantine: list[dict[str, str]] = field(default_factory=list)
     counts: list[int] = field(default_factory=lambda: [0, 0])  # by split
     labels: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
@@ -41,8 +43,9 @@ class Statistics:
     buckets: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))  # by split
     generated: int = 0  # images that a model made
     pixels: int = 0
-    sums: list[int] = field(default_factory=list)
-    squares: list[int] = field(default_factory=list)
+    sums: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+    counts_of_values: Any = None  # [C, 65536], as `percentiles.counts` gives them
 
     def bad(self, key: str, error: transforms.BadImage) -> None:
         self.quarantine.append(unusable(key, error.reason, error.detail))
@@ -57,11 +60,15 @@ class Statistics:
         self.labels[split][label] += 1
         self.sizes[f"{size[0]}x{size[1]}"] += 1
         if split == TRAIN:
-            values = transforms.to_array(image).reshape(self.channels, -1).astype(np.uint64)  # [C, H*W]
+            stored = transforms.to_array(image).reshape(self.channels, -1)  # [C, H*W]
+            values = stored.astype(np.float64 if stored.dtype.kind == "f" else np.int64)
             self.pixels += values.shape[1]
             for name, sums in (("sums", values.sum(1)), ("squares", (values * values).sum(1))):
                 old = getattr(self, name) or [0] * self.channels
-                setattr(self, name, [a + int(b) for a, b in zip(old, sums, strict=True)])
+                setattr(self, name, [a + b for a, b in zip(old, sums.tolist(), strict=True)])
+            if self.counted:
+                found = percentiles.counts(stored)
+                self.counts_of_values = found if self.counts_of_values is None else self.counts_of_values + found
 
 
 def highest_label(results: list[dict[str, Any]]) -> int:
@@ -83,6 +90,7 @@ def report(
     totals = {k: [sum(v) for v in zip(*(r[k] for r in results if r[k]), strict=True)] for k in ("sums", "squares")}
     mean = [s / pixels for s in totals["sums"]]
     std = [max(0.0, q / pixels - m * m) ** 0.5 for q, m in zip(totals["squares"], mean, strict=True)]
+    white = 255 if data.values is None else 1
     names = {str(i): name for i, name in enumerate(classes)} | {"-1": "(none)"}
     generated = sum(r["shard"].get("generated", 0) for r in results)  # all of them in train
     return {
@@ -98,8 +106,8 @@ def report(
         "distinct_sizes": len(sizes),
         "size": data.size,
         "channels": data.channels,
-        "channel_mean": [m / 255 for m in mean],  # of training images, in [0, 1]
-        "channel_std": [s / 255 for s in std],
+        "channel_mean": [m / white for m in mean],  # of training images, in [0, 1], or in their values' unit
+        "channel_std": [s / white for s in std],
         "quarantined": len(quarantine),
         "quarantine_reasons": dict(Counter(entry["reason"] for entry in quarantine).most_common()),
         "shards": len(results),
@@ -123,11 +131,16 @@ def contact_sheet(index: Index, data: Data) -> np.ndarray[Any, Any]:
     shapes stand in the middle of white cells."""
     chosen = np.linspace(0, len(index) - 1, SHEET * SHEET).round().astype(int)
     height, width = (max(sides) for sides in zip(*data.shapes, strict=True))
-    images = np.full((SHEET * SHEET, data.channels, height, width), 255, np.uint8)  # [S*S, C, h, w]
+    values = index.values
+    channels = data.channels if values is None else len(values.bands)
+    images = np.full((SHEET * SHEET, channels, height, width), 255, np.uint8)  # [S*S, C, h, w]
     for cell, i in zip(images, chosen, strict=True):
-        transforms.centre_in(cell, read_image(index, int(i), data))
-    grid = images.reshape(SHEET, SHEET, data.channels, height, width).transpose(0, 3, 1, 4, 2)
-    return grid.reshape(SHEET * height, SHEET * width, data.channels)  # [S, h, S, w, C] -> [S*h, S*w, C]
+        pixels = read_image(index, int(i), data)
+        if values is not None:
+            pixels = values.shown(pixels.transpose(1, 2, 0)).transpose(2, 0, 1)
+        transforms.centre_in(cell, pixels)
+    grid = images.reshape(SHEET, SHEET, channels, height, width).transpose(0, 3, 1, 4, 2)
+    return grid.reshape(SHEET * height, SHEET * width, channels)  # [S, h, S, w, C] -> [S*h, S*w, C]
 
 
 def save_png(path: Path, pixels: np.ndarray[Any, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import shards, twins
+from pipeline.data import percentiles, shards, twins
 from pipeline.data.buckets import bucket_of
 from pipeline.data.index import write_rows
 from pipeline.data.listing import LeftOut
@@ -74,6 +74,8 @@ def finish(
         "repeats": sorted([place, key] for place, key in repeats.items()),
         "left_out": left_out.json() if left_out else {},
     }
+    if statistics.counts_of_values is not None:
+        percentiles.save(percentiles.path_of(name, result_file.parent), statistics.counts_of_values)
     write_json(result_file, result)
     part.replace(sidecar)
     return result

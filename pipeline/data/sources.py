@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data import arrays, parquet, synthetic
+from pipeline.data import arrays, parquet, rasters, synthetic
 from pipeline.data.arrays import list_arrays, read_arrays
 from pipeline.data.folders import walk
 from pipeline.data.generated import MARK, marked
@@ -70,6 +70,10 @@ def open_listing(data: Data, digests_folder: str | Path | None = None) -> Listin
 def _listed(data: Data, digests: Digests) -> Listing:
     """The listing of a source in its own split if that decides, and no more of it than `data.limit`, which alone are
     read."""
+    if data.source.kind == "rasters":
+        found = rasters.list_rasters(data, digests)
+        _some(found, data.source)
+        return found if data.limit is None else limited(found, data.limit)
     if data.limit is None:
         found = listing(data.source, digests)
         return own_split(found) if data.split.by == "source" else found
@@ -83,6 +87,8 @@ def _listed(data: Data, digests: Digests) -> Listing:
 
 def chosen(data: Data) -> Listing:
     """The listing of a source, no more of it than `data.limit`, without reading images: names stand for digests."""
+    if data.source.kind == "rasters":
+        return _listed(data, Unread())
     found = listing(data.source, Unread())
     found = own_split(found) if data.split.by == "source" else found
     return found if data.limit is None else limited(found, data.limit)
@@ -92,7 +98,7 @@ def _digests(source: Any, digests_folder: str | Path | None) -> Digests:
     if digests_folder is None or source.kind in ("digits", *synthetic.KINDS):
         return Digests(None)
     name = hashlib.sha256(os.fsencode(Path(source.path).absolute())).hexdigest()[:16]
-    return Digests(Path(digests_folder) / f"digests-{name}.json")
+    return Digests(Path(digests_folder) / f"digests-{name}.json", private=source.kind == "rasters")
 
 
 def listing(source: Any, digests: Digests) -> Listing:
@@ -105,16 +111,22 @@ def listing(source: Any, digests: Digests) -> Listing:
         found = _list_synthetic(source)
     else:
         found = list_arrays(source)
+    _some(found, source)
+    return found
+
+
+def _some(found: Listing, source: Any) -> None:
+    """UserError where a source has no images."""
     if not found.rows:
         detail = f" ({len(found.missing)} files named are missing, such as {found.missing[0]})" if found.missing else ""
         detail += f" that are read, but {found.left_out}" if found.left_out else ""
         where = plain(str(getattr(source, "path", "")))
         raise UserError(f"data.source ({source.kind}) {where} holds no images{detail}: check the path")
-    return found
 
 
 def reader(source: Any) -> Callable[[str | int], bytes | Array]:
-    """A function from a row's location to the file's bytes, or to an array [h, w] or [h, w, c], uint8 or uint16."""
+    """A function from a row's location to the file's bytes, or to an array [h, w] or [h, w, c], uint8 or uint16.
+    Of `rasters`: `rasters.reader`."""
     if source.kind in ("digits", "arrays"):
         images, _ = read_arrays(source)
         return lambda location: images[int(location)]

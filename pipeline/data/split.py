@@ -39,8 +39,8 @@ def split_order(folder: Path, split: str, config: Config, seed: int) -> tuple[Ar
 
 
 def load_split(folder: Path, split: str, config: Config, seed: int, limit: int | None = None) -> tuple[Images, Array]:
-    """Images uint8 [n, H, W, C] and classes int64 [n] (-1: none) of a split, in the order of `split_order`; those of
-    other shapes (`data.buckets`) are stretched to the square.
+    """Images uint8 [n, H, W, C] (of other depths their values, in their unit) and classes int64 [n] (-1: none) of a
+    split, in the order of `split_order`; those of other shapes (`data.buckets`) are stretched to the square.
 
     At most MEMORY bytes of them, and at most `limit`. Raises UserError for an empty split, and for a damaged image by
     its name.
@@ -52,7 +52,7 @@ def load_split(folder: Path, split: str, config: Config, seed: int, limit: int |
     rows, labels = split_order(folder, split, config, seed)
     count = max(1, MEMORY // (side * side * channels))
     rows = rows[: count if limit is None else min(count, limit)]
-    images = np.empty((len(rows), side, side, channels), np.uint8)
+    images = np.empty((len(rows), side, side, channels), np.uint8 if index.values is None else index.values.dtype)
     for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
         pixels = squared(read_image(index, int(rows[place]), config.data), side)
         images[place] = pixels.transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
@@ -60,7 +60,8 @@ def load_split(folder: Path, split: str, config: Config, seed: int, limit: int |
 
 
 def validation_images(index: Any, data: Any, batch: int) -> Iterator[torch.Tensor]:
-    """Images [n, c, H, W] uint8 of an index of one shape in its own order, `batch` at a time, the last ones fewer."""
+    """Images [n, c, H, W], uint8, or of other depths float32 in [-1, 1], of an index of one shape in its own order,
+    `batch` at a time, the last ones fewer."""
     import numpy as np
     import torch
 
@@ -68,4 +69,5 @@ def validation_images(index: Any, data: Any, batch: int) -> Iterator[torch.Tenso
 
     for first in range(0, len(index), batch):
         rows = range(first, min(first + batch, len(index)))
-        yield torch.from_numpy(np.stack([read_image(index, i, data) for i in rows]))
+        images = np.stack([read_image(index, i, data) for i in rows])
+        yield torch.from_numpy(images) if index.values is None else index.values.tensor(images)

@@ -1,4 +1,6 @@
-"""From the bytes of an image file to uint8 arrays [C, H, W]: decode, resize, crop, flip. Opens no files.
+"""From the bytes of an image file to arrays [C, H, W]: decode, resize, crop, flip. Opens no files.
+
+They are uint8; of other depths (`Bands`) each value keeps its type and its unit.
 
 Whatever is wrong with an image is a `BadImage` with a reason; what follows from it is decided by ingest and loader.
 """
@@ -13,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.schema.data import Data, Shape
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Picture = TypeVar("Picture", "Image.Image", "Bands")
 MARGIN = 1.125  # with random crops the shorter side is kept at size * MARGIN: an eighth to move in
 FORMATS = {  # extension -> the names by which Pillow may call what it holds
     "jpg": {"JPEG", "MPO"}, "jpeg": {"JPEG", "MPO"}, "png": {"PNG"}, "webp": {"WEBP"}, "bmp": {"BMP"}, "gif": {"GIF"},
@@ -34,6 +37,31 @@ FORMATS = {  # extension -> the names by which Pillow may call what it holds
 HEIF = ("heic", "heif", "hif")  # read where the package pillow-heif is (the extra `heif`)
 if importlib.util.find_spec("pillow_heif"):
     FORMATS |= {extension: {"HEIF"} for extension in HEIF}
+
+
+class Bands:
+    """Values [C, H, W] of any depth and number of bands, with what resizing needs of a Pillow image."""
+
+    def __init__(self, values: Array) -> None:
+        self.values = values
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), as Pillow has it."""
+        return self.values.shape[2], self.values.shape[1]
+
+    def resize(
+        self, size: tuple[int, int], resample: Any, box: tuple[float, float, float, float] | None = None
+    ) -> Bands:
+        """Each band resized as a float32 image; whole numbers are rounded, and cut to what their type holds."""
+        from PIL import Image
+
+        kind = self.values.dtype
+        bands = [Image.fromarray(band.astype(np.float32)).resize(size, resample, box=box) for band in self.values]
+        made = np.stack([np.asarray(band) for band in bands])
+        if kind.kind in "iu":
+            made = np.rint(made).clip(np.iinfo(kind).min, np.iinfo(kind).max)
+        return Bands(made.astype(kind))
 
 
 class BadImage(Exception):
@@ -131,7 +159,7 @@ def from_array(pixels: Array, channels: int, background: tuple[int, int, int]) -
     return to_mode(Image.fromarray(np.ascontiguousarray(pixels)), channels, background)
 
 
-def shrink(image: Image.Image, shorter: int, square: bool) -> Image.Image:
+def shrink(image: Picture, shorter: int, square: bool) -> Picture:
     """Resize so that the shorter side is `shorter` pixels, antialiased (bicubic over the source pixels each covers);
     `square`: keep the centre only."""
     from PIL import Image
@@ -150,7 +178,7 @@ def shrink(image: Image.Image, shorter: int, square: bool) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def cover(image: Image.Image, shape: Shape, whole: bool) -> Image.Image:
+def cover(image: Picture, shape: Shape, whole: bool) -> Picture:
     """Resize so that `shape` (height, width) is just covered, antialiased as in `shrink`; not `whole`: keep the middle
     of that shape only."""
     from PIL import Image
@@ -173,8 +201,10 @@ def stored_side(size: int, random_crop: bool) -> int:
     return math.ceil(size * MARGIN) if random_crop else size
 
 
-def to_array(image: Image.Image) -> Array:
-    """uint8 [C, H, W] of an RGB or L image."""
+def to_array(image: Image.Image | Bands) -> Array:
+    """uint8 [C, H, W] of an RGB or L image; of bands their values."""
+    if isinstance(image, Bands):
+        return image.values
     pixels = np.asarray(image)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
@@ -227,7 +257,7 @@ def cut_views(pixels: Array, size: int | Shape, views: Sequence[str], key: str) 
     return np.stack(cut)
 
 
-def prepare(image: Image.Image, data: Data, shape: Shape | None = None) -> Image.Image:
+def prepare(image: Picture, data: Data, shape: Shape | None = None) -> Picture:
     """A decoded image at the size at which it is kept: square or of its bucket's `shape`, or, where crops are random,
     with a margin to crop in."""
     random_crop = data.augment.crop == "random"
@@ -238,13 +268,36 @@ def prepare(image: Image.Image, data: Data, shape: Shape | None = None) -> Image
 
 
 def load_with_margin(content: bytes, data: Data, shape: Shape | None = None) -> Array:
-    """uint8 [C, H, W] of an image file, H and W at least `data.size`, or those of its bucket's `shape`."""
+    """uint8 [C, H, W] of an image file, H and W at least `data.size`, or those of its bucket's `shape`; of values
+    (`data.values`) their dtype."""
+    if data.values is not None:
+        return to_array(prepare(Bands(from_npy(content, data)), data, shape))
     return to_array(prepare(decode(content, data.channels, data.background, data.max_pixels), data, shape))
 
 
 def load_image(content: bytes, data: Data) -> Array:
     """uint8 [C, size, size] of an image file: the centre, as it is encoded and validated. Raises BadImage."""
     return centre(load_with_margin(content, data), data.size)
+
+
+def to_npy(values: Array) -> bytes:
+    """The .npy file of an array, little-endian: the same bytes each time."""
+    buffer = io.BytesIO()
+    kept = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    np.lib.format.write_array(buffer, kept, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def from_npy(content: bytes, data: Data) -> Array:
+    """Values [C, H, W] that `to_npy` wrote. Raises BadImage for others."""
+    assert data.values is not None
+    try:
+        values: Array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BadImage("undecodable", f"no .npy member ({type(error).__name__})") from None
+    if values.dtype != np.dtype(data.values.dtype) or values.ndim != 3 or len(values) != data.channels:
+        raise BadImage("undecodable", f"{values.dtype}{list(values.shape)} is not what `data` says")
+    return values
 
 
 def to_png(image: Image.Image) -> bytes:

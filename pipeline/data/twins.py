@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data.transforms import Bands
 from pipeline.files import atomic_path
 
 if TYPE_CHECKING:
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 NONE = b""  # of an image that could not be decoded, or whose pixels say no more than its bytes
 
 
-def pixel_digest(image: Image.Image) -> bytes:
-    """16 bytes that say which pixels an RGB or L image has."""
+def pixel_digest(image: Image.Image | Bands) -> bytes:
+    """16 bytes that say which pixels an RGB or L image has, or which values bands have."""
+    if isinstance(image, Bands):
+        head = f"{image.values.dtype} {image.values.shape} ".encode()
+        return hashlib.blake2b(head + image.values.tobytes(), digest_size=16).digest()
     head = f"{image.mode} {image.size[0]}x{image.size[1]} ".encode()
     return hashlib.blake2b(head + image.tobytes(), digest_size=16).digest()
 

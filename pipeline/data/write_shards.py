@@ -1,22 +1,24 @@
-"""Shards that we write: of files and arrays, decoded once, filtered, cut to shape, stored as PNG in plain tars."""
+"""Shards that we write: of files and arrays, decoded once, filtered, cut to shape, stored in plain tars: as PNG, or as
+.npy where values are not 8 bits of gray or RGB."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data import filters, shards, sources, transforms, twins
+from pipeline.data import filters, rasters, shards, sources, transforms, twins
 from pipeline.data.generated import marked
-from pipeline.data.listing import Row, plain
+from pipeline.data.listing import LeftOut, Row, plain
+from pipeline.data.raster_files import WITHOUT_DATA
 from pipeline.data.report import Statistics
 from pipeline.data.shard_result import bucket_number, bucket_shape, finish, finished, sidecar_row
-from pipeline.data.transforms import BadImage
+from pipeline.data.transforms import BadImage, Bands
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, read_json
 from pipeline.schema.data import Data
@@ -43,7 +45,8 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
     if finished(plan.name, folder, result_file):
         return dict(read_json(result_file))
     number = {name: i for i, name in enumerate(classes)}
-    read, statistics = sources.reader(data.source), Statistics(data.channels)
+    read = rasters.reader(data) if data.values is not None else _by_place(data)
+    statistics, left_out = Statistics(data.channels, counted=bool(data.values and data.values.percentiles)), LeftOut()
     rows: list[tuple[Any, ...]] = []
     pixels: list[tuple[bytes, str]] = []
     with atomic_path(tar) as temporary, open(temporary, "wb") as file:
@@ -52,26 +55,37 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
             try:
                 if place in plan.repeats:
                     raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
-                image, size, seen = _load(read(row.location), row, data)
+                image, size, seen = _load(read(row), row, data)
             except BadImage as error:
-                statistics.bad(row.key, error)
+                if error.reason == WITHOUT_DATA:  # the border of a scene is no fault of the source
+                    left_out.add("tiles with places without data", row.key)
+                else:
+                    statistics.bad(row.key, error)
                 pixels.append((twins.NONE, row.key))
                 continue
             pixels.append((seen, row.key))
             bucket = bucket_number(size, data)
             image = transforms.prepare(image, data, bucket_shape(bucket, data))
             label = number[row.label] if row.label is not None else -1
-            member, meta = _add(writer, row, label, transforms.to_png(image))
+            member, meta = _add(writer, row, label, image)
             statistics.add(image, size, label, plan.split, bucket, marked(row.attributes))
             rows.append(sidecar_row(row.key, member, meta, label, plan.split, bucket, data))
         writer.close()
     if not plan.repeats:  # else they are there from the first time
         twins.save(twins.path_of(plan.name, work), pixels)
-    return finish(plan.name, tar.name, tar, rows, statistics, folder, result_file, data, plan.repeats)
+    return finish(plan.name, tar.name, tar, rows, statistics, folder, result_file, data, plan.repeats, left_out)
+
+
+def _by_place(data: Data) -> Callable[[Row], bytes | np.ndarray[Any, Any]]:
+    read = sources.reader(data.source)
+    return lambda row: read(row.location)
 
 
 def _load(content: bytes | np.ndarray[Any, Any], row: Row, data: Data) -> tuple[Any, tuple[int, int], bytes]:
     """A source's image, filtered, its first size (width, height), and the digest of a file's pixels before that."""
+    if data.values is not None:
+        bands = Bands(np.asarray(content))
+        return bands, bands.size, twins.pixel_digest(bands)
     seen = twins.NONE  # rows of arrays are told apart by their values already, computed images may be alike
     if isinstance(content, bytes):
         if hashlib.sha256(content).hexdigest() != row.digest:
@@ -84,10 +98,14 @@ def _load(content: bytes | np.ndarray[Any, Any], row: Row, data: Data) -> tuple[
     return filters.apply(image, data.filters), image.size, seen
 
 
-def _add(writer: shards.TarWriter, row: Row, label: int, png: bytes) -> tuple[shards.Member, shards.Member | None]:
-    """A sample's members, as WebDataset names them: KEY.png, KEY.cls, KEY.json with caption and attributes."""
+def _add(writer: shards.TarWriter, row: Row, label: int, image: Any) -> tuple[shards.Member, shards.Member | None]:
+    """A sample's members, as WebDataset names them: KEY.png (or KEY.npy, values [C, h, w]), KEY.cls, KEY.json with
+    caption and attributes."""
     name = shards.safe_key(row.key)
-    member = writer.add(f"{name}.png", png)
+    if isinstance(image, Bands):
+        member = writer.add(f"{name}.npy", transforms.to_npy(image.values))
+    else:
+        member = writer.add(f"{name}.png", transforms.to_png(image))
     if label >= 0:
         writer.add(f"{name}.cls", str(label).encode())
     known = {**row.attributes, **({"caption": row.caption} if row.caption is not None else {})}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
+from pipeline.data.value_map import ValueMap
 from pipeline.files import digest, sync_folder
 
 if TYPE_CHECKING:
@@ -58,19 +59,22 @@ def extractor_of(
     from pipeline.data.split import load_split
     from pipeline.evaluation.metrics import features
 
-    path = pool_path(config, ingest)
+    path, values = pool_path(config, ingest), ValueMap.load(ingest.path)
     if path is not None and path.exists():
-        return features.load(path)
+        return features.seen(features.load(path), values)
     if path is None:
-        return features.of_file(config.evaluate.extractor)
+        return features.seen(features.of_file(config.evaluate.extractor), values)
     if splits:
         train, held_out = splits()
     else:
         train, held_out = (load_split(ingest.path, split, config, config.evaluate.seed) for split in ("train", "val"))
     n = min(config.evaluate.samples, len(held_out[0]), len(train[0]) // 2)
     classes = len(ingest.summary["classes"])
-    made = make_extractor(config.evaluate, train[0][n:], train[1][n:], *held_out, classes)
-    return keep(made, path, features.load)
+    own, others = train[0][n:], held_out[0]
+    if values is not None:
+        own, others = values.floats_last(own), values.floats_last(others)
+    made = make_extractor(config.evaluate, own, train[1][n:], others, held_out[1], classes)
+    return features.seen(keep(made, path, features.load), values)
 
 
 def pool_path(config: Config, ingest: Artifact) -> Path | None:

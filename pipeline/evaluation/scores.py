@@ -22,6 +22,7 @@ from pipeline.schema.stages import Evaluate
 if TYPE_CHECKING:
     from pipeline.data.pictures import Images
     from pipeline.data.split import Array
+    from pipeline.data.value_map import ValueMap
     from pipeline.evaluation.metrics.features import Extractor
     from pipeline.evaluation.shapes import Native
     from pipeline.generate.generator import Generator
@@ -55,7 +56,7 @@ def evaluate(
     native: Native | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Measure a generator against real images, uint8 [n, H, W, C], in random order; labels int64 [n], -1 for none.
+    """Measure a generator against real images [n, H, W, C] of its kind, in random order; labels int64 [n], -1: none.
 
     The first n training images are the half of the real-data baseline, and the extractor (`extractors.py`) must not be
     trained on them: what a network has seen has other features. Samples are asked for in the classes of training
@@ -78,6 +79,7 @@ def evaluate(
         reconstructions = shapes.squares(back, native.side)
     named = {"train": train, "held_out": held_out, "samples": samples, "reconstructions": reconstructions}
     features = {name: extractor(images) for name, images in named.items()}
+    values = generator.values
 
     report = Report({}, {}, {}, extractor)
     report.values = {
@@ -85,18 +87,18 @@ def evaluate(
         "model": generator.about,
         "sampling": sampling,
         **({} if native is None else native.told),
-        "reconstruction": _reconstruction(held_out, reconstructions, report)
+        "reconstruction": _reconstruction(_pixels(held_out, values), _pixels(reconstructions, values), report)
         if native is None
         else _reconstruction(native.held_out, back, report),
         **compare(named, features, n, config, report, guidance_of(sampling)),
-        "neighbours": neighbours_of(train, held_out, samples, features, mirrored, report),
+        "neighbours": neighbours_of(train, held_out, samples, features, mirrored, report, values),
     }
     if asked is None:
         report.missing["class_accuracy"] = "the model has no class condition"
     else:
         classify(asked, generator.classes, named, features, held_out_labels[: config.samples], report)
     order = np.arange(len(samples)) if asked is None else np.argsort(asked[:SHOWN], kind="stable")
-    report.images["samples"] = _grid(shown[order[:SHOWN]])
+    report.images["samples"] = _grid(shown[order[:SHOWN]], values)
     if told:
         each = words(told, SHOWN)
         report.values["shown"] = [each[i] for i in order[:SHOWN]]
@@ -203,7 +205,7 @@ def draw_samples(
 
 
 def _reconstruction(images: Any, reconstructions: Any, report: Report) -> dict[str, float]:
-    """images, reconstructions: uint8 [n, H, W, C], or a list of [h, w, C] of several shapes."""
+    """images, reconstructions: [n, H, W, C] as `pixel` has them, or a list of [h, w, C] of several shapes."""
     from pipeline.evaluation.metrics import pixel
     from pipeline.evaluation.shapes import pixel_means
 
@@ -220,7 +222,13 @@ def _reconstruction(images: Any, reconstructions: Any, report: Report) -> dict[s
 
 
 def neighbours_of(
-    train: Images, held_out: Images, samples: Images, features: dict[str, Array], mirrored: bool, report: Report
+    train: Images,
+    held_out: Images,
+    samples: Images,
+    features: dict[str, Array],
+    mirrored: bool,
+    report: Report,
+    values: ValueMap | None = None,
 ) -> dict[str, Any]:
     """Distances to the nearest training image, by pixels and by features, and a grid of pairs for each."""
     from pipeline.evaluation.metrics import neighbours
@@ -231,10 +239,10 @@ def neighbours_of(
         nearest: dict[str, tuple[Array, Array]] = {}
         for side in trained:
             if space == "pixels":
-                points = side.reshape(len(side), -1)
+                points = _pixels(side, values).reshape(len(side), -1)
                 queries = {
-                    "samples": samples.reshape(len(samples), -1),
-                    "held_out": held_out.reshape(len(held_out), -1),
+                    "samples": _pixels(samples, values).reshape(len(samples), -1),
+                    "held_out": _pixels(held_out, values).reshape(len(held_out), -1),
                 }
             else:
                 points = features["train"] if side is train else report.extractor(side)
@@ -250,7 +258,7 @@ def neighbours_of(
             )
         # [p, 2, H, W, C] -> [2p, H, W, C]: sample, neighbour, sample, neighbour ...
         pairs = np.stack([samples[:PAIRS], nearest["samples"][1]], axis=1)
-        report.images[f"neighbours_{space}"] = _grid(pairs.reshape(-1, *samples.shape[1:]), columns=8)
+        report.images[f"neighbours_{space}"] = _grid(pairs.reshape(-1, *samples.shape[1:]), values, columns=8)
     return found
 
 
@@ -263,10 +271,15 @@ def _nearer(old: tuple[Array, Array] | None, new: tuple[Array, Array]) -> tuple[
     return np.minimum(old[0], new[0]), np.where(swap[:, None, None, None], new[1], old[1])
 
 
-def _grid(images: Images, columns: int | None = None) -> Images:
+def _pixels(images: Images, values: ValueMap | None) -> Array:
+    """What pixels are compared by: bytes, or floats of the data's own range, whose bands then weigh alike."""
+    return images if values is None else values.floats_last(images)
+
+
+def _grid(images: Images, values: ValueMap | None = None, columns: int | None = None) -> Images:
     from pipeline.data.pictures import grid
 
-    return grid(images, columns)
+    return grid(images if values is None else values.shown(images), columns)
 
 
 def real_digest(train: Images, held_out: Images) -> str:

@@ -42,6 +42,8 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
         diffusers_write.write(out / "vae", *diffusers_write.describe(alone, size=side))
         return [f"AutoencoderKL in {out / 'vae'}"]
     generator = load_pretrained(model, device="cpu", root=root)
+    if generator.values is not None:
+        raise UserError(f"{model}: makes {generator.values.dtype} images, and pipelines of diffusers 8-bit pictures")
     latent, space = generator.options["latent"], generator.space
     if not isinstance(latent["size"], int):
         raise UserError(

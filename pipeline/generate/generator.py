@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from models.patches import sides_of
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
 from pipeline.data.text_encoders import Embedding
+from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
 from pipeline.generate import adapters, sampling, told
 from pipeline.networks import build_network
@@ -74,9 +76,14 @@ class Generator:
         """(height, width) of the images that can be asked for, in pixels, the usual one first."""
         return [(height, width) for height, width in (data_sides(self.autoencoder, sides) for sides in self.sides)]
 
+    @cached_property
+    def values(self) -> ValueMap | None:
+        """What the images' values mean; None for 8 bits of gray or RGB."""
+        return ValueMap.from_json(self.options["values"]) if self.options.get("values") else None
+
     @property
     def channels(self) -> int:
-        """Of an image: 1 or 3."""
+        """Of an image: 1 or 3, or its number of bands."""
         latent = self.options["latent"]
         return int(self.decode(torch.zeros(1, latent["channels"], *sides_of(latent["size"]))).shape[-1])
 
@@ -102,7 +109,8 @@ class Generator:
         maps: Mapping[str, Any] | None = None,
         **how: Any,
     ) -> Images:
-        """Images uint8 [n, H, W, C]. Image i has class i modulo the number of `classes` (a list, or one; default: all).
+        """Images uint8 [n, H, W, C], or of a model of other depths (`values`) its dtype, in its unit. Image i has class
+        i modulo the number of `classes` (a list, or one; default: all).
 
         shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
         of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is
@@ -215,19 +223,23 @@ class Generator:
         return sampling.led(self.network, lambda: self._weak(name), self.options, request, conditions, null)
 
     def encode(self, images: Images, batch_size: int = 32) -> Tensor:
-        """Normalised latents [n, C, *sides] (the posterior's mean, no noise) of uint8 images [n, H, W, C]."""
+        """Normalised latents [n, C, *sides] (the posterior's mean, no noise) of images [n, H, W, C], uint8 or as the
+        model's `values` say. UserError for another dtype."""
         self._makes_images()
+        if images.dtype != (kind := np.dtype(self.values.dtype if self.values else np.uint8)):
+            raise UserError(f"images of type {images.dtype}, but this model's are {kind}; give such images")
         parts = []
         for start in range(0, len(images), batch_size):
             pixels = np.ascontiguousarray(images[start : start + batch_size].transpose(0, 3, 1, 2))  # [b, C, H, W]
-            x = torch.from_numpy(pixels).to(self.device).float() / 127.5 - 1  # [0, 255] -> [-1, 1]
+            x = torch.from_numpy(pixels) if self.values is None else self.values.tensor(pixels)
+            x = floats(x.to(self.device))  # [0, 255] -> [-1, 1]
             with torch.no_grad():
                 mean = self.autoencoder.encode(x).float().chunk(2, dim=1)[0]  # [b, 2C, *sides] -> [b, C, *sides]
             parts.append(self.space.normalise(mean).cpu())
         return torch.cat(parts)
 
     def decode(self, latents: Tensor, batch_size: int = 32) -> Images:
-        """Images uint8 [n, H, W, C] of normalised latents [n, C, *sides]. Raises NotFinite."""
+        """Images, as `sample` gives them, of normalised latents [n, C, *sides]. Raises NotFinite."""
         parts = []
         for start in range(0, len(latents), batch_size):
             images, sound = self._decoded(latents[start : start + batch_size])
@@ -235,10 +247,16 @@ class Generator:
             parts.append(images)
         return np.concatenate(parts)
 
+    def shown(self, images: Images) -> Images:
+        """8-bit pictures uint8 [n, H, W, 1 or 3] of images, for people."""
+        return images if self.values is None else self.values.shown(images)
+
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
-        """Images uint8 [n, H, W, C] of latents [n, C, *sides], and of which of them all values are finite: bool [n]."""
+        """Images [n, H, W, C] of latents [n, C, *sides], and of which of them all values are finite: bool [n]."""
         self._makes_images()
         x, sound = self.raw(latents)
+        if self.values is not None:  # what is not finite is told by `sound`
+            return self.values.values(x.nan_to_num().permute(0, 2, 3, 1).cpu().numpy(), -1), sound
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()  # [b, C, H, W]
         return pixels.permute(0, 2, 3, 1).cpu().numpy(), sound
 

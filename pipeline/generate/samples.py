@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from pipeline.data.pictures import Images, grid
+from pipeline.data.tiff_files import read_tiff, write_tiff
+from pipeline.data.value_map import ValueMap
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, read_json, sha256_file, write_json
 from pipeline.generate.generator import Generator, class_number
@@ -35,7 +37,10 @@ class Earlier:
         if self.info["class_names"] != of.classes:
             raise UserError(f"--out {folder}: holds samples of a model with other classes; give a new folder")
         if self.info["images"]:
-            height, width = _read(folder / self.info["images"][0]["file"]).shape[:2]
+            first = self.info["images"][0]["file"]
+            if first.endswith(".tif") != (of.values is not None):
+                raise UserError(f"--out {folder}: holds samples of another depth; give a new folder")
+            height, width = _read(folder / first).shape[:2]
             if (height, width) != shape:
                 raise UserError(
                     f"--out {folder}: holds samples of {height}x{width} pixels, and these are to be "
@@ -75,8 +80,16 @@ def _next(folder: Path) -> int:
     return 1 + max((int(p.stem) for p in folder.iterdir() if re.fullmatch(r"\d{6,}", p.stem)), default=-1)
 
 
-def write_samples(folder: str | Path, images: Images, info: Mapping[str, Any], before: Earlier | None = None) -> Path:
+def write_samples(
+    folder: str | Path,
+    images: Images,
+    info: Mapping[str, Any],
+    before: Earlier | None = None,
+    values: ValueMap | None = None,
+) -> Path:
     """Write 000000.png ..., grid.png, and last samples.json (info, and each file's class and checksum).
+
+    values: of images that are not 8 bits of gray or RGB; these are written as 000000.tif ..., in their own depth.
 
     `info` is `sample_info(...)`. before: what `earlier` found in the folder. The numbers go on from it (images are
     those of their numbers, `Generator.images(first=)`), the grid shows all, samples.json keeps an entry for each and
@@ -90,15 +103,19 @@ def write_samples(folder: str | Path, images: Images, info: Mapping[str, Any], b
     if any(image.shape != images[0].shape for image in old):
         raise UserError(f"--out {folder}: holds samples of another shape; give a new folder")
     for i, image in enumerate(images):
-        file = folder / f"{first + i:06d}.png"
-        _write_png(file, image)
+        file = folder / f"{first + i:06d}.{'tif' if values else 'png'}"
+        if values:
+            write_tiff(file, image, values.unit)
+        else:
+            _write_png(file, image)
         chosen = labels[i % len(labels)] if labels else None
         told = part(info["request"], [i])
         prompt = {"prompt": said(told["prompts"][0])} if "prompts" in told else {}
         known = {name: values[0] for name, values in told.get("attributes", {}).items()}
         about = {"class": chosen, **prompt, **({"attributes": known} if known else {})}
         entries.append({"file": file.name, "index": first + i, **about, "sha256": sha256_file(file)})
-    _write_png(folder / GRID, grid(np.stack([*old, *images])))
+    every = np.stack([*old, *images])
+    _write_png(folder / GRID, grid(values.shown(every) if values else every))
     if before.info:
         added = [*before.info.get("added", []), {**info, "first": first}]
         written = {**before.info, "added": added, "images": [*before.info["images"], *entries]}
@@ -117,10 +134,12 @@ def _write_png(path: Path, image: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     atomic_write(path, to_png(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)))
 
 
-def _read(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """uint8 [H, W, 1] or [H, W, 3] of a file that `_write_png` wrote. UserError where it cannot be read."""
+def _read(path: Path) -> Images:
+    """[H, W, C] of a file that `_write_png` or `write_tiff` wrote. UserError where it cannot be read."""
     from PIL import Image
 
+    if path.suffix == ".tif":
+        return read_tiff(path)
     try:
         with Image.open(path) as image:
             values = np.asarray(image)

@@ -112,7 +112,7 @@ def archive(model: Generator, images: Images, request: Mapping[str, Any]) -> byt
 
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(packed, "w") as file:
-        folder = write_samples(Path(place) / "samples", images, sample_info(model, request))
+        folder = write_samples(Path(place) / "samples", images, sample_info(model, request), values=model.values)
         for path in sorted(folder.iterdir()):
             file.write(path, path.name)
     return packed.getvalue()
@@ -219,7 +219,7 @@ def show(model: Generator, name: str, root: Path) -> None:
 
     sample = st.cache_data(max_entries=16, show_spinner="Sampling ...")(made)
     images, seconds = sample(f"{name} {model.about.get('weights')}", request)
-    sheet = grid(images)
+    sheet = grid(model.shown(images))
     times = max(1, SHOWN // sheet.shape[1])
     left, right = st.columns([3, 2])
     with left:

@@ -53,6 +53,7 @@ def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
             registry.checkpoint_activations(autoencoder, options["kind"])
         _check_sizes(config, autoencoder)
         _check_loss_fits(config)
+        _check_values(config)
         channels, sides = autoencoder.latent_channels, latent_sides(autoencoder, (data.size, data.size))
         if data.buckets is not None and len(sides) != 2:
             raise UserError(
@@ -106,6 +107,23 @@ def _check_sizes(config: Config, autoencoder: Any) -> None:
                 f"`data.buckets`: {text(shape)} (height x width) are no multiples of {factor}, the pixels a side of "
                 "one latent (`autoencoder.model`); change one of them"
             )
+
+
+def _check_values(config: Config) -> None:
+    """UserError for what takes 8-bit pictures only, where `data.values` says that images are none."""
+    if config.data.values is None:
+        return
+    kind = config.autoencoder.loss.perceptual.kind
+    if kind not in ("none", "random"):
+        raise UserError(
+            f"`autoencoder.loss.perceptual.kind`: {kind} knows 8-bit pictures, not `data.values`; give none"
+        )
+    if config.evaluate.agreement:
+        raise UserError("`evaluate.agreement`: its judges know 8-bit pictures, not `data.values`; leave it out")
+    if config.register_.gate:
+        raise UserError("`register.gate`: its audit knows 8-bit pictures, not `data.values`; leave it out")
+    if config.diffusion.align:
+        raise UserError("`diffusion.align`: its network knows 8-bit pictures, not `data.values`; leave it out")
 
 
 def _check_student(config: Config) -> None:

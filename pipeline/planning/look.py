@@ -28,7 +28,7 @@ from pipeline.data.parquet_files import PLACE
 from pipeline.data.text_tables import SUFFIXES
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
-from pipeline.planning import look_arrays, look_tables
+from pipeline.planning import look_arrays, look_rasters, look_tables
 
 HEADERS = 20_000  # files whose header is read, at most, evenly spread
 STRETCHES = 16  # of rows in Parquet files, which are read by the batch
@@ -61,6 +61,8 @@ class Found:
     held_out: int | None = None  # images in validation tars, or for validation by the source's own split
     labels: list[str | None] = field(default_factory=list)
     own: bool = False
+    channels: int | None = None  # of images that are not 8 bits of gray or RGB, with `values`
+    values: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     gray: float = 0.0
@@ -88,6 +90,8 @@ def look(text: str) -> Found:
         raise UserError(f"--source {text}: does not exist (looked from {Path.cwd()}); give a folder or a file")
     if path.is_dir():
         return _look_in_folder(path)
+    if look_rasters.holds_rasters(path):
+        return Found(**look_rasters.look(path))
     if path.suffix.lower() in SUFFIXES:
         return _look_at_table(*look_tables.table_source(path))
     if path.suffix == ".npz" or path.name.removesuffix(".gz").endswith(("-ubyte", ".idx", "idx3")):
@@ -103,6 +107,8 @@ def _look_in_folder(path: Path) -> Found:
     tars = sorted(path.glob("*.tar"))
     if tars:
         return _look_at_tars(str(path / "*.tar"))
+    if look_rasters.holds_rasters(path):
+        return Found(**look_rasters.look(path))
     tables = sorted(t for suffix in SUFFIXES for t in path.glob(f"*{suffix}") if not hidden(t.name))
     named = [table for table in tables if look_tables.image_column(table)]
     if len(named) == 1:

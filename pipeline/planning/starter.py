@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.planning.look import Found
@@ -92,7 +93,7 @@ def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan
     return Plan(
         name=re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+", "-", name).strip("-.")[:50] or "images",
         size=size,
-        channels=1 if found.gray >= 0.99 else 3,
+        channels=found.channels or (1 if found.gray >= 0.99 else 3),
         train=train,
         val=val,
         split=split,
@@ -183,7 +184,11 @@ def _data(found: Found, chosen: Plan) -> list[str]:
         *(f"  # {line}".replace("\n", " ") for line in [*found.notes, *about_classes(found, chosen), *chosen.told]),
         *([f"  limit: {chosen.limit}   # of {total:,} images, for speed; null: all"] if chosen.limit else []),
         f"  size: {chosen.size}   # {about_size(found, chosen)}",
-        f"  channels: {chosen.channels}   # {found.gray:.0%} of the images looked at are gray",
+        *(
+            [f"  channels: {chosen.channels}   # {found.gray:.0%} of the images looked at are gray"]
+            if found.values is None
+            else _values(found.values, chosen)
+        ),
         *(
             [f"  background: {chosen.background}   # {found.transparent:.0%} of the images have transparent parts"]
             if found.transparent > 0
@@ -197,6 +202,16 @@ def _data(found: Found, chosen: Plan) -> list[str]:
             else []
         ),
         f"  augment: {{flip: {str(chosen.flip).lower()}}}   # {about_flip(found)}",
+    ]
+
+
+def _values(values: dict[str, Any], chosen: Plan) -> list[str]:
+    percentiles = yaml_text(values["percentiles"])
+    return [
+        f"  channels: {chosen.channels}   # bands of an image",
+        "  values:",
+        f"    dtype: {values['dtype']}   # holds all values that were read; samples have it, too",
+        f"    percentiles: {percentiles}   # of each band: -1 and 1 to the models; or `range`, `window`",
     ]
 
 

@@ -93,7 +93,9 @@ def about_losses(found: Found, fraction: float | None) -> list[str]:
 
 
 def yaml_text(value: Any) -> str:
-    """A string as YAML, quoted where it must be."""
+    """A string as YAML, quoted where it must be; a number as it is."""
+    if isinstance(value, int):
+        return str(value)
     if isinstance(value, (list, tuple)):
         return json.dumps(value, ensure_ascii=False)
     text = str(value)

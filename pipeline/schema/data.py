@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.schema.section import LATER, SPEED, Fraction, Place, Positive, Section
+from pipeline.schema.values import MOST_CHANNELS, RastersSource, Values
 
 
 class DigitsSource(Section):
@@ -134,7 +135,14 @@ class ShapesSource(Section):
 
 
 Source = Annotated[
-    DigitsSource | FolderSource | TableSource | ArraysSource | WebDatasetSource | GaussiansSource | ShapesSource,
+    DigitsSource
+    | FolderSource
+    | TableSource
+    | ArraysSource
+    | WebDatasetSource
+    | GaussiansSource
+    | ShapesSource
+    | RastersSource,
     Field(discriminator="kind"),
 ]
 
@@ -285,7 +293,12 @@ class Cache(Section):
 class Data(Section):
     source: Source
     size: int = Field(32, ge=8, le=2048, description="Side of the square images, in pixels.")
-    channels: Literal[1, 3] = Field(3, description="1: gray, 3: RGB.")
+    channels: int = Field(3, ge=1, le=MOST_CHANNELS, description="1: gray, 3: RGB; with `values` the number of bands.")
+    values: Values | None = Field(
+        None,
+        description="Depth, unit and range of images that are not 8 bits of gray or RGB (`source.kind: rasters`).",
+        json_schema_extra=LATER,
+    )
     background: tuple[int, int, int] = Field((255, 255, 255), description="RGB that transparent images are put on.")
     filters: tuple[Filter, ...] = Field(
         (), description="Filters against noise, one after the other, on each image before it is resized and stored."
@@ -329,6 +342,22 @@ class Data(Section):
             raise ValueError(f"`buckets.multiple` {self.buckets.multiple} does not divide `size` {self.size}")
         if len(self.shapes) > MOST_SHAPES:
             raise ValueError(f"`buckets` are {len(self.shapes)}, {MOST_SHAPES} at most; give a larger `multiple`")
+        return self
+
+    @model_validator(mode="after")
+    def _values_known(self) -> Data:
+        if (self.values is not None) != (self.source.kind == "rasters"):
+            raise ValueError(
+                "`values` and `source.kind: rasters` go together: files of measured values, and what these mean"
+            )
+        if self.values is None and self.channels not in (1, 3):
+            raise ValueError(f"`channels` {self.channels}: 1 is gray, 3 RGB; others need `source.kind: rasters`")
+        if self.values is not None and self.filters:
+            raise ValueError("`filters` are for 8-bit images, and `values` says that these are not; leave them out")
+        if self.values is not None and self.buckets is not None:
+            raise ValueError("`buckets` are for 8-bit images, and `values` says that these are not; leave them out")
+        if self.values is not None and (why := self.values.fits(self.channels)):
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")

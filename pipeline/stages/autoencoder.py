@@ -42,13 +42,16 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool) -> dict[str, Any]:
     """Train by the cluster's ranks, then write how to build the model and compare it with patch PCA."""
+    from pipeline.data.value_map import ValueMap
     from pipeline.tasks import autoencoder_loss, trained
     from pipeline.tasks.begin import planned_weights
 
     first = planned_weights(config, "autoencoder", writer.recipe)
     config, told = autoencoder_loss.with_perceptual(config, inputs["ingest"], writer, cluster, spool)
     summary = trained.train("autoencoder", config, inputs, writer, cluster, spool, first)
-    options = {"model": config.autoencoder.model, "channels": config.data.channels}
+    values = ValueMap.load(inputs["ingest"].path)
+    options: dict[str, Any] = {"model": config.autoencoder.model, "channels": config.data.channels}
+    options |= {"values": values.json()} if values else {}
     write_json(writer.path / "model.json", options)
     model: Any = load_model(writer.path)
     if hasattr(model, "factor"):  # else no patch of the image is that of a latent

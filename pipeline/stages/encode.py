@@ -51,6 +51,9 @@ def run(
     pool = writer.path.parent.parent.parent / "latents"
     pool.mkdir(parents=True, exist_ok=True)
     pixels = {name: result_fields(config.data)[name] for name in ("size", "channels", "background", "augment")}
+    if values := Index.open(data.path, "train").values:  # shards hold values, and this what these are to the encoder
+        pixels["values"] = values.json()
+        _check_values(values.json(), autoencoder)
     moments = {key: value for key, value in recipe(config).items() if key != "statistics"}  # these are not scaled
     jobs: list[dict[str, Any]] = []
     for split in SPLITS:
@@ -117,6 +120,17 @@ def run(
         "mean": space.mean.tolist(),
         "std": space.std.tolist(),
     }
+
+
+def _check_values(values: dict[str, Any], autoencoder: Artifact) -> None:
+    """UserError for a pinned autoencoder to which -1 and 1 were other values."""
+    known = read_json(autoencoder.path / "model.json").get("values", values)
+    other = [key for key in ("dtype", "low", "high") if known[key] != values[key]]
+    if other:
+        raise UserError(
+            f"{autoencoder.path}: trained on {', '.join(f'{key} {known[key]}' for key in other)}, and `data.values` "
+            f"gives {', '.join(f'{values[key]}' for key in other)}; give the same `range`, or train another autoencoder"
+        )
 
 
 def _scalable(space: LatentSpace, autoencoder: Artifact) -> LatentSpace:

@@ -25,6 +25,7 @@ from pipeline.data.index import Index, write_index
 from pipeline.data.index_tars import TarPlan, hash_tar, index_tar, tar_groups, tar_strata
 from pipeline.data.limit import chosen, limit_recipe
 from pipeline.data.listing import LeftOut, plain
+from pipeline.data.percentiles import value_map_of
 from pipeline.data.report import contact_sheet, highest_label, report, save_png
 from pipeline.data.tars import tar_classes
 from pipeline.data.write_shards import Plan, write_shard
@@ -53,6 +54,8 @@ def recipe(config: Config, root: str | Path) -> dict[str, Any]:
     kept["crop"] = config.data.augment.crop
     if config.data.filters:
         kept["filters"] = data["filters"]
+    if config.data.values:
+        kept["values"] = data["values"]
     kept |= bucket_recipe(config.data) | limit_recipe(config.data)
     return {"source": sources.source_fingerprint(config.data, sources.digests_folder_of(root)), **kept}
 
@@ -85,6 +88,8 @@ def run(
     classes = classes if classes is not None else [str(i) for i in range(highest_label(results) + 1)]
     write_index(folder, classes, [result["shard"] for result in results], data.shapes if data.buckets else None)
     write_json(folder / "classes.json", classes)
+    if data.values is not None:
+        value_map_of(data, [result["shard"]["name"] for result in results], work).save(folder)
     summary = report(data, classes, quarantine, results)
     if notes:
         summary["notes"] = notes

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
 from pipeline.data.split import validation_images
+from pipeline.data.value_map import floats
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from pipeline.training.ranks import Ranks
 
 PREVIEW_IMAGES = 8  # held-out images in a preview, each above its reconstruction: a square of 4 x 4
-
-
-def images_to_floats(images: Tensor) -> Tensor:
-    """uint8 [n, c, H, W] -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 def flops(config: Config, inputs: dict[str, Artifact]) -> int:
@@ -71,7 +67,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Reconstruction, moments, and by image the terms of the loss; the KL divergence in nats an image element.
         turned: as `autoencoder_loss.turn` has it, of latents."""
-        x = images_to_floats(images)
+        x = floats(images)
         reconstruction, moments = network(x, noise) if turned is None else network(x, noise, turned)
         if turned is not None:
             x = posterior.turned(x, turned[0] * model.factor, turned[1])
@@ -108,7 +104,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     @torch.no_grad()
     def validate(engine: Engine) -> dict[str, float]:
-        """Means over the held-out images; PSNR (dB, of images in [0, 1]) is a mean of each image's own, sharpness the
+        """Means over the held-out images; PSNR (dB, of images in [0, 1], which the
+        data's own range is brought to) is a mean of each image's own, sharpness the
         energy of the reconstructions' gradients over that of the images'."""
         extra = [name for name in distances if name != "reconstruction"]
         names = ("loss", "psnr", held, *extra, "energy", "sharpness", "count")
@@ -118,7 +115,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             for batch in validation():
                 batch = to_device(batch, ranks.device)
                 reconstruction, moments, terms = parts(engine.module, batch["images"], batch["noise"])
-                target = images_to_floats(batch["images"])
+                target = floats(batch["images"])
                 mse = (reconstruction.clamp(-1, 1) - target).square().mean((1, 2, 3)) / 4  # [-1, 1] -> [0, 1]
                 psnr = -10 * mse.clamp(min=1e-10).log10()
                 whole = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
@@ -146,9 +143,10 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         noise = torch.zeros(len(images), model.latent_channels, *places, device=ranks.device)  # the posterior's mean
         with engine.weights("ema"):
             reconstruction, _, _ = parts(engine.module, images, noise)
-        back = ((reconstruction.clamp(-1, 1) + 1) * 127.5).round().byte()
-        half = len(images) // 2
+        values, half = val.values, len(images) // 2
+        back = reconstruction if values else ((reconstruction.clamp(-1, 1) + 1) * 127.5).round().byte()
         rows = torch.cat([images[:half], back[:half], images[half:], back[half:]])  # originals above reconstructions
-        return {"reconstructions/val": grid(rows.permute(0, 2, 3, 1).cpu().numpy(), columns=half)}
+        cells = rows.permute(0, 2, 3, 1).cpu().numpy()
+        return {"reconstructions/val": grid(values.shown(values.values(cells, -1)) if values else cells, columns=half)}
 
     return model, Task("autoencoder", loss, batches, validate, preview, fight=fight)

@@ -31,6 +31,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
     """All that is needed to build the network again and to sample with it, as plain values."""
     from models.patches import size_of
     from pipeline.data.buckets import usual
+    from pipeline.data.value_map import ValueMap
 
     condition = result_fields(config.diffusion.condition)
     if "conditions" in inputs:
@@ -39,6 +40,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         if condition.get("caption"):  # what is trained, and where a frozen one lies, is as the config says now
             encoder = config.diffusion.condition.caption.encoder.model_dump()  # type: ignore[union-attr]
             condition["caption"] = {**made["caption"], "encoder": {**made["caption"]["encoder"], **encoder}}
+    values = ValueMap.load(inputs["ingest"].path)
     summary = inputs["encode"].summary
     (channels, *sides), buckets = summary["shape"], {}
     if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
@@ -52,6 +54,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         "classes": inputs["ingest"].summary["classes"],
         "path": result_fields(config.diffusion.path),
         "prediction": config.diffusion.prediction,
+        **({"values": values.json()} if values else {}),
         **({"student": result_fields(config.diffusion.distil)} if config.diffusion.distil else {}),
     }
 
@@ -236,7 +239,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             images = sampler.sample(
                 classes, n=PREVIEW_IMAGES, seed=seed, steps=steps, batch_size=PREVIEW_IMAGES, **shown
             )
-        return {"samples/ema": (grid(images, columns=4), words(shown, PREVIEW_IMAGES))}
+        return {"samples/ema": (grid(sampler.shown(images), columns=4), words(shown, PREVIEW_IMAGES))}
 
     teach = inside.teach if inside and section.align else None
     if not section.fd.every:

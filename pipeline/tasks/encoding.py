@@ -75,15 +75,16 @@ def _moments(
     import torch
 
     from pipeline.data.index import read_views
+    from pipeline.data.value_map import floats
 
     data = state["data"]
     for first in range(0, len(rows), state["batch"]):
         part = rows[first : first + state["batch"]]
         read, samples, why = zip(*(read_views(index, i, data, state["views"]) for i in part), strict=True)
-        images = np.stack(read, axis=1)  # [v, n, c, H, W] uint8
+        images = np.stack(read, axis=1)  # [v, n, c, H, W] uint8, or values
         with torch.no_grad():
-            x = torch.from_numpy(images).to(state["device"])
-            views = [state["model"].encode(view.float() / 127.5 - 1) for view in x]
+            x = torch.from_numpy(images) if index.values is None else index.values.tensor(images)
+            views = [state["model"].encode(floats(view)) for view in x.to(state["device"])]
         stacked = torch.stack(views, 1).half().cpu().numpy()  # v x [n, 2C, *sides] -> [n, v, 2C, *sides]
         if not np.isfinite(stacked).all():
             raise UserError(f"shard with {index.key(part[0])}: the autoencoder's moments leave float16; train it again")

@@ -17,10 +17,12 @@ PCA_IMAGES = 5_000  # training images behind the patch PCA: its covariance has a
 
 
 def patches(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Patches float64 [n, P, C side side] in [0, 1], row by row, of images uint8 [n, C, H, W]."""
+    """Patches float64 [n, P, C side side] in [0, 1], row by row, of images [n, C, H, W], uint8 or
+    float in [-1, 1]."""
     import torch
 
-    x = torch.nn.functional.unfold(images.double() / 255, side, stride=side)  # [n, C side side, P]
+    pixels = (images.double() + 1) / 2 if images.is_floating_point() else images.double() / 255
+    x = torch.nn.functional.unfold(pixels, side, stride=side)  # [n, C side side, P]
     return x.transpose(1, 2)
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.grad import conv2d_weight
 
 from models import adversarial
+from pipeline.data.value_map import floats
 from pipeline.training.engine import Batch, Engine, LossFn, StepStats
 from pipeline.training.partition import Partition, Piece
 from pipeline.training.ranks import Ranks
@@ -116,7 +117,7 @@ class Fight:
 
     def loss(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """The discriminator's loss, for its engine."""
-        real, fake = batch["images"].float() / 127.5 - 1, batch["fakes"]  # uint8 -> [-1, 1]
+        real, fake = floats(batch["images"]), batch["fakes"]  # uint8 -> [-1, 1]
         on_real, on_fake = network(torch.cat([real, fake])).chunk(2)
         loss = adversarial.hinge(on_real, on_fake)
         parts = {"logit_real": on_real.mean().detach(), "logit_fake": on_fake.mean().detach()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, canonical_json, sha256_file
 
@@ -40,6 +41,7 @@ class Extractor:
     kind: classifier | random | torchscript | inception. digest: SHA-256 of the weights: features of two digests are
     not comparable. description: one line for the report. facts: held-out accuracy and the like, plain JSON values.
     features: uint8 NCHW tensor -> [n, d] tensor. logits: the same -> [n, classes], or None where there are no classes.
+    view: of images that are not 8 bits of gray or RGB, what `features` takes in their place (`seen`).
     """
 
     kind: str
@@ -49,16 +51,17 @@ class Extractor:
     logits: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
     facts: dict[str, Any] = field(default_factory=dict)
     module: nn.Module | None = field(default=None, repr=False)
+    view: Callable[[Array], Array] | None = field(default=None, repr=False)
 
     def __call__(self, images: Images) -> Array:
-        """Features float64 [n, d] of uint8 images [n, H, W, C]."""
-        return _apply(self.features, images).astype(np.float64)
+        """Features float64 [n, d] of images [n, H, W, C], uint8 or as the data's `ValueMap` has them."""
+        return _apply(self.features, images if self.view is None else self.view(images)).astype(np.float64)
 
     def classify(self, images: Images) -> Array:
         """The class int64 [n] that each image is put in. ValueError where the extractor knows no classes."""
         if self.logits is None:
             raise ValueError(f"the extractor {self.kind} knows no classes")
-        result: Array = _apply(self.logits, images).argmax(1)
+        result: Array = _apply(self.logits, images if self.view is None else self.view(images)).argmax(1)
         return result
 
     def save(self, path: Path) -> None:
@@ -90,8 +93,8 @@ class Classifier(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 [n, C, H, W] -> [n, width], what the last layer sees."""
-        x = images.float() / 127.5 - 1
+        """[n, C, H, W], uint8 or float in [-1, 1] -> [n, width], what the last layer sees."""
+        x = floats(images)
         if x.shape[-1] != self.size:
             x = functional.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         result: Tensor = self.body(x)
@@ -145,11 +148,11 @@ def train_classifier(
 
 
 def _shifted(images: Tensor, random: np.random.Generator) -> Tensor:
-    """The batch [n, C, H, W] moved by up to a sixteenth of its size, its edges repeated."""
+    """The batch [n, C, H, W] as floats in [-1, 1], moved by up to a sixteenth of its size, its edges repeated."""
     height, width = images.shape[-2:]
     margin = height // 16
     top, left = random.integers(2 * margin + 1, size=2)
-    padded = functional.pad(images.float(), (margin, margin, margin, margin), mode="replicate")
+    padded = functional.pad(floats(images), (margin, margin, margin, margin), mode="replicate")
     return padded[:, :, top : top + height, left : left + width]
 
 
@@ -255,6 +258,14 @@ def digest(state: Mapping[str, Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def seen(extractor: Extractor, values: ValueMap | None) -> Extractor:
+    """The extractor for images whose values mean this: one that is trained here sees floats in [-1, 1], one of a file
+    their 8-bit pictures."""
+    if values is None:
+        return extractor
+    return replace(extractor, view=values.floats_last if extractor.module is not None else values.shown)
 
 
 def _built(images: Images, classes: int, seed: int) -> Classifier:

@@ -23,7 +23,7 @@ def info(classes: list[int], seed: int = 0) -> dict[str, Any]:
 
 
 def model(*classes: str) -> Any:
-    return SimpleNamespace(classes=list(classes))
+    return SimpleNamespace(classes=list(classes), values=None)
 
 
 def pixels(path: Path) -> Images:

@@ -1,0 +1,136 @@
+"""A look at files of measured values: whether a source is such, of how many bands and which type, what keeps its images
+together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data import rasters, sources
+from pipeline.data.folders import files_under
+from pipeline.data.listing import Row
+from pipeline.data.raster_files import Array, layout
+from pipeline.data.transforms import BadImage
+from pipeline.errors import UserError
+from pipeline.schema.data import Data
+from pipeline.schema.values import MOST_CHANNELS
+
+LOOKED = 12  # files whose header is read, and images whose values are
+FEW, SIDE, TILES = 64, 128, (64, 32)  # images of at least SIDE pixels are cut into tiles where they are FEW
+
+
+def holds_rasters(path: Path) -> bool:
+    """Whether a file, or most files of a folder that could be, hold values that are no 8 bits of gray or RGB."""
+    some = _some(path)
+    return bool(some) and 2 * sum(map(_deep, some)) > len(some)
+
+
+def _some(path: Path) -> list[Path]:
+    found, _ = files_under(path, lambda file: rasters.kind_of(file) is not None)
+    files = [path if path.is_file() else path / name for name in found]
+    return files[:: -(-len(files) // LOOKED)] if files else []
+
+
+def _deep(path: Path) -> bool:
+    kind = rasters.kind_of(path)
+    try:
+        if kind == "png":
+            with open(path, "rb") as file:
+                return file.read(25)[24:] == b"\x10"  # bits a value
+        if kind == "tiff":
+            shape, dtype = layout(path)
+            return dtype != "uint8" or shape[0] not in (1, 3, 4)
+    except (BadImage, OSError):
+        return False
+    return True  # DICOM, NIfTI, .npy
+
+
+def _bands(path: Path) -> int | None:
+    """Bands of a file's images; None where it cannot be read."""
+    kind = str(rasters.kind_of(path))
+    try:
+        if kind == "tiff":
+            return layout(path)[0][0]
+        if kind == "png":
+            with open(path, "rb") as file:
+                return {2: 3, 4: 2, 6: 4}.get(file.read(26)[25], 1)  # by PNG's colour type
+        if kind == "npy":
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            most = 15 if len(shape) == 3 else MOST_CHANNELS  # fewer images than 16 [n, h, w] are no source: bands
+            return next((n for n in (shape[-1], shape[-3]) if n <= most), 1) if len(shape) > 2 else 1
+        held = rasters.OPEN[kind](path, _data({"kind": "rasters", "path": str(path)}, 1))
+        return len(held.read(held.count // 2))
+    except (BadImage, OSError, ValueError, EOFError):
+        return None
+
+
+def look(path: Path) -> dict[str, Any]:
+    """The fields of `look.Found` for a file or folder of measured values. UserError where none can be read."""
+    bands = [found for found in map(_bands, _some(path)) if found]
+    channels = max(set(bands), key=bands.count) if bands else 1
+    source: dict[str, Any] = {"kind": "rasters", "path": str(path)}
+    listed = sources.chosen(_data(source, channels))
+    arrays, bad = _values(listed.rows, source, channels)
+    if not arrays:
+        raise UserError(f"{path}: no image of {len(listed.rows)} can be read ({'; '.join(sorted(set(bad)))})")
+    height, width = arrays[0].shape[1:]
+    medical = any("subject" in row.attributes for row in listed.rows)
+    if not medical and len(listed.rows) < FEW and min(height, width) >= SIDE:
+        for tile in TILES:
+            source = {**source, "tile": tile, "block": 2}
+            listed = sources.chosen(_data(source, channels))
+            if len(listed.rows) >= FEW:
+                break
+        arrays, bad = _values(listed.rows, source, channels)
+    columns = [
+        column for column in ("subject", "block") if len({row.attributes.get(column) for row in listed.rows}) > 2
+    ]
+    low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
+    whole = all(array.dtype.kind in "biu" or bool((array == np.rint(array)).all()) for array in arrays)
+    kinds = [kind for kind in ("uint8", "uint16", "int16") if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max]
+    dtype = kinds[0] if whole and kinds else "float32"
+    values = {"dtype": dtype, "percentiles": [0.1, 99.9]}
+    notes = [f"Values of {len(arrays)} images that were read go from {low:g} to {high:g}."]
+    if medical:
+        notes.append("Of patients' files neither names nor attributes are kept; `window: [40, 400]` shows soft tissue.")
+    rows = listed.rows
+    together = columns[0] if columns else None
+    return {
+        "source": source,
+        "count": len(rows),
+        "keys": [row.key for row in rows],
+        "labels": [None for _ in rows],
+        "groups": (together, [str(row.attributes.get(together)) for row in rows]) if together else None,
+        "sizes": [(array.shape[2], array.shape[1]) for array in arrays],
+        "gray": float(channels == 1),
+        "looked": len(arrays) + len(bad),
+        "problems": Counter(bad),
+        "left_out": listed.left_out,
+        "notes": notes,
+        "channels": channels,
+        "values": values,
+    }
+
+
+def _values(rows: Sequence[Row], source: dict[str, Any], channels: int) -> tuple[list[Array], list[str]]:
+    """Values [C, h, w] of some images, evenly spread, and why others could not be read."""
+    data, arrays, bad = _data(source, channels), [], []
+    for row in rows[:: -(-len(rows) // LOOKED)]:
+        path, _, number = str(row.location).rpartition("#")
+        try:
+            found = rasters.OPEN[str(rasters.kind_of(Path(path)))](Path(path), data).read(int(number))
+            if len(found) != channels or not np.isfinite(found).all():
+                raise BadImage("other bands" if len(found) != channels else "not finite", "")
+            arrays.append(found)
+        except BadImage as error:
+            bad.append(error.reason)
+    return arrays, bad
+
+
+def _data(source: dict[str, Any], channels: int) -> Data:
+    values = {"dtype": "float32", "range": [0, 1]}
+    return Data.model_validate({"source": source, "channels": channels, "values": values})

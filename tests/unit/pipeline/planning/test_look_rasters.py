@@ -1,0 +1,74 @@
+"""`ldm init` on files of measured values: bands, type, tiles, and what a split keeps together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from PIL import Image
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.planning import starter
+from pipeline.planning.look import Found, look
+from tests.unit.pipeline.data.rasters import dicom, nifti, noise
+from tests.unit.pipeline.planning.test_starter import CPU
+
+
+def written(found: Found) -> Config:
+    chosen = starter.plan(found, CPU, "images")
+    return Config.model_validate(yaml.safe_load(starter.write_config(found, chosen, CPU)))
+
+
+def test_a_scene_is_cut_into_tiles_and_split_by_blocks(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noise(320, 330, 6), planarconfig="contig", photometric="minisblack")
+    found = look(str(tmp_path / "a.tif"))
+    data = written(found).data
+    assert (found.count, data.channels, data.source.tile, data.split.column) == (100, 6, 32, "block")
+    assert data.values and data.values.dtype == "uint16"
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"), [(noise(30, 40, 40, dtype="int16"), "int16"), (noise(30, 40, 40, dtype="float32"), "float32")]
+)
+def test_npy_of_many_images(tmp_path: Path, values: np.ndarray, dtype: str) -> None:
+    np.save(tmp_path / "a.npy", values)
+    data = written(look(str(tmp_path))).data
+    assert data.values and (data.values.dtype, data.channels, data.source.tile) == (dtype, 1, None)
+
+
+def test_scans_are_split_by_subject(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom", reason="needs the extra `medical`")
+    for i in range(40):
+        dicom(tmp_path / f"{i}.dcm", noise(40, 40, dtype="int16") // 8, PatientID=str(i // 2), RescaleIntercept="-1024",
+              RescaleSlope="1")  # fmt: skip
+    found = look(str(tmp_path))
+    data = written(found).data
+    assert data.values and (data.values.dtype, data.split.column, found.gray) == ("int16", "subject", 1)
+    assert "neither names nor attributes are kept" in " ".join(found.notes)
+
+
+def test_one_volume_is_split_by_blocks_of_slices(tmp_path: Path) -> None:
+    pytest.importorskip("nibabel", reason="needs the extra `medical`")
+    nifti(tmp_path / "a.nii.gz", noise(40, 40, 60, dtype="int16"))
+    assert written(look(str(tmp_path))).data.split.column == "block"
+
+
+def test_sixteen_bits_are_values_and_eight_are_pictures(tmp_path: Path) -> None:
+    for i in range(20):
+        for name, dtype in (("deep", "uint16"), ("plain", "uint8")):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(noise(40, 40, dtype=dtype)).save(tmp_path / name / f"{i}.png")
+            (tmp_path / f"{name}-tif").mkdir(exist_ok=True)
+            tifffile.imwrite(tmp_path / f"{name}-tif" / f"{i}.tif", noise(40, 40, 3, dtype=dtype), photometric="rgb")
+    kinds = {place.name: look(str(place)).source["kind"] for place in sorted(tmp_path.iterdir())}
+    assert kinds == {"deep": "rasters", "deep-tif": "rasters", "plain": "folder", "plain-tif": "folder"}
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="no image of 1 can be read"):
+        look(str(tmp_path))
