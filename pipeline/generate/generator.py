@@ -25,9 +25,11 @@ from models.autoencoders import data_sides, latent_sides
 from models.conditioning import Conditions
 from models.diffusion.denoiser import Denoiser
 from models.patches import sides_of
+from pipeline.data import tokens
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
 from pipeline.data.text_encoders import Embedding
+from pipeline.data.tokens import Tokenizer
 from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
 from pipeline.generate import adapters, sampling, told
@@ -50,7 +52,7 @@ class Generator:
     latents. defaults: what `sample` takes where it is not told. about: name, weights (SHA-256 by file), lineage.
     averages: files of other weights of the network, by name (`live`, or a half-life), for autoguidance. known: captions
     that a frozen text encoder has read; it is asked for others. base: of an adapter, the file of the weights that it
-    goes with.
+    goes with. tokenizer: of a model of text, which makes `texts` in place of images.
     """
 
     options: dict[str, Any]
@@ -63,6 +65,7 @@ class Generator:
     averages: dict[str, Path] = field(default_factory=dict)
     known: dict[str, Embedding] = field(default_factory=dict, repr=False)
     base: Path | None = None
+    tokenizer: Tokenizer | None = field(default=None, repr=False)
     _loaded: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
@@ -74,6 +77,7 @@ class Generator:
     @property
     def shapes(self) -> list[Shape]:
         """(height, width) of the images that can be asked for, in pixels, the usual one first."""
+        self._makes_images()
         return [(height, width) for height, width in (data_sides(self.autoencoder, sides) for sides in self.sides)]
 
     @cached_property
@@ -146,6 +150,42 @@ class Generator:
     def images(self, request: dict[str, Any], first: int = 0) -> Images:
         """The images of a `request`, from number `first` on, uint8 [n, H, W, C]; the classes begin with that one's."""
         return np.concatenate(list(self._batches(request, first)))[: request["n"]]
+
+    def texts(self, request: dict[str, Any], first: int = 0) -> list[str]:
+        """The texts of a `request` to a model of text, from number `first` on: the most likely token in each place.
+        UserError where the model is of images; NotFinite as of `sample`."""
+        if self.tokenizer is None:
+            raise UserError("text: this model makes images; ask it for these")
+        found: list[str] = []
+        for z in self.latents(request, first):
+            found += self._read(z, len(found), self._why(request), request["n"] - len(found))
+        return found[: request["n"]]
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
+        """Normalised latents [n, C, l] (the posterior's mean, no noise) of texts, each cut off where it is too long.
+        UserError where the model is of images."""
+        if self.tokenizer is None:
+            raise UserError("text: this model is of images; give it these")
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            x = tokens.rows(self.tokenizer, texts[start : start + batch_size], self.autoencoder.length).tokens
+            with torch.no_grad():
+                mean = self.autoencoder.encode(torch.from_numpy(x).to(self.device)).float().chunk(2, dim=1)[0]
+            parts.append(self.space.normalise(mean).cpu())
+        return torch.cat(parts)
+
+    def decode_texts(self, latents: Tensor, batch_size: int = 32) -> list[str]:
+        """Texts of normalised latents [n, C, l]. Raises NotFinite."""
+        starts = range(0, len(latents), batch_size)
+        why = "the latents or the autoencoder's weights are bad"
+        return [text for start in starts for text in self._read(latents[start : start + batch_size], start, why)]
+
+    def _read(self, z: Tensor, start: int, why: str, count: int | None = None) -> list[str]:
+        """Texts of latents of which the first `count` have to be finite."""
+        assert self.tokenizer is not None
+        logits, sound = self.raw(z)  # [b, L, V]
+        _mind(sound[:count], start, why, "texts")
+        return tokens.texts(self.tokenizer, logits.argmax(-1).cpu().numpy())
 
     def request(
         self,
@@ -276,11 +316,14 @@ class Generator:
         size = request["batch_size"]
         for start, z in zip(range(0, request["n"], size), self.latents(request, first), strict=True):
             images, sound = self._decoded(z)
-            guided = (
-                f"guidance is {request['guidance']:g}: give less" if request["guidance"] > 1 else "the weights are bad"
-            )
-            _mind(sound[: request["n"] - start], start, f"{guided}, or more steps ({request['steps']} were taken)")
+            _mind(sound[: request["n"] - start], start, self._why(request))
             yield images
+
+    @staticmethod
+    def _why(request: Mapping[str, Any]) -> str:
+        """What may be the matter where samples are not finite, in words."""
+        guided = f"guidance is {request['guidance']:g}: give less" if request["guidance"] > 1 else "the weights are bad"
+        return f"{guided}, or more steps ({request['steps']} were taken)"
 
     def latents(self, request: dict[str, Any], first: int = 0) -> Iterator[Tensor]:
         """Normalised latents [batch_size, C, *sides] of a `request`, batch by batch, from number `first` on; the last
@@ -336,10 +379,10 @@ class Label(int):
     """The number of a class that was found: a request that comes back is not read as names again."""
 
 
-def _mind(sound: Tensor, start: int, why: str) -> None:
+def _mind(sound: Tensor, start: int, why: str, what: str = "images") -> None:
     """NotFinite where `sound` (bool [n], of the images from number `start` on) is not all true."""
     if bad := int((~sound).sum()):
-        which = f"{bad} of {len(sound)} images from number {start} on"
+        which = f"{bad} of {len(sound)} {what} from number {start} on"
         raise NotFinite(f"{which} are not finite (they hold NaN or infinity); {why}")
 
 
@@ -368,9 +411,10 @@ def generator(
     averages: Mapping[str, Path] | None = None,
     known: Mapping[str, Embedding] | None = None,
     base: Path | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Generator:
     """A generator of networks at hand (in training, too); nothing is copied."""
     filled = {**DEFAULTS, **(STUDENT if "student" in options else {}), **(defaults or {})}
     kept = {"about": about or {}, "averages": averages or {}, "known": known or {}}
     copies: dict[str, Any] = {name: dict(values) for name, values in kept.items()}
-    return Generator(options, autoencoder, network, space, device, filled, base=base, **copies)
+    return Generator(options, autoencoder, network, space, device, filled, base=base, tokenizer=tokenizer, **copies)
