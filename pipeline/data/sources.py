@@ -124,8 +124,8 @@ def _some(found: Listing, source: Any) -> None:
     if not found.rows:
         detail = f" ({len(found.missing)} files named are missing, such as {found.missing[0]})" if found.missing else ""
         detail += f" that are read, but {found.left_out}" if found.left_out else ""
-        where = plain(str(getattr(source, "path", "")))
-        raise UserError(f"data.source ({source.kind}) {where} holds no images{detail}: check the path")
+        where, what = plain(str(getattr(source, "path", ""))), "text" if source.kind == "text" else "images"
+        raise UserError(f"data.source ({source.kind}) {where} holds no {what}{detail}: check the path")
 
 
 def reader(source: Any) -> Callable[[str | int], bytes | Array | str]:

@@ -7,6 +7,7 @@ of these the text again: a byte-level BPE knows all bytes (Radford et al. 2019, 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -115,6 +116,7 @@ def train(passages: Iterable[str], size: int, path: Path) -> None:
 
 def library() -> Any:
     """The `tokenizers` library; UserError where it is not installed."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not go with forks, and it says so
     try:
         import tokenizers
     except ImportError:

@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.data.split import load_split
 from pipeline.errors import UserError
 from pipeline.evaluation import report as words
+from pipeline.evaluation import text_scores
 from pipeline.evaluation.report import key_figures, lines
 from pipeline.evaluation.scores import evaluate
 from pipeline.files import atomic_write, sha256_file, write_json
@@ -42,7 +43,8 @@ def recipe(config: Config) -> dict[str, Any]:
         values["extractor"]["path"] = sha256_file(path)
     if config.evaluate.weights.endswith(".safetensors"):
         values["weights"] = weights_digest(config.evaluate.weights)
-    return {**values, "mirrored": mirrored(config), "measures": MEASURES}
+    text = {"text": text_scores.MEASURES} if config.data.source.kind == "text" else {}
+    return {**values, "mirrored": mirrored(config), "measures": MEASURES, **text}
 
 
 def weights_digest(path: str) -> str:
@@ -144,7 +146,6 @@ def measure_text(
     config: Config, inputs: dict[str, Artifact], generator: Generator, folder: Path
 ) -> dict[str, Any]:
     """`measure` of a model of text: report.json, and samples.jsonl, a sample a line."""
-    from pipeline.evaluation import text_scores
     from pipeline.evaluation.told import told_of
 
     seed, data = config.evaluate.seed, inputs["ingest"].path
