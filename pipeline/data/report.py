@@ -53,8 +53,8 @@ class Statistics:
     def add(
         self, image: Any, size: tuple[int, int], label: int, split: int, bucket: int = 0, generated: bool = False
     ) -> None:
-        """Count an image (as it is kept) whose first size was `size`; pixels count where it is for training. Of a passage
-        of text, a str, the bytes stand for a width."""
+        """Count an image (as it is kept) whose first size was `size`; pixels count where it is for training. Of a
+        passage of text, a str, the bytes stand for a width."""
         self.counts[split] += 1
         self.generated += generated
         self.buckets[split][bucket] += 1

@@ -1,4 +1,5 @@
-"""Text as a source: .txt files, or a column of a .csv, .tsv, .jsonl or Parquet file, as passages with class and document.
+"""Text as a source: .txt files, or a column of a .csv, .tsv, .jsonl or Parquet file, as passages with class and
+document.
 
 What is no text (not UTF-8, too long, empty) is named with its reason, for the quarantine; a passage that was there
 before is left out and counted. Cleaning and cutting is `passages.py`'s.
@@ -37,7 +38,7 @@ class Text(NamedTuple):
 
 
 def list_text(source: TextSource) -> Listing:
-    """The passages of a source, in its order; a row's location is the passage itself. UserError for what is no source."""
+    """The passages of a source, in its order; a row's location is the passage itself. UserError for what is none."""
     labels = Labels(source.label or "")
     texts = _of_table(source, labels) if _is_table(source.path) else _of_files(source)
     rows: list[Row] = []

@@ -103,8 +103,8 @@ def _load(content: bytes | np.ndarray[Any, Any] | str, row: Row, data: Data) -> 
 
 
 def _add(writer: shards.TarWriter, row: Row, label: int, image: Any) -> tuple[shards.Member, shards.Member | None]:
-    """A sample's members, as WebDataset names them: KEY.png (or KEY.npy, values [C, h, w], or KEY.txt), KEY.cls, KEY.json
-    with caption and attributes."""
+    """A sample's members, as WebDataset names them: KEY.png (or KEY.npy, values [C, h, w], or KEY.txt), KEY.cls,
+    KEY.json with caption and attributes."""
     name = shards.safe_key(row.key)
     if isinstance(image, str):
         member = writer.add(f"{name}.txt", image.encode())

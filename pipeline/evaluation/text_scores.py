@@ -150,5 +150,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         f"back exactly; {back['cut']:.1%} of them are longer than the model's length, and cut off"
     ]
     for name, two in report["text"].items():
-        result.append(f"{name}: {two['samples']:.4g} of {counts['samples']} samples, {two['real']:.4g} of held-out text")
+        result.append(
+            f"{name}: {two['samples']:.4g} of {counts['samples']} samples, {two['real']:.4g} of held-out text"
+        )
     return result + [f"{name} is not given: {reason}" for name, reason in report["missing"].items()]

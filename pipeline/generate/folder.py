@@ -56,8 +56,8 @@ def save_pretrained(
     image: {size, channels}, and with buckets their shapes, {buckets: [[height, width], ...]}. options: as of
     `Generator`. autoencoder: options of models/autoencoders/. lineage: plain JSON values that name what the model was
     made of. weaker_weights: those of `guidance_weak` in `defaults`, for autoguidance. adapter: adapter_config.json,
-    where the weights are an adapter's; tokenizer: the file of one, for text; base: what it goes with: its folder's autoencoder is not written again.
-    config.json comes last and holds the checksums of the weights.
+    where the weights are an adapter's; base: what it goes with: its folder's autoencoder is not written again.
+    tokenizer: its file, of a model of text. config.json comes last and holds the checksums of the weights.
     """
     folder = Path(folder)
     files = {WEIGHTS[0]: autoencoder_weights}

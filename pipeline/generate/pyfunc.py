@@ -40,8 +40,8 @@ class LatentDiffusion(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: PythonModelContext | None, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Sample an image for each row, or of a model of text a text. MlflowException, in one line, for a column, parameter or value that the model
-        does not know.
+        """Sample an image for each row, or of a model of text a text. MlflowException, in one line, for a column,
+        parameter or value that the model does not know.
 
         MLflow itself drops, with a warning, parameters and columns that the signature does not name.
         """

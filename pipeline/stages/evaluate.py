@@ -142,9 +142,7 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def measure_text(
-    config: Config, inputs: dict[str, Artifact], generator: Generator, folder: Path
-) -> dict[str, Any]:
+def measure_text(config: Config, inputs: dict[str, Artifact], generator: Generator, folder: Path) -> dict[str, Any]:
     """`measure` of a model of text: report.json, and samples.jsonl, a sample a line."""
     from pipeline.evaluation.told import told_of
 

@@ -236,7 +236,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
                 turns = asked_classes(labels, PREVIEW_IMAGES, null)
             classes = [Label(i % null) for i in turns]
         with engine.weights("ema"):
-            sampler = generator(what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown), tokenizer=tokenizer)
+            sampler = generator(
+                what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown), tokenizer=tokenizer
+            )
             steps = None if section.distil else PREVIEW_STEPS
             if tokenizer is not None:
                 how = {"n": PREVIEW_IMAGES, "seed": seed, "steps": steps, "batch_size": PREVIEW_IMAGES}

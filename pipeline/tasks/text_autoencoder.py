@@ -80,7 +80,15 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
                 logits, entropy, kl = parts(engine.module, batch)
                 there, exact = counted(batch["tokens"]).sum(1), right(logits, batch["tokens"]).sum(1)
                 one = torch.ones_like(entropy)
-                values = [entropy + weight * kl, entropy, kl, (there == exact).float(), one, exact.float(), there.float()]
+                values = [
+                    entropy + weight * kl,
+                    entropy,
+                    kl,
+                    (there == exact).float(),
+                    one,
+                    exact.float(),
+                    there.float(),
+                ]
                 total += (torch.stack(values) * batch["weight"]).sum(1).double().cpu()
         sums = dict(zip(names, ranks.sum_floats(total.tolist()), strict=True))
         count, whole, exact_ones = sums.pop("count"), sums.pop("tokens"), sums.pop("right")
@@ -94,6 +102,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         with engine.weights("ema"):  # of the posterior's mean
             logits, _ = engine.module(given, torch.zeros(len(shown), *latent, device=ranks.device))
         back = tokens.texts(tokenizer, logits.argmax(-1).cpu().numpy())
-        return {"reconstructions/val": picture([part for pair in zip(shown, back, strict=True) for part in (*pair, "")])}
+        return {
+            "reconstructions/val": picture([part for pair in zip(shown, back, strict=True) for part in (*pair, "")])
+        }
 
     return model, Task("autoencoder", loss, batches, validate, preview)

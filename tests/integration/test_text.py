@@ -29,7 +29,7 @@ evaluate: {{samples: 8, steps: 2, batch_size: 8}}
 cluster: {{workers: 1, threads: 1}}
 tracking: {{deadline: 1}}
 """
-WORDS = "the old river ran past a quiet town while grey birds sang of rain and wind in may".split()
+WORDS = ("old", "river", "ran", "past", "quiet", "town", "grey", "birds", "sang", "of", "rain", "wind", "in", "may")
 
 
 @pytest.fixture
@@ -119,7 +119,9 @@ def test_stopped_and_gone_on_with_is_equal_bit_for_bit(small, stage, monkeypatch
         patch.setattr(loop.Engine, "step", dies)
         assert small.run(stage, f"run.root={parts}").code != 0
     assert small.run(stage, f"run.root={parts}").code == 0
-    one, two = (Artifact.load(next(Path(root).glob(f"artifacts/{stage}/*/manifest.json")).parent) for root in (whole, parts))
+    one, two = (
+        Artifact.load(next(Path(root).glob(f"artifacts/{stage}/*/manifest.json")).parent) for root in (whole, parts)
+    )
     assert one.fingerprint == two.fingerprint
     for name in ("ema.safetensors", "live.safetensors"):
         assert sha256_file(one.path / name) == sha256_file(two.path / name)

@@ -37,7 +37,9 @@ def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkey
             counts.append(values[1])
             return {}
 
-        return SimpleNamespace(request=request, images=lambda *_: [], shapes=[(8, 8)], classes=[], values=None, tokenizer=None)
+        return SimpleNamespace(
+            request=request, images=lambda *_: [], shapes=[(8, 8)], classes=[], values=None, tokenizer=None
+        )
 
     monkeypatch.setattr(folder, "load_pretrained", load)
     monkeypatch.setattr(samples, "sample_info", lambda *_: {})

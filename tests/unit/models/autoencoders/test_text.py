@@ -36,7 +36,7 @@ def test_shapes_and_a_mean_of_one_size():
 
 
 def test_more_noise_adds_up_with_the_posteriors_to_one_gaussian():
-    model, x = made(), passages(1)
+    model, x = made(), passages()[:1]
     seen: list[torch.Tensor] = []
     model.decode = lambda z: seen.append(z) or z  # type: ignore[method-assign]
     many, noise = x.expand(4000, -1), torch.randn(4000, 6, 4, generator=torch.Generator().manual_seed(2))

@@ -63,9 +63,13 @@ def test_files_are_documents_their_folder_or_name_the_class(tmp_path):
 def test_tables_of_each_kind_give_the_same_rows(tmp_path):
     records = [{"text": f"A text, {i}. Its end.", "genre": "ab"[i % 2], "book": f"b{i // 3}"} for i in range(6)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (tmp_path / "t.csv").write_text("text,genre,book\n" + "".join(f'"{r["text"]}",{r["genre"]},{r["book"]}\n' for r in records))
+    (tmp_path / "t.csv").write_text(
+        "text,genre,book\n" + "".join(f'"{r["text"]}",{r["genre"]},{r["book"]}\n' for r in records)
+    )
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "t.parquet")
-    listed = [list_text(source(tmp_path / f"t.{end}", label="genre", document="book")) for end in ("jsonl", "csv", "parquet")]
+    listed = [
+        list_text(source(tmp_path / f"t.{end}", label="genre", document="book")) for end in ("jsonl", "csv", "parquet")
+    ]
     assert listed[0].rows == listed[1].rows == listed[2].rows
     assert [row.key for row in listed[0].rows][:4] == ["b0/000000", "b0/000001", "b0/000002", "b1/000000"]
     assert listed[0].classes == ["a", "b"]
@@ -82,7 +86,7 @@ def test_what_is_no_text_goes_to_quarantine_with_its_reason(tmp_path):
         ("bad:line 2", "too long"), ("bad:line 3", "not UTF-8"), ("bad:line 4", "empty"),
     ]  # fmt: skip
     assert sum(row.together == "bad" for row in found.rows) == 2
-    with pytest.raises(UserError, match="3 of 2[0-9] images are unusable"):
+    with pytest.raises(UserError, match=r"3 of 2[0-9] images are unusable"):
         run(tmp_path, data(root, {"unit": "line"}), "refused")
     summary, folder = run(tmp_path, data(root, {"unit": "line"}, max_quarantine=0.2, split={"val_fraction": 0.3}))
     assert summary["quarantine_reasons"] == {"too long": 1, "not UTF-8": 1, "empty": 1}
@@ -97,7 +101,9 @@ def test_shards_hold_the_text_and_a_document_is_in_one_split(tmp_path):
     split = {name: Index.open(folder, name) for name in ("train", "val")}
     documents = {name: {index.meta(i)["document"] for i in range(len(index))} for name, index in split.items()}
     assert documents["train"] and documents["val"] and not documents["train"] & documents["val"]
-    stored = {index.key(i): (read_passage(index, i), index.label(i)) for index in split.values() for i in range(len(index))}
+    stored = {
+        index.key(i): (read_passage(index, i), index.label(i)) for index in split.values() for i in range(len(index))
+    }
     listed = list_text(one.source)
     assert stored == {row.key: (row.location, listed.classes.index(row.label)) for row in listed.rows}
     assert stored["prose/9/000000"][0] == "Grüße — 你好 “yes” \U0001f600."
