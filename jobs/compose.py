@@ -47,7 +47,7 @@ def command(
     for file in (a, b):
         if not file.is_file():
             raise UserError(f"{file}: is not there; give an image")
-    generator = load_pretrained(model, root=root)
+    generator = load_pretrained(model, root=root).only_images("compose")
     shape, channels = generator.shapes[0], generator.channels
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
     info: dict[str, Any] = {"between": between, "look": look, "set": asked, **how}

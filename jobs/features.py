@@ -45,7 +45,7 @@ def command(
 
     shares = _numbers("--levels", levels, float)
     chosen = given_data.data_of(data, {"image": image, "label": label})
-    generator = load_pretrained(model, root=root, weights=weights)
+    generator = load_pretrained(model, root=root, weights=weights).only_images("features")
     if generator.values is not None:
         raise UserError(f"{model}: knows {generator.values.dtype} images, and `ldm features` reads 8-bit pictures")
     depth = len(getattr(generator.network.backbone, "blocks", ()))

@@ -44,7 +44,7 @@ def command(
         raise UserError("give --mask, a picture of what is to be drawn anew, or --pad, what is to be added around")
     files = given_images.files_of(images)
     asked = pairs("--set", to)
-    generator = load_pretrained(model, root=root)
+    generator = load_pretrained(model, root=root).only_images("inpaint")
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
     requested(generator, count, asked, again, seed, **how)
     for file in files:  # what is wrong with any of them is said before the first is drawn

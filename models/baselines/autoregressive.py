@@ -7,7 +7,7 @@ last one; which text they stand for is not known here, nor is any file.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -107,31 +107,32 @@ def sample(model: Model, uniform: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def train(
-    config: Config, tokens: Tensor, steps: int, batch: int, learning_rate: float = 1e-3, seed: int = 0
-) -> Iterator[tuple[int, float, Model]]:
-    """Train on passages int64 [n, L] by AdamW, the rate rising for a twentieth of the steps and falling to 0 along a
-    cosine; gives (steps done, loss in nats a token, the model) after each step. All that is drawn follows from `seed`;
-    the global generator is left as it was. The model is in evaluation mode when the last step is done."""
-    with torch.random.fork_rng(devices=[]):
+    config: Config,
+    tokens: Tensor,
+    steps: int,
+    batch: int,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    say: Callable[[int, float], None] = lambda step, loss: None,
+) -> Model:
+    """A model of passages int64 [n, L], in evaluation mode, trained by AdamW, the rate rising for a twentieth of the
+    steps and falling to 0 along a cosine; `say` is told each step and its loss, in nats a token. On a CPU all that is
+    drawn follows from `seed`, and the global generator is left as it was."""
+    chooser, warm = torch.Generator().manual_seed(seed), max(1, steps // 20)
+    with torch.random.fork_rng(devices=[]):  # first weights, dropout
         torch.manual_seed(seed)
         model = Model(config).to(tokens.device).train()
         optimiser = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
-        state = torch.get_rng_state()
-    chooser = torch.Generator().manual_seed(seed)
-    warm = max(1, steps // 20)
-    for step in range(1, steps + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min(step / warm, 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)))
-        part = tokens[torch.randint(len(tokens), (batch,), generator=chooser)]
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            logits, there = model(part), counted(part)
-            state = torch.get_rng_state()
-        loss = (F.cross_entropy(logits.transpose(1, 2), part, reduction="none") * there).sum() / there.sum()
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        if step == steps:
-            model.eval()
-        yield step, float(loss.detach()), model
+        for step in range(1, steps + 1):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate * min(step / warm, 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)))
+            part = tokens[torch.randint(len(tokens), (batch,), generator=chooser).to(tokens.device)]
+            there = counted(part)
+            each = F.cross_entropy(model(part).transpose(1, 2), part, reduction="none")  # [b, L]
+            loss = (each * there).sum() / there.sum()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            say(step, float(loss.detach()))
+    return model.eval()

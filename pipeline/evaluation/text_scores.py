@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.evaluation import text_judge
 from pipeline.evaluation.metrics import text as measures
 from pipeline.files import digest
 from pipeline.schema.section import result_fields
@@ -62,6 +63,11 @@ def evaluate(
     print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} texts/s", flush=True)
     real = list(held_out[: section.samples])
     figures, missing = compare(samples, real, train)
+    if section.judge:
+        beside, figures["perplexity"] = _judged(generator, train, samples, real, config)
+        yardstick, _ = compare(beside, real, train)
+        for name in figures.keys() & yardstick.keys():
+            figures[name]["yardstick"] = yardstick[name]["samples"]
     values = {
         "settings": result_fields(section),
         "model": generator.about,
@@ -105,6 +111,21 @@ def reconstruction(generator: Generator, texts: Sequence[str], batch_size: int) 
     }
 
 
+def _judged(
+    generator: Generator, train: Sequence[str], samples: Sequence[str], real: Sequence[str], config: Config
+) -> tuple[list[str], dict[str, float]]:
+    """Texts that the judge makes, as many as samples, and the perplexity of all under it: of its own text it thinks
+    better than others would."""
+    section, tokenizer = config.evaluate, generator.tokenizer
+    assert section.judge and tokenizer
+    shape = (generator.autoencoder.config.vocabulary, generator.autoencoder.length)
+    pool = Path(config.run.root) / "extractors"
+    judge = text_judge.judge_of(section.judge, tokenizer, train, *shape, pool, section.seed, generator.device)
+    own = text_judge.write(judge, tokenizer, len(samples), section.seed)
+    named = {"samples": samples, "real": real, "yardstick": own}
+    return own, {name: text_judge.perplexity(judge, tokenizer, texts) for name, texts in named.items()}
+
+
 def compare(
     samples: Sequence[str], real: Sequence[str], train: Sequence[str]
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
@@ -128,12 +149,15 @@ def key_figures(report: Mapping[str, Any]) -> dict[str, float]:
     found = {f"exact_{name}": report["reconstruction"][name] for name in ("tokens", "passages")}
     for name, two in report["text"].items():
         found |= {name: two["samples"], f"{name}_real": two["real"]}
+        found |= {f"{name}_yardstick": two["yardstick"]} if "yardstick" in two else {}
     return {name: float(value) for name, value in found.items()}
 
 
 def headline(figures: Mapping[str, float]) -> str:
     """The figures in one line."""
     parts = [f"{figures['exact_tokens']:.2%} of held-out tokens exact"]
+    if "perplexity" in figures:
+        parts.insert(0, f"perplexity {figures['perplexity']:.4g} (real text: {figures['perplexity_real']:.4g})")
     for name, words in (("entropy", "bits of entropy a word"), ("distinct_2", "of bigrams distinct")):
         if name in figures:
             parts.append(f"{figures[name]:.3g} {words} (real text: {figures[f'{name}_real']:.3g})")
@@ -150,7 +174,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         f"back exactly; {back['cut']:.1%} of them are longer than the model's length, and cut off"
     ]
     for name, two in report["text"].items():
-        result.append(
-            f"{name}: {two['samples']:.4g} of {counts['samples']} samples, {two['real']:.4g} of held-out text"
-        )
+        line = f"{name}: {two['samples']:.4g} of {counts['samples']} samples, {two['real']:.4g} of held-out text"
+        beside = f", {two['yardstick']:.4g} of the autoregressive model's" if "yardstick" in two else ""
+        result.append(line + beside)
     return result + [f"{name} is not given: {reason}" for name, reason in report["missing"].items()]

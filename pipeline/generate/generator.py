@@ -300,6 +300,13 @@ class Generator:
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()  # [b, C, H, W]
         return pixels.permute(0, 2, 3, 1).cpu().numpy(), sound
 
+    def only_images(self, verb: str) -> Generator:
+        """This model. UserError, by the name of the command that asks, where it is of other data than images."""
+        if not getattr(self.autoencoder, "of_images", True):
+            what = "text" if self.tokenizer is not None else "other data"
+            raise UserError(f"{verb}: is for models of images, and this one is of {what}")
+        return self
+
     def _makes_images(self) -> None:
         if not getattr(self.autoencoder, "of_images", True):
             kind = type(self.autoencoder).__module__.rpartition(".")[-1]

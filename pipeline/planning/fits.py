@@ -136,6 +136,8 @@ def _check_text(config: Config, autoencoder: Any) -> None:
             f"{config.data.source.kind}; kind text and source text go together"
         )
     if not text:
+        if config.evaluate.judge:
+            raise UserError("`evaluate.judge` is of text, and these are images; leave it out")
         return
     section, loss = config.diffusion, config.autoencoder.loss
     asked = {

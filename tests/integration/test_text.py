@@ -25,7 +25,7 @@ diffusion:
   backbone: {{kind: dit, width: 16, depth: 1, heads: 2, patch: 1}}
   condition: {{kind: class}}
   training: {{precision: fp32, steps: 4, batch_size: 8, save_every: 2, half_lives: [100]}}
-evaluate: {{samples: 8, steps: 2, batch_size: 8}}
+evaluate: {{samples: 8, steps: 2, batch_size: 8, judge: {{width: 16, depth: 1, heads: 2, steps: 3}}}}
 cluster: {{workers: 1, threads: 1}}
 tracking: {{deadline: 1}}
 """
@@ -59,6 +59,8 @@ def test_from_files_to_a_model_that_writes(small):
     assert 0 <= autoencoder.summary["val_tokens"] <= 1
     report = read_json(evaluate.path / "report.json")
     assert {"entropy", "distinct_2", "words"} <= set(report["text"]) | set(report["missing"])
+    assert set(report["text"]["perplexity"]) == {"samples", "real", "yardstick"}
+    assert min(report["text"]["perplexity"].values()) > 1
     assert len((evaluate.path / "samples.jsonl").read_text().splitlines()) == 8
     assert sha256_file(register.path / "model" / "tokenizer.json") == sha256_file(autoencoder.path / "tokenizer.json")
 
@@ -95,9 +97,18 @@ def test_from_files_to_a_model_that_writes(small):
         ("inpaint", model, str(picture), "--pad", "2"),
         ("restore", model, str(picture), "--task", "denoise"),
         ("edit", model, str(picture), "--strength", "0.5"),
+        ("compose", model, str(picture), str(picture), "--between", "3"),
+        ("features", model, str(small.folder / "images")),
+        ("augment", model, str(small.folder / "images")),
+        ("audit", model, "--root", str(small.root)),
     ):
         said = small.ldm(verb, *more, "--out", str(small.folder / verb))
-        assert said.code == 2 and "Traceback" not in said.err and len(said.err.strip().splitlines()) == 1, said.err
+        assert said.code == 2 and f"{verb}: is for models of images, and this one is of text" in said.err, said.err
+        assert len(said.err.strip().splitlines()) == 1
+    said = small.ldm("export", model, "--out", str(small.folder / "export"))
+    assert said.code == 2 and "latents of sides [12]" in said.err, said.err
+    said = small.run("solvers")
+    assert said.code == 2 and "text has no images" in said.err, said.err
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
