@@ -50,7 +50,7 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report's values, and the samples with their class: {text, class}. told: as of `scores.evaluate`."""
     from pipeline.evaluation.scores import LISTS, asked_classes
-    from pipeline.generate.generator import Label
+    from pipeline.generate.class_numbers import Label
     from pipeline.generate.sampling import configured, guidance_of
 
     section, names = config.evaluate, generator.classes

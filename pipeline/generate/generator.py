@@ -33,6 +33,7 @@ from pipeline.data.tokens import Tokenizer
 from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
 from pipeline.generate import adapters, sampling, told
+from pipeline.generate.class_numbers import Label, class_number
 from pipeline.networks import build_network
 from pipeline.schema.data import Shape, text
 
@@ -77,7 +78,7 @@ class Generator:
     @property
     def shapes(self) -> list[Shape]:
         """(height, width) of the images that can be asked for, in pixels, the usual one first."""
-        self._makes_images()
+        self.only_images("images")
         return [(height, width) for height, width in (data_sides(self.autoencoder, sides) for sides in self.sides)]
 
     @cached_property
@@ -130,21 +131,9 @@ class Generator:
         does not know, and NotFinite where they, or the weights, lead to no image.
         """
         request = self.request(
-            classes,
-            n,
-            seed,
-            steps,
-            sampler,
-            guidance,
-            batch_size,
-            shape,
-            prompts,
-            negative,
-            attributes,
-            scales,
-            maps,
+            classes, n, seed, steps, sampler, guidance, batch_size, shape, prompts, negative, attributes, scales, maps,
             **how,
-        )
+        )  # fmt: skip
         return self.images(request)
 
     def images(self, request: dict[str, Any], first: int = 0) -> Images:
@@ -154,8 +143,6 @@ class Generator:
     def texts(self, request: dict[str, Any], first: int = 0) -> list[str]:
         """The texts of a `request` to a model of text, from number `first` on: the most likely token in each place.
         UserError where the model is of images; NotFinite as of `sample`."""
-        if self.tokenizer is None:
-            raise UserError("text: this model makes images; ask it for these")
         found: list[str] = []
         for z in self.latents(request, first):
             found += self._read(z, len(found), self._why(request), request["n"] - len(found))
@@ -164,11 +151,9 @@ class Generator:
     def encode_texts(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
         """Normalised latents [n, C, l] (the posterior's mean, no noise) of texts, each cut off where it is too long.
         UserError where the model is of images."""
-        if self.tokenizer is None:
-            raise UserError("text: this model is of images; give it these")
         parts = []
         for start in range(0, len(texts), batch_size):
-            x = tokens.rows(self.tokenizer, texts[start : start + batch_size], self.autoencoder.length).tokens
+            x = tokens.rows(self._of_text, texts[start : start + batch_size], self.autoencoder.length).tokens
             with torch.no_grad():
                 mean = self.autoencoder.encode(torch.from_numpy(x).to(self.device)).float().chunk(2, dim=1)[0]
             parts.append(self.space.normalise(mean).cpu())
@@ -180,12 +165,18 @@ class Generator:
         why = "the latents or the autoencoder's weights are bad"
         return [text for start in starts for text in self._read(latents[start : start + batch_size], start, why)]
 
+    @property
+    def _of_text(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError("text: this model is of images; ask it for these")
+        return self.tokenizer
+
     def _read(self, z: Tensor, start: int, why: str, count: int | None = None) -> list[str]:
         """Texts of latents of which the first `count` have to be finite."""
-        assert self.tokenizer is not None
+        tokenizer = self._of_text
         logits, sound = self.raw(z)  # [b, L, V]
         _mind(sound[:count], start, why, "texts")
-        return tokens.texts(self.tokenizer, logits.argmax(-1).cpu().numpy())
+        return tokens.texts(tokenizer, logits.argmax(-1).cpu().numpy())
 
     def request(
         self,
@@ -265,7 +256,7 @@ class Generator:
     def encode(self, images: Images, batch_size: int = 32) -> Tensor:
         """Normalised latents [n, C, *sides] (the posterior's mean, no noise) of images [n, H, W, C], uint8 or as the
         model's `values` say. UserError for another dtype."""
-        self._makes_images()
+        self.only_images("images")
         if images.dtype != (kind := np.dtype(self.values.dtype if self.values else np.uint8)):
             raise UserError(f"images of type {images.dtype}, but this model's are {kind}; give such images")
         parts = []
@@ -293,7 +284,7 @@ class Generator:
 
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
         """Images [n, H, W, C] of latents [n, C, *sides], and of which of them all values are finite: bool [n]."""
-        self._makes_images()
+        self.only_images("images")
         x, sound = self.raw(latents)
         if self.values is not None:  # what is not finite is told by `sound`
             return self.values.values(x.nan_to_num().permute(0, 2, 3, 1).cpu().numpy(), -1), sound
@@ -306,11 +297,6 @@ class Generator:
             what = "text" if self.tokenizer is not None else "other data"
             raise UserError(f"{verb}: is for models of images, and this one is of {what}")
         return self
-
-    def _makes_images(self) -> None:
-        if not getattr(self.autoencoder, "of_images", True):
-            kind = type(self.autoencoder).__module__.rpartition(".")[-1]
-            raise UserError(f"images: this model's autoencoder (kind {kind}) is of other data, and makes none")
 
     def raw(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """What the autoencoder decodes of normalised latents [n, C, *sides], float32 [n, ...] as its kind has it
@@ -382,29 +368,11 @@ class Generator:
         return [Label(class_number(value, names)) for value in classes] or self._labels(None)
 
 
-class Label(int):
-    """The number of a class that was found: a request that comes back is not read as names again."""
-
-
 def _mind(sound: Tensor, start: int, why: str, what: str = "images") -> None:
     """NotFinite where `sound` (bool [n], of the images from number `start` on) is not all true."""
     if bad := int((~sound).sum()):
         which = f"{bad} of {len(sound)} {what} from number {start} on"
         raise NotFinite(f"{which} are not finite (they hold NaN or infinity); {why}")
-
-
-def class_number(value: int | str, names: Sequence[str]) -> int:
-    """A class by name, or by number (from 0) where no class has that name: with classes 1 to 12, 2 and "2" are the
-    class "2". Blanks around a name do no harm. UserError where there is none such."""
-    if isinstance(value, Label) and value < len(names):
-        return int(value)
-    for name in (str(value), str(value).strip()):
-        if name in names:
-            return list(names).index(name)
-    if name.isdecimal() and int(name) < len(names):
-        return int(name)
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    raise UserError(f"class {value!r} is neither one of the names ({shown}) nor a number from 0 to {len(names) - 1}")
 
 
 def generator(

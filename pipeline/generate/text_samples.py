@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, sha256_file, write_json
-from pipeline.generate.generator import Generator, class_number
+from pipeline.generate.class_numbers import class_number
+from pipeline.generate.generator import Generator
 from pipeline.generate.samples import INFO, Earlier
 
 ALL = "samples.jsonl"

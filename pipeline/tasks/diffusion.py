@@ -130,7 +130,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.data.text_pictures import picture
     from pipeline.evaluation.scores import asked_classes
     from pipeline.evaluation.told import told_of
-    from pipeline.generate.generator import Label, generator
+    from pipeline.generate.class_numbers import Label
+    from pipeline.generate.generator import generator
     from pipeline.generate.told import words
     from pipeline.networks import build_network, load_model
     from pipeline.tasks import noise_levels
