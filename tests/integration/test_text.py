@@ -96,7 +96,7 @@ def test_from_files_to_a_model_that_writes(small):
     for verb, *more in (
         ("inpaint", model, str(picture), "--pad", "2"),
         ("restore", model, str(picture), "--task", "denoise"),
-        ("edit", model, str(picture), "--strength", "0.5"),
+        ("edit", model, str(picture), "--set", "a=1"),
         ("compose", model, str(picture), str(picture), "--between", "3"),
         ("features", model, str(small.folder / "images")),
         ("augment", model, str(small.folder / "images")),
