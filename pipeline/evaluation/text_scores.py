@@ -45,6 +45,7 @@ def evaluate(
     train: Sequence[str],
     train_labels: Array,
     held_out: Sequence[str],
+    held_out_labels: Array,
     config: Config,
     told: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -68,6 +69,11 @@ def evaluate(
         yardstick, _ = compare(beside, real, train)
         for name in figures.keys() & yardstick.keys():
             figures[name]["yardstick"] = yardstick[name]["samples"]
+    if asked is not None:
+        try:
+            figures["class_right"] = _classes(train, train_labels, samples, asked, real, held_out_labels[: len(real)])
+        except ValueError as error:
+            missing["class_right"] = str(error)
     values = {
         "settings": result_fields(section),
         "model": generator.about,
@@ -109,6 +115,17 @@ def reconstruction(generator: Generator, texts: Sequence[str], batch_size: int) 
         "passages": float((exact.sum(1) == ends).mean()),
         "cut": float((given.cut > 0).mean()),
     }
+
+
+def _classes(
+    train: Sequence[str], labels: Array, samples: Sequence[str], asked: Array, real: Sequence[str], theirs: Array
+) -> dict[str, float]:
+    """Shares of samples and of held-out texts in the class that they were asked for, or are of."""
+    kept, known = np.flatnonzero(labels >= 0), np.flatnonzero(theirs >= 0)
+    if not len(known):
+        raise ValueError("no held-out passage has a class")
+    sets = {"samples": (samples, asked.tolist()), "real": ([real[i] for i in known], theirs[known].tolist())}
+    return measures.classes_right([train[i] for i in kept], labels[kept].tolist(), sets)
 
 
 def _judged(
@@ -161,6 +178,9 @@ def headline(figures: Mapping[str, float]) -> str:
     for name, words in (("entropy", "bits of entropy a word"), ("distinct_2", "of bigrams distinct")):
         if name in figures:
             parts.append(f"{figures[name]:.3g} {words} (real text: {figures[f'{name}_real']:.3g})")
+    if "class_right" in figures:
+        shares = figures["class_right"], figures["class_right_real"]
+        parts.append(f"{shares[0]:.1%} in the class asked for (held-out text: {shares[1]:.1%})")
     if "copied_8" in figures:
         parts.append(f"{figures['copied_8']:.1%} of 8-grams copied (held-out text: {figures['copied_8_real']:.1%})")
     return ", ".join(parts)

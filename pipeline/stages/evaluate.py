@@ -148,9 +148,9 @@ def measure_text(config: Config, inputs: dict[str, Artifact], generator: Generat
 
     seed, data = config.evaluate.seed, inputs["ingest"].path
     train, labels = text_scores.load_texts(data, "train", config, seed, text_scores.TRAINING)
-    held_out, _ = text_scores.load_texts(data, "val", config, seed, config.evaluate.samples)
+    held_out = text_scores.load_texts(data, "val", config, seed, config.evaluate.samples)
     told = told_of(config, data, generator.options, "train", config.evaluate.samples)
-    values, samples = text_scores.evaluate(generator, train, labels, held_out, config, told)
+    values, samples = text_scores.evaluate(generator, train, labels, *held_out, config, told)
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     atomic_write(folder / "samples.jsonl", "".join(lines))
     values["grids"] = []

@@ -39,6 +39,14 @@ def test_copied_runs():
     assert measures.copied([list("hgfedcba")], training) == 0 and math.isnan(measures.copied([list("abc")], training))
 
 
+def test_a_classifier_of_words_finds_the_class():
+    train = ["sun and sea", "sea and sand", "snow and ice", "ice and frost"]
+    sets = {"a": (["the sea", "sand"], [0, 0]), "b": (["frost", "sun"], [1, 1])}
+    assert measures.classes_right(train, [0, 0, 1, 1], sets) == {"a": 1.0, "b": 0.5}
+    with pytest.raises(ValueError, match="one class"):
+        measures.classes_right(train, [0] * 4, sets)
+
+
 def test_a_set_beside_real_text():
     real = [f"The {word} old river ran past a quiet town." for word in ("wide", "slow", "cold", "deep")]
     train = ["A quiet town, and the slow old river ran past a quiet town."]
