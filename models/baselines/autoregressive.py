@@ -131,7 +131,7 @@ def train(
             each = F.cross_entropy(model(part).transpose(1, 2), part, reduction="none")  # [b, L]
             loss = (each * there).sum() / there.sum()
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             say(step, float(loss.detach()))

@@ -128,11 +128,9 @@ def _some(found: Listing, source: Any) -> None:
         raise UserError(f"data.source ({source.kind}) {where} holds no {what}{detail}: check the path")
 
 
-def reader(source: Any) -> Callable[[str | int], bytes | Array | str]:
-    """A function from a row's location to the file's bytes, or to an array [h, w] or [h, w, c], uint8 or uint16, or to
-    a passage of text. Of `rasters`: `rasters.reader`."""
-    if source.kind == "text":
-        return str
+def reader(source: Any) -> Callable[[str | int], bytes | Array]:
+    """A function from a row's location to the file's bytes, or to an array [h, w] or [h, w, c], uint8 or uint16.
+    Of `rasters`: `rasters.reader`; of text a row's location is the passage."""
     if source.kind in ("digits", "arrays"):
         images, _ = read_arrays(source)
         return lambda location: images[int(location)]

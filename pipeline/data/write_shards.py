@@ -78,6 +78,8 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
 
 
 def _by_place(data: Data) -> Callable[[Row], bytes | np.ndarray[Any, Any] | str]:
+    if data.source.kind == "text":
+        return lambda row: str(row.location)
     read = sources.reader(data.source)
     return lambda row: read(row.location)
 

@@ -121,8 +121,8 @@ def _classes(
     train: Sequence[str], labels: Array, samples: Sequence[str], asked: Array, real: Sequence[str], theirs: Array
 ) -> dict[str, float]:
     """Shares of samples and of held-out texts in the class that they were asked for, or are of."""
-    kept, known = np.flatnonzero(labels >= 0), np.flatnonzero(theirs >= 0)
-    if not len(known):
+    kept, known = (np.flatnonzero(given >= 0).tolist() for given in (labels, theirs))
+    if not known:
         raise ValueError("no held-out passage has a class")
     sets = {"samples": (samples, asked.tolist()), "real": ([real[i] for i in known], theirs[known].tolist())}
     return measures.classes_right([train[i] for i in kept], labels[kept].tolist(), sets)

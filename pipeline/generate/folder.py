@@ -214,7 +214,7 @@ def from_artifacts(
     decoder = load_model(autoencoder.path).eval().to(device)
     space = LatentSpace.load(latents.path / "latents.json")
     own = averages(diffusion)
-    more = {"base": base_file, "tokenizer": tokens.of_model(decoder, autoencoder.path)}
+    more: dict[str, Any] = {"base": base_file, "tokenizer": tokens.of_model(decoder, autoencoder.path)}
     return generator(options, decoder, network.eval().to(device), space, device, defaults, about, own, **more)
 
 

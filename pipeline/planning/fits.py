@@ -129,7 +129,7 @@ def _check_values(config: Config) -> None:
 
 def _check_text(config: Config, autoencoder: Any) -> None:
     """UserError where only one of source and autoencoder is of text, and for what takes images only."""
-    text, kind = getattr(autoencoder, "of_text", False), config.autoencoder.model.get("kind")
+    text, kind = getattr(autoencoder, "of_text", False), type(autoencoder).__module__.rpartition(".")[2]
     if text != (config.data.source.kind == "text"):
         raise UserError(
             f"`autoencoder.model.kind`: {kind} is {'of text' if text else 'not of text'}, and `data.source.kind` is "

@@ -87,7 +87,7 @@ def _of_file(path: Path) -> dict[str, Any] | None:
         with opened(path) as table:
             rows = next(table.iter_batches(batch_size=ROWS)).to_pylist() if table.metadata.num_rows else []
     column = _named(rows, TEXTS)
-    if column is None or any(not isinstance(row[column], str | None) for row in rows):
+    if column is None or _named(rows, ("image", "img")) or any(not isinstance(row[column], str | None) for row in rows):
         return None
     label, document = _named(rows, CLASSES), _named(rows, DOCUMENTS)
     if label and not 2 <= len({row[label] for row in rows}) <= max(2, len(rows) // 10):

@@ -30,7 +30,7 @@ def recipe(config: Config) -> dict[str, Any]:
     from pipeline.tasks import autoencoder_loss
     from pipeline.tasks.begin import training_recipe
 
-    own = {
+    own: dict[str, Any] = {
         "model": registry.resolve("autoencoders", config.autoencoder.model),
         "loss": autoencoder_loss.recipe(config),
         "training": training_recipe(config, "autoencoder"),

@@ -242,8 +242,10 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             )
             steps = None if section.distil else PREVIEW_STEPS
             if tokenizer is not None:
-                how = {"n": PREVIEW_IMAGES, "seed": seed, "steps": steps, "batch_size": PREVIEW_IMAGES}
-                texts = sampler.texts(sampler.request(classes, **how, **shown))
+                how: dict[str, Any] = {"n": PREVIEW_IMAGES, "seed": seed, "steps": steps, "batch_size": PREVIEW_IMAGES}
+                request = sampler.request(classes, **how, **shown)
+                names = [f"[{what['classes'][label]}] " for label in request["classes"]] or [""]
+                texts = [names[i % len(names)] + text for i, text in enumerate(sampler.texts(request))]
                 return {"samples/ema": picture([line for text in texts for line in (text, "")])}
             images = sampler.sample(
                 classes, n=PREVIEW_IMAGES, seed=seed, steps=steps, batch_size=PREVIEW_IMAGES, **shown
