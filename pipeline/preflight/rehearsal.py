@@ -166,6 +166,7 @@ def synthetic_text(config: Config, store: Store) -> Artifact:
 
     letters, generator = np.array(list("abcdefghijklmnopqrstuvwxyz     ")), np.random.default_rng(0)
     length = text_length(config) * 8  # bytes: more than a token has, mostly
+    store.root.mkdir(parents=True, exist_ok=True)
     file = store.root / "rehearsal.jsonl"
     with open(file, "w") as out:
         for i in range(2 * _images(config)):

@@ -76,6 +76,7 @@ def test_blanks_around_the_names_of_classes_are_none_of_them(tmp_path: Path, mon
             images=lambda *_: [],
             shapes=[(8, 8)],
             classes=["c0", "c1", " odd"],
+            tokenizer=None,
         )
 
     monkeypatch.setattr(folder, "load_pretrained", load)
