@@ -24,7 +24,7 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     from pipeline.config import load
     from pipeline.errors import UserError
     from pipeline.files import atomic_write, plain
-    from pipeline.planning import starter
+    from pipeline.planning import starter, starter_text
     from pipeline.planning.fits import check_models
     from pipeline.planning.look import look
     from pipeline.planning.starter_told import captioned
@@ -36,25 +36,30 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     target = None if output == "-" else Path(output or f"{named}.yaml")
     if target is not None and target.exists():
         raise UserError(f"{target}: is there already; give another name by -o, or move it away")
-    found = look(source)
+    text_found = starter_text.look(source)
+    found = look(source) if text_found is None else None
     machine = starter.this_machine()
     if device == "cpu":
         machine = replace(machine, gpus=0, gpu_bytes=0)
     elif device == "gpu" and not machine.gpus:  # the one of a cluster's nodes: what it has is not known here
         machine = replace(machine, gpus=1, gpu_bytes=int(16e9))
-    chosen = starter.plan(found, machine, named, quick)
-    text = starter.write_config(found, chosen, machine)
+    if found is None:
+        assert text_found
+        text = starter_text.write_config(text_found, machine, named, quick)
+        lines = starter_text.told(text_found)
+    else:
+        chosen = starter.plan(found, machine, named, quick)
+        text = starter.write_config(found, chosen, machine)
+        classes = f"{len(found.classes) or 'no'} class{'es' * (len(found.classes) != 1)}"
+        shape = f"{chosen.size}x{chosen.size}x{chosen.channels}"
+        captions = ", captions" if captioned(found) else ""
+        lines = [f"{found.count:,} images, {classes}{captions}, shown at {shape}", *chosen.told, *found.notes]
     if target is None:
         print(text, end="")
         return
     atomic_write(target, text)
     check_models(load(target))
-    classes = f"{len(found.classes) or 'no'} class{'es' * (len(found.classes) != 1)}"
-    shape = f"{chosen.size}x{chosen.size}x{chosen.channels}"
-    captions = ", captions" if captioned(found) else ""
-    print(f"{found.count:,} images, {classes}{captions}, shown at {shape}")
-    for line in [*chosen.told, *found.notes]:
-        print(line)
+    print("\n".join(lines))
     command = f"ldm run {shlex.quote(str(target))}"
     print(f"{target} is written. Read it, then:")
     print(f"  {command} --dry-run   # what would run, and the disk it needs")

@@ -71,9 +71,11 @@ def command(
     size: str | None, weights: str | None, root: Path, **how: Any,
 ) -> None:  # fmt: skip
     """Generate images from MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS): PNG files (TIFF
-    where its data are no 8-bit pictures), a grid, and a JSON file of what made them."""
+    where its data are no 8-bit pictures), a grid, and a JSON file of what made them; of a model of text .txt files and
+    samples.jsonl."""
     from pipeline.data.buckets import parsed
     from pipeline.files import sha256_file
+    from pipeline.generate import text_samples
     from pipeline.generate.folder import load_pretrained
     from pipeline.generate.samples import earlier, sample_info, write_samples
 
@@ -85,6 +87,12 @@ def command(
     generator = load_pretrained(model, root=root, weights=weights)
     names = [name if name in generator.classes else name.strip() for name in classes.split(",")] if classes else None
     request = generator.request(names, count, seed, steps, sampler, guidance, batch_size, shape=shape, **told, **how)
+    if generator.tokenizer is not None:
+        text_samples.check(out, before, generator)
+        texts = generator.texts(request, before.next)
+        text_samples.write_texts(out, texts, sample_info(generator, request), before)
+        print(f"{len(texts)} text{'s' * (len(texts) != 1)} in {out}, all of them in {out / text_samples.ALL}")
+        return
     before.check(out, generator, request.get("shape") or generator.shapes[0])
     images = generator.images(request, before.next)
     files = {name: [{"file": f.name, "sha256": sha256_file(f)} for f in given] for name, given in told["maps"].items()}

@@ -19,7 +19,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import registry
-from models.autoencoders import latent_sides
+from models.autoencoders import blank, latent_sides
 from models.conditioning import Embedded
 from models.patches import Size, sides_of
 from models.routing import Route
@@ -73,7 +73,7 @@ def autoencoder(options: Mapping[str, Any], channels: int, size: int) -> Cost:
     model: Any = registry.outline("autoencoders", options, channels=channels)
     sides = latent_sides(model, (size, size))
     with torch.device("meta"):
-        x, z = torch.empty(1, channels, size, size), torch.empty(1, model.latent_channels, *sides)
+        x, z = blank(model, 1, channels, size), torch.empty(1, model.latent_channels, *sides)
     return Cost(_parameters(model), _count(lambda: model.encode(x)) + _count(lambda: model.decode(z)))
 
 

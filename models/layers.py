@@ -157,6 +157,22 @@ class MLP(nn.Module):
         return self.down(F.gelu(self.up(x), approximate=self.approximate))  # type: ignore[no-any-return]
 
 
+class Layer(nn.Module):
+    """Attention and MLP, each behind a norm and beside a shortcut (Xiong et al. 2020, "On Layer Normalization in the
+    Transformer Architecture")."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = MLP(width, 4 * width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [n, S, W], mask bool [n, S] of the tokens that are there (default: all) -> [n, S, W]."""
+        x = x + self.attention(self.attention_norm(x), mask=mask)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
 class GatedMLP(nn.Module):
     """SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): down(SiLU(a) b), with [a, b] = up(x)."""
 

@@ -2,7 +2,8 @@
 `forward(x, noise) -> (reconstruction, moments)`, `latent_channels`, and which sides its latents [n, C, *sides] have:
 `factor` (side of x over side of z, for each side) or, for others, `latent_sides(sides)` of x and its inverse
 `data_sides(sides)` of z, tuples of one, two or three.
-Optional: parts with a bool attribute `activation_checkpointing` (registry.checkpoint_activations); `of_images`, false
+Optional: `of_text`, true of a kind whose x is tokens int64 [n, L], decoded to logits; `blank(n)`, an x of such a kind;
+parts with a bool attribute `activation_checkpointing` (registry.checkpoint_activations); `of_images`, false
 of a kind whose x is no image [n, channels, H, W] in [-1, 1].
 """
 
@@ -17,6 +18,14 @@ def latent_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:
     if hasattr(model, "latent_sides"):
         return tuple(model.latent_sides(tuple(sides)))
     return tuple(side // model.factor for side in sides)
+
+
+def blank(model: Any, n: int, channels: int, size: int) -> Any:
+    """An x of n samples on torch's default device, whose numbers say nothing: images [n, channels, size, size], or what
+    the kind takes."""
+    import torch
+
+    return model.blank(n) if hasattr(model, "blank") else torch.empty(n, channels, size, size)
 
 
 def data_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:

@@ -11,27 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.conditioning.embedded import Conditions, Embedded
-from models.layers import MLP, Attention
+from models.layers import Layer
 
 PADDING, BEGIN = 0, 257  # a byte b is 1 + b; every caption begins with BEGIN, so that the empty one is a token as well
 SYMBOLS = 258
 LENGTH, POOLED = "caption/length", "caption/pooled"  # of embedded captions, beside "caption"
-
-
-class Layer(nn.Module):
-    """Attention and MLP, each behind a norm and beside a shortcut (Xiong et al. 2020, "On Layer Normalization in the
-    Transformer Architecture")."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.mlp = MLP(width, 4 * width)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [n, S, W], mask bool [n, S] of the tokens that are there -> [n, S, W]."""
-        x = x + self.attention(self.attention_norm(x), mask=mask)
-        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
 
 class Bytes(nn.Module):

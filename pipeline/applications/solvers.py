@@ -92,8 +92,8 @@ def measure(
     from pipeline.evaluation import scores
     from pipeline.evaluation.extractors import extractor_of
     from pipeline.generate import sampling
+    from pipeline.generate.class_numbers import Label
     from pipeline.generate.folder import from_artifacts
-    from pipeline.generate.generator import Label
 
     for key, names in (("sampler", samplers), ("grid", grids)):
         for name in names:

@@ -27,6 +27,7 @@ class Assigned:
 def assign(data: Data, listing: Listing) -> Assigned:
     """Leave out what is missing, named twice or the same file twice, and split the rest. Reads no image."""
     quarantine = [unusable(name, "missing", "named in the table, no such file") for name in listing.missing]
+    quarantine += listing.bad
     keys: set[str] = set()
     first: dict[str, str] = {}
     kept: list[tuple[int, Row, dict[str, Any]]] = []

@@ -75,7 +75,8 @@ class Listing:
     """All images of a source in a fixed order, its class names, what was named but is not there, and what lies there
     but was not taken.
 
-    notes: what was found and mended that a user may want to know, each in a line.
+    notes: what was found and mended that a user may want to know, each in a line. bad: what is named and no sample, as
+    the quarantine's lines have it.
     """
 
     rows: list[Row]
@@ -83,6 +84,7 @@ class Listing:
     missing: list[str]
     left_out: LeftOut = field(default_factory=LeftOut)
     notes: list[str] = field(default_factory=list)
+    bad: list[dict[str, str]] = field(default_factory=list)
 
 
 _forget: ContextVar[bool] = ContextVar("forget", default=False)

@@ -117,7 +117,7 @@ def image_batches(
     Raises UserError, naming shard and member, for a corrupt sample otherwise.
     """
     dataset = ImageBatches(index, data, seed, "autoencoder", latent, augment=True)
-    return _stream(dataset, TrainingRequests(order, rank, world, position), data.loader_workers)
+    return stream(dataset, TrainingRequests(order, rank, world, position), data.loader_workers)
 
 
 def image_validation(
@@ -125,7 +125,7 @@ def image_validation(
 ) -> Iterator[Batch]:
     """The validation images once, centre-cropped; as `image_batches`, with weight float32 [n]."""
     dataset = ImageBatches(index, data, seed, "autoencoder/validation", latent, augment=False)
-    return _stream(dataset, ValidationRequests([len(part) for part in index.parts], batch, rank, world), 0)
+    return stream(dataset, ValidationRequests([len(part) for part in index.parts], batch, rank, world), 0)
 
 
 def latent_batches(
@@ -151,7 +151,7 @@ def latent_batches(
     [n, *sides], as a condition (`PLACES`).
     """
     dataset = LatentBatches(index, seed, "diffusion", drop, null, stratified=False, told=told, more=more)
-    return _stream(dataset, TrainingRequests(order, rank, world, position), data.loader_workers)
+    return stream(dataset, TrainingRequests(order, rank, world, position), data.loader_workers)
 
 
 def latent_validation(
@@ -172,7 +172,7 @@ def latent_validation(
     dataset = LatentBatches(
         index, seed, "diffusion/validation", 0.0, -1 if null is None else null, stratified=True, told=told
     )
-    return _stream(dataset, ValidationRequests([len(part) for part in index.parts], batch, rank, world), 0)
+    return stream(dataset, ValidationRequests([len(part) for part in index.parts], batch, rank, world), 0)
 
 
 def told_in(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class ImageBatches(Dataset[Batch]):
             top, left = (draws["top"][row], draws["left"][row]) if crop else (0.5, 0.5)
             cut = transforms.crop_flip(pixels, size, top, left, flip and draws["flip"][row] < 0.5)
             images[row] = cut if values is None else values.floats(cut)
-        return {**_batch(request, images=images, noise=draws["noise"], skipped=skipped), "lost": lost}
+        return {**batch_of(request, images=images, noise=draws["noise"], skipped=skipped), "lost": lost}
 
 
 class LatentBatches(Dataset[Batch]):
@@ -264,7 +264,7 @@ class LatentBatches(Dataset[Batch]):
         if self.stratified:
             start = seeded(self.seed, self.purpose) / 2**63
             u = np.clip((start + (request.counters + 1) * GOLDEN) % 1.0, 2.0**-54, 1 - 2.0**-53)
-        return _batch(
+        return batch_of(
             request,
             moments=torch.from_numpy(moments).float(),
             posterior=draws["posterior"],
@@ -308,7 +308,8 @@ class LatentBatches(Dataset[Batch]):
         return draw_batch(self.seed, f"{self.purpose}/{name}/{what}", request.counters, spec)[what]
 
 
-def _batch(request: Request, **values: Any) -> Batch:
+def batch_of(request: Request, **values: Any) -> Batch:
+    """A batch of these values, with index, position and, in validation, weight."""
     weight = {} if request.weight is None else {"weight": request.weight}
     tensors = {k: torch.as_tensor(v) for k, v in {**values, "index": request.indices, **weight}.items()}
     return {**tensors, "position": request.position}
@@ -330,7 +331,8 @@ class _Reported(Dataset[Any]):
             return str(error)
 
 
-def _stream(dataset: Dataset[Batch], requests: Iterable[Request], workers: int) -> Iterator[Batch]:
+def stream(dataset: Dataset[Batch], requests: Iterable[Request], workers: int) -> Iterator[Batch]:
+    """The batch of each request in turn, read here or by so many processes."""
     more: dict[str, Any] = {}
     if workers:
         more = {"multiprocessing_context": _forkserver(), "persistent_workers": True, "prefetch_factor": PREFETCH}

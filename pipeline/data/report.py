@@ -53,13 +53,14 @@ class Statistics:
     def add(
         self, image: Any, size: tuple[int, int], label: int, split: int, bucket: int = 0, generated: bool = False
     ) -> None:
-        """Count an image (as it is kept) whose first size was `size`; pixels count where it is for training."""
+        """Count an image (as it is kept) whose first size was `size`; pixels count where it is for training. Of a
+        passage of text, a str, the bytes stand for a width."""
         self.counts[split] += 1
         self.generated += generated
         self.buckets[split][bucket] += 1
         self.labels[split][label] += 1
         self.sizes[f"{size[0]}x{size[1]}"] += 1
-        if split == TRAIN:
+        if split == TRAIN and not isinstance(image, str):
             stored = transforms.to_array(image).reshape(self.channels, -1)  # [C, H*W]
             values = stored.astype(np.float64 if stored.dtype.kind == "f" else np.int64)
             self.pixels += values.shape[1]
@@ -92,6 +93,14 @@ def report(
     std = [max(0.0, q / pixels - m * m) ** 0.5 for q, m in zip(totals["squares"], mean, strict=True)]
     white = 255 if data.values is None else 1
     names = {str(i): name for i, name in enumerate(classes)} | {"-1": "(none)"}
+    pictures = {
+        "sizes": dict(sizes.most_common(20)),
+        "distinct_sizes": len(sizes),
+        "size": data.size,
+        "channels": data.channels,
+        "channel_mean": [m / white for m in mean],  # of training images, in [0, 1], or in their values' unit
+        "channel_std": [s / white for s in std],
+    }
     generated = sum(r["shard"].get("generated", 0) for r in results)  # all of them in train
     return {
         "images": {"train": sum(r["train"] for r in results), "val": sum(r["val"] for r in results)},
@@ -102,18 +111,30 @@ def report(
             for i, split in enumerate(("train", "val"))
         },
         **({} if data.buckets is None else {"buckets": _buckets(data, results)}),
-        "sizes": dict(sizes.most_common(20)),
-        "distinct_sizes": len(sizes),
-        "size": data.size,
-        "channels": data.channels,
-        "channel_mean": [m / white for m in mean],  # of training images, in [0, 1], or in their values' unit
-        "channel_std": [s / white for s in std],
+        **(_lengths(sizes) if data.source.kind == "text" else pictures),
         "quarantined": len(quarantine),
         "quarantine_reasons": dict(Counter(entry["reason"] for entry in quarantine).most_common()),
         "shards": len(results),
         "bytes": sum(r["shard"]["bytes"] for r in results),
         "digest": digest([[r["shard"]["sha256"], r["shard"]["rows_sha256"]] for r in results]),
     }
+
+
+def _lengths(sizes: Counter[str]) -> dict[str, Any]:
+    """How long passages are, in bytes: all together, the median and the longest."""
+    lengths = sorted((int(size.partition("x")[0]), count) for size, count in sizes.items())
+    ends = np.cumsum([count for _, count in lengths])
+    median = lengths[int(np.searchsorted(ends, ends[-1] / 2))][0] if lengths else 0
+    whole = sum(length * count for length, count in lengths)
+    return {"text": {"bytes": whole, "median": median, "longest": lengths[-1][0] if lengths else 0}}
+
+
+def sheet_of_text(index: Index) -> str:
+    """Training passages, evenly spread over the set, a line each."""
+    from pipeline.data.passages import read_passage
+
+    chosen = np.linspace(0, len(index) - 1, min(len(index), SHEET * SHEET)).round().astype(int)
+    return "".join(f"{read_passage(index, int(i))}\n" for i in chosen)
 
 
 def _buckets(data: Data, results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data import arrays, parquet, rasters, synthetic
+from pipeline.data import arrays, parquet, rasters, synthetic, text_files
 from pipeline.data.arrays import list_arrays, read_arrays
 from pipeline.data.folders import walk
 from pipeline.data.generated import MARK, marked
@@ -55,6 +55,8 @@ def source_fingerprint(data: Data, digests_folder: str | Path | None = None) -> 
         content = [rows, found.classes, found.missing]
         if any(marked(row.attributes) for row in found.rows):  # which are split otherwise than they once were
             content.append(MARK)
+        if found.bad:
+            content.append(found.bad)
     digests.save()
     return digest([FORMAT, source.kind, content])
 
@@ -109,6 +111,8 @@ def listing(source: Any, digests: Digests) -> Listing:
         found = list_table(source, digests)
     elif source.kind in synthetic.KINDS:
         found = _list_synthetic(source)
+    elif source.kind == "text":
+        found = text_files.list_text(source)
     else:
         found = list_arrays(source)
     _some(found, source)
@@ -120,13 +124,13 @@ def _some(found: Listing, source: Any) -> None:
     if not found.rows:
         detail = f" ({len(found.missing)} files named are missing, such as {found.missing[0]})" if found.missing else ""
         detail += f" that are read, but {found.left_out}" if found.left_out else ""
-        where = plain(str(getattr(source, "path", "")))
-        raise UserError(f"data.source ({source.kind}) {where} holds no images{detail}: check the path")
+        where, what = plain(str(getattr(source, "path", ""))), "text" if source.kind == "text" else "images"
+        raise UserError(f"data.source ({source.kind}) {where} holds no {what}{detail}: check the path")
 
 
 def reader(source: Any) -> Callable[[str | int], bytes | Array]:
     """A function from a row's location to the file's bytes, or to an array [h, w] or [h, w, c], uint8 or uint16.
-    Of `rasters`: `rasters.reader`."""
+    Of `rasters`: `rasters.reader`; of text a row's location is the passage."""
     if source.kind in ("digits", "arrays"):
         images, _ = read_arrays(source)
         return lambda location: images[int(location)]

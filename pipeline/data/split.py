@@ -42,9 +42,11 @@ def load_split(folder: Path, split: str, config: Config, seed: int, limit: int |
     """Images uint8 [n, H, W, C] (of other depths their values, in their unit) and classes int64 [n] (-1: none) of a
     split, in the order of `split_order`; those of other shapes (`data.buckets`) are stretched to the square.
 
-    At most MEMORY bytes of them, and at most `limit`. Raises UserError for an empty split, and for a damaged image by
-    its name.
+    At most MEMORY bytes of them, and at most `limit`. Raises UserError for an empty split, for text, and for a damaged
+    image by its name.
     """
+    if config.data.source.kind == "text":
+        raise UserError("`data.source.kind`: text has no images, which this needs; give a config of images")
     from pipeline.data.index import Index, read_image
     from pipeline.data.transforms import squared
 

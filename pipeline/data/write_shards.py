@@ -1,5 +1,5 @@
 """Shards that we write: of files and arrays, decoded once, filtered, cut to shape, stored in plain tars: as PNG, or as
-.npy where values are not 8 bits of gray or RGB."""
+.npy where values are not 8 bits of gray or RGB; of passages of text, as they are."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
                 continue
             pixels.append((seen, row.key))
             bucket = bucket_number(size, data)
-            image = transforms.prepare(image, data, bucket_shape(bucket, data))
+            if not isinstance(image, str):
+                image = transforms.prepare(image, data, bucket_shape(bucket, data))
             label = number[row.label] if row.label is not None else -1
             member, meta = _add(writer, row, label, image)
             statistics.add(image, size, label, plan.split, bucket, marked(row.attributes))
@@ -76,13 +77,18 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
     return finish(plan.name, tar.name, tar, rows, statistics, folder, result_file, data, plan.repeats, left_out)
 
 
-def _by_place(data: Data) -> Callable[[Row], bytes | np.ndarray[Any, Any]]:
+def _by_place(data: Data) -> Callable[[Row], bytes | np.ndarray[Any, Any] | str]:
+    if data.source.kind == "text":
+        return lambda row: str(row.location)
     read = sources.reader(data.source)
     return lambda row: read(row.location)
 
 
-def _load(content: bytes | np.ndarray[Any, Any], row: Row, data: Data) -> tuple[Any, tuple[int, int], bytes]:
-    """A source's image, filtered, its first size (width, height), and the digest of a file's pixels before that."""
+def _load(content: bytes | np.ndarray[Any, Any] | str, row: Row, data: Data) -> tuple[Any, tuple[int, int], bytes]:
+    """A source's image, filtered, its first size (width, height), and the digest of a file's pixels before that. A
+    passage of text is as long as it has bytes; those that are alike were found by the listing."""
+    if isinstance(content, str):
+        return content, (len(content.encode()), 1), twins.NONE
     if data.values is not None:
         bands = Bands(np.asarray(content))
         return bands, bands.size, twins.pixel_digest(bands)
@@ -99,10 +105,12 @@ def _load(content: bytes | np.ndarray[Any, Any], row: Row, data: Data) -> tuple[
 
 
 def _add(writer: shards.TarWriter, row: Row, label: int, image: Any) -> tuple[shards.Member, shards.Member | None]:
-    """A sample's members, as WebDataset names them: KEY.png (or KEY.npy, values [C, h, w]), KEY.cls, KEY.json with
-    caption and attributes."""
+    """A sample's members, as WebDataset names them: KEY.png (or KEY.npy, values [C, h, w], or KEY.txt), KEY.cls,
+    KEY.json with caption and attributes."""
     name = shards.safe_key(row.key)
-    if isinstance(image, Bands):
+    if isinstance(image, str):
+        member = writer.add(f"{name}.txt", image.encode())
+    elif isinstance(image, Bands):
         member = writer.add(f"{name}.npy", transforms.to_npy(image.values))
     else:
         member = writer.add(f"{name}.png", transforms.to_png(image))

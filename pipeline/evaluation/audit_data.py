@@ -30,7 +30,7 @@ def subject_of(
     from pipeline.data.split import load_split
     from pipeline.evaluation.extractors import extractor_of
     from pipeline.evaluation.scores import asked_classes
-    from pipeline.generate.generator import Label
+    from pipeline.generate.class_numbers import Label
 
     if config.data.buckets is not None:
         raise UserError("audit: knows square images only, and `data.buckets` asks for several shapes")

@@ -46,7 +46,7 @@ class Curve:
         from pipeline.data.split import split_order
         from pipeline.evaluation.scores import asked_classes
         from pipeline.evaluation.told import told_of
-        from pipeline.generate.generator import Label
+        from pipeline.generate.class_numbers import Label
 
         classes = len(self.ingest.summary["classes"]) if self.config.diffusion.condition.kind == "class" else 0
         labels = split_order(self.ingest.path, "val", self.config, self.config.evaluate.seed)[1]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.evaluation import agreement
+from pipeline.evaluation import agreement, text_scores
 from pipeline.evaluation.metrics import sets
 
 
 def key_figures(report: dict[str, Any]) -> dict[str, float]:
     """The figures that go into curves and tables, by name; those that could not be had are absent."""
+    if "text" in report:
+        return text_scores.key_figures(report)
     found = {name: report["reconstruction"].get(name) for name in ("psnr", "ssim")}
     found |= sets.key_figures(report)
     if "classes" in report:
@@ -26,6 +28,8 @@ def key_figures(report: dict[str, Any]) -> dict[str, float]:
 def headline(summary: dict[str, Any]) -> str:
     """The verdict in one line. A distance is never alone."""
     values, parts = summary["key_figures"], []
+    if "exact_tokens" in values:
+        return text_scores.headline(values)
     if "fd" in values:
         count = summary["images"]["compared"]
         passed = f"reconstructions: {values['fd_reconstructions']:.3g}, " if "fd_reconstructions" in values else ""
@@ -45,6 +49,8 @@ def headline(summary: dict[str, Any]) -> str:
 
 def lines(report: dict[str, Any]) -> list[str]:
     """The report as lines of text."""
+    if "text" in report:
+        return text_scores.lines(report)
     extractor, counts, result = report["extractor"], report["images"], []
     for name, value in report["reconstruction"].items():
         result.append(f"{name.upper()} {value:.4g} of {counts['held_out']} reconstructed held-out images")

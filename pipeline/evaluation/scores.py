@@ -188,7 +188,7 @@ def draw_samples(
     """The samples, what was asked of the generator (without its `LISTS`), and the
     samples as they are shown: the same, but for several shapes, of which the samples are stretched to squares."""
     from pipeline.evaluation import shapes
-    from pipeline.generate.generator import Label
+    from pipeline.generate.class_numbers import Label
     from pipeline.generate.sampling import configured
 
     begun = time.monotonic()

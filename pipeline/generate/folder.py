@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models import registry
 from pipeline.artifacts import Artifact, Store
+from pipeline.data import tokens
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file, write_json
@@ -48,6 +49,7 @@ def save_pretrained(
     weaker_weights: Mapping[str, Tensor] | None = None,
     adapter: Mapping[str, Any] | None = None,
     base: Path | None = None,
+    tokenizer: Path | None = None,
 ) -> dict[str, Any]:
     """Write a model folder, whole in itself; returns its config.
 
@@ -55,7 +57,7 @@ def save_pretrained(
     `Generator`. autoencoder: options of models/autoencoders/. lineage: plain JSON values that name what the model was
     made of. weaker_weights: those of `guidance_weak` in `defaults`, for autoguidance. adapter: adapter_config.json,
     where the weights are an adapter's; base: what it goes with: its folder's autoencoder is not written again.
-    config.json comes last and holds the checksums of the weights.
+    tokenizer: its file, of a model of text. config.json comes last and holds the checksums of the weights.
     """
     folder = Path(folder)
     files = {WEIGHTS[0]: autoencoder_weights}
@@ -70,6 +72,9 @@ def save_pretrained(
     digests = {file: sha256_file(folder / file) for file in (*files, *([adapters.FILE] if adapter else []))}
     if base and adapters.find(digests[WEIGHTS[0]], [str(base.parent / WEIGHTS[0])], folder, search=False)[0]:
         (folder / WEIGHTS[0]).unlink()
+    if tokenizer is not None:
+        tokens.keep(tokenizer, folder)
+        digests[tokens.FILE] = sha256_file(folder / tokens.FILE)
     space.save(folder / "latents.json")
     config = {
         "format": FORMAT,
@@ -134,6 +139,7 @@ def load_pretrained(
         {key: config[key] for key in ("name", "weights", "lineage")},
         {str(config["defaults"]["guidance_weak"]): folder / WEAKER} if WEAKER in config["weights"] else {},
         base=base_file,
+        tokenizer=tokens.of_model(autoencoder, folder),
     )
 
 
@@ -208,7 +214,8 @@ def from_artifacts(
     decoder = load_model(autoencoder.path).eval().to(device)
     space = LatentSpace.load(latents.path / "latents.json")
     own = averages(diffusion)
-    return generator(options, decoder, network.eval().to(device), space, device, defaults, about, own, base=base_file)
+    more: dict[str, Any] = {"base": base_file, "tokenizer": tokens.of_model(decoder, autoencoder.path)}
+    return generator(options, decoder, network.eval().to(device), space, device, defaults, about, own, **more)
 
 
 def averages(diffusion: Artifact) -> dict[str, Path]:

@@ -25,12 +25,15 @@ from models.autoencoders import data_sides, latent_sides
 from models.conditioning import Conditions
 from models.diffusion.denoiser import Denoiser
 from models.patches import sides_of
+from pipeline.data import tokens
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
 from pipeline.data.text_encoders import Embedding
+from pipeline.data.tokens import Tokenizer
 from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
 from pipeline.generate import adapters, sampling, told
+from pipeline.generate.class_numbers import Label, class_number
 from pipeline.networks import build_network
 from pipeline.schema.data import Shape, text
 
@@ -50,7 +53,7 @@ class Generator:
     latents. defaults: what `sample` takes where it is not told. about: name, weights (SHA-256 by file), lineage.
     averages: files of other weights of the network, by name (`live`, or a half-life), for autoguidance. known: captions
     that a frozen text encoder has read; it is asked for others. base: of an adapter, the file of the weights that it
-    goes with.
+    goes with. tokenizer: of a model of text, which makes `texts` in place of images.
     """
 
     options: dict[str, Any]
@@ -63,6 +66,7 @@ class Generator:
     averages: dict[str, Path] = field(default_factory=dict)
     known: dict[str, Embedding] = field(default_factory=dict, repr=False)
     base: Path | None = None
+    tokenizer: Tokenizer | None = field(default=None, repr=False)
     _loaded: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
@@ -74,6 +78,7 @@ class Generator:
     @property
     def shapes(self) -> list[Shape]:
         """(height, width) of the images that can be asked for, in pixels, the usual one first."""
+        self.only_images("images")
         return [(height, width) for height, width in (data_sides(self.autoencoder, sides) for sides in self.sides)]
 
     @cached_property
@@ -126,26 +131,52 @@ class Generator:
         does not know, and NotFinite where they, or the weights, lead to no image.
         """
         request = self.request(
-            classes,
-            n,
-            seed,
-            steps,
-            sampler,
-            guidance,
-            batch_size,
-            shape,
-            prompts,
-            negative,
-            attributes,
-            scales,
-            maps,
+            classes, n, seed, steps, sampler, guidance, batch_size, shape, prompts, negative, attributes, scales, maps,
             **how,
-        )
+        )  # fmt: skip
         return self.images(request)
 
     def images(self, request: dict[str, Any], first: int = 0) -> Images:
         """The images of a `request`, from number `first` on, uint8 [n, H, W, C]; the classes begin with that one's."""
         return np.concatenate(list(self._batches(request, first)))[: request["n"]]
+
+    def texts(self, request: dict[str, Any], first: int = 0) -> list[str]:
+        """The texts of a `request` to a model of text, from number `first` on: the most likely token in each place.
+        UserError where the model is of images; NotFinite as of `sample`."""
+        found: list[str] = []
+        for z in self.latents(request, first):
+            found += self._read(z, len(found), self._why(request), request["n"] - len(found))
+        return found[: request["n"]]
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
+        """Normalised latents [n, C, l] (the posterior's mean, no noise) of texts, each cut off where it is too long.
+        UserError where the model is of images."""
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            x = tokens.rows(self._of_text, texts[start : start + batch_size], self.autoencoder.length).tokens
+            with torch.no_grad():
+                mean = self.autoencoder.encode(torch.from_numpy(x).to(self.device)).float().chunk(2, dim=1)[0]
+            parts.append(self.space.normalise(mean).cpu())
+        return torch.cat(parts)
+
+    def decode_texts(self, latents: Tensor, batch_size: int = 32) -> list[str]:
+        """Texts of normalised latents [n, C, l]. Raises NotFinite."""
+        starts = range(0, len(latents), batch_size)
+        why = "the latents or the autoencoder's weights are bad"
+        return [text for start in starts for text in self._read(latents[start : start + batch_size], start, why)]
+
+    @property
+    def _of_text(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError("text: this model is of images; ask it for these")
+        return self.tokenizer
+
+    def _read(self, z: Tensor, start: int, why: str, count: int | None = None) -> list[str]:
+        """Texts of latents of which the first `count` have to be finite."""
+        tokenizer = self._of_text
+        logits, sound = self.raw(z)  # [b, L, V]
+        _mind(sound[:count], start, why, "texts")
+        return tokens.texts(tokenizer, logits.argmax(-1).cpu().numpy())
 
     def request(
         self,
@@ -225,7 +256,7 @@ class Generator:
     def encode(self, images: Images, batch_size: int = 32) -> Tensor:
         """Normalised latents [n, C, *sides] (the posterior's mean, no noise) of images [n, H, W, C], uint8 or as the
         model's `values` say. UserError for another dtype."""
-        self._makes_images()
+        self.only_images("images")
         if images.dtype != (kind := np.dtype(self.values.dtype if self.values else np.uint8)):
             raise UserError(f"images of type {images.dtype}, but this model's are {kind}; give such images")
         parts = []
@@ -252,24 +283,27 @@ class Generator:
         return images if self.values is None else self.values.shown(images)
 
     def pictures_only(self, what: str) -> None:
-        """UserError for a model of other images than 8 bits of gray or RGB, which is all that `what` knows."""
+        """UserError for a model of other than images of 8 bits of gray or RGB, which is all that `what` knows."""
+        self.only_images(what)
         if self.values is not None:
             name, kind = self.about.get("name", "this model"), self.values.dtype
             raise UserError(f"{name}: makes images of {self.channels} x {kind}, and {what} knows 8-bit pictures only")
 
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
         """Images [n, H, W, C] of latents [n, C, *sides], and of which of them all values are finite: bool [n]."""
-        self._makes_images()
+        self.only_images("images")
         x, sound = self.raw(latents)
         if self.values is not None:  # what is not finite is told by `sound`
             return self.values.values(x.nan_to_num().permute(0, 2, 3, 1).cpu().numpy(), -1), sound
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()  # [b, C, H, W]
         return pixels.permute(0, 2, 3, 1).cpu().numpy(), sound
 
-    def _makes_images(self) -> None:
+    def only_images(self, verb: str) -> Generator:
+        """This model. UserError, by the name of the command that asks, where it is of other data than images."""
         if not getattr(self.autoencoder, "of_images", True):
-            kind = type(self.autoencoder).__module__.rpartition(".")[-1]
-            raise UserError(f"images: this model's autoencoder (kind {kind}) is of other data, and makes none")
+            what = "text" if self.tokenizer is not None else "other data"
+            raise UserError(f"{verb}: is for models of images, and this one is of {what}")
+        return self
 
     def raw(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """What the autoencoder decodes of normalised latents [n, C, *sides], float32 [n, ...] as its kind has it
@@ -282,11 +316,14 @@ class Generator:
         size = request["batch_size"]
         for start, z in zip(range(0, request["n"], size), self.latents(request, first), strict=True):
             images, sound = self._decoded(z)
-            guided = (
-                f"guidance is {request['guidance']:g}: give less" if request["guidance"] > 1 else "the weights are bad"
-            )
-            _mind(sound[: request["n"] - start], start, f"{guided}, or more steps ({request['steps']} were taken)")
+            _mind(sound[: request["n"] - start], start, self._why(request))
             yield images
+
+    @staticmethod
+    def _why(request: Mapping[str, Any]) -> str:
+        """What may be the matter where samples are not finite, in words."""
+        guided = f"guidance is {request['guidance']:g}: give less" if request["guidance"] > 1 else "the weights are bad"
+        return f"{guided}, or more steps ({request['steps']} were taken)"
 
     def latents(self, request: dict[str, Any], first: int = 0) -> Iterator[Tensor]:
         """Normalised latents [batch_size, C, *sides] of a `request`, batch by batch, from number `first` on; the last
@@ -338,29 +375,11 @@ class Generator:
         return [Label(class_number(value, names)) for value in classes] or self._labels(None)
 
 
-class Label(int):
-    """The number of a class that was found: a request that comes back is not read as names again."""
-
-
-def _mind(sound: Tensor, start: int, why: str) -> None:
+def _mind(sound: Tensor, start: int, why: str, what: str = "images") -> None:
     """NotFinite where `sound` (bool [n], of the images from number `start` on) is not all true."""
     if bad := int((~sound).sum()):
-        which = f"{bad} of {len(sound)} images from number {start} on"
+        which = f"{bad} of {len(sound)} {what} from number {start} on"
         raise NotFinite(f"{which} are not finite (they hold NaN or infinity); {why}")
-
-
-def class_number(value: int | str, names: Sequence[str]) -> int:
-    """A class by name, or by number (from 0) where no class has that name: with classes 1 to 12, 2 and "2" are the
-    class "2". Blanks around a name do no harm. UserError where there is none such."""
-    if isinstance(value, Label) and value < len(names):
-        return int(value)
-    for name in (str(value), str(value).strip()):
-        if name in names:
-            return list(names).index(name)
-    if name.isdecimal() and int(name) < len(names):
-        return int(name)
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    raise UserError(f"class {value!r} is neither one of the names ({shown}) nor a number from 0 to {len(names) - 1}")
 
 
 def generator(
@@ -374,9 +393,10 @@ def generator(
     averages: Mapping[str, Path] | None = None,
     known: Mapping[str, Embedding] | None = None,
     base: Path | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Generator:
     """A generator of networks at hand (in training, too); nothing is copied."""
     filled = {**DEFAULTS, **(STUDENT if "student" in options else {}), **(defaults or {})}
     kept = {"about": about or {}, "averages": averages or {}, "known": known or {}}
     copies: dict[str, Any] = {name: dict(values) for name, values in kept.items()}
-    return Generator(options, autoencoder, network, space, device, filled, base=base, **copies)
+    return Generator(options, autoencoder, network, space, device, filled, base=base, tokenizer=tokenizer, **copies)

@@ -40,13 +40,16 @@ class LatentDiffusion(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: PythonModelContext | None, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Sample an image for each row. MlflowException, in one line, for a column, parameter or value that the model
-        does not know.
+        """Sample an image for each row, or of a model of text a text. MlflowException, in one line, for a column,
+        parameter or value that the model does not know.
 
         MLflow itself drops, with a warning, parameters and columns that the signature does not name.
         """
         try:
-            images: np.ndarray = self.generator.sample(**self._arguments(_table(model_input), params or {}))
+            arguments = self._arguments(_table(model_input), params or {})
+            if self.generator.tokenizer is not None:
+                return np.array(self.generator.texts(self.generator.request(**arguments)))
+            images: np.ndarray = self.generator.sample(**arguments)
             return images
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None

@@ -16,7 +16,8 @@ from pipeline.data.tiff_files import read_tiff, write_tiff
 from pipeline.data.value_map import ValueMap
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, read_json, sha256_file, write_json
-from pipeline.generate.generator import Generator, class_number
+from pipeline.generate.class_numbers import class_number
+from pipeline.generate.generator import Generator
 from pipeline.generate.prompts import said
 from pipeline.generate.told import part
 

@@ -62,6 +62,8 @@ def check(named: Mapping[str, Mapping[str, Any]], varied: Collection[str] = ()) 
 def text(found: Mapping[str, Any]) -> str:
     """The conditions in a few words, for a tag or a caption."""
     guidance = "" if found.get("guidance") is None else f", guidance {found['guidance']}"
+    if found.get("resolution") is None:
+        return f"{found['images']} texts a set, {found['extractor']}{guidance}"
     size = f"{found['resolution']}x{found['resolution']}x{found['channels']}"
     return f"{found['images']} images a set of {size}, extractor {_short(found['extractor'])}{guidance}"
 

@@ -54,6 +54,7 @@ def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
         _check_sizes(config, autoencoder)
         _check_loss_fits(config)
         _check_values(config)
+        _check_text(config, autoencoder)
         channels, sides = autoencoder.latent_channels, latent_sides(autoencoder, (data.size, data.size))
         if data.buckets is not None and len(sides) != 2:
             raise UserError(
@@ -124,6 +125,36 @@ def _check_values(config: Config) -> None:
         raise UserError("`register.gate`: its audit knows 8-bit pictures, not `data.values`; leave it out")
     if config.diffusion.align:
         raise UserError("`diffusion.align`: its network knows 8-bit pictures, not `data.values`; leave it out")
+
+
+def _check_text(config: Config, autoencoder: Any) -> None:
+    """UserError where only one of source and autoencoder is of text, and for what takes images only."""
+    text, kind = getattr(autoencoder, "of_text", False), type(autoencoder).__module__.rpartition(".")[2]
+    if text != (config.data.source.kind == "text"):
+        raise UserError(
+            f"`autoencoder.model.kind`: {kind} is {'of text' if text else 'not of text'}, and `data.source.kind` is "
+            f"{config.data.source.kind}; kind text and source text go together"
+        )
+    if not text:
+        if config.evaluate.judge:
+            raise UserError("`evaluate.judge` is of text, and these are images; leave it out")
+        return
+    section, loss = config.diffusion, config.autoencoder.loss
+    asked = {
+        "autoencoder.loss.ssim": loss.ssim,
+        "autoencoder.loss.equivariance": loss.equivariance,
+        "autoencoder.loss.perceptual": loss.perceptual.kind != "none",
+        "autoencoder.loss.adversarial": loss.adversarial.weight,
+        "diffusion.condition.caption": section.condition.caption,
+        "diffusion.condition.spatial": section.condition.spatial,
+        "diffusion.align": section.align,
+        "diffusion.fd.every": section.fd.every,
+        "evaluate.agreement": config.evaluate.agreement,
+        "register.gate": config.register_.gate,
+    }
+    for key, value in asked.items():
+        if value:
+            raise UserError(f"`{key}` is of images, and `data.source.kind: text` has none; leave it out")
 
 
 def _check_student(config: Config) -> None:

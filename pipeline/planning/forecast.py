@@ -42,8 +42,7 @@ def forecast(config: Config) -> str:
     sizes = parameter_counts(config)
     lines = [
         dump(config),
-        f"latents: {' x '.join(map(str, (channels, *sides)))}, of images of {config.data.channels} x "
-        f"{config.data.size} x {config.data.size} (channels x height x width)",
+        f"latents: {' x '.join(map(str, (channels, *sides)))}, {_what(config)}",
     ]
     if config.data.buckets is not None:
         factor = config.data.size // sides[0]
@@ -69,6 +68,17 @@ def forecast(config: Config) -> str:
         state = f"cached, {step.artifact.path}" if step.artifact else "would run"
         lines.append(f"{step.stage}: {step.fingerprint} {state}")
     return "\n".join(lines + warnings)
+
+
+def _what(config: Config) -> str:
+    """What latents are made of, in words."""
+    if config.data.source.kind == "text":
+        from models import registry
+
+        options = registry.resolve("autoencoders", config.autoencoder.model)
+        return f"of passages of {options['length']} tokens (channels x vectors)"
+    size = config.data.size
+    return f"of images of {config.data.channels} x {size} x {size} (channels x height x width)"
 
 
 def check_root(root: str | Path) -> None:

@@ -54,7 +54,7 @@ def _autoencoder(config: Config, count: int) -> tuple[nn.Module, Callable[[], Te
     import torch
 
     from models import registry
-    from models.autoencoders import latent_sides
+    from models.autoencoders import blank, latent_sides
 
     options, data = config.autoencoder.model, config.data
     model: Any = registry.outline("autoencoders", options, channels=data.channels)
@@ -63,8 +63,10 @@ def _autoencoder(config: Config, count: int) -> tuple[nn.Module, Callable[[], Te
     sides = latent_sides(model, (data.size, data.size))
 
     def loss() -> Tensor:
-        x = torch.empty(count, data.channels, data.size, data.size)
+        x = blank(model, count, data.channels, data.size)
         made, _ = model(x, torch.empty(count, model.latent_channels, *sides))
+        if made.shape != x.shape:  # logits of tokens
+            return made.float().log_softmax(-1).mean()  # type: ignore[no-any-return]
         distance: Tensor = (made.float() - x).square().mean()
         return distance
 

@@ -46,6 +46,8 @@ def rehearse(config: Config, steps: list[Step], cluster: Cluster, folder: Path) 
     stages = [name for name in STAGES if name not in finished(steps)]
     world = max(ranks_of(config, name, cluster.workers()) for name in stages)
     rehearsed, notes = as_rehearsed(config, world)
+    if config.data.source.kind == "text":  # whose tokenizer is kept under the root
+        rehearsed = rehearsed.model_copy(update={"run": config.run.model_copy(update={"root": str(folder)})})
     inputs, made = make_inputs(rehearsed, {} if config.data.buckets else finished(steps), folder, stages)
     arguments = {
         "config": rehearsed.model_dump(mode="json", by_alias=True),
@@ -110,10 +112,16 @@ def make_inputs(
     """The inputs of the trained stages: of the finished artifacts `inputs`, and synthetic ones under `folder`."""
     inputs, notes, store = dict(inputs), [], Store(folder)
     if "ingest" not in inputs:
-        inputs["ingest"] = synthetic_images(config, store)
-        notes.append("no images are ingested yet: computed ones of the right shape were used")
+        text = config.data.source.kind == "text"
+        inputs["ingest"] = synthetic_text(config, store) if text else synthetic_images(config, store)
+        what = (
+            "text is ingested yet: random words"
+            if text
+            else "images are ingested yet: computed ones of the right shape"
+        )
+        notes.append(f"no {what} were used")
     if "diffusion" in stages and "autoencoder" not in inputs:
-        inputs["autoencoder"] = fresh_autoencoder(config, store)
+        inputs["autoencoder"] = fresh_autoencoder(config, store, inputs["ingest"])
     if "diffusion" in stages and "encode" not in inputs:
         inputs["encode"] = synthetic_latents(config, store, len(inputs["ingest"].summary["classes"]))
         notes.append("no latents are there yet: random ones of the right shape were used")
@@ -145,14 +153,52 @@ def synthetic_images(config: Config, store: Store) -> Artifact:
         return writer.finish(ingest.run(of_shapes, {}, writer, Inline(), None))
 
 
-def fresh_autoencoder(config: Config, store: Store) -> Artifact:
-    """An artifact of the config's autoencoder as it is before training."""
+def synthetic_text(config: Config, store: Store) -> Artifact:
+    """An artifact of random words, in passages that are longer than the autoencoder's, written by ingest itself."""
+    import json
+
+    import numpy as np
+
+    from pipeline.cluster.inline import Inline
+    from pipeline.schema.data import Split
+    from pipeline.schema.text import TextSource
+    from pipeline.stages import ingest
+
+    letters, generator = np.array(list("abcdefghijklmnopqrstuvwxyz     ")), np.random.default_rng(0)
+    length = text_length(config) * 8  # bytes: more than a token has, mostly
+    store.root.mkdir(parents=True, exist_ok=True)
+    file = store.root / "rehearsal.jsonl"
+    with open(file, "w") as out:
+        for i in range(2 * _images(config)):
+            text = f"{i} {''.join(generator.choice(letters, length))}"
+            out.write(json.dumps({"text": text, "label": "ab"[i % 2]}) + "\n")
+    most = max(16, min(length, 65536))
+    source = TextSource(kind="text", path=str(file), label="label", passage=most, longest=10 * length + most)
+    changed = {"source": source, "split": Split(val_fraction=0.3), "max_quarantine": 1.0, "limit": None}
+    of_text = config.model_copy(update={"data": config.data.model_copy(update=changed)})
+    with store.write("ingest", "rehearsal", {}, {}) as writer:
+        return writer.finish(ingest.run(of_text, {}, writer, Inline(), None))
+
+
+def text_length(config: Config) -> int:
+    """Tokens of a passage of the config's text autoencoder."""
     from models import registry
+
+    return int(registry.resolve("autoencoders", config.autoencoder.model)["length"])
+
+
+def fresh_autoencoder(config: Config, store: Store, ingest: Artifact) -> Artifact:
+    """An artifact of the config's autoencoder as it is before training, with a tokenizer where it is of text."""
+    from models import registry
+    from pipeline.data import tokens
     from pipeline.networks import save_weights
 
     model: Any = registry.build("autoencoders", config.autoencoder.model, channels=config.data.channels)
     with store.write("autoencoder", "rehearsal", {"model": config.autoencoder.model}, {}) as writer:
         save_weights(writer.path / "ema.safetensors", model.state_dict())
+        if config.data.source.kind == "text":
+            options = registry.resolve("autoencoders", config.autoencoder.model)
+            tokens.keep(tokens.trained(options, ingest, store.root), writer.path)
         options = {"model": config.autoencoder.model, "channels": config.data.channels}
         write_json(writer.path / "model.json", options)
         return writer.finish({})

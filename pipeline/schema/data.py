@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.schema.section import LATER, SPEED, Fraction, Place, Positive, Section
+from pipeline.schema.text import TextSource
 from pipeline.schema.values import MOST_CHANNELS, RastersSource, Values
 
 
@@ -142,7 +143,8 @@ Source = Annotated[
     | WebDatasetSource
     | GaussiansSource
     | ShapesSource
-    | RastersSource,
+    | RastersSource
+    | TextSource,
     Field(discriminator="kind"),
 ]
 
@@ -358,6 +360,16 @@ class Data(Section):
             raise ValueError("`buckets` are for 8-bit images, and `values` says that these are not; leave them out")
         if self.values is not None and (why := self.values.fits(self.channels)):
             raise ValueError(why)
+        return self
+
+    @model_validator(mode="after")
+    def _text_alone(self) -> Data:
+        if self.source.kind != "text":
+            return self
+        plain = {"filters": (), "buckets": None, "augment": Augment(), "on_corrupt": "error"}
+        for key, default in plain.items():
+            if getattr(self, key) != default:
+                raise ValueError(f"`{key}` is of images, and `source.kind: text` has none; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -180,6 +180,24 @@ class Agreement(Section):
         return self
 
 
+class TextJudge(Section):
+    """A small autoregressive model, trained on the training passages: perplexity of samples and of held-out text, and
+    its own samples as a yardstick (guide/text.md)."""
+
+    width: Positive = Field(256, description="Channels of a token; a multiple of `heads`.")
+    depth: Positive = Field(4, description="Layers.")
+    heads: Positive = Field(4, description="Attention heads.")
+    steps: Positive = Field(3000, description="Training steps.")
+    batch_size: Positive = Field(32, description="Passages a step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Of AdamW, at its highest.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TextJudge:
+        if self.width % self.heads:
+            raise ValueError(f"`heads` {self.heads} does not divide `width` {self.width}")
+        return self
+
+
 class Evaluate(Section):
     weights: Place = Field(
         "ema",
@@ -221,6 +239,9 @@ class Evaluate(Section):
     extractor: Extractor = Extractor()
     agreement: Agreement | None = Field(
         None, description="Judges of what samples were told; null: none.", json_schema_extra=LATER
+    )
+    judge: TextJudge | None = Field(
+        None, description="Of text: a model that says how likely a text is; null: none.", json_schema_extra=LATER
     )
     bootstrap: int = Field(100, ge=2, description="Resamples behind an interval.")
     seed: int = Field(0, ge=0, description="Seed of the samples.")

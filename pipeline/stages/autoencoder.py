@@ -24,16 +24,19 @@ if TYPE_CHECKING:
 def recipe(config: Config) -> dict[str, Any]:
     """What decides on the weights besides the data."""
     from models import registry
+    from pipeline.data import tokens
     from pipeline.data.balance import balance_recipe
     from pipeline.data.index import skip_recipe
     from pipeline.tasks import autoencoder_loss
     from pipeline.tasks.begin import training_recipe
 
-    own = {
+    own: dict[str, Any] = {
         "model": registry.resolve("autoencoders", config.autoencoder.model),
         "loss": autoencoder_loss.recipe(config),
         "training": training_recipe(config, "autoencoder"),
     }
+    if own["model"].get("tokens") == "bpe":  # the vocabulary's size is of the model, the text is the input
+        own["tokenizer"] = tokens.VERSION
     data = result_fields(config.data)
     order = {**{key: data[key] for key in ("augment", "lanes", "on_corrupt")}, **balance_recipe(config.data)}
     order |= skip_recipe(config.data)
@@ -42,12 +45,18 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster, spool: Spool) -> dict[str, Any]:
     """Train by the cluster's ranks, then write how to build the model and compare it with patch PCA."""
+    from models import registry
+    from pipeline.data import tokens
     from pipeline.data.value_map import ValueMap
     from pipeline.tasks import autoencoder_loss, trained
     from pipeline.tasks.begin import planned_weights
 
     first = planned_weights(config, "autoencoder", writer.recipe)
     config, told = autoencoder_loss.with_perceptual(config, inputs["ingest"], writer, cluster, spool)
+    text = config.data.source.kind == "text"
+    model_options = registry.resolve("autoencoders", config.autoencoder.model)
+    if text:  # before the ranks, which read it
+        tokens.keep(tokens.trained(model_options, inputs["ingest"], config.run.root), writer.path)
     summary = trained.train("autoencoder", config, inputs, writer, cluster, spool, first)
     values = ValueMap.load(inputs["ingest"].path)
     options: dict[str, Any] = {"model": config.autoencoder.model, "channels": config.data.channels}
@@ -61,6 +70,9 @@ def run(config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cl
 
 
 def headline(summary: dict[str, Any]) -> str:
+    if "val_tokens" in summary:
+        share, whole = summary["val_tokens"], summary["val_passages"]
+        return f"{share:.2%} of held-out tokens exact, {whole:.1%} of held-out passages, posteriors drawn"
     if "imported" in summary:
         return f"imported from {summary['imported']}"
     text = f"PSNR {summary['val_psnr']:.2f} dB of held-out images, posteriors drawn"

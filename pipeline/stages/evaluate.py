@@ -5,6 +5,7 @@ What is measured is in `evaluation/scores.py`, what is said of it in `evaluation
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from pipeline.config import Config
 from pipeline.data.split import load_split
 from pipeline.errors import UserError
 from pipeline.evaluation import report as words
+from pipeline.evaluation import text_scores
 from pipeline.evaluation.report import key_figures, lines
 from pipeline.evaluation.scores import evaluate
 from pipeline.files import atomic_write, sha256_file, write_json
@@ -41,7 +43,8 @@ def recipe(config: Config) -> dict[str, Any]:
         values["extractor"]["path"] = sha256_file(path)
     if config.evaluate.weights.endswith(".safetensors"):
         values["weights"] = weights_digest(config.evaluate.weights)
-    return {**values, "mirrored": mirrored(config), "measures": MEASURES}
+    text = {"text": text_scores.MEASURES} if config.data.source.kind == "text" else {}
+    return {**values, "mirrored": mirrored(config), "measures": MEASURES, **text}
 
 
 def weights_digest(path: str) -> str:
@@ -74,7 +77,7 @@ def run(
     for name in report["grids"]:
         with Image.open(writer.path / f"{name}.png") as image:
             spool.image(GRID_KEYS[name], np.asarray(image), 0, report.get("shown", ()) if name == "samples" else ())
-    for name in ("report.json", "classes.csv"):
+    for name in ("report.json", "classes.csv", "samples.jsonl"):
         if (writer.path / name).exists():
             spool.file(writer.path / name)
     for line in lines(report):
@@ -116,6 +119,8 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     generator = from_artifacts(
         inputs["autoencoder"], inputs["encode"], inputs["diffusion"], device, weights=config.evaluate.weights
     )
+    if config.data.source.kind == "text":
+        return measure_text(config, inputs, generator, folder)
     train, held_out = (
         load_split(inputs["ingest"].path, split, config, config.evaluate.seed) for split in ("train", "val")
     )
@@ -133,6 +138,22 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     if config.evaluate.agreement:
         report.values["agreement"] = agreement_of(config, inputs["ingest"], generator, train[0], held_out[0])
     values = {**report.values, "missing": report.missing, "grids": sorted(report.images)}
+    write_json(folder / "report.json", values)
+    return values
+
+
+def measure_text(config: Config, inputs: dict[str, Artifact], generator: Generator, folder: Path) -> dict[str, Any]:
+    """`measure` of a model of text: report.json, and samples.jsonl, a sample a line."""
+    from pipeline.evaluation.told import told_of
+
+    seed, data = config.evaluate.seed, inputs["ingest"].path
+    train, labels = text_scores.load_texts(data, "train", config, seed, text_scores.TRAINING)
+    held_out = text_scores.load_texts(data, "val", config, seed, config.evaluate.samples)
+    told = told_of(config, data, generator.options, "train", config.evaluate.samples)
+    values, samples = text_scores.evaluate(generator, train, labels, *held_out, config, told)
+    lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    atomic_write(folder / "samples.jsonl", "".join(lines))
+    values["grids"] = []
     write_json(folder / "report.json", values)
     return values
 

@@ -26,7 +26,7 @@ from pipeline.data.index_tars import TarPlan, hash_tar, index_tar, tar_groups, t
 from pipeline.data.limit import chosen, limit_recipe
 from pipeline.data.listing import LeftOut, plain
 from pipeline.data.percentiles import value_map_of
-from pipeline.data.report import contact_sheet, highest_label, report, save_png
+from pipeline.data.report import contact_sheet, highest_label, report, save_png, sheet_of_text
 from pipeline.data.tars import tar_classes
 from pipeline.data.write_shards import Plan, write_shard
 from pipeline.errors import UserError
@@ -104,8 +104,12 @@ def run(
         summary["left_out"] = left_out.json()
     for line in told(summary, folder):
         print(f"ingest: {line}", flush=True)
-    sheet = contact_sheet(Index.open(folder, "train", data.cache), data)
-    save_png(folder / "contact_sheet.png", sheet)
+    sheet, train = None, Index.open(folder, "train", data.cache)
+    if data.source.kind == "text":
+        atomic_write(folder / "passages.txt", sheet_of_text(train))
+    else:
+        sheet = contact_sheet(train, data)
+        save_png(folder / "contact_sheet.png", sheet)
     if spool is not None:
         _log(summary, sheet, folder, data, spool)
     return summary
@@ -113,11 +117,12 @@ def run(
 
 def headline(summary: dict[str, Any]) -> str:
     images, classes = summary["images"], len(summary["classes"])
+    what = "passages" if "text" in summary else "images"
     filled = [text(row["shape"]) for row in summary.get("buckets", []) if row["train"] or row["val"]]
     buckets = f"buckets {', '.join(filled)}, " if filled else ""
     made = f" ({summary['generated']:,} generated)" if summary.get("generated") else ""
     return (
-        f"{images['train']:,}{made} + {images['val']:,} images, {classes} classes, {buckets}"
+        f"{images['train']:,}{made} + {images['val']:,} {what}, {classes} classes, {buckets}"
         f"{summary['quarantined']} in quarantine"
     )
 
@@ -161,15 +166,16 @@ def _check_quarantine(data: Data, quarantine: list[dict[str, str]], good: int, f
 # ---- what a shard's task leaves --------------------------------------------------------------------------------------
 
 
-def _log(summary: dict[str, Any], sheet: np.ndarray[Any, Any], folder: Path, data: Data, spool: Spool) -> None:
+def _log(summary: dict[str, Any], sheet: np.ndarray[Any, Any] | None, folder: Path, data: Data, spool: Spool) -> None:
     """The data report for the tracker: counts, the contact sheet, the files, the data set's name and digest."""
     counts = {f"ingest/{split}_images": count for split, count in summary["images"].items()}
     for row in summary.get("buckets", []):
         counts |= {f"ingest/{split}_images_{text(row['shape'])}": row[split] for split in ("train", "val")}
     counts |= {"ingest/generated": summary["generated"]} if "generated" in summary else {}
     spool.metrics({**counts, "ingest/quarantined": summary["quarantined"], "ingest/shards": summary["shards"]}, 0)
-    spool.image("data/contact_sheet", sheet, 0)
-    for name in ("report.json", "quarantine.jsonl", "contact_sheet.png"):
+    if sheet is not None:
+        spool.image("data/contact_sheet", sheet, 0)
+    for name in ("report.json", "quarantine.jsonl", "passages.txt" if sheet is None else "contact_sheet.png"):
         spool.file(folder / name, "data")
     where = getattr(data.source, "path", "scikit-learn digits" if data.source.kind == "digits" else data.source.kind)
     name = Path(where).parent.name if data.source.kind in ("webdataset", "table") else Path(where).name

@@ -47,6 +47,7 @@ def run(
     that does not pass the gate."""
     from safetensors.torch import load_file
 
+    from pipeline.data import tokens
     from pipeline.data.latents import LatentSpace
     from pipeline.evaluation import audit_report
     from pipeline.files import read_json
@@ -70,6 +71,7 @@ def run(
             "adapter": read_json(inputs["diffusion"].path / adapters.FOLDER / adapters.CONFIG),
             "base": adapters.find_base(adapted, config.run.root),
         }
+    tokenizer = inputs["autoencoder"].path / tokens.FILE
     save_pretrained(
         writer.path / "model",
         name=name,
@@ -82,6 +84,7 @@ def run(
         defaults=defaults(config),
         lineage=lineage,
         weaker_weights=weaker,
+        tokenizer=tokenizer if tokenizer.exists() else None,
         **adapter,
     )
     if audited:

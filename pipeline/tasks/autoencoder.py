@@ -13,6 +13,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import Config
 from pipeline.data.split import validation_images
 from pipeline.data.value_map import floats
+from pipeline.tasks import text_autoencoder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,6 +34,8 @@ def flops(config: Config, inputs: dict[str, Artifact]) -> int:
 
 def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn.Module, Task]:
     """The network with its first weights, and what the loop needs to know about this stage."""
+    if config.data.source.kind == "text":
+        return text_autoencoder.build(config, inputs, ranks)
     import torch
 
     from models import posterior, registry, similarity

@@ -120,16 +120,18 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     from models.diffusion import consistency, objectives
     from models.diffusion.process import make_path
-    from pipeline.data import loader
+    from pipeline.data import loader, tokens
     from pipeline.data.balance import training_order
     from pipeline.data.latent_pool import open_latents
     from pipeline.data.latents import LatentSpace
     from pipeline.data.order import seeded
     from pipeline.data.pictures import grid
     from pipeline.data.split import split_order
+    from pipeline.data.text_pictures import picture
     from pipeline.evaluation.scores import asked_classes
     from pipeline.evaluation.told import told_of
-    from pipeline.generate.generator import Label, generator
+    from pipeline.generate.class_numbers import Label
+    from pipeline.generate.generator import generator
     from pipeline.generate.told import words
     from pipeline.networks import build_network, load_model
     from pipeline.tasks import noise_levels
@@ -156,6 +158,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     end = training.steps * training.batch_size
     half = torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16")
     decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
+    tokenizer = tokens.of_model(decoder, inputs["autoencoder"].path)
     inside = None
     if asked := wanted(section):
         if any(part.unequal for part in train.parts):
@@ -234,8 +237,16 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
                 turns = asked_classes(labels, PREVIEW_IMAGES, null)
             classes = [Label(i % null) for i in turns]
         with engine.weights("ema"):
-            sampler = generator(what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown))
+            sampler = generator(
+                what, decoder, engine.module, space, ranks.device, known=read_of(inputs, shown), tokenizer=tokenizer
+            )
             steps = None if section.distil else PREVIEW_STEPS
+            if tokenizer is not None:
+                how: dict[str, Any] = {"n": PREVIEW_IMAGES, "seed": seed, "steps": steps, "batch_size": PREVIEW_IMAGES}
+                request = sampler.request(classes, **how, **shown)
+                names = [f"[{what['classes'][label]}] " for label in request["classes"]] or [""]
+                texts = [names[i % len(names)] + text for i, text in enumerate(sampler.texts(request))]
+                return {"samples/ema": picture([line for text in texts for line in (text, "")])}
             images = sampler.sample(
                 classes, n=PREVIEW_IMAGES, seed=seed, steps=steps, batch_size=PREVIEW_IMAGES, **shown
             )

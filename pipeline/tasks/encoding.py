@@ -20,6 +20,7 @@ def load_encoder(
     """What an actor keeps: the autoencoder in evaluation mode, in fp32 with TF32 off, and the open indices."""
     import torch
 
+    from pipeline.data import tokens
     from pipeline.data.index import Index
     from pipeline.networks import load_model
     from pipeline.schema.data import Data
@@ -29,8 +30,10 @@ def load_encoder(
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(Path(autoencoder)).to(device)
     return {
-        "model": load_model(Path(autoencoder)).to(device),
+        "model": model,
+        "tokenizer": tokens.of_model(model, Path(autoencoder)),
         "device": device,
         "index": {split: Index.open(data, split, settings.cache).parts for split in SPLITS},
         "views": latents["views"],
@@ -78,6 +81,9 @@ def _moments(
     from pipeline.data.value_map import floats
 
     data = state["data"]
+    if state["tokenizer"] is not None:
+        yield from _of_text(state, index, rows)
+        return
     for first in range(0, len(rows), state["batch"]):
         part = rows[first : first + state["batch"]]
         read, samples, why = zip(*(read_views(index, i, data, state["views"]) for i in part), strict=True)
@@ -85,7 +91,27 @@ def _moments(
         with torch.no_grad():
             x = torch.from_numpy(images) if index.values is None else index.values.tensor(images)
             views = [state["model"].encode(floats(view)) for view in x.to(state["device"])]
-        stacked = torch.stack(views, 1).half().cpu().numpy()  # v x [n, 2C, *sides] -> [n, v, 2C, *sides]
-        if not np.isfinite(stacked).all():
-            raise UserError(f"shard with {index.key(part[0])}: the autoencoder's moments leave float16; train it again")
-        yield stacked, samples, why
+        yield _rounded(torch.stack(views, 1), index, part), samples, why  # v x [n, 2C, *sides] -> [n, v, 2C, *sides]
+
+
+def _of_text(state: dict[str, Any], index: Any, rows: range) -> Iterator[Any]:
+    """As `_moments`, of passages."""
+    import torch
+
+    from pipeline.data import tokens
+    from pipeline.data.passages import read_passage
+
+    for first in range(0, len(rows), state["batch"]):
+        part = rows[first : first + state["batch"]]
+        found = tokens.rows(state["tokenizer"], [read_passage(index, i) for i in part], state["model"].length)
+        with torch.no_grad():
+            moments = state["model"].encode(torch.from_numpy(found.tokens).to(state["device"]))
+        yield _rounded(moments[:, None], index, part), tuple(part), ("",) * len(part)
+
+
+def _rounded(moments: Any, index: Any, rows: range) -> np.ndarray[Any, Any]:
+    """Moments as they are stored, float16. UserError where they do not fit."""
+    stored: np.ndarray[Any, Any] = moments.half().cpu().numpy()
+    if not np.isfinite(stored).all():
+        raise UserError(f"shard with {index.key(rows[0])}: the autoencoder's moments leave float16; train it again")
+    return stored

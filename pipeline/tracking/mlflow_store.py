@@ -359,6 +359,7 @@ def log_model(run: str, folder: Path, name: str) -> str:
     """Log a model folder as a model of the run, with the code that loads it and explicit requirements; its model id."""
     import pandas as pd
 
+    reads = ["tokenizers"] if (folder / "tokenizer.json").exists() else []  # a model of text
     signature, row = signature_of(json.loads((folder / "config.json").read_text())["condition"])
     model = Described.log(
         artifact_path=None,
@@ -370,7 +371,7 @@ def log_model(run: str, folder: Path, name: str) -> str:
         code_paths=[str(SOURCE / "pipeline"), str(SOURCE / "models")],
         signature=signature,
         input_example=pd.DataFrame([row]),
-        pip_requirements=[f"{p}=={package_version(p).partition('+')[0]}" for p in PACKAGES],
+        pip_requirements=[f"{p}=={package_version(p).partition('+')[0]}" for p in (*PACKAGES, *reads)],
     )
     return str(model.model_id)
 

@@ -192,7 +192,8 @@ class Run:
     def samples(self, features: Features) -> np.ndarray[Any, Any]:
         from pipeline.data.latents import LatentSpace
         from pipeline.evaluation.scores import asked_classes
-        from pipeline.generate.generator import Label, generator
+        from pipeline.generate.class_numbers import Label
+        from pipeline.generate.generator import generator
         from pipeline.generate.sampling import configured
         from pipeline.networks import load_model
         from pipeline.tasks import diffusion

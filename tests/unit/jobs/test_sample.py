@@ -37,7 +37,9 @@ def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkey
             counts.append(values[1])
             return {}
 
-        return SimpleNamespace(request=request, images=lambda *_: [], shapes=[(8, 8)], classes=[], values=None)
+        return SimpleNamespace(
+            request=request, images=lambda *_: [], shapes=[(8, 8)], classes=[], values=None, tokenizer=None
+        )
 
     monkeypatch.setattr(folder, "load_pretrained", load)
     monkeypatch.setattr(samples, "sample_info", lambda *_: {})
@@ -74,6 +76,7 @@ def test_blanks_around_the_names_of_classes_are_none_of_them(tmp_path: Path, mon
             images=lambda *_: [],
             shapes=[(8, 8)],
             classes=["c0", "c1", " odd"],
+            tokenizer=None,
         )
 
     monkeypatch.setattr(folder, "load_pretrained", load)

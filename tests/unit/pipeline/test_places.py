@@ -79,7 +79,7 @@ def test_every_key_that_names_a_file_or_folder_is_a_place() -> None:
         "sweep.folder",
         "diffusion.align.digest",
     }
-    known |= {f"data.source.{key}" for key in ("delimiter", "encoding", "images_key", "labels_key")}
+    known |= {f"data.source.{key}" for key in ("delimiter", "encoding", "images_key", "labels_key", "class_from")}
     for name, field in _paths(Config):
         if any(word in (field.description or "") for word in words) and name not in known:
             hints = (field.annotation, *get_args(field.annotation))

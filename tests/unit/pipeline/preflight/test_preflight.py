@@ -34,10 +34,15 @@ SMALL: dict[str, Any] = {
 
 
 def config(
-    tmp_path: Path, data: dict[str, Any] | None = None, diffusion: dict[str, Any] | None = None, **tracking: Any
+    tmp_path: Path,
+    data: dict[str, Any] | None = None,
+    diffusion: dict[str, Any] | None = None,
+    autoencoder: dict[str, Any] | None = None,
+    **tracking: Any,
 ) -> Config:
     changed = {"run": {"name": "small", "root": str(tmp_path)}, "data": SMALL["data"] | (data or {})}
     changed["diffusion"] = SMALL["diffusion"] | (diffusion or {})
+    changed["autoencoder"] = SMALL["autoencoder"] | (autoencoder or {})
     return Config.model_validate({**SMALL, **changed, "tracking": tracking})
 
 
@@ -371,7 +376,18 @@ TOLD_ALL = {
 }
 
 
-@pytest.mark.parametrize("changed", [{}, BUCKETS, TOLD_ALL], ids=["squares", "buckets", "conditions"])
+TEXT = {
+    "data": {"source": {"kind": "text", "path": "texts"}},
+    "autoencoder": {
+        "model": {"kind": "text", "vocabulary": 300, "length": 16, "latents": 4, "latent_channels": 4, "width": 16,
+                  "depth": 1, "heads": 2},
+        "training": SMALL["autoencoder"]["training"],
+    },
+    "diffusion": {"backbone": {**SMALL["diffusion"]["backbone"], "patch": 1}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", [{}, BUCKETS, TOLD_ALL, TEXT], ids=["squares", "buckets", "conditions", "text"])
 def test_a_step_on_synthetic_inputs(tmp_path: Path, changed: Any) -> None:
     """One rank, in this process: the same builders and engine as training, on images and latents that are made up."""
     from pipeline.preflight import rehearsal
@@ -380,6 +396,8 @@ def test_a_step_on_synthetic_inputs(tmp_path: Path, changed: Any) -> None:
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     found, _ = rehearsal.as_rehearsed(graph.absolute(config(tmp_path, **changed)), 1)
+    if changed is TEXT:  # as `rehearse` has it
+        found = found.model_copy(update={"run": found.run.model_copy(update={"root": str(tmp_path / "made")})})
     inputs, notes = rehearsal.make_inputs(found, {}, tmp_path / "made", list(rehearsal.STAGES))
     assert set(inputs) - {"conditions"} == {"ingest", "autoencoder", "encode"} and len(notes) == 2
     assert ("conditions" in inputs) == (changed is TOLD_ALL)

@@ -1,0 +1,160 @@
+"""Text as a source: .txt files, or a column of a .csv, .tsv, .jsonl or Parquet file, as passages with class and
+document.
+
+What is no text (not UTF-8, too long, empty) is named with its reason, for the quarantine; a passage that was there
+before is left out and counted. Cleaning and cutting is `passages.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.data import parquet
+from pipeline.data.folders import files_under
+from pipeline.data.labels import Labels
+from pipeline.data.listing import LeftOut, Listing, Row, class_order, existing, keys_of, plain
+from pipeline.data.parquet_files import opened
+from pipeline.data.passages import clean, passages
+from pipeline.data.text_tables import SUFFIXES, TextTable
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.schema.text import TextSource
+
+GAP = re.compile(rb"\r?\n(?:[ \t]*\r?\n)+")  # between paragraphs
+
+
+class Text(NamedTuple):
+    """A text of a source: what messages call it, its document, its class, and it or its bytes (None: there is none)."""
+
+    name: str
+    document: str
+    label: str | None
+    content: str | bytes | None
+
+
+def list_text(source: TextSource) -> Listing:
+    """The passages of a source, in its order; a row's location is the passage itself. UserError for what is none."""
+    labels = Labels(source.label or "")
+    texts = _of_table(source, labels) if _is_table(source.path) else _of_files(source)
+    rows: list[Row] = []
+    bad: list[dict[str, str]] = []
+    numbers: dict[str, int] = {}
+    seen: set[str] = set()
+    left_out = LeftOut()
+    for text in texts:
+        try:
+            content = _checked(text.content, source.longest)
+        except ValueError as error:
+            reason, detail = error.args
+            bad.append({"key": text.name, "reason": reason, "detail": detail})
+            continue
+        for passage in passages(content, source.passage):
+            digest = hashlib.sha256(passage.encode()).hexdigest()
+            if digest in seen:
+                left_out.add("passages that were there before", text.name)
+                continue
+            seen.add(digest)
+            number = numbers[text.document] = numbers.get(text.document, -1) + 1
+            key, known = f"{text.document}/{number:06d}", {"document": text.document}
+            rows.append(Row(key, passage, digest, text.label, None, known, together=text.document))
+    notes = labels.notes() if source.label else []
+    return Listing(rows, class_order(row.label for row in rows if row.label), [], left_out, notes, bad)
+
+
+def _checked(content: str | bytes | None, longest: int) -> str:
+    """A text, cleaned. ValueError(reason, detail) where it is none."""
+    size = 0 if content is None else len(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    if size > longest:
+        raise ValueError("too long", f"{size:,} bytes, `data.source.longest` is {longest:,}")
+    try:
+        text = content.decode("utf-8") if isinstance(content, bytes) else content or ""
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8", str(error)) from None
+    text = clean(text)
+    if not text:
+        raise ValueError("empty", "no text is left but white space and control characters")
+    return text
+
+
+# ---- .txt files ------------------------------------------------------------------------------------------------------
+
+
+def _of_files(source: TextSource) -> Iterator[Text]:
+    root = existing(source.path)
+    if not root.is_dir() and root.suffix.lower() != ".txt":
+        known = ".txt, .csv, .tsv, .jsonl and .parquet"
+        raise UserError(f"data.source (text): {root} is none of {known}: convert or rename it")
+    files, _ = files_under(root, lambda path: path.suffix.lower() == ".txt")
+    where = root if root.is_dir() else root.parent
+    for inside, document in zip(files, keys_of([file.as_posix() for file in files]), strict=True):
+        try:
+            content = (where / inside).read_bytes()
+        except OSError as error:
+            raise UserError(f"{plain(str(where / inside))}: {error.strerror}; give rights to read it") from None
+        label = _class_of(inside, source.class_from)
+        for number, part in enumerate(_units(content, source.unit), 1):
+            if part.strip():  # what lies between two empty lines is no text
+                yield Text(f"{document}:{source.unit} {number}", document, label, part)
+
+
+def _units(content: bytes, unit: str) -> list[bytes]:
+    if unit == "file":
+        return [content]
+    return content.split(b"\n") if unit == "line" else GAP.split(content)
+
+
+def _class_of(inside: Path, classes: str | None) -> str | None:
+    if classes is None:
+        return None
+    if classes == "folder":
+        return plain(inside.parent.as_posix()) if inside.parent != Path() else None
+    found = re.search(classes, plain(inside.as_posix()))
+    return found[1] if found else None
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _is_table(path: str) -> bool:
+    """By the name's end: a folder is one of .txt files, unless it holds Parquet files alone."""
+    if Path(path).is_dir():
+        inside = [file.suffix.lower() for file in Path(path).iterdir() if file.is_file()]
+        return bool(inside) and all(suffix in parquet.SUFFIXES for suffix in inside)
+    return path.lower().endswith((*SUFFIXES, *parquet.SUFFIXES))
+
+
+def _of_table(source: TextSource, labels: Labels) -> Iterator[Text]:
+    for file, number, record in _records(source):
+        where = f"{file}:{number}"
+        for column in (source.column, source.label, source.document):
+            if column and column not in record:
+                raise UserError(f"{where}: no column {column!r}; there are {', '.join(map(str, record))}")
+        value = record[source.column]
+        if value is not None and not isinstance(value, (str, bytes)):
+            raise UserError(f"{where}: column {source.column!r} holds {type(value).__name__}, expected text")
+        name = f"{file.name}:{number}"
+        document = plain(str(record[source.document])) if source.document else f"{file.stem}/{number:08d}"
+        yield Text(name, document, labels(record[source.label], where) if source.label else None, value)
+
+
+def _records(source: TextSource) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """(file, number of the line or row, values by column)."""
+    if not parquet.is_parquet(source.path):
+        path = existing(source.path)
+        for number, record in TextTable(path).rows():
+            yield path, number, record
+        return
+    wanted = [column for column in (source.column, source.label, source.document) if column]
+    for path in parquet.files_of(source.path):
+        number = 0
+        with opened(path) as table:
+            there = [name for name in wanted if name in table.schema_arrow.names]
+            for batch in table.iter_batches(columns=there if len(there) == len(wanted) else None):
+                for record in batch.to_pylist():
+                    yield path, number, record
+                    number += 1

@@ -1,0 +1,200 @@
+"""How good reconstructions and samples of a model of text are: each figure beside that of held-out text.
+
+The measures are in `metrics/text.py`; which samples are asked for is as of images (`scores.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.evaluation import text_judge
+from pipeline.evaluation.metrics import text as measures
+from pipeline.files import digest
+from pipeline.schema.section import result_fields
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.data.split import Array
+    from pipeline.generate.generator import Generator
+
+MEASURES = "words 1"  # what figures stand on, in place of an extractor of images
+GRAM = 8  # words of a copied run
+TRAINING = 200_000  # passages that copies are looked for in, at most
+
+
+def load_texts(folder: Path, split: str, config: Config, seed: int, limit: int) -> tuple[list[str], Array]:
+    """Passages and classes int64 [n] (-1: none) of a split, at most `limit`, in the order of `split_order`."""
+    from pipeline.data.index import Index
+    from pipeline.data.passages import read_passage
+    from pipeline.data.split import split_order
+
+    rows, labels = split_order(folder, split, config, seed)
+    index, kept = Index.open(folder, split, config.data.cache), rows[:limit]
+    found = {int(i): read_passage(index, int(i)) for i in np.sort(kept)}  # shard by shard
+    return [found[int(i)] for i in kept], labels[: len(kept)]
+
+
+def evaluate(
+    generator: Generator,
+    train: Sequence[str],
+    train_labels: Array,
+    held_out: Sequence[str],
+    held_out_labels: Array,
+    config: Config,
+    told: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The report's values, and the samples with their class: {text, class}. told: as of `scores.evaluate`."""
+    from pipeline.evaluation.scores import LISTS, asked_classes
+    from pipeline.generate.class_numbers import Label
+    from pipeline.generate.sampling import configured, guidance_of
+
+    section, names = config.evaluate, generator.classes
+    asked = asked_classes(train_labels, section.samples, len(names)) if names else None
+    how = {"batch_size": section.batch_size, **configured(section)}
+    classes = None if asked is None else [Label(c) for c in asked]
+    request = generator.request(classes, section.samples, section.seed, **(told or {}), **how)
+    begun = time.monotonic()
+    samples = generator.texts(request)
+    print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} texts/s", flush=True)
+    real = list(held_out[: section.samples])
+    figures, missing = compare(samples, real, train)
+    if section.judge:
+        beside, figures["perplexity"] = _judged(generator, train, samples, real, config)
+        yardstick, _ = compare(beside, real, train)
+        for name in figures.keys() & yardstick.keys():
+            figures[name]["yardstick"] = yardstick[name]["samples"]
+    if asked is not None:
+        try:
+            figures["class_right"] = _classes(train, train_labels, samples, asked, real, held_out_labels[: len(real)])
+        except ValueError as error:
+            missing["class_right"] = str(error)
+    values = {
+        "settings": result_fields(section),
+        "model": generator.about,
+        "sampling": {key: value for key, value in request.items() if key not in LISTS},
+        "reconstruction": reconstruction(generator, real, section.batch_size),
+        "text": figures,
+        "missing": missing,
+        "images": {"train": len(train), "held_out": len(real), "samples": len(samples), "compared": len(real)},
+        "verdict": None,
+        "conditions": {
+            "extractor": MEASURES,
+            "images": len(real),
+            "real": digest([digest(sorted(train)), real]),
+            "guidance": guidance_of(request),
+        },
+    }
+    shown = [{"text": text, **({} if asked is None else {"class": names[asked[i]]})} for i, text in enumerate(samples)]
+    return values, shown
+
+
+def reconstruction(generator: Generator, texts: Sequence[str], batch_size: int) -> dict[str, float]:
+    """Shares of tokens (each passage with its end) and of passages that come back from the posterior's mean, and of
+    passages that were too long for the model."""
+    from pipeline.data import tokens
+
+    assert generator.tokenizer is not None
+    length = generator.autoencoder.length
+    given = tokens.rows(generator.tokenizer, texts, length)
+    logits = [
+        generator.raw(generator.encode_texts(texts[i : i + batch_size], batch_size))[0].argmax(-1).cpu().numpy()
+        for i in range(0, len(texts), batch_size)
+    ]
+    back = np.concatenate(logits)
+    ends = np.array([min(tokens.length_of(row) + 1, length) for row in given.tokens])
+    there = np.arange(length) < ends[:, None]
+    exact = (back == given.tokens) & there
+    return {
+        "tokens": float(exact.sum() / there.sum()),
+        "passages": float((exact.sum(1) == ends).mean()),
+        "cut": float((given.cut > 0).mean()),
+    }
+
+
+def _classes(
+    train: Sequence[str], labels: Array, samples: Sequence[str], asked: Array, real: Sequence[str], theirs: Array
+) -> dict[str, float]:
+    """Shares of samples and of held-out texts in the class that they were asked for, or are of."""
+    kept, known = (np.flatnonzero(given >= 0).tolist() for given in (labels, theirs))
+    if not known:
+        raise ValueError("no held-out passage has a class")
+    sets = {"samples": (samples, asked.tolist()), "real": ([real[i] for i in known], theirs[known].tolist())}
+    return measures.classes_right([train[i] for i in kept], labels[kept].tolist(), sets)
+
+
+def _judged(
+    generator: Generator, train: Sequence[str], samples: Sequence[str], real: Sequence[str], config: Config
+) -> tuple[list[str], dict[str, float]]:
+    """Texts that the judge makes, as many as samples, and the perplexity of all under it: of its own text it thinks
+    better than others would."""
+    section, tokenizer = config.evaluate, generator.tokenizer
+    assert section.judge and tokenizer
+    shape = (generator.autoencoder.config.vocabulary, generator.autoencoder.length)
+    pool = Path(config.run.root) / "extractors"
+    judge = text_judge.judge_of(section.judge, tokenizer, train, *shape, pool, section.seed, generator.device)
+    own = text_judge.write(judge, tokenizer, len(samples), section.seed)
+    named = {"samples": samples, "real": real, "yardstick": own}
+    return own, {name: text_judge.perplexity(judge, tokenizer, texts) for name, texts in named.items()}
+
+
+def compare(
+    samples: Sequence[str], real: Sequence[str], train: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Figure -> {samples, real}, and the figures that cannot be had, with the reason."""
+    pair = dict(zip(("samples", "real"), ([measures.words_of(text) for text in texts] for texts in (samples, real)),
+                    strict=True))  # fmt: skip
+    equal = dict(zip(pair, measures.as_many_words(list(pair.values())), strict=True))
+    training = measures.known((measures.words_of(text) for text in train), GRAM)
+    found = {
+        "words": {name: float(np.mean([len(words) for words in texts])) for name, texts in pair.items()},
+        "entropy": {name: measures.entropy(texts) for name, texts in equal.items()},
+        "distinct_2": {name: measures.distinct(texts, 2) for name, texts in equal.items()},
+        "copied_8": {name: measures.copied(texts, training, GRAM) for name, texts in pair.items()},
+    }
+    missing = {name: "no text has as many words" for name, two in found.items() if any(map(math.isnan, two.values()))}
+    return {name: two for name, two in found.items() if name not in missing}, missing
+
+
+def key_figures(report: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that go into curves and tables, by name: of samples, and with `_real` of held-out text."""
+    found = {f"exact_{name}": report["reconstruction"][name] for name in ("tokens", "passages")}
+    for name, two in report["text"].items():
+        found |= {name: two["samples"], f"{name}_real": two["real"]}
+        found |= {f"{name}_yardstick": two["yardstick"]} if "yardstick" in two else {}
+    return {name: float(value) for name, value in found.items()}
+
+
+def headline(figures: Mapping[str, float]) -> str:
+    """The figures in one line."""
+    parts = [f"{figures['exact_tokens']:.2%} of held-out tokens exact"]
+    if "perplexity" in figures:
+        parts.insert(0, f"perplexity {figures['perplexity']:.4g} (real text: {figures['perplexity_real']:.4g})")
+    for name, words in (("entropy", "bits of entropy a word"), ("distinct_2", "of bigrams distinct")):
+        if name in figures:
+            parts.append(f"{figures[name]:.3g} {words} (real text: {figures[f'{name}_real']:.3g})")
+    if "class_right" in figures:
+        shares = figures["class_right"], figures["class_right_real"]
+        parts.append(f"{shares[0]:.1%} in the class asked for (held-out text: {shares[1]:.1%})")
+    if "copied_8" in figures:
+        parts.append(f"{figures['copied_8']:.1%} of 8-grams copied (held-out text: {figures['copied_8_real']:.1%})")
+    return ", ".join(parts)
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """The report as lines of text."""
+    back, counts = report["reconstruction"], report["images"]
+    result = [
+        f"{back['tokens']:.2%} of the tokens and {back['passages']:.1%} of {counts['held_out']} held-out passages come "
+        f"back exactly; {back['cut']:.1%} of them are longer than the model's length, and cut off"
+    ]
+    for name, two in report["text"].items():
+        line = f"{name}: {two['samples']:.4g} of {counts['samples']} samples, {two['real']:.4g} of held-out text"
+        beside = f", {two['yardstick']:.4g} of the autoregressive model's" if "yardstick" in two else ""
+        result.append(line + beside)
+    return result + [f"{name} is not given: {reason}" for name, reason in report["missing"].items()]

@@ -1,0 +1,57 @@
+"""Files of texts that a model made: one each, all of them in samples.jsonl, and what made them in samples.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import atomic_write, sha256_file, write_json
+from pipeline.generate.class_numbers import class_number
+from pipeline.generate.generator import Generator
+from pipeline.generate.samples import INFO, Earlier
+
+ALL = "samples.jsonl"
+
+
+def check(folder: Path, before: Earlier, of: Generator) -> None:
+    """UserError where texts of this model cannot lie beside what is there: before any is made."""
+    if not before.info:
+        return
+    if before.info["class_names"] != of.classes:
+        raise UserError(f"--out {folder}: holds samples of a model with other classes; give a new folder")
+    if not all(entry["file"].endswith(".txt") for entry in before.info["images"]):
+        raise UserError(f"--out {folder}: holds images, and these are to be texts; give a new folder")
+
+
+def write_texts(folder: str | Path, texts: Sequence[str], info: Mapping[str, Any], before: Earlier) -> None:
+    """Write 000000.txt ..., samples.jsonl (file, text, class, seed of each), and last samples.json, as for images.
+
+    info: as `samples.sample_info` gives it; before: what `samples.earlier` found in the folder, whose numbers go on.
+    """
+    folder, names, entries = Path(folder), info["class_names"], []
+    labels = [class_number(value, names) for value in info["request"]["classes"]]
+    for number, text in enumerate(texts, before.next):
+        file = folder / f"{number:06d}.txt"
+        atomic_write(file, f"{text}\n")
+        chosen = labels[(number - before.next) % len(labels)] if labels else None
+        entries.append({"file": file.name, "index": number, "class": chosen, "sha256": sha256_file(file)})
+    lines = [
+        {
+            "file": entry["file"],
+            "text": text,
+            **({} if entry["class"] is None else {"class": names[entry["class"]]}),
+            "seed": info["request"]["seed"],
+        }
+        for entry, text in zip(entries, texts, strict=True)
+    ]
+    old = (folder / ALL).read_text(encoding="utf-8") if (folder / ALL).exists() else ""
+    atomic_write(folder / ALL, old + "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    if before.info:
+        added = [*before.info.get("added", []), {**info, "first": before.next}]
+        written = {**before.info, "added": added, "images": [*before.info["images"], *entries]}
+    else:
+        written = {**info, "images": entries}
+    write_json(folder / INFO, written)

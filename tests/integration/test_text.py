@@ -1,0 +1,154 @@
+"""Text through every stage: from files to a model that writes, stopped and gone on with, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.artifacts import Artifact
+from pipeline.files import read_json, sha256_file
+
+CONFIG = """\
+run: {{name: small, root: {root}}}
+data:
+  source: {{kind: text, path: {folder}, class_from: folder, passage: 48}}
+  shard_size: 32
+  split: {{val_fraction: 0.3}}
+autoencoder:
+  model: {{kind: text, tokens: bpe, vocabulary: 300, length: 48, latents: 12, latent_channels: 4, width: 16, depth: 1,
+          heads: 2}}
+  training: {{precision: fp32, steps: 4, batch_size: 8, save_every: 2, half_lives: [100], learning_rate: 1e-2}}
+diffusion:
+  backbone: {{kind: dit, width: 16, depth: 1, heads: 2, patch: 1}}
+  condition: {{kind: class}}
+  training: {{precision: fp32, steps: 4, batch_size: 8, save_every: 2, half_lives: [100]}}
+evaluate: {{samples: 8, steps: 2, batch_size: 8, judge: {{width: 16, depth: 1, heads: 2, steps: 3}}}}
+cluster: {{workers: 1, threads: 1}}
+tracking: {{deadline: 1}}
+"""
+WORDS = ("old", "river", "ran", "past", "quiet", "town", "grey", "birds", "sang", "of", "rain", "wind", "in", "may")
+
+
+@pytest.fixture
+def small(small):
+    """Two genres of six documents each, in place of images."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        sentences = [" ".join(rng.choice(WORDS, 6)).capitalize() + "." for _ in range(6)]
+        file = small.folder / "texts" / "ab"[i % 2] / f"{i:02d}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n\n".join(sentences), encoding="utf-8")
+    small.config.write_text(CONFIG.format(root=small.root, folder=small.folder / "texts"))
+    return small
+
+
+def test_from_files_to_a_model_that_writes(small):
+    from pipeline.generate import load_pretrained
+
+    said = small.run("run")
+    assert said.code == 0, said.err
+    ingest, autoencoder, encode, diffusion, evaluate, register = (
+        Artifact.load(small.manifests(stage)[0].parent)
+        for stage in ("ingest", "autoencoder", "encode", "diffusion", "evaluate", "register")
+    )
+    assert ingest.summary["classes"] == ["a", "b"] and len((ingest.path / "passages.txt").read_text().splitlines()) > 30
+    assert encode.summary["shape"] == [4, 12] and diffusion.summary["gaussian_loss"] > 0
+    assert 0 <= autoencoder.summary["val_tokens"] <= 1
+    report = read_json(evaluate.path / "report.json")
+    assert {"entropy", "distinct_2", "words"} <= set(report["text"]) | set(report["missing"])
+    assert set(report["text"]["class_right"]) == {"samples", "real"}
+    assert set(report["text"]["perplexity"]) == {"samples", "real", "yardstick"}
+    assert min(report["text"]["perplexity"].values()) > 1
+    assert len((evaluate.path / "samples.jsonl").read_text().splitlines()) == 8
+    assert sha256_file(register.path / "model" / "tokenizer.json") == sha256_file(autoencoder.path / "tokenizer.json")
+
+    request = {"n": 3, "seed": 1, "steps": 2, "batch_size": 2}
+    found = []
+    for place in (diffusion.path, register.path / "model"):
+        model = load_pretrained(place, "cpu", small.root)
+        texts = model.texts(model.request(**request))
+        assert len(texts) == 3 and all(isinstance(text, str) for text in texts)
+        assert model.texts(model.request(**{**request, "n": 1}), 2) == texts[2:] or model.classes
+        back = model.decode_texts(model.encode_texts(["The old river.", ""]))
+        assert len(back) == 2
+        found.append(texts)
+    assert found[0] == found[1]
+
+    out = small.folder / "samples"
+    said = small.ldm("sample", str(register.path / "model"), "--out", str(out), "-n", "2", "--steps", "2")
+    assert said.code == 0, said.err
+    said = small.ldm("sample", str(register.path / "model"), "--out", str(out), "--add", "-n", "1", "--steps", "2")
+    assert said.code == 0, said.err
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == ["000000.txt", "000001.txt", "000002.txt"]
+    assert [line["class"] for line in lines[:2]] == ["a", "b"] and lines[0]["seed"] == 0
+    assert all((out / line["file"]).read_text() == f"{line['text']}\n" for line in lines)
+    assert [entry["index"] for entry in read_json(out / "samples.json")["images"]] == [0, 1, 2]
+
+    said = small.run("run")
+    assert said.code == 0 and all(len(small.manifests(stage)) == 1 for stage in ("ingest", "autoencoder", "evaluate"))
+
+    picture = small.folder / "a.png"
+    small.draw("a.png", 0)
+    model = str(register.path / "model")
+    for verb, *more in (
+        ("inpaint", model, str(picture), "--pad", "2"),
+        ("restore", model, str(picture), "--task", "denoise"),
+        ("edit", model, str(picture), "--set", "a=1"),
+        ("compose", model, str(picture), str(picture), "--between", "3"),
+        ("features", model, str(small.folder / "images")),
+        ("augment", model, str(small.folder / "images")),
+        ("audit", model, "--root", str(small.root)),
+    ):
+        said = small.ldm(verb, *more, "--out", str(small.folder / verb))
+        assert said.code == 2 and f"{verb}: is for models of images, and this one is of text" in said.err, said.err
+        assert len(said.err.strip().splitlines()) == 1
+    said = small.ldm("export", model, "--out", str(small.folder / "export"))
+    assert said.code == 2 and "latents of sides [12]" in said.err, said.err
+    said = small.run("solvers")
+    assert said.code == 2 and "text has no images" in said.err, said.err
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_stopped_and_gone_on_with_is_equal_bit_for_bit(small, stage, monkeypatch):
+    from pipeline.training import loop
+
+    whole, parts = small.folder / "whole", small.folder / "parts"
+    assert small.run(stage, f"run.root={whole}").code == 0
+    step, calls = loop.Engine.step, 0
+
+    def dies(self, *arguments, **more):
+        nonlocal calls
+        calls += 1
+        if calls == (3 if stage == "autoencoder" else 7):  # behind the checkpoint of step 2
+            raise KeyboardInterrupt
+        return step(self, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Engine, "step", dies)
+        assert small.run(stage, f"run.root={parts}").code != 0
+    assert small.run(stage, f"run.root={parts}").code == 0
+    one, two = (
+        Artifact.load(next(Path(root).glob(f"artifacts/{stage}/*/manifest.json")).parent) for root in (whole, parts)
+    )
+    assert one.fingerprint == two.fingerprint
+    for name in ("ema.safetensors", "live.safetensors"):
+        assert sha256_file(one.path / name) == sha256_file(two.path / name)
+
+
+def test_what_does_not_go_with_text_is_one_line(small):
+    for *given, line in (
+        ("autoencoder.model={kind: kl}", "kind text and source text go together"),
+        ("autoencoder.model.latents=7", "latents: expected a divisor of length 48"),
+        ("autoencoder.loss.ssim=1", "`autoencoder.loss.ssim` is of images"),
+        ("data.augment.flip=true", "`augment` is of images"),
+        ("latents.views=[as_is, flip]", "are of images"),
+        ("diffusion.backbone={kind: unet, preset: tiny}", "unet takes latents of two sides"),
+        ("data.source.class_from='('", "no regular expression"),
+        (f"data.source.path={small.folder / 'none'}", "does not exist"),
+    ):
+        said = small.run("run", "--dry-run", *given)
+        assert said.code == 2 and line in said.err and len(said.err.strip().splitlines()) == 1, said.err

@@ -1,0 +1,75 @@
+"""The autoregressive yardstick: what it sees, its perplexity against values by hand, samples, training."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from models.baselines import autoregressive as gpt
+
+CONFIG = gpt.Config(vocabulary=6, length=5, width=16, depth=2, heads=2)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return gpt.Model(CONFIG).eval()
+
+
+def test_a_token_knows_those_before_it_alone(model):
+    x = torch.tensor([[1, 2, 3, 4, 5]])
+    base = model(x)
+    for place in range(5):
+        other = x.clone()
+        other[0, place] = 0
+        changed = (model(other) - base).abs().amax(-1)[0] > 1e-6
+        assert changed.tolist() == [i > place for i in range(5)]
+
+
+class Fixed(nn.Module):
+    """The same probabilities at each place."""
+
+    def forward(self, tokens):
+        return torch.tensor([0.5, 0.25, 0.25]).log().expand(*tokens.shape, 3)
+
+    def logits(self, before):
+        return self.forward(before)
+
+
+def test_perplexity_by_hand():
+    tokens = torch.tensor([[1, 2, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+    sums, counts = gpt.nats(Fixed(), tokens, batch=2)
+    assert counts.tolist() == [3, 4, 1]
+    torch.testing.assert_close(sums, torch.tensor([5.0, 8.0, 1.0]) * math.log(2))  # two bits a token, one an end
+    assert gpt.perplexity(Fixed(), tokens) == pytest.approx(2 ** (14 / 8))
+
+
+def test_samples_follow_the_probabilities_and_end():
+    uniform = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0))
+    found = gpt.sample(Fixed(), uniform)
+    assert ((found[:, 0] == 0).float().mean() - 0.5).abs() < 0.03 and (
+        (found[:, 0] == 2).float().mean() - 0.25
+    ).abs() < 0.03
+    ended = found[:, 0] == 0
+    assert not found[ended].any()
+    torch.testing.assert_close(gpt.sample(Fixed(), uniform[7:9]), found[7:9])
+    assert not gpt.sample(Fixed(), torch.rand(50, 3), temperature=1e-3).any()  # the most likely token is the end
+
+
+def test_it_learns_a_grammar_and_leaves_the_global_generator_alone():
+    rows = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 4, 5, 0]]).repeat(8, 1)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    losses, others = [], []
+    model = gpt.train(CONFIG, rows, 120, 16, 1e-2, say=lambda _, loss: losses.append(loss))
+    assert torch.equal(torch.get_rng_state(), before) and not model.training
+    assert losses[-1] < 0.5 < losses[0]
+    assert gpt.perplexity(model, rows) < 1.3 < gpt.perplexity(model, rows.flip(1))
+    gpt.train(CONFIG, rows, 120, 16, 1e-2, say=lambda step, loss: others.append(loss) if step < 5 else None)
+    assert others == losses[:4]
+    drawn = gpt.sample(model, torch.rand(64, 5, generator=torch.Generator().manual_seed(1)))
+    known = {tuple(row) for row in rows.tolist()}
+    assert sum(tuple(row) in known for row in drawn.tolist()) > 50
