@@ -104,7 +104,7 @@ def test_from_files_to_a_model_that_writes(small):
         ("audit", model, "--root", str(small.root)),
     ):
         said = small.ldm(verb, *more, "--out", str(small.folder / verb))
-        assert said.code == 2 and f"{verb}: is for models of images, and this one is of text" in said.err, said.err
+        assert said.code == 2 and "is for models of images, and this one is of text" in said.err, said.err
         assert len(said.err.strip().splitlines()) == 1
     said = small.ldm("export", model, "--out", str(small.folder / "export"))
     assert said.code == 2 and "latents of sides [12]" in said.err, said.err
