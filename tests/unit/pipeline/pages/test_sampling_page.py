@@ -61,7 +61,9 @@ def test_the_command_makes_the_same_request(
             asked.append(model().request(*values, **how))
             return asked[-1]
 
-        return SimpleNamespace(request=ask, images=lambda *_: [], classes=NAMES, shapes=[(8, 8)], values=None)
+        return SimpleNamespace(
+            request=ask, images=lambda *_: [], classes=NAMES, shapes=[(8, 8)], values=None, tokenizer=None
+        )
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(folder, "load_pretrained", load)
