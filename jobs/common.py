@@ -186,7 +186,7 @@ def following(done: Sequence[str], config: Config, path: Path, overrides: Sequen
     if "register" not in done:
         commands.append((["ldm", "run", str(path), *overrides], "the other stages"))
     if "diffusion" in done:
-        commands.append((["ldm", "sample", config.run.name, "--out", "samples", *root], "images of this model"))
+        commands.append((["ldm", "sample", config.run.name, "--out", "samples", *root], "samples of this model"))
     commands.append(([*pages, *root], "curves and images in a browser"))
     texts = [shlex.join(words) for words, _ in commands]
     width = max(map(len, texts))
