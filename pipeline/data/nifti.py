@@ -44,7 +44,11 @@ def open_nifti(path: Path, data: Data) -> Held:
     slices, times = shape[voxel[across]], shape[3] if len(shape) == 4 else 1
     height, width = (shape[voxel[axis]] for axis in plane)
     small(height, width, math.prod(shape), data)
-    if not 0 < math.prod(shape) * kind.itemsize <= path.stat().st_size * (DEFLATED if path.suffix.lower() == ".gz" else 1):
+    if (
+        not 0
+        < math.prod(shape) * kind.itemsize
+        <= path.stat().st_size * (DEFLATED if path.suffix.lower() == ".gz" else 1)
+    ):
         raise BadImage("truncated", f"a volume of {list(shape)}, more than the file can hold")
     banded = times == data.channels > 1
     stored = cache(proxy.get_unscaled)  # of a .nii.gz a slice would be unpacked from its beginning each time

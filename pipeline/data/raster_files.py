@@ -67,11 +67,17 @@ def reading(what: str) -> Iterator[None]:
 
 def open_npy(path: Path, data: Data) -> Held:
     """An array [h, w], or with channels on either side of it; of one more dimension: several images."""
+    whole = numbers(path)
+    return _held(lambda: by_bands(whole, data.channels), by_bands(whole, data.channels).shape, data)
+
+
+def numbers(path: Path) -> Array:
+    """The array of a .npy file, in its file until it is used. BadImage for what is none of numbers."""
     with reading("no .npy file"):
         whole = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(whole, np.ndarray) or whole.dtype.kind not in "biuf" or not whole.size:
         raise BadImage("undecodable", "no array of numbers")
-    return _held(lambda: by_bands(whole, data.channels), by_bands(whole, data.channels).shape, data)
+    return whole
 
 
 def by_bands(array: Array, channels: int) -> Array:

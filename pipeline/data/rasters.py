@@ -2,7 +2,7 @@
 
 Medical files (DICOM, NIfTI) name people: in attributes, in the names of files and folders. Of these nothing is kept.
 Their images are called `SUBJECT/FILE/NUMBER`, where SUBJECT and FILE are the first digits of digests of whole files,
-which nobody can guess as one can a patient's number; so are other files that lie beside them. Where there are none, files
+which nobody can guess as one can a patient's number; so are other files beside them. Where there are none, files
 are called by their path, as in folders of images.
 Files are read by `raster_files.py`, `dicom.py` and `nifti.py`.
 """
@@ -115,7 +115,9 @@ def _named(files: list[_File]) -> list[tuple[_File, str, str | None]]:
     for file in files:
         whose[_subject(file)].append(file.digest)
     subjects = [min(whose[_subject(file)])[:DIGITS] for file in files]
-    named = [(file, f"{subject}/{file.digest[:DIGITS]}", subject) for file, subject in zip(files, subjects, strict=True)]
+    named = [
+        (file, f"{subject}/{file.digest[:DIGITS]}", subject) for file, subject in zip(files, subjects, strict=True)
+    ]
     return sorted(named, key=lambda one: one[1])
 
 

@@ -98,7 +98,11 @@ def test_percentiles_are_those_of_the_training_split_of_each_band(tmp_path):
     flat[:, 0, 0, 0] = np.arange(16) + 100
     np.save(tmp_path / "c.npy", flat)
     with pytest.raises(UserError, match="band 0 is 7 at both"):
-        run(tmp_path, data(tmp_path / "c.npy", dtype="int16", values={"percentiles": [0, 90]}), "constant")
+        run(
+            tmp_path,
+            data(tmp_path / "c.npy", dtype="int16", **how | {"channels": 1, "values": {"percentiles": [0, 90]}}),
+            "constant",
+        )
 
 
 def test_percentiles_count_no_image_of_a_shard_that_repeats_others_alone(tmp_path):
@@ -114,7 +118,7 @@ def test_percentiles_count_no_image_of_a_shard_that_repeats_others_alone(tmp_pat
     for plan in plans:
         write_shards.write_shard(plan, one, [], tmp_path, tmp_path)
     (tmp_path / "train-00001.rows.npy").unlink()
-    write_shards.write_shard(replace(plans[1], repeats={2: "a0", 3: "a1"}), one, [], tmp_path, tmp_path)
+    write_shards.write_shard(replace(plans[1], repeats={0: "a0", 1: "a1"}), one, [], tmp_path, tmp_path)
     assert not percentiles.path_of("train-00001", tmp_path).exists()
 
 
