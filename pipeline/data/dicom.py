@@ -8,17 +8,13 @@ have no unit of their own, and left where they have.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.raster_files import Array, Held
+from pipeline.data.raster_files import Array, Held, reading, small
 from pipeline.data.transforms import BadImage
 
 if TYPE_CHECKING:
@@ -36,47 +32,30 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-@contextmanager
-def quiet(what: str) -> Iterator[None]:
-    """pydicom without its words; what it raises becomes a BadImage that names no value."""
-    logger = logging.getLogger("pydicom")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except BadImage:
-        raise
-    except Exception as error:  # a damaged file raises whatever its reader meets first
-        raise BadImage("undecodable", f"{what} ({type(error).__name__})") from None
-    finally:
-        logger.setLevel(before)
-
-
 def open_dicom(path: Path, data: Data) -> Held:
     """The frames of a DICOM file. BadImage for one that holds none."""
     import pydicom
 
-    with quiet("no DICOM file"):
+    with reading("no DICOM file"):
         head = pydicom.dcmread(path, stop_before_pixels=True)
         subject = next((f"{name} {head[name].value}" for name in WHOM if name in head and head[name].value), None)
         count, rows, columns = int(head.get("NumberOfFrames") or 1), head.get("Rows"), head.get("Columns")
     if not rows or not columns:
         raise BadImage("no pixels", "a DICOM file without an image")
-    if int(rows) * int(columns) > data.max_pixels:
-        raise BadImage("oversized", f"{columns}x{rows} is over data.max_pixels = {data.max_pixels}")
+    small(int(rows), int(columns), count * int(rows) * int(columns), data)
+    if not 0 < count <= path.stat().st_size:  # a frame takes a byte at least
+        raise BadImage("truncated", f"{count:,} frames are told of, more than the file can hold")
 
     @cache
     def whole() -> Any:
-        with quiet("no DICOM file"):
+        with reading("no DICOM file"):
             return pydicom.dcmread(path)
 
     def read(frame: int) -> Array:
         file = whole()
         if not any(name in file for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise BadImage("no pixels", "a DICOM file without an image")
-        with quiet("its pixels cannot be read"):
+        with reading("its pixels cannot be read"):
             return frame_of(file, frame, getattr(data.source, "rescale", True))
 
     return Held(count, read, subject)

@@ -7,14 +7,14 @@ shape, type, affine and scaling is used.
 
 from __future__ import annotations
 
-import warnings
+import math
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.data.raster_files import Array, Held
+from pipeline.data.raster_files import Array, Held, reading, small
 from pipeline.data.transforms import BadImage
 
 if TYPE_CHECKING:
@@ -22,22 +22,19 @@ if TYPE_CHECKING:
 
 AXES = {"sagittal": (0, (2, 1)), "coronal": (1, (2, 0)), "axial": (2, (1, 0))}  # across; down and along the slice
 
+DEFLATED = 1032  # bytes that a byte of deflated data can hold, at most (zlib.net/zlib_tech.html)
+
 
 def open_nifti(path: Path, data: Data) -> Held:
     """The slices of a volume [x, y, z], of several [x, y, z, t] one after the other, or of t bands."""
     import nibabel
     from nibabel.orientations import io_orientation
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            volume = nibabel.load(path)
-            proxy, affine = volume.dataobj, volume.affine
-            shape, kind = tuple(proxy.shape), proxy.dtype
-            # of each voxel axis: the axis of space (R, A, S), and its direction
-            turns = io_orientation(affine)
-    except Exception as error:  # a damaged file raises whatever its reader meets first
-        raise BadImage("undecodable", f"no NIfTI file ({type(error).__name__})") from None
+    with reading("no NIfTI file"):
+        volume = nibabel.load(path)
+        proxy, affine = volume.dataobj, volume.affine
+        shape, kind = tuple(int(side) for side in proxy.shape), proxy.dtype
+        turns = io_orientation(affine)  # of each voxel axis: the axis of space (R, A, S), and its direction
     if len(shape) not in (3, 4) or kind.kind not in "biuf" or np.isnan(turns).any():
         raise BadImage(
             "undecodable", f"a volume of shape {list(shape)} and type {kind.kind}; expected three axes of numbers"
@@ -46,8 +43,13 @@ def open_nifti(path: Path, data: Data) -> Held:
     voxel = {int(space): axis for axis, (space, _) in enumerate(turns[:3])}  # axis of space -> of the array
     slices, times = shape[voxel[across]], shape[3] if len(shape) == 4 else 1
     height, width = (shape[voxel[axis]] for axis in plane)
-    if height * width > data.max_pixels:
-        raise BadImage("oversized", f"{width}x{height} is over data.max_pixels = {data.max_pixels}")
+    small(height, width, math.prod(shape), data)
+    if (
+        not 0
+        < math.prod(shape) * kind.itemsize
+        <= path.stat().st_size * (DEFLATED if path.suffix.lower() == ".gz" else 1)
+    ):
+        raise BadImage("truncated", f"a volume of {list(shape)}, more than the file can hold")
     banded = times == data.channels > 1
     stored = cache(proxy.get_unscaled)  # of a .nii.gz a slice would be unpacked from its beginning each time
 
@@ -57,10 +59,8 @@ def open_nifti(path: Path, data: Data) -> Held:
         where[voxel[across]] = place if turns[voxel[across]][1] > 0 else slices - 1 - place
         if len(shape) == 4:
             where.append(slice(None) if banded else time)
-        try:
+        with reading("its values cannot be read"):
             values = np.asarray(stored()[tuple(where)])
-        except Exception as error:
-            raise BadImage("truncated", f"its values cannot be read ({type(error).__name__})") from None
         if (proxy.slope, proxy.inter) != (1, 0):  # nibabel has 1 and 0 for a slope of 0, NaN or infinity
             values = values.astype(np.float64) * proxy.slope + proxy.inter
         values = np.moveaxis(values, -1, 0) if banded else values[None]

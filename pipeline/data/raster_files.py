@@ -8,8 +8,12 @@ around at 8 bits and not at 16. LZW, PackBits and predictor 3 need imagecodecs (
 from __future__ import annotations
 
 import importlib.util
+import logging
+import math
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,15 +44,40 @@ class Held:
     blocks: tuple[str, ...] = ()
 
 
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """The readers of files without their words; what they raise becomes a BadImage that names no value, since both may
+    hold a file's name, or a patient's attributes."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "tifffile", "nibabel")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BadImage:
+        raise
+    except Exception as error:  # a damaged file raises whatever its reader meets first
+        raise BadImage("undecodable", f"{what} ({type(error).__name__})") from None
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
 def open_npy(path: Path, data: Data) -> Held:
     """An array [h, w], or with channels on either side of it; of one more dimension: several images."""
-    try:
-        whole = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise BadImage("undecodable", f"no .npy file ({type(error).__name__})") from None
-    if not isinstance(whole, np.ndarray) or whole.dtype.kind not in "biuf":
-        raise BadImage("undecodable", "no array of numbers")
+    whole = numbers(path)
     return _held(lambda: by_bands(whole, data.channels), by_bands(whole, data.channels).shape, data)
+
+
+def numbers(path: Path) -> Array:
+    """The array of a .npy file, in its file until it is used. BadImage for what is none of numbers."""
+    with reading("no .npy file"):
+        whole = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(whole, np.ndarray) or whole.dtype.kind not in "biuf" or not whole.size:
+        raise BadImage("undecodable", "no array of numbers")
+    return whole
 
 
 def by_bands(array: Array, channels: int) -> Array:
@@ -74,18 +103,17 @@ def open_png(path: Path, data: Data) -> Held:
             raise BadImage("undecodable", "no PNG file")
         width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
         depth, colour = content[24], content[25]
-        _small(height, width, 1, data)
+        small(height, width, 1, data)
         if colour == 3 or depth not in (8, 16):
             raise BadImage("undecodable", "a palette, or less than 8 bits a value: these are no measured values")
         check_png(content)
         if depth == 16 and colour != 0:  # Pillow gives 8 of these 16 bits, and says nothing
-            pixels = imagecodecs("16-bit colour PNG").png_decode(content)
+            decode = imagecodecs("16-bit colour PNG").png_decode
+            with reading("its pixels cannot be read"):
+                pixels = decode(content)
         else:
-            try:
-                with Image.open(path) as image:
-                    pixels = np.asarray(image)
-            except (OSError, SyntaxError, ValueError) as error:
-                raise BadImage("undecodable", type(error).__name__) from None
+            with reading("its pixels cannot be read"), Image.open(path) as image:
+                pixels = np.asarray(image)
         return np.atleast_3d(pixels).transpose(2, 0, 1)[None]
 
     try:
@@ -101,42 +129,36 @@ def layout(path: Path) -> tuple[tuple[int, int, int], str]:
     """(bands, height, width) of a TIFF file's images, and the type of its values, by its header. Raises BadImage."""
     import tifffile
 
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            sides: dict[str, int] = dict(zip(series.axes, series.shape, strict=True))
-            return (sides.get("S") or sides.get("C") or 1, sides["Y"], sides["X"]), str(series.dtype)
-    except Exception as error:  # a damaged file raises whatever its reader meets first
-        raise BadImage("undecodable", f"no TIFF file ({type(error).__name__})") from None
+    with reading("no TIFF file"), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        sides: dict[str, int] = dict(zip(series.axes, series.shape, strict=True))
+        return (sides.get("S") or sides.get("C") or 1, sides["Y"], sides["X"]), str(series.dtype)
 
 
 def open_tiff(path: Path, data: Data) -> Held:
     """A TIFF file: its pages, or bands on several pages, or one scene. The first series; overviews are left aside."""
     import tifffile
 
-    try:
-        with tifffile.TiffFile(path) as file:
-            series, page = file.series[0], file.pages.first
-            shape, axes, photometric = series.shape, series.axes, int(page.photometric)
-            bits = page.bitspersample
-            nodata = page.tags.valueof(NODATA)
-            known = str(page.tags.valueof(METADATA) or "")
-            height, width = shape[axes.index("Y")], shape[axes.index("X")]
-    except Exception as error:  # a damaged file raises whatever its reader meets first
-        raise BadImage("undecodable", f"no TIFF file ({type(error).__name__})") from None
+    with reading("no TIFF file"), tifffile.TiffFile(path) as file:
+        series, page = file.series[0], file.pages.first
+        shape, axes, photometric = series.shape, series.axes, int(page.photometric)
+        bits = page.bitspersample
+        nodata = page.tags.valueof(NODATA)
+        known = str(page.tags.valueof(METADATA) or "")
+        height, width = shape[axes.index("Y")], shape[axes.index("X")]
+        part = math.prod(page.tile) if page.is_tiled else 0  # one tile is decoded whole, whatever the image's sides
     if photometric >= 3:  # a palette, a mask, CMYK, YCbCr, ...
         raise BadImage("undecodable", f"photometric interpretation {photometric}: these are no measured values")
-    _small(height, width, int(np.prod(shape)), data)
+    small(height, width, max(math.prod(shape), part), data)
 
     def whole() -> Array:
-        try:
-            values: Array = tifffile.imread(path, series=0)
-        except ValueError as error:
-            if "imagecodecs" in str(error):
-                imagecodecs("a TIFF of this compression")
-            raise BadImage("undecodable", f"ValueError: {error}".replace(str(path), "the file")) from None
-        except Exception as error:
-            raise BadImage("undecodable", type(error).__name__) from None
+        with reading("its pixels cannot be read"):
+            try:
+                values: Array = tifffile.imread(path, series=0)
+            except ValueError as error:
+                if "imagecodecs" in str(error):
+                    imagecodecs("a TIFF of this compression")
+                raise
         values = ordered(values, axes, data.channels)
         if photometric == 0:  # white is zero: stored values count down from white
             if values.dtype.kind not in "ub":
@@ -217,10 +239,14 @@ def _held(
     return Held(len(corners), read, blocks=tuple(blocks))
 
 
-def _small(height: int, width: int, values: int, data: Data) -> None:
+def small(height: int, width: int, values: int, data: Data) -> None:
     """BadImage for more pixels than `data.max_pixels`, or values than these have in the most channels."""
     if height * width > data.max_pixels or values > MOST_CHANNELS * data.max_pixels:
-        raise BadImage("oversized", f"{width}x{height} is over data.max_pixels = {data.max_pixels}")
+        raise BadImage(
+            "oversized",
+            f"{width}x{height}, {values:,} values: over data.max_pixels = {data.max_pixels} (values: {MOST_CHANNELS} "
+            "times that)",
+        )
 
 
 def _number(text: str) -> float | None:

@@ -2,7 +2,8 @@
 
 Medical files (DICOM, NIfTI) name people: in attributes, in the names of files and folders. Of these nothing is kept.
 Their images are called `SUBJECT/FILE/NUMBER`, where SUBJECT and FILE are the first digits of digests of whole files,
-which nobody can guess as one can a patient's number. Other files are called by their path, as in folders of images.
+which nobody can guess as one can a patient's number; so are other files beside them. Where there are none, files
+are called by their path, as in folders of images.
 Files are read by `raster_files.py`, `dicom.py` and `nifti.py`.
 """
 
@@ -71,6 +72,7 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
         for name in found
     ]
     _packages(files)
+    private = any(file.kind in MEDICAL for file in files)
     seen: set[str] = set()
     kept: list[_File] = []
     for file in files:
@@ -78,7 +80,7 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
             file.digest = digests.of(file.path)
         except OSError as error:
             raise UserError(f"data.source: a file of {source.path} cannot be read: {error.strerror}") from None
-        if file.digest in seen and file.kind in MEDICAL:
+        if file.digest in seen and private:
             left_out.add("files with the bytes of another one", UNNAMED)
             continue
         seen.add(file.digest)
@@ -88,7 +90,7 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
         except BadImage:
             pass
         kept.append(file)
-    if any(file.kind in MEDICAL for file in kept):
+    if private:
         left_out = LeftOut({reason: (count, UNNAMED) for reason, (count, _) in left_out.json().items()})
     rows = [row for file, key, subject in _named(kept) for row in _rows(file, key, subject, source)]
     return Listing(rows, class_order(row.label for row in rows if row.label), [], left_out)
@@ -104,20 +106,18 @@ def _packages(files: list[_File]) -> None:
 
 
 def _named(files: list[_File]) -> list[tuple[_File, str, str | None]]:
-    """Each file with the key of its images and the pseudonym of its subject, in order of key."""
+    """Each file with the key of its images and, beside files of patients, the pseudonym of its subject, in order of
+    key."""
+    if not any(file.kind in MEDICAL for file in files):
+        keys = keys_of([file.name.as_posix() for file in files])
+        return sorted(((file, key, None) for file, key in zip(files, keys, strict=True)), key=lambda one: one[1])
     whose: dict[str, list[str]] = defaultdict(list)
     for file in files:
-        if file.kind in MEDICAL:
-            whose[_subject(file)].append(file.digest)
-    plain_files = [file for file in files if file.kind not in MEDICAL]
-    keys = dict(zip(map(id, plain_files), keys_of([file.name.as_posix() for file in plain_files]), strict=True))
-    named: list[tuple[_File, str, str | None]] = []
-    for file in files:
-        if file.kind in MEDICAL:
-            subject = min(whose[_subject(file)])[:DIGITS]
-            named.append((file, f"{subject}/{file.digest[:DIGITS]}", subject))
-        else:
-            named.append((file, keys[id(file)], None))
+        whose[_subject(file)].append(file.digest)
+    subjects = [min(whose[_subject(file)])[:DIGITS] for file in files]
+    named = [
+        (file, f"{subject}/{file.digest[:DIGITS]}", subject) for file, subject in zip(files, subjects, strict=True)
+    ]
     return sorted(named, key=lambda one: one[1])
 
 
@@ -135,7 +135,7 @@ def _rows(file: _File, key: str, subject: str | None, source: Any) -> list[Row]:
         attributes: dict[str, Any] = {} if subject is None else {"subject": subject}
         if file.blocks:
             attributes["block"] = f"{key}/{file.blocks[number]}"
-        if file.count > 1 and subject is not None:
+        elif file.count > 1 and subject is not None:
             attributes["place"] = round(number / (file.count - 1), 6)  # of the slice in its volume, 0 to 1
             attributes["block"] = f"{key}/{number // source.block}"
         name = key if file.count == 1 else f"{key}/{number:05d}"

@@ -76,6 +76,8 @@ def finish(
     }
     if statistics.counts_of_values is not None:
         percentiles.save(percentiles.path_of(name, result_file.parent), statistics.counts_of_values)
+    else:  # a shard whose images all repeat others' has them from the time before that was known
+        percentiles.path_of(name, result_file.parent).unlink(missing_ok=True)
     write_json(result_file, result)
     part.replace(sidecar)
     return result

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.data import rasters, sources
 from pipeline.data.folders import files_under
 from pipeline.data.listing import Row
-from pipeline.data.raster_files import Array, layout
+from pipeline.data.raster_files import Array, layout, numbers
 from pipeline.data.transforms import BadImage
 from pipeline.errors import UserError
 from pipeline.schema.data import Data
@@ -57,14 +57,14 @@ def _bands(path: Path) -> int | None:
             return layout(path)[0][0]
         if kind == "png":
             with open(path, "rb") as file:
-                return {2: 3, 4: 2, 6: 4}.get(file.read(26)[25], 1)  # by PNG's colour type
+                return {b"\2": 3, b"\4": 2, b"\6": 4}.get(file.read(26)[25:], 1)  # by PNG's colour type
         if kind == "npy":
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            shape = numbers(path).shape
             most = 15 if len(shape) == 3 else MOST_CHANNELS  # fewer images than 16 [n, h, w] are no source: bands
             return next((n for n in (shape[-1], shape[-3]) if n <= most), 1) if len(shape) > 2 else 1
         held = rasters.OPEN[kind](path, _data({"kind": "rasters", "path": str(path)}, 1))
         return len(held.read(held.count // 2))
-    except (BadImage, OSError, ValueError, EOFError):
+    except (BadImage, OSError):
         return None
 
 

@@ -3,6 +3,7 @@ files, `data.source.kind: rasters`."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -92,7 +93,7 @@ class Values(Section):
         if self.window is not None and not self.window[1] > 0:
             raise ValueError(f"`window` {list(self.window)}: expected the centre, then a width above 0")
         for pair in self.pairs or ():
-            _rises("range", pair)
+            _rises(given[0], pair)
         if self.percentiles is not None:
             _rises("percentiles", self.percentiles)
             if self.percentiles[0] < 0 or self.percentiles[1] > 100:
@@ -121,5 +122,5 @@ class Values(Section):
 
 
 def _rises(name: str, pair: Pair) -> None:
-    if not pair[0] < pair[1]:
-        raise ValueError(f"`{name}` {list(pair)}: expected the lowest value, then the highest")
+    if not 0 < pair[1] - pair[0] < math.inf:
+        raise ValueError(f"`{name}` {list(pair)}: expected the lowest value, then the highest, a finite way above it")

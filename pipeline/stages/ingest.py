@@ -88,8 +88,6 @@ def run(
     classes = classes if classes is not None else [str(i) for i in range(highest_label(results) + 1)]
     write_index(folder, classes, [result["shard"] for result in results], data.shapes if data.buckets else None)
     write_json(folder / "classes.json", classes)
-    if data.values is not None:
-        value_map_of(data, [result["shard"]["name"] for result in results], work).save(folder)
     summary = report(data, classes, quarantine, results)
     if notes:
         summary["notes"] = notes
@@ -99,6 +97,8 @@ def run(
                 f"no {split} images among {sum(summary['images'].values())}: change data.split (val_fraction, column) "
                 "or give more images"
             )
+    if data.values is not None:
+        value_map_of(data, [result["shard"]["name"] for result in results], work).save(folder)
     write_json(folder / "report.json", summary)
     if left_out:  # beside the report: it is no part of what came out
         summary["left_out"] = left_out.json()

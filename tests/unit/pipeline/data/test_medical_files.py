@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,31 @@ def test_what_is_no_image_names_no_value_of_the_file(tmp_path):
     assert reason(tmp_path) == "no pixels: a DICOM file without an image"
     (tmp_path / "a.dcm").write_bytes(b"Doe^Jane" * 30)
     assert reason(tmp_path) == "undecodable: no DICOM file (InvalidDicomError)"
+
+
+def test_more_images_than_a_file_can_hold_are_not_listed(tmp_path):
+    dicom(tmp_path / "a.dcm", noise(16, 20), NumberOfFrames=9_000_000)
+    assert reason(tmp_path) == "truncated: 9,000,000 frames are told of, more than the file can hold"
+    dicom(tmp_path / "a.dcm", noise(16, 20), NumberOfFrames=2_000_000_000)
+    assert reason(tmp_path).startswith("oversized: 20x16, 640,000,000,000 values")
+    (tmp_path / "a.dcm").unlink()
+    nifti(tmp_path / "a.nii", noise(16, 16, 2, dtype="int16"))
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[40:56] = np.array([3, 16, 16, 32767, 1, 1, 1, 1], "<i2").tobytes()  # dim of the header
+    (tmp_path / "a.nii").write_bytes(content)
+    assert reason(tmp_path) == "truncated: a volume of [16, 16, 32767], more than the file can hold"
+    (tmp_path / "a.nii").unlink()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content))
+    assert reason(tmp_path).startswith("truncated: a volume of")
+
+
+def test_beside_files_of_patients_other_files_are_not_named_either(tmp_path):
+    (tmp_path / "Doe_Jane").mkdir()
+    dicom(tmp_path / "Doe_Jane" / "a.dcm", noise(16, 20), PatientID="1")
+    np.save(tmp_path / "Doe_Jane" / "b.npy", noise(2, 16, 20))
+    rows = sources.open_listing(data(tmp_path)).rows
+    assert len(rows) == 3 and not any("Doe" in f"{row.key}{row.attributes}{row.label}" for row in rows)
+    assert len({row.attributes["subject"] for row in rows}) == 2  # nobody says whose the other file is
 
 
 def test_files_of_a_subject_share_a_pseudonym_that_stands_in_no_name(tmp_path):

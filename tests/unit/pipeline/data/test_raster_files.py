@@ -86,6 +86,26 @@ def test_npy_with_bands_on_either_side(tmp_path, shape, bands, count):
 def test_hostile_npy_is_no_image(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     assert reason(tmp_path).startswith("undecodable: no .npy file")
+    np.save(tmp_path / "a.npy", np.zeros((4, 0, 0), np.uint16))
+    assert reason(tmp_path) == "undecodable: no array of numbers"
+
+
+def test_a_damaged_tiff_is_told_in_the_project_s_words_alone(tmp_path, capfd, caplog):
+    tifffile.imwrite(tmp_path / "a.tif", noise(64, 64), compression="zlib")
+    content = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(content[: len(content) // 2])
+    assert reason(tmp_path) == "undecodable: its pixels cannot be read (error)"
+    tifffile.imwrite(tmp_path / "a.tif", noise(16, 16), metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        for name in ("ImageWidth", "ImageLength"):
+            file.pages.first.tags[name].overwrite(400_000)
+    assert reason(tmp_path).startswith("oversized: 400000x400000")
+    tifffile.imwrite(tmp_path / "a.tif", noise(16, 16), tile=(16, 16), compression="zlib", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        for name in ("TileWidth", "TileLength"):
+            file.pages.first.tags[name].overwrite(65536)
+    assert reason(tmp_path).startswith("oversized: 16x16, 4,294,967,296 values")
+    assert "".join(capfd.readouterr()) + caplog.text == ""
 
 
 @pytest.mark.parametrize(

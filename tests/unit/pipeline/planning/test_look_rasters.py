@@ -72,3 +72,14 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"nothing")
     with pytest.raises(UserError, match="no image of 1 can be read"):
         look(str(tmp_path))
+    np.savez(tmp_path / "b", a=np.zeros(3))
+    (tmp_path / "b.npz").replace(tmp_path / "a.npy")
+    with pytest.raises(UserError, match="no image of 1 can be read"):
+        look(str(tmp_path))
+
+
+def test_a_damaged_file_among_sound_ones_is_counted(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.fromarray(noise(40, 40)).save(tmp_path / f"{i}.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "0.png").read_bytes()[:25])
+    assert look(str(tmp_path)).problems == {"undecodable": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from pipeline.applications import made_images
 from pipeline.artifacts import Store
 from pipeline.cluster.inline import Inline
 from pipeline.config import Config
-from pipeline.data import loader
+from pipeline.data import loader, percentiles, sources, write_shards
 from pipeline.data.index import Index, read_image
 from pipeline.data.order import Order, lanes
 from pipeline.data.value_map import ValueMap
@@ -97,7 +98,34 @@ def test_percentiles_are_those_of_the_training_split_of_each_band(tmp_path):
     flat[:, 0, 0, 0] = np.arange(16) + 100
     np.save(tmp_path / "c.npy", flat)
     with pytest.raises(UserError, match="band 0 is 7 at both"):
-        run(tmp_path, data(tmp_path / "c.npy", dtype="int16", values={"percentiles": [0, 90]}), "constant")
+        run(
+            tmp_path,
+            data(tmp_path / "c.npy", dtype="int16", **how | {"channels": 1, "values": {"percentiles": [0, 90]}}),
+            "constant",
+        )
+
+
+def test_percentiles_count_no_image_of_a_shard_that_repeats_others_alone(tmp_path):
+    values = noise(2, 1, 16, 16, dtype="int16") // 64
+    for name, order in (("a", "<i2"), ("b", ">i2")):  # the same pixels, other bytes
+        for i in range(2):
+            np.save(tmp_path / f"{name}{i}.npy", values[i].astype(order))
+    one = data(tmp_path, dtype="int16", values={"percentiles": [0, 100]})
+    plans = [
+        write_shards.Plan("train-00000", 0, [row for row in sources.open_listing(one).rows if row.key < "b"], (0, 1)),
+        write_shards.Plan("train-00001", 0, [row for row in sources.open_listing(one).rows if row.key > "b"], (2, 3)),
+    ]
+    for plan in plans:
+        write_shards.write_shard(plan, one, [], tmp_path, tmp_path)
+    (tmp_path / "train-00001.rows.npy").unlink()
+    write_shards.write_shard(replace(plans[1], repeats={0: "a0", 1: "a1"}), one, [], tmp_path, tmp_path)
+    assert not percentiles.path_of("train-00001", tmp_path).exists()
+
+
+def test_an_empty_split_is_told_before_percentiles_of_nothing(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((1, 16, 16), 5, np.int16))
+    with pytest.raises(UserError, match="no val images among 1"):
+        run(tmp_path, data(tmp_path / "a.npy", dtype="int16", values={"percentiles": [1, 99]}))
 
 
 def test_hounsfield_units_are_within_one_unit_through_window_and_back():
@@ -210,6 +238,8 @@ def test_recipes_of_old_configs_hold_nothing_new():
         ({"values": {"range": [[0, 1], [0, 2]]}, "channels": 3}, "has 2 pairs for 3 `channels`"),
         ({"values": {"percentiles": [1, 101]}}, "numbers from 0 to 100"),
         ({"values": {"window": [40, 0]}}, "a width above 0"),
+        ({"values": {"window": [5e10, 1e-9]}}, "`window` [50000000000.0, 50000000000.0]"),
+        ({"values": {"range": [-1.7e308, 1.7e308]}}, "a finite way above it"),
         ({"values": {"range": [0, 1], "show": {"bands": [0, 1]}}, "channels": 3}, "expected one (gray) or three"),
         ({"values": {"range": [0, 1], "show": {"bands": [3]}}, "channels": 3}, "there are 3 bands, from 0"),
         ({"filters": [{"kind": "median"}]}, "`filters` are for 8-bit images"),
