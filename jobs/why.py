@@ -41,6 +41,7 @@ def command(
     """Explain samples of MODEL, told as `ldm sample` tells them: where the conditions act, by noise level; what looks
     at the words of a caption; which training images are nearest, and where these come from."""
     from pipeline.applications import made_images, nearest, why_files
+    from pipeline.applications.recorded import record
     from pipeline.applications.why import LEVELS, check_levels, shown, why
     from pipeline.data.buckets import parsed
     from pipeline.files import sha256_file
@@ -64,7 +65,9 @@ def command(
         for one in why(generator, request, rows, parts, drawn, training, neighbours):
             why_files.put(out, one)
     why_files.finish(out, request["n"], parts)
-    print("\n".join(why_files.lines(out)))
+    said = why_files.lines(out)
+    print("\n".join(said), flush=True)
+    record(root, "why", out, "; ".join(said), [f"{part}.png" for part in parts])
 
 
 def numbers(text: str) -> list[float]:

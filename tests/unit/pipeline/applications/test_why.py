@@ -206,6 +206,8 @@ def test_a_call_that_was_killed_goes_on_and_another_is_refused(tmp_path: Path, m
     training = Training(images, extractor(images), extractor, lineage, {"trained_on": 60})
     monkeypatch.setattr(near, "training_of", lambda *_: training)
     monkeypatch.setattr(folder, "load_pretrained", lambda *_, **__: MODEL)
+    kept: list[Any] = []
+    monkeypatch.setattr("pipeline.applications.recorded.record", lambda *given: kept.append(given))
     out = tmp_path / "out"
     words = ["known", "--out", str(out), "-n", "3", "--classes", "up, far up", "--set", "mood=b", "-k", "2"]
     command.main(words, standalone_mode=False)
@@ -215,6 +217,8 @@ def test_a_call_that_was_killed_goes_on_and_another_is_refused(tmp_path: Path, m
     assert [one["told"]["class"] for one in written["samples"]] == ["up", "far up", "up"]
     assert written["samples"][0]["nearest"]["pixels"][0]["key"].startswith("k/")
     assert len(written["means"]["guidance"]["each"]["mood"]["share"]) == 4
+    ((_, verb, place, said, files),) = kept
+    assert (verb, place, files) == ("why", out, ["guidance.png", "nearest.png"]) and "3 samples explained" in said
     before = {file.name: sha256_file(file) for file in out.iterdir()}
     for name in ("000002.json", "000002-nearest.png", "why.json", "guidance.png"):
         (out / name).unlink()
