@@ -44,6 +44,7 @@ def command(
     from pipeline.applications.recorded import record
     from pipeline.applications.why import LEVELS, check_levels, shown, why
     from pipeline.data.buckets import parsed
+    from pipeline.errors import UserError
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
 
@@ -56,6 +57,14 @@ def command(
     listed = told["prompts"] or any(len(files) > 1 for files in told["maps"].values())
     request = generator.request(names, count if count or listed else 4, seed, shape=shape, **told, **how)
     parts = shown(generator, request, shows)
+    if "nearest" in parts:
+        try:
+            nearest.data_of(generator, root)
+        except UserError as error:
+            if shows or parts == ["nearest"]:
+                raise
+            print(f"left out: {error}", flush=True)
+            parts.remove("nearest")
     files = {name: [sha256_file(f) for f in given] for name, given in told["maps"].items()}
     info = {"request": {**request, "maps": files}, "show": parts, "levels": drawn, "neighbours": neighbours}
     made_images.begin(out, generator, [], info)

@@ -205,6 +205,7 @@ def test_a_call_that_was_killed_goes_on_and_another_is_refused(tmp_path: Path, m
     lineage = [{"key": f"k/{i}", "class": "up", "shard": "s", "data": "ingest/1"} for i in range(60)]
     training = Training(images, extractor(images), extractor, lineage, {"trained_on": 60})
     monkeypatch.setattr(near, "training_of", lambda *_: training)
+    monkeypatch.setattr(near, "data_of", lambda *_: None)
     monkeypatch.setattr(folder, "load_pretrained", lambda *_, **__: MODEL)
     kept: list[Any] = []
     monkeypatch.setattr("pipeline.applications.recorded.record", lambda *given: kept.append(given))
@@ -234,3 +235,16 @@ def test_a_call_that_was_killed_goes_on_and_another_is_refused(tmp_path: Path, m
     ):
         with pytest.raises(UserError, match=said):
             command.main([*words, *more], standalone_mode=False)
+
+
+def test_a_model_of_no_run_here_is_explained_without_its_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(folder, "load_pretrained", lambda *_, **__: MODEL)
+    words = ["known", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "-n", "1", "--classes", "up"]
+    with pytest.raises(UserError, match="nearest: this model does not say what it was trained on"):
+        command.main([*words, "--show", "nearest"], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+    command.main(words, standalone_mode=False)
+    assert capsys.readouterr().out.startswith("left out: nearest: this model does not say")
+    assert (tmp_path / "out" / "guidance.png").is_file() and not (tmp_path / "out" / "nearest.png").exists()
