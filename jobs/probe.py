@@ -41,6 +41,8 @@ def command(
     if out is not None and out.exists():
         raise UserError(f"--out {out}: exists; give a new file")
     table = probe.load(features)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is said now
     if box:
         values = probe.boxes(table, [name.strip() for name in box.split(",")], group, seeds)
     else:

@@ -41,8 +41,10 @@ def command(
     """Explain samples of MODEL, told as `ldm sample` tells them: where the conditions act, by noise level; what looks
     at the words of a caption; which training images are nearest, and where these come from."""
     from pipeline.applications import made_images, nearest, why_files
+    from pipeline.applications.recorded import record
     from pipeline.applications.why import LEVELS, check_levels, shown, why
     from pipeline.data.buckets import parsed
+    from pipeline.errors import UserError
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
 
@@ -55,6 +57,14 @@ def command(
     listed = told["prompts"] or any(len(files) > 1 for files in told["maps"].values())
     request = generator.request(names, count if count or listed else 4, seed, shape=shape, **told, **how)
     parts = shown(generator, request, shows)
+    if "nearest" in parts:
+        try:
+            nearest.data_of(generator, root)
+        except UserError as error:
+            if shows or parts == ["nearest"]:
+                raise
+            print(f"left out: {error}", flush=True)
+            parts.remove("nearest")
     files = {name: [sha256_file(f) for f in given] for name, given in told["maps"].items()}
     info = {"request": {**request, "maps": files}, "show": parts, "levels": drawn, "neighbours": neighbours}
     made_images.begin(out, generator, [], info)
@@ -64,7 +74,9 @@ def command(
         for one in why(generator, request, rows, parts, drawn, training, neighbours):
             why_files.put(out, one)
     why_files.finish(out, request["n"], parts)
-    print("\n".join(why_files.lines(out)))
+    said = why_files.lines(out)
+    print("\n".join(said), flush=True)
+    record(root, "why", out, "; ".join(said), [f"{part}.png" for part in parts])
 
 
 def numbers(text: str) -> list[float]:

@@ -18,6 +18,7 @@ from pipeline.schema.data import Shape
 
 MOST = 50_000_000  # pixels of a file, as `data.max_pixels` has it
 WHITE = (255, 255, 255)  # what transparent images are put on, as `data.background` has it
+BLACK = (0, 0, 0)  # what transparent masks are put on: only what is painted counts
 
 
 def files_of(given: Sequence[Path]) -> list[Path]:
@@ -43,19 +44,24 @@ def files_of(given: Sequence[Path]) -> list[Path]:
 
 def read(file: Path, channels: int, shape: Shape | None) -> Array:
     """An image as `decoded` has it. UserError for what is no sound image."""
+    return decoded(str(file), _content(file), channels, shape)
+
+
+def _content(file: Path) -> bytes:
     try:
-        content = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    return decoded(str(file), content, channels, shape)
 
 
-def decoded(name: str, content: bytes, channels: int, shape: Shape | None) -> Array:
+def decoded(
+    name: str, content: bytes, channels: int, shape: Shape | None, background: tuple[int, int, int] = WHITE
+) -> Array:
     """An image as the model takes it, uint8 [H, W, C], of what its file `name` holds: of another size it is resized so
     that it covers `shape` (height, width), and cut in the middle; with None it keeps its size. UserError for what is no
     sound image."""
     try:
-        image = decode(content, channels, WHITE, MOST, Path(name).suffix[1:].lower())
+        image = decode(content, channels, background, MOST, Path(name).suffix[1:].lower())
     except BadImage as error:
         raise UserError(f"{name}: is no image that can be used ({error}); mend it, or leave it out") from None
     image = image if shape is None else cover(image, shape, whole=False)
@@ -63,13 +69,14 @@ def decoded(name: str, content: bytes, channels: int, shape: Shape | None) -> Ar
 
 
 def read_mask(file: Path, shape: Shape, exact: bool = False) -> Array:
-    """A mask float32 [H, W] of 0 and 1, at the model's size: white is 1. UserError for one that is all black, and for
-    one of another size that must be `exact`."""
-    return as_mask(str(file), read(file, 1, None if exact else shape), shape)
+    """A mask float32 [H, W] of 0 and 1, at the model's size: white is 1, transparent 0. UserError for one that is all
+    black, and for one of another size that must be `exact`."""
+    return as_mask(str(file), _content(file), shape, exact)
 
 
-def as_mask(name: str, pixels: Array, shape: Shape) -> Array:
-    """The mask of gray pixels uint8 [H, W, 1], as `read_mask` has it."""
+def as_mask(name: str, content: bytes, shape: Shape, exact: bool = False) -> Array:
+    """The mask of what its file `name` holds, as `read_mask` has it."""
+    pixels = decoded(name, content, 1, None if exact else shape, BLACK)
     if pixels.shape[:2] != tuple(shape):
         raise UserError(
             f"{name}: of {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), and the image of "

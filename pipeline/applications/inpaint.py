@@ -95,8 +95,12 @@ def canvas(file: Path, mask: Path | None, pad: int, channels: int) -> tuple[Imag
 
 
 def padded(image: Images, mask: Array | None, pad: int) -> tuple[Images, Array]:
-    """An image [H, W, C] and its mask with `pad` pixels more on all sides, which the mask marks."""
+    """An image [H, W, C] and its mask with `pad` pixels more on all sides, which the mask marks. UserError for more
+    than there may be."""
     marked = np.zeros(image.shape[:2], np.float32) if mask is None else mask
+    height, width = (side + 2 * pad for side in image.shape[:2])
+    if height * width > given_images.MOST:
+        raise UserError(f"pad: {pad} makes {height} x {width} pixels, expected {given_images.MOST:,} at most")
     sides = ((pad, pad), (pad, pad))
     return np.pad(image, (*sides, (0, 0)), mode="edge"), np.pad(marked, sides, constant_values=1.0)
 

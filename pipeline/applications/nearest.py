@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.applications.audit import trained_on
+from pipeline.artifacts import Artifact
+from pipeline.config import Config
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import copies
@@ -38,6 +40,17 @@ class Training:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
+def data_of(model: Generator, root: Path) -> tuple[Config, Artifact]:
+    """The config of the run that made a model, and its data. UserError where they are not under `root`, or of several
+    shapes."""
+    config, ingest, _, _ = trained_on(model, root, "nearest")
+    if config.data.buckets is not None:
+        raise UserError(
+            "nearest: knows square images only, and `data.buckets` has several shapes; leave it out (--show)"
+        )
+    return config, ingest
+
+
 def training_of(model: Generator, root: Path) -> Training:
     """The training images of a model of a run under `root`, at most `split.MEMORY` bytes of them, without those that a
     model made. UserError where they are not there, or of several shapes."""
@@ -45,11 +58,7 @@ def training_of(model: Generator, root: Path) -> Training:
     from pipeline.data.split import load_split, split_order
     from pipeline.evaluation.extractors import extractor_of
 
-    config, ingest, _, _ = trained_on(model, root, "nearest")
-    if config.data.buckets is not None:
-        raise UserError(
-            "nearest: knows square images only, and `data.buckets` has several shapes; leave it out (--show)"
-        )
+    config, ingest = data_of(model, root)
     seed = config.evaluate.seed
     images, labels = load_split(ingest.path, "train", config, seed)
     if len(images) < LEAST:

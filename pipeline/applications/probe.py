@@ -26,6 +26,7 @@ from pipeline.data.arrays import open_npz, read_array
 from pipeline.data.held_out import held_out
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics.probes import Fit, interval, linear, neighbours, overlap, ridge, right, tuned
+from pipeline.files import canonical_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FEW = (10, 100)  # labels a class
@@ -67,6 +68,7 @@ def load(path: Path) -> Table:
         known = {name: read_array(file, name, str(path)) for name in named}
         try:
             about = dict(json.loads(str(read_array(file, "about", str(path)))))
+            canonical_json(about)  # no NaN, which Python's own reader takes
         except (ValueError, TypeError):
             raise UserError(f"{path}: does not say what it was made of; run `ldm features` again") from None
     names = [name for name in there if "/block" in name]

@@ -7,6 +7,7 @@ when all is in it. A shipper sends it while the verb has ended already: nobody w
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import tempfile
 import urllib.error
@@ -90,7 +91,10 @@ def record(
 
 def trained_by(root: Path, about: Mapping[str, Any]) -> Past | None:
     """The run under a root that trained a model (`Generator.about`), the latest of several; None if there is none."""
-    made = about.get("lineage", {}).get("diffusion", {}).get("fingerprint")
+    try:
+        made = about["lineage"]["diffusion"]["fingerprint"]
+    except (KeyError, TypeError):  # also what a file that was given says of its model
+        return None
     if not made:
         return None
     found = [past for folder in root.absolute().glob("pipelines/*") if (past := history.read(folder))]
@@ -126,6 +130,6 @@ def unreachable(uri: str) -> str | None:
         urllib.request.urlopen(f"{public_uri(uri)}/health", timeout=WAIT_S).close()  # noqa: S310 (http only, see above)
     except urllib.error.HTTPError:
         return None  # a server, whatever it thinks of the question
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: no address, or no web server
         return f"cannot be reached ({getattr(error, 'reason', error)})"
     return None

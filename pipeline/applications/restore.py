@@ -22,6 +22,7 @@ from models.diffusion import inverse, operators, samplers
 from models.diffusion.inversion import renoised
 from models.diffusion.operators import Linear
 from models.diffusion.process import Path, make_path
+from pipeline.applications import given_images
 from pipeline.applications.edit import check_model, check_places, request_of
 from pipeline.applications.jpeg_tables import tables
 from pipeline.data.filters import noise_level
@@ -138,6 +139,10 @@ def check(model: Generator, shape: Sequence[int], task: str, factor: int | None)
     if shape[3] != (wanted := 1 if task == "colorize" else channels):
         raise UserError(f"image: of {shape[3]} channels, expected {wanted}")
     large = shape[1] * (factor or 1), shape[2] * (factor or 1)
+    if large[0] * large[1] > given_images.MOST:
+        raise UserError(
+            f"image: {large[0]} x {large[1]} pixels would come out, expected {given_images.MOST:,} at most; give less"
+        )
     if large[0] < height or large[1] < width:
         raise UserError(
             f"image: {large[0]} x {large[1]} pixels would come out, and this model makes {height} x {width}; "

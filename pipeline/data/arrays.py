@@ -140,10 +140,9 @@ def _sizes(parts: Parts, images: dict[str, Array]) -> str:
 
 def open_npz(path: str) -> Any:
     try:
-        found = np.load(existing(path), allow_pickle=False)
-        if isinstance(found, np.lib.npyio.NpzFile):
-            return found
-        raise ValueError("it holds one array, as .npy does")
+        if not zipfile.is_zipfile(existing(path)):  # numpy would say how to load it as a pickle
+            raise ValueError("it is no zip archive")
+        return np.load(path, allow_pickle=False)
     except TROUBLE as error:
         raise _damaged(path, error) from error
 

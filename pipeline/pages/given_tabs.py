@@ -157,7 +157,7 @@ def inpaint_tab(tab: Tab) -> None:
     with left:
         mask = _shown(image, "inpaint", own is None)
         if own:
-            mask = given_images.as_mask(own.name, own.image(1, None), image.shape[:2])
+            mask = given_images.as_mask(own.name, own.content, image.shape[:2], exact=True)
     if pressed and mask is None and not pad:
         raise UserError("mask: marks nothing, so nothing would be drawn; paint what is to be new")
     name = own.name if own else MASK if mask is not None else None

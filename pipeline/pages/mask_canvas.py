@@ -68,7 +68,7 @@ def mask_of(answer: Any, image: str, shape: tuple[int, int]) -> Array | None:
 
     image: the `id` that was sent with it. UserError for what is no mask of this shape.
     """
-    from pipeline.applications.given_images import as_mask, decoded
+    from pipeline.applications.given_images import as_mask
     from pipeline.errors import UserError
 
     if answer is None:
@@ -82,4 +82,4 @@ def mask_of(answer: Any, image: str, shape: tuple[int, int]) -> Array | None:
         content = base64.b64decode(png.removeprefix(START), validate=True)
     except binascii.Error:
         raise UserError("mask: the browser sent none that can be read; clear it, and paint again") from None
-    return as_mask("mask", decoded("mask.png", content, 1, None), shape)
+    return as_mask("mask.png", content, shape, exact=True)

@@ -72,9 +72,7 @@ def controls(model: Generator) -> dict[str, Any]:
     first, known = model.request(n=COUNT), names(model.options)
     with st.sidebar.form("request"):
         if model.options["condition"].get("caption"):
-            text = st.text_area(
-                "Prompt", height=68, placeholder=widgets.UNTOLD, help="Several: one a line, in turn row by row."
-            )
+            text = st.text_area("Prompt", height=68, placeholder=widgets.UNTOLD, help=PROMPTS)
             chosen["prompts"] = [line.strip() for line in text.splitlines() if line.strip()] or None
             help_text = "Guidance leads away from it; it has no effect at a scale of 1."
             chosen["negative"] = st.text_input("Negative prompt", placeholder="none", help=help_text).strip() or None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,8 @@ def holder(lease: Path) -> str | None:
 
 FEATURES = "features"  # folder of the pool of `ldm features`: a file's record names the model it was made by
 POOLS = {"latents": "encode", "conditions": "conditions"}  # folder of shards -> the stage whose artifacts list them
+LOOSE = (FEATURES, "tracking", "extractors", "cache")  # folders that verbs write to without a lease
+IDLE = 600.0  # seconds since the last change, after which nobody writes what lies half-made in these
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,8 @@ def garbage(root: str | Path, tracked: Tracked, keep: Sequence[str] = ()) -> lis
             found.append(Garbage("set-aside", folder, size(folder), "moved away by --rebuild, and made again since"))
     for path in [
         *root.glob("artifacts/*/*/**/*.tmp"),
-        *(path for pool in (*POOLS, FEATURES) for path in root.glob(f"{pool}/*.tmp")),
+        *(path for pool in POOLS for path in root.glob(f"{pool}/*.tmp")),
+        *(path for pool in LOOSE for path in root.glob(f"{pool}/*.tmp") if _idle(path)),
     ]:
         owner = Path(*path.parts[: len(root.parts) + 3])
         gone_with = any(path.is_relative_to(entry.path) for entry in found)
@@ -248,17 +252,30 @@ def _pooled(root: Path, pool: str, kept: Iterable[Item]) -> list[Garbage]:
 
 
 def _features(root: Path, kept: Iterable[Item]) -> list[Garbage]:
-    """Files of features of no model that is kept here."""
+    """Files of features of no model that is kept here, and those whose record is missing or damaged: never read."""
     models = {item.fingerprint for item in kept if item.stage == "diffusion"}
-    records = [
-        path for path in sorted(root.glob(f"{FEATURES}/*.json")) if read_json(path).get("diffusion") not in models
-    ]
-    return [
-        Garbage(FEATURES, path, size(path), "of no model that is kept here")
-        for record in records
-        for path in (record.with_suffix(".safetensors"), record)
-        if path.exists()
-    ]
+    files = [p for p in sorted(root.glob(f"{FEATURES}/*")) if p.suffix in (".json", ".safetensors")]
+    found = []
+    for path in files:
+        made_by = _maker(path.with_suffix(".json"))
+        if made_by is not None and made_by not in models:
+            found.append(Garbage(FEATURES, path, size(path), "of no model that is kept here"))
+        elif made_by is None and _idle(path):
+            found.append(Garbage(FEATURES, path, size(path), "left by a process that was killed"))
+    return found
+
+
+def _maker(record: Path) -> str | None:
+    """The diffusion artifact that a record of features names; None where there is nothing sound."""
+    try:
+        return str(read_json(record)["diffusion"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _idle(path: Path) -> bool:
+    """Whether nobody has written to a file or folder for a while."""
+    return time.time() - path.stat().st_mtime > IDLE
 
 
 # ---- removing --------------------------------------------------------------------------------------------------------

@@ -153,6 +153,13 @@ def test_files_are_read_at_the_models_size(tmp_path: Path) -> None:
         read_mask(tmp_path / "black.png", (8, 8))
 
 
+def test_what_is_transparent_of_a_mask_is_not_painted(tmp_path: Path) -> None:
+    pixels = np.full((8, 8, 4), 255, np.uint8)
+    pixels[:, 3:, 3] = 0  # white below as well, as painting programs leave it
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    assert np.array_equal(np.flatnonzero(read_mask(tmp_path / "mask.png", (8, 8)).all(0)), [0, 1, 2])
+
+
 def test_the_verb_writes_images_a_strip_and_what_made_them(
     model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

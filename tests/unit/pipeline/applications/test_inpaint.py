@@ -114,6 +114,11 @@ def test_what_cannot_be_is_one_line(model: Generator, given: dict[str, Any], sai
         inpaint(model, **{"image": flat(SIDE, SIDE), "mask": hole((SIDE, SIDE), 2, 2, 2), **given})
 
 
+def test_no_more_is_added_than_fits() -> None:
+    with pytest.raises(UserError, match="pad: 100000 makes 200008 x 200008 pixels, expected 50,000,000 at most"):
+        padded(flat(SIDE, SIDE), None, 100_000)
+
+
 def test_the_verb_draws_and_goes_on(model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 

@@ -156,12 +156,16 @@ def test_what_cannot_be_is_one_line(file: Path, words: list[str], said: str) -> 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros(3))
     (tmp_path / "b.npz").write_bytes(b"PK")
+    (tmp_path / "pickle.npz").write_bytes(b"\x80\x04N.")
+    np.savez(tmp_path / "nan.npz", keys=np.array(["a"]), labels=np.array(["a"]), about=np.array('{"x": NaN}'))
     np.savez(tmp_path / "c.npz", keys=np.array(["a"]), labels=np.array([{}], object), about=np.array("{}"))
     small = written(tmp_path / "d.npz", **{"column/who": np.array(["w"] * N)})
     for name, said in (
         ("a", "no file of features"),
         ("b", "not a readable"),
         ("c", "not a readable"),
+        ("pickle", "it is no zip archive"),
+        ("nan", "does not say what it was made of"),
         ("none", "is no .npz file"),
     ):
         with pytest.raises(UserError, match=said):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -99,23 +101,40 @@ def test_the_same_call_again_is_one_record(root: Path, started: list[Any]) -> No
     assert len(started) == 2 and len(records(root)) == 2
 
 
-@pytest.mark.parametrize("lineage", [{}, {"diffusion": {**DIFFUSION, "fingerprint": "99" * 8}}])
-def test_a_model_of_no_run_here_is_not_recorded(root: Path, started: list[Any], lineage: dict[str, Any]) -> None:
+@pytest.mark.parametrize("lineage", [{}, 3, {"diffusion": []}, {"diffusion": {**DIFFUSION, "fingerprint": "99" * 8}}])
+def test_a_model_of_no_run_here_is_not_recorded(root: Path, started: list[Any], lineage: Any) -> None:
     asked = {**ASKED, "model": {**MODEL, "lineage": lineage}}
     recorded.record(root, "edit", root.parent / "out", "", asked=asked)
+    recorded.record(root, "probe", root.parent / "out", "", asked={**ASKED, "model": lineage})
     recorded.record(root.parent / "none", "edit", root.parent / "out", "")
     assert not records(root) and not started and not (root.parent / "none").exists()
 
 
+@pytest.mark.parametrize("port", ["9", "port"])  # none listens; no port at all
 def test_a_tracker_that_is_away_costs_a_line(
-    root: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:secret@127.0.0.1:{port}")
     edited(root)
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "`ldm mlflow sync` sends it" in said and "secret" not in said
-    assert said.startswith("tracker http://127.0.0.1:9: cannot be reached (") and not started
+    assert said.startswith(f"tracker http://127.0.0.1:{port}: cannot be reached (") and not started
     assert lines(records(root)[0])[-1]["kind"] == "end"
+
+
+def test_what_is_no_web_server_is_away() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            connection.recv(1 << 16)
+            connection.sendall(b"SSH-2.0-x\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert "SSH-2.0-x" in str(recorded.unreachable(f"http://127.0.0.1:{server.getsockname()[1]}"))
+        thread.join()
 
 
 def test_what_cannot_be_kept_is_said_and_left_out(

@@ -112,6 +112,7 @@ def test_windows_cover_and_come_together_again() -> None:
         ({"task": "jpeg", "quality": 0}, "quality: 0 given"),
         ({"task": "colorize"}, "of 3 channels, expected 1"),
         ({"images": flat(12, 30)[None]}, "12 x 30 pixels would come out, and this model makes 16 x 16"),
+        ({"images": np.zeros((1, 500, 500, 3), np.uint8), "task": "superres", "factor": 16}, "8000 x 8000 pixels"),
         ({"to": {"smile": "big"}}, "smile"),
         ({"steps": 0}, "steps: 0 given"),
     ],

@@ -205,7 +205,10 @@ def test_a_call_that_was_killed_goes_on_and_another_is_refused(tmp_path: Path, m
     lineage = [{"key": f"k/{i}", "class": "up", "shard": "s", "data": "ingest/1"} for i in range(60)]
     training = Training(images, extractor(images), extractor, lineage, {"trained_on": 60})
     monkeypatch.setattr(near, "training_of", lambda *_: training)
+    monkeypatch.setattr(near, "data_of", lambda *_: None)
     monkeypatch.setattr(folder, "load_pretrained", lambda *_, **__: MODEL)
+    kept: list[Any] = []
+    monkeypatch.setattr("pipeline.applications.recorded.record", lambda *given: kept.append(given))
     out = tmp_path / "out"
     words = ["known", "--out", str(out), "-n", "3", "--classes", "up, far up", "--set", "mood=b", "-k", "2"]
     command.main(words, standalone_mode=False)
@@ -215,6 +218,8 @@ def test_a_call_that_was_killed_goes_on_and_another_is_refused(tmp_path: Path, m
     assert [one["told"]["class"] for one in written["samples"]] == ["up", "far up", "up"]
     assert written["samples"][0]["nearest"]["pixels"][0]["key"].startswith("k/")
     assert len(written["means"]["guidance"]["each"]["mood"]["share"]) == 4
+    ((_, verb, place, said, files),) = kept
+    assert (verb, place, files) == ("why", out, ["guidance.png", "nearest.png"]) and "3 samples explained" in said
     before = {file.name: sha256_file(file) for file in out.iterdir()}
     for name in ("000002.json", "000002-nearest.png", "why.json", "guidance.png"):
         (out / name).unlink()
@@ -230,3 +235,16 @@ def test_a_call_that_was_killed_goes_on_and_another_is_refused(tmp_path: Path, m
     ):
         with pytest.raises(UserError, match=said):
             command.main([*words, *more], standalone_mode=False)
+
+
+def test_a_model_of_no_run_here_is_explained_without_its_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(folder, "load_pretrained", lambda *_, **__: MODEL)
+    words = ["known", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "-n", "1", "--classes", "up"]
+    with pytest.raises(UserError, match="nearest: this model does not say what it was trained on"):
+        command.main([*words, "--show", "nearest"], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+    command.main(words, standalone_mode=False)
+    assert capsys.readouterr().out.startswith("left out: nearest: this model does not say")
+    assert (tmp_path / "out" / "guidance.png").is_file() and not (tmp_path / "out" / "nearest.png").exists()

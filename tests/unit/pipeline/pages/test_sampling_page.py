@@ -129,7 +129,7 @@ def test_the_page_tells_the_model_its_own_columns(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("pipeline.pages.sampling_page.archive", lambda *_: b"")
     page = testing.AppTest.from_function(script, args=(str(tmp_path),)).run(timeout=60)
     assert not page.exception and sampled[-1] == model().request(n=16)  # told its classes in turn, as without a page
-    assert [box.label for box in page.text_area] == ["Prompt"]
+    assert [box.label for box in page.text_area] == ["Prompt"] and "AND" in page.text_area[0].help
     assert page.select_slider[0].label == "age" and page.select_slider[0].value == "not told"
     assert {box.label: box.options for box in page.selectbox}["mood"] == ["glad", "not so glad"]
     assert [box.label for box in page.number_input][1:] == [f"Scale of {n}" for n in ("class", *ATTRIBUTES, "caption")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -344,10 +345,32 @@ def test_features_go_with_the_model_that_they_are_of(made: Made) -> None:
     for name in "ab":
         write_json(pool / f"{name}.json", {"bytes": 1, "diffusion": name * 16})
         (pool / f"{name}.safetensors").write_text("1")
-    (pool / "killed.tmp").write_text("")
+    (pool / "d.json").write_text("torn")
+    for name in "cd":  # a process was killed before it had written the record, or the disk lost it
+        (pool / f"{name}.safetensors").write_text("1")
+    found = inventory.garbage(made.root, Tracked(frozenset({TWO}), frozenset()))
+    assert {entry.path.name for entry in found if entry.path.parent == pool} == {"b.json", "b.safetensors"}
+    for path in pool.iterdir():
+        old(path)
     found = inventory.garbage(made.root, Tracked(frozenset({TWO}), frozenset()))
     gone = {entry.path.name for entry in found if entry.path.parent == pool}
-    assert gone == {"b.json", "b.safetensors", "killed.tmp"}
+    assert gone == {"b.json", "b.safetensors", "c.safetensors", "d.json", "d.safetensors"}
+
+
+def old(path: Path) -> None:
+    os.utime(path, (time.time() - 2 * inventory.IDLE,) * 2)
+
+
+@pytest.mark.parametrize("folder", inventory.LOOSE)
+def test_what_a_killed_verb_left_half_made_goes_after_a_while(made: Made, folder: str) -> None:
+    left = made.root / folder / "tmp12.tmp"  # of tracking/: a record that was not renamed into place
+    (left / "spool").mkdir(parents=True)
+    assert left not in {entry.path for entry in inventory.garbage(made.root, Tracked(frozenset(), frozenset()))}
+    old(left)
+    (found,) = (e for e in inventory.garbage(made.root, Tracked(frozenset(), frozenset())) if e.path == left)
+    assert found.kind == "temporary"
+    inventory.remove(made.root, [found])
+    assert not left.exists()
 
 
 def test_a_registered_model_keeps_all_it_was_made_of(made: Made) -> None:
