@@ -101,7 +101,7 @@ def _encodings(encoder: Any, images: Index, data: Data, paths: dict[int, Path]) 
     """Encodes one shard after the other, without end; gives the number of images."""
     state = {
         "model": encoder, "device": "cpu", "index": {"train": [images]}, "views": ["as_is"], "batch": BATCH,
-        "data": data,
+        "data": data, "tokenizer": None,
     }  # fmt: skip
     while True:
         for shard, path in paths.items():

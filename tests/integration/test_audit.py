@@ -76,5 +76,6 @@ def test_a_gate_lets_through_what_is_under_it_and_nothing_else(small: Any) -> No
             assert near["class"] == near["key"][0] and near["distance"] > 0
             told = small.ldm("lineage", "--uses", near["key"], "--root", str(small.root)).out
             assert f"{near['key']}: train split of {near['data']}, shard {near['shard']}, class {near['class']}" in told
-    said = small.ldm("why", *words, "--root", str(small.folder / "none"), "--out", str(small.folder / "other"))
+    elsewhere = ["--root", str(small.folder / "none"), "--out", str(small.folder / "other")]
+    said = small.ldm("why", *words, *elsewhere, "--show", "nearest")
     assert said.code == 2 and said.err.count("\n") == 1 and "error: nearest: diffusion/" in said.err, said.err
