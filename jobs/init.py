@@ -32,11 +32,11 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     source = str(plain(source)) if ".." in Path(source).parts and "://" not in source else source
     path = Path(source)
     beside = "*" in source or "ubyte" in path.name or path.suffix in (".csv", ".tsv", ".jsonl")
-    named = name or (path.parent.name if beside else path.stem) or "images"
+    text_found = starter_text.look(source)
+    named = name or (path.parent.name if beside and text_found is None else path.stem) or "images"
     target = None if output == "-" else Path(output or f"{named}.yaml")
     if target is not None and target.exists():
         raise UserError(f"{target}: is there already; give another name by -o, or move it away")
-    text_found = starter_text.look(source)
     found = look(source) if text_found is None else None
     machine = starter.this_machine()
     if device == "cpu":

@@ -90,8 +90,10 @@ def _of_file(path: Path) -> dict[str, Any] | None:
     if column is None or _named(rows, ("image", "img")) or any(not isinstance(row[column], str | None) for row in rows):
         return None
     label, document = _named(rows, CLASSES), _named(rows, DOCUMENTS)
-    if label and not 2 <= len({row[label] for row in rows}) <= max(2, len(rows) // 10):
-        label = None
+    if label:  # of all rows: they are often sorted by it
+        every = (record for _, record in TextTable(path).rows()) if path.suffix.lower() in SUFFIXES else rows
+        classes = Counter(record.get(label) for record in every)
+        label = label if 2 <= len(classes) <= max(2, classes.total() // 10) else None
     if document and len({row[document] for row in rows}) < 2 < len(rows) < ROWS:
         document = None
     found = {"column": column if column != "text" else None, "label": label, "document": document}
@@ -136,11 +138,13 @@ autoencoder:
   model: {{kind: text, {tokens},   # {why}
           {shape}, width: {width}, depth: {depth}, heads: 4, noise: 0.3}}
   loss: {{kl_weight: 1e-3}}
-  training: {{batch_size: {batch}, steps: {steps[0]}, learning_rate: 1e-3, warmup: {steps[0] // 30}}}
+  training: {{batch_size: {batch}, steps: {steps[0]}, learning_rate: 1e-3, warmup: {steps[0] // 30},
+             schedule: wsd, half_lives: [{steps[0] * batch // 12}]}}   # of the average of the weights, in passages
 diffusion:
   backbone: {{kind: dit, {"width: 768, depth: 12, heads: 12" if gpu else "width: 256, depth: 6, heads: 4"}, patch: 1}}
   condition: {{kind: {"class" if classes > 1 else "none"}}}
-  training: {{batch_size: {batch}, steps: {steps[1]}, learning_rate: 5e-4, warmup: {steps[1] // 30}}}
+  training: {{batch_size: {batch}, steps: {steps[1]}, learning_rate: 5e-4, warmup: {steps[1] // 30},
+             schedule: wsd, half_lives: [{steps[1] * batch // 12}]}}
 evaluate:
   samples: {100 if quick else 500}
   steps: 50

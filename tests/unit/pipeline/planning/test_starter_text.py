@@ -10,6 +10,7 @@ import pytest
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.planning import starter_text
+from pipeline.planning.doubts import doubts
 from pipeline.planning.fits import check_models
 from pipeline.planning.starter import Machine
 
@@ -29,7 +30,7 @@ def books(tmp_path: Path, count: int = 40) -> Path:
     return tmp_path / "books"
 
 
-def test_what_is_text(tmp_path):
+def test_what_is_text(tmp_path, monkeypatch):
     found = starter_text.look(str(books(tmp_path)))
     assert found and found.source["class_from"] == "folder" and found.listing.classes == ["a", "b"]
     found = starter_text.look(str(tmp_path / "books" / "a"))
@@ -40,6 +41,10 @@ def test_what_is_text(tmp_path):
         "kind": "text", "path": str(tmp_path / "t.jsonl"), "column": "sentence", "label": "genre", "document": "book",
     }  # fmt: skip
     assert "60 passages of text in 7 documents, 2 classes" in starter_text.told(found)[0]
+    monkeypatch.setattr(starter_text, "ROWS", 20)
+    rows = sorted(rows, key=lambda row: str(row["genre"]))  # the first rows are of one class
+    found = starter_text.look(str(table(tmp_path, rows, "sorted.jsonl")))
+    assert found and found.source["label"] == "genre"
 
 
 def test_what_is_none(tmp_path):
@@ -59,6 +64,7 @@ def test_the_config_is_one_and_its_models_fit(tmp_path, machine, quick):
     assert found
     (tmp_path / "c.yaml").write_text(starter_text.write_config(found, machine, "books", quick))
     loaded = config.load(tmp_path / "c.yaml")
+    assert not list(doubts(loaded))
     assert loaded.diffusion.condition.kind == "class" and check_models(loaded) == (32, (32,))
     with pytest.raises(UserError, match="24 passages of text: at least 100"):
         few = starter_text.look(str(books(tmp_path / "few", 4)))
