@@ -17,7 +17,7 @@ from jobs.sample import pairs
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @click.option("--out", required=True, type=PATH, help="Folder for the images and grid.png.")
-@click.option("--between", default=None, type=click.IntRange(3), help="A strip of so many images from A to B.")
+@click.option("--between", default=None, type=click.IntRange(3, 100), help="A strip of so many images from A to B.")
 @click.option("--mask", default=None, type=PATH, help="A picture: A where it is black, B where it is white.")
 @click.option("--look", is_flag=True, help="What is on A, in the colours and contrast of B.")
 @click.option("--set", "to", multiple=True, help="NAME=VALUE that is true of both: an attribute, class or caption.")
