@@ -52,7 +52,7 @@ def command(
     except ValueError:
         raise UserError(f"--guidance {guidance}: expected numbers separated by commas, such as 1,2,3") from None
     values = agreement.measure(
-        load_pretrained(model, root=root, weights=weights).only_images("agreement"),
+        load_pretrained(model, root=root, weights=weights),
         data, train, out, root=root, scales=scales,
         columns=[name.strip() for name in columns.split(",") if name.strip()],
         named={"image": image, "caption": caption, "label": label}, **rest,

@@ -39,7 +39,8 @@ def command(
     from pipeline.evaluation.audit_report import figures, lines
     from pipeline.generate.folder import load_pretrained
 
-    generator = load_pretrained(model, root=root, weights=weights).only_images("audit")
+    generator = load_pretrained(model, root=root, weights=weights)
+    generator.pictures_only("`ldm audit`")
     other = load_pretrained(reference, root=root) if reference else None
     given = {name: value for name, value in how.items() if value is not None}
     report = audit(generator, out, root, count, seed, other, **given)

@@ -58,7 +58,8 @@ def command(
         raise UserError(
             "--real: DATA are tars already; leave it out, and give ingest both by a pattern, {DATA,OUT}/*.tar"
         )
-    generator = load_pretrained(model, root=root, weights=weights).only_images("augment")
+    generator = load_pretrained(model, root=root, weights=weights)
+    generator.pictures_only("`ldm augment`")
     column, shape = augment.column_of(generator, by), augment.shape_of(generator)
     samples = given_data.listed(chosen, digests_folder_of(root), None, given_data.is_config(data))
     train = [sample for sample in samples if sample.split != "val"]

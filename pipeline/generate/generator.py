@@ -298,12 +298,11 @@ class Generator:
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()  # [b, C, H, W]
         return pixels.permute(0, 2, 3, 1).cpu().numpy(), sound
 
-    def only_images(self, verb: str) -> Generator:
-        """This model. UserError, by the name of the command that asks, where it is of other data than images."""
+    def only_images(self, verb: str) -> None:
+        """UserError, by the name of the command that asks, for a model of other data than images."""
         if not getattr(self.autoencoder, "of_images", True):
             what = "text" if self.tokenizer is not None else "other data"
             raise UserError(f"{verb}: is for models of images, and this one is of {what}")
-        return self
 
     def raw(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """What the autoencoder decodes of normalised latents [n, C, *sides], float32 [n, ...] as its kind has it

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import models.backbones
+from tests.put_in import put_in
 
 SOURCE = '''\
 """A mixer: convolutions over the grid, steered by time and condition. Put here by a test."""
@@ -71,15 +69,8 @@ class Model(nn.Module):
 
 @pytest.fixture
 def mixer() -> Iterator[str]:
-    """Puts the file in, and takes it out again."""
-    name = "put_in_by_a_test"
-    file = Path(models.backbones.__file__).with_name(f"{name}.py")
-    file.write_text(SOURCE)
-    yield name
-    file.unlink()
-    for compiled in file.parent.glob(f"__pycache__/{name}.*"):
-        compiled.unlink()
-    sys.modules.pop(f"models.backbones.{name}", None)
+    with put_in("backbones", SOURCE) as name:
+        yield name
 
 
 def test_a_new_backbone_trains_by_its_kind_alone(small, mixer):

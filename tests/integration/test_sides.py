@@ -16,6 +16,7 @@ from pipeline.artifacts import Artifact
 from pipeline.data.latent_pool import open_latents
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from tests.put_in import put_in
 
 SOURCE = '''\
 """Patches of an image as a sequence, or its channels as the frames of a clip. Put here by a test."""
@@ -86,15 +87,8 @@ SIDES = {"sequence": ("false", [12, 16], 1), "clip": ("true", [4, 3, 4, 4], 2)} 
 
 @pytest.fixture
 def kind() -> Iterator[str]:
-    """Puts the file in, and takes it out again."""
-    name = "put_in_by_a_test"
-    file = Path(models.autoencoders.__file__).with_name(f"{name}.py")
-    file.write_text(SOURCE)
-    yield name
-    file.unlink()
-    for compiled in file.parent.glob(f"__pycache__/{name}.*"):
-        compiled.unlink()
-    sys.modules.pop(f"models.autoencoders.{name}", None)
+    with put_in("autoencoders", SOURCE) as name:
+        yield name
 
 
 @pytest.mark.parametrize("what", SIDES)

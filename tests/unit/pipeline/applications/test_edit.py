@@ -17,6 +17,7 @@ from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.generate.generator import Generator, generator
+from tests.pixels import Pixels
 
 MEANS, VARIANCE, SIDE = (-0.4, 0.0, 0.4), 0.01, 8
 OPTIONS: dict[str, Any] = {
@@ -36,18 +37,6 @@ class Exact(nn.Module):
         alpha, sigma = (1 - t).view(-1, 1, 1, 1), t.view(-1, 1, 1, 1)
         x0 = mean + VARIANCE * alpha / (alpha**2 * VARIANCE + sigma**2) * (x - alpha * mean)
         return (x - x0) / sigma  # eps - x0
-
-
-class Pixels(nn.Module):
-    """An autoencoder that leaves pixels as they are."""
-
-    factor = 1
-
-    def encode(self, x: Tensor) -> Tensor:
-        return torch.cat([x, torch.zeros_like(x)], dim=1)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return z
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from pipeline.files import read_json, sha256_file
 from pipeline.generate import folder
 from pipeline.generate.generator import Generator, generator
 from pipeline.generate.sampling import noise_of
+from tests.pixels import Pixels
 
 SIDE = 8
 OPTIONS: dict[str, Any] = {
@@ -43,18 +44,6 @@ class Regions(nn.Module):
         x0[:, :, : SIDE // 2] += torch.tensor([0.3, 0.6, 0.0])[condition["class"]][:, None, None, None]
         x0[..., -2:] += torch.tensor([0.2, 0.2, 0.0])[condition["mood"]][:, None, None, None]
         return (x - x0) / t[:, None, None, None]  # eps - x0
-
-
-class Pixels(nn.Module):
-    """An autoencoder that leaves pixels as they are."""
-
-    factor = 1
-
-    def encode(self, x: Tensor) -> Tensor:
-        return torch.cat([x, torch.zeros_like(x)], dim=1)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return z
 
 
 def model_of(network: nn.Module, options: dict[str, Any]) -> Generator:

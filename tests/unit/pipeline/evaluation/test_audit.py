@@ -19,6 +19,7 @@ from pipeline.evaluation.audit import Part, Subject, audit
 from pipeline.evaluation.metrics.features import Extractor
 from pipeline.files import read_json
 from pipeline.generate.generator import Generator, generator
+from tests.pixels import Pixels
 
 SIDE, KNOWN = 8, 60
 OPTIONS: dict[str, Any] = {
@@ -34,18 +35,6 @@ def pictures(n: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     noise = np.random.Generator(np.random.Philox(seed)).normal(size=(n, SIDE, SIDE, 3))
     smooth = gaussian_filter(noise, (0, 1, 1, 0), mode="wrap")
     return np.clip(127 + 400 * smooth, 0, 255).astype(np.uint8)
-
-
-class Pixels(nn.Module):
-    """An autoencoder that leaves pixels as they are."""
-
-    factor = 1
-
-    def encode(self, x: Tensor) -> Tensor:
-        return torch.cat([x, torch.zeros_like(x)], dim=1)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return z
 
 
 class Answer(nn.Module):
