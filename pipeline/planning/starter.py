@@ -27,6 +27,9 @@ from pipeline.planning.starter_told import captioned, condition_lines
 SIDES = (32, 48, 64, 96, 128, 192, 256)  # sizes to choose from: multiples of what autoencoder and patches need
 CPU_AUTOENCODER = {4: "[1, 4, 4]", 8: "[1, 2, 4, 4]"}  # factor -> multipliers at width 16
 GIGABYTE = 1e9
+# docs/results/efficiency.md: for the falling rate at the end a short average of a denoiser's weights, and Muon
+HALF_LIFE = 12, 80  # of the samples of a training, of the autoencoder and of the denoiser
+MUON = "    optimizer: muon   # the distance of adamw after 0.6 of the samples"
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,7 @@ def _diffusion(found: Found, chosen: Plan, machine: Machine) -> list[str]:
         "diffusion:",
         f"  backbone: {backbone}   # {why}",
         *condition_lines(found, chosen.classes),
-        *_training(chosen, 1, "2e-4" if chosen.gpu else "1e-3", []),
+        *_training(chosen, 1, "2e-4" if chosen.gpu else "1e-3", [MUON]),
     ]
 
 
@@ -273,7 +276,7 @@ def _training(chosen: Plan, which: int, rate: str, more: list[str]) -> list[str]
     """The `training` section of the autoencoder (0) or the diffusion model (1)."""
     steps, batch = chosen.steps[which], chosen.batch[which]
     every = max(10, _round(steps / (2 if chosen.quick else 8)))  # quick: so that validation costs less than training
-    half_life = max(100, _round(steps * batch / 12))
+    half_life = max(100, _round(steps * batch / HALF_LIFE[which]))
     return [
         "  training:",
         f"    batch_size: {batch}",
