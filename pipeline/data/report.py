@@ -157,6 +157,8 @@ def contact_sheet(index: Index, data: Data) -> np.ndarray[Any, Any]:
     images = np.full((SHEET * SHEET, channels, height, width), 255, np.uint8)  # [S*S, C, h, w]
     for cell, i in zip(images, chosen, strict=True):
         pixels = read_image(index, int(i), data)
+        if data.clip is not None:  # the frame in the middle
+            pixels = pixels[:, data.clip.frames // 2]
         if values is not None:
             pixels = values.shown(pixels.transpose(1, 2, 0)).transpose(2, 0, 1)
         transforms.centre_in(cell, pixels)

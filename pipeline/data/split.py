@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,9 @@ def split_order(folder: Path, split: str, config: Config, seed: int) -> tuple[Ar
 
 
 def load_split(folder: Path, split: str, config: Config, seed: int, limit: int | None = None) -> tuple[Images, Array]:
-    """Images uint8 [n, H, W, C] (of other depths their values, in their unit) and classes int64 [n] (-1: none) of a
-    split, in the order of `split_order`; those of other shapes (`data.buckets`) are stretched to the square.
+    """Images uint8 [n, H, W, C] (of other depths their values, in their unit; of clips [n, T, H, W, C]) and classes
+    int64 [n] (-1: none) of a split, in the order of `split_order`; those of other shapes (`data.buckets`) are stretched
+    to the square.
 
     At most MEMORY bytes of them, and at most `limit`. Raises UserError for an empty split, for text, and for a damaged
     image by its name.
@@ -52,12 +54,12 @@ def load_split(folder: Path, split: str, config: Config, seed: int, limit: int |
 
     index, side, channels = Index.open(folder, split, config.data.cache), config.data.size, config.data.channels
     rows, labels = split_order(folder, split, config, seed)
-    count = max(1, MEMORY // (side * side * channels))
+    count = max(1, MEMORY // (math.prod(config.data.sides) * channels))
     rows = rows[: count if limit is None else min(count, limit)]
-    images = np.empty((len(rows), side, side, channels), np.uint8 if index.values is None else index.values.dtype)
+    images = np.empty((len(rows), *config.data.sides, channels), np.uint8 if index.values is None else index.values.dtype)
     for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
-        pixels = squared(read_image(index, int(rows[place]), config.data), side)
-        images[place] = pixels.transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
+        pixels = read_image(index, int(rows[place]), config.data)
+        images[place] = np.moveaxis(pixels if config.data.clip else squared(pixels, side), 0, -1)  # [C, ...] -> [..., C]
     return images, labels[: len(rows)]
 
 

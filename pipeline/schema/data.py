@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.schema.clips import Clip, ClipsSource
 from pipeline.schema.section import LATER, SPEED, Fraction, Place, Positive, Section
 from pipeline.schema.text import TextSource
 from pipeline.schema.values import MOST_CHANNELS, RastersSource, Values
@@ -144,7 +145,8 @@ Source = Annotated[
     | GaussiansSource
     | ShapesSource
     | RastersSource
-    | TextSource,
+    | TextSource
+    | ClipsSource,
     Field(discriminator="kind"),
 ]
 
@@ -301,6 +303,9 @@ class Data(Section):
         description="Depth, unit and range of images that are not 8 bits of gray or RGB (`source.kind: rasters`).",
         json_schema_extra=LATER,
     )
+    clip: Clip | None = Field(
+        None, description="What of a clip is one sample (`source.kind: clips`).", json_schema_extra=LATER
+    )
     background: tuple[int, int, int] = Field((255, 255, 255), description="RGB that transparent images are put on.")
     filters: tuple[Filter, ...] = Field(
         (), description="Filters against noise, one after the other, on each image before it is resized and stored."
@@ -336,6 +341,11 @@ class Data(Section):
         """(height, width) of each bucket, in pixels; of the one square where there are no buckets."""
         return ((self.size, self.size),) if self.buckets is None else self.buckets.near(self.size)
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides of a sample where there are no buckets: height and width, of clips the number of frames before them."""
+        return (*([self.clip.frames] if self.clip else []), self.size, self.size)
+
     @model_validator(mode="after")
     def _shapes_found(self) -> Data:
         if self.buckets is None or self.buckets.shapes is not None:
@@ -360,6 +370,15 @@ class Data(Section):
             raise ValueError("`buckets` are for 8-bit images, and `values` says that these are not; leave them out")
         if self.values is not None and (why := self.values.fits(self.channels)):
             raise ValueError(why)
+        return self
+
+    @model_validator(mode="after")
+    def _clips_known(self) -> Data:
+        if (self.clip is not None) != (self.source.kind == "clips"):
+            raise ValueError("`clip` and `source.kind: clips` go together: files of clips, and what of them is a sample")
+        for key in ("filters", "buckets") if self.clip else ():
+            if getattr(self, key):
+                raise ValueError(f"`{key}` is of images, and `source.kind: clips` has none; leave it out")
         return self
 
     @model_validator(mode="after")
