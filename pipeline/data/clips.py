@@ -97,7 +97,7 @@ def strip(content: bytes, data: Data, ending: str) -> tuple[Image.Image, tuple[i
     assert data.clip is not None
     frames: list[Any] = []
     size = (0, 0)
-    for image in at_rate(_checked(opened(content, data, ending), data.clip), data.clip):
+    for image in at_rate(checked(opened(content, data, ending), data.clip), data.clip):
         size = image.size
         square = transforms.shrink(
             transforms.to_mode(image, data.channels, data.background),
@@ -108,7 +108,8 @@ def strip(content: bytes, data: Data, ending: str) -> tuple[Image.Image, tuple[i
     if len(frames) < data.clip.frames:
         seconds = len(frames) / data.clip.rate
         raise BadImage(
-            "too short", f"{seconds:.3g} s are {len(frames)} frames at {data.clip.rate:g} a second, not {data.clip.frames}"
+            "too short",
+            f"{seconds:.3g} s are {len(frames)} frames at {data.clip.rate:g} a second, not {data.clip.frames}",
         )
     return Image.fromarray(np.concatenate(frames)), size
 
@@ -119,11 +120,13 @@ def opened(content: bytes, data: Data, ending: str) -> Iterator[Timed]:
     if ending in ANIMATIONS:
         return _animation(content, data, ending)
     if ending in VIDEOS:
-        return (Timed(*frame) for frame in video_files.frames(content, partial(refuse, clip=data.clip), data.max_pixels))
+        return (
+            Timed(*frame) for frame in video_files.frames(content, partial(refuse, clip=data.clip), data.max_pixels)
+        )
     raise BadImage("undecodable", f".{ending} is no clip: expected one of {', '.join((*ANIMATIONS, *VIDEOS))}")
 
 
-def _checked(frames: Iterable[Timed], clip: Clip) -> Iterator[Timed]:
+def checked(frames: Iterable[Timed], clip: Clip) -> Iterator[Timed]:
     """The frames, as long as there are not too many of them: whatever a header says."""
     count, pixels, start, end = 0, 0, 0.0, 0.0
     for frame in frames:
@@ -182,12 +185,12 @@ def _animation(content: bytes, data: Data, ending: str) -> Iterator[Timed]:
             if ending != "gif":  # of a GIF Pillow would go through the file to count; it is counted as it is read
                 count = int(getattr(image, "n_frames", 1))
                 refuse(count, count * width * height, 0.0, data.clip)
-            start, number = 0.0, 0
+            start, number = 0, 0  # in milliseconds, whole ones: sums are exact
             while True:
                 image.seek(number)
                 image.load()
-                end = start + float(image.info.get("duration") or 0) / 1000
-                yield Timed(lambda: image, width * height, start, end)
+                end = start + round(image.info.get("duration") or 0)
+                yield Timed(lambda: image, width * height, start / 1000, end / 1000)
                 start, number = end, number + 1
     except BadImage:
         raise

@@ -153,9 +153,7 @@ def read_views(index: Index, i: int, data: Data, views: Sequence[str]) -> tuple[
     UserError as of `read_pixels`.
     """
     pixels, sample, why = read_pixels(index, i, data)
-    views_of: Array = transforms.cut_views(
-        pixels, index.shape_of(i) or data.size, views, index.key(sample), data.clip
-    )
+    views_of: Array = transforms.cut_views(pixels, index.shape_of(i) or data.size, views, index.key(sample), data.clip)
     return views_of, sample, why
 
 

@@ -126,7 +126,10 @@ def _some(found: Listing, source: Any) -> None:
     if not found.rows:
         detail = f" ({len(found.missing)} files named are missing, such as {found.missing[0]})" if found.missing else ""
         detail += f" that are read, but {found.left_out}" if found.left_out else ""
-        where, what = plain(str(getattr(source, "path", ""))), {"text": "text", "clips": "clips"}.get(source.kind, "images")
+        where, what = (
+            plain(str(getattr(source, "path", ""))),
+            {"text": "text", "clips": "clips"}.get(source.kind, "images"),
+        )
         raise UserError(f"data.source ({source.kind}) {where} holds no {what}{detail}: check the path")
 
 

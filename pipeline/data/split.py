@@ -56,10 +56,14 @@ def load_split(folder: Path, split: str, config: Config, seed: int, limit: int |
     rows, labels = split_order(folder, split, config, seed)
     count = max(1, MEMORY // (math.prod(config.data.sides) * channels))
     rows = rows[: count if limit is None else min(count, limit)]
-    images = np.empty((len(rows), *config.data.sides, channels), np.uint8 if index.values is None else index.values.dtype)
+    images = np.empty(
+        (len(rows), *config.data.sides, channels), np.uint8 if index.values is None else index.values.dtype
+    )
     for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
         pixels = read_image(index, int(rows[place]), config.data)
-        images[place] = np.moveaxis(pixels if config.data.clip else squared(pixels, side), 0, -1)  # [C, ...] -> [..., C]
+        images[place] = np.moveaxis(
+            pixels if config.data.clip else squared(pixels, side), 0, -1
+        )  # [C, ...] -> [..., C]
     return images, labels[: len(rows)]
 
 

@@ -255,9 +255,7 @@ def squared(pixels: Array, side: int) -> Array:
     return to_array(image.resize((side, side), Image.Resampling.BICUBIC))
 
 
-def cut_views(
-    pixels: Array, size: int | Shape, views: Sequence[str], key: str, clip: Clip | None = None
-) -> Array:
+def cut_views(pixels: Array, size: int | Shape, views: Sequence[str], key: str, clip: Clip | None = None) -> Array:
     """Versions of [C, H, W], uint8 [v, C, *size]: as_is (the middle), flip, crop, crop_flip. Of a clip [C, F, H, W]
     windows of it, [v, C, T, *size]; those of crops lie elsewhere.
 

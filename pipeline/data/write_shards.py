@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.data import clips, filters, rasters, shards, sources, transforms, twins
 from pipeline.data.generated import marked
 from pipeline.data.listing import LeftOut, Row, plain
+from pipeline.data.look_through import WORDS, animated
 from pipeline.data.raster_files import WITHOUT_DATA
 from pipeline.data.report import Statistics
 from pipeline.data.shard_result import bucket_number, bucket_shape, finish, finished, sidecar_row
@@ -55,7 +56,10 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
             try:
                 if place in plan.repeats:
                     raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
-                image, size, seen = _load(read(row), row, data)
+                content = read(row)
+                image, size, seen = _load(content, row, data)
+                if data.clip is None and isinstance(content, bytes) and animated(content):
+                    left_out.add(WORDS, row.key)
             except BadImage as error:
                 if error.reason == WITHOUT_DATA:  # the border of a scene is no fault of the source
                     left_out.add("tiles with places without data", row.key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def check(folder: Path, before: Earlier, of: Generator) -> None:
     if before.info["class_names"] != of.classes:
         raise UserError(f"--out {folder}: holds samples of a model with other classes; give a new folder")
     if not all(entry["file"].endswith(".webp") for entry in before.info["images"]):
-        raise UserError(f"--out {folder}: holds samples that are no clips, and these are to be clips; give a new folder")
+        raise UserError(
+            f"--out {folder}: holds samples that are no clips, and these are to be clips; give a new folder"
+        )
 
 
 def webp(frames: Images, rate: float) -> bytes:
@@ -49,7 +52,7 @@ def webp(frames: Images, rate: float) -> bytes:
         "WEBP",
         save_all=True,
         append_images=images[1:],
-        duration=[b - a for a, b in zip(times[:-1], times[1:], strict=True)],
+        duration=[b - a for a, b in pairwise(times)],
         loop=0,
         lossless=True,
         allow_mixed=False,

@@ -34,15 +34,12 @@ from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
 from pipeline.generate import adapters, sampling, told
 from pipeline.generate.class_numbers import Label, class_number
+from pipeline.generate.finite import mind
 from pipeline.networks import build_network
 from pipeline.schema.data import Shape, text
 
 DEFAULTS: dict[str, Any] = {**sampling.DEFAULTS, "batch_size": 32}
 STUDENT = {"sampler": "few", "steps": 2}  # of a student of few steps, where nobody says more
-
-
-class NotFinite(UserError):
-    """Images of NaN or infinity, which as bytes would be black or white."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,13 @@ class Generator:
 
     @property
     def shapes(self) -> list[Shape]:
-        """(height, width) of the images (of clips: of their frames) that can be asked for, in pixels, the usual one
-        first."""
+        """(height, width) of the images or frames that can be asked for, in pixels, the usual one first."""
         self._only_pixels()
         return [(height, width) for *_, height, width in (data_sides(self.autoencoder, sides) for sides in self.sides)]
 
     @property
     def clip(self) -> dict[str, Any] | None:
-        """Of a model of clips {frames, rate}, frames of a sample and a second; None for models of other data."""
+        """Of a model of clips {frames, rate}: of a sample, and a second; None for models of other data."""
         return self.options.get("clip")
 
     @cached_property
@@ -120,7 +116,7 @@ class Generator:
         maps: Mapping[str, Any] | None = None,
         **how: Any,
     ) -> Images:
-        """Images uint8 [n, H, W, C], or of a model of other depths (`values`) its dtype, in its unit; of a model of clips
+        """Images uint8 [n, H, W, C], or of a model of other depths (`values`) its dtype, in its unit; of a model of
         clips uint8 [n, T, H, W, C]. Image i has class i modulo the number of `classes` (a list, or one; default: all).
 
         shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
@@ -181,7 +177,7 @@ class Generator:
         """Texts of latents of which the first `count` have to be finite."""
         tokenizer = self._of_text
         logits, sound = self.raw(z)  # [b, L, V]
-        _mind(sound[:count], start, why, "texts")
+        mind(sound[:count], start, why, "texts")
         return tokens.texts(tokenizer, logits.argmax(-1).cpu().numpy())
 
     def request(
@@ -280,15 +276,13 @@ class Generator:
         parts = []
         for start in range(0, len(latents), batch_size):
             images, sound = self._decoded(latents[start : start + batch_size])
-            _mind(sound, start, "the latents or the autoencoder's weights are bad")
+            mind(sound, start, "the latents or the autoencoder's weights are bad")
             parts.append(images)
         return np.concatenate(parts)
 
     def shown(self, images: Images) -> Images:
         """8-bit pictures uint8 [n, H, W, 1 or 3] of images, of clips their frames side by side, for people."""
-        if self.clip is not None:
-            return strips(images)
-        return images if self.values is None else self.values.shown(images)
+        return strips(images) if self.clip else images if self.values is None else self.values.shown(images)
 
     def pictures_only(self, what: str) -> None:
         """UserError for a model of other than images of 8 bits of gray or RGB, which is all that `what` knows."""
@@ -298,8 +292,7 @@ class Generator:
             raise UserError(f"{name}: makes images of {self.channels} x {kind}, and {what} knows 8-bit pictures only")
 
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
-        """Images [n, H, W, C] (of clips [n, T, H, W, C]) of latents [n, C, *sides], and of which of them all values are
-        finite: bool [n]."""
+        """Images [n, H, W, C], or clips, of latents [n, C, *sides], and which of them are all finite: bool [n]."""
         self._only_pixels()
         x, sound = self.raw(latents)
         if self.values is not None:  # what is not finite is told by `sound`
@@ -310,11 +303,10 @@ class Generator:
     def only_images(self, verb: str) -> None:
         """UserError, by the name of the command that asks, for a model of other data than images."""
         if not getattr(self.autoencoder, "of_images", True):
-            what = "text" if self.tokenizer is not None else "clips" if self.clip is not None else "other data"
+            what = "text" if self.tokenizer is not None else "clips" if self.clip else "other data"
             raise UserError(f"{verb}: is for models of images, and this one is of {what}")
 
     def _only_pixels(self) -> None:
-        """UserError for a model of other data than images or clips."""
         if self.clip is None:
             self.only_images("images")
 
@@ -329,7 +321,7 @@ class Generator:
         size = request["batch_size"]
         for start, z in zip(range(0, request["n"], size), self.latents(request, first), strict=True):
             images, sound = self._decoded(z)
-            _mind(sound[: request["n"] - start], start, self._why(request))
+            mind(sound[: request["n"] - start], start, self._why(request))
             yield images
 
     @staticmethod
@@ -386,13 +378,6 @@ class Generator:
         if not names:
             raise UserError("classes: this model has no class condition; leave them out")
         return [Label(class_number(value, names)) for value in classes] or self._labels(None)
-
-
-def _mind(sound: Tensor, start: int, why: str, what: str = "images") -> None:
-    """NotFinite where `sound` (bool [n], of the images from number `start` on) is not all true."""
-    if bad := int((~sound).sum()):
-        which = f"{bad} of {len(sound)} {what} from number {start} on"
-        raise NotFinite(f"{which} are not finite (they hold NaN or infinity); {why}")
 
 
 def generator(

@@ -15,8 +15,8 @@ from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config
 from pipeline.data.split import load_split
 from pipeline.errors import UserError
-from pipeline.evaluation import report as words
 from pipeline.evaluation import clip_scores, text_scores
+from pipeline.evaluation import report as words
 from pipeline.evaluation.report import key_figures, lines
 from pipeline.evaluation.scores import evaluate
 from pipeline.files import atomic_write, sha256_file, write_json

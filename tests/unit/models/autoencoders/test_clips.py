@@ -45,7 +45,11 @@ def test_weights_of_another_form_are_refused() -> None:
 @pytest.mark.parametrize(("time", "frames", "latents"), [(1, 4, 4), (2, 5, 3), (4, 9, 3), (4, 1, 1)])
 def test_shapes_come_back(time: int, frames: int, latents: int) -> None:
     model = build(time=time)
-    assert latent_sides(model, (frames, 8, 12)) == (latents, 4, 6) and data_sides(model, (latents, 4, 6)) == (frames, 8, 12)
+    assert latent_sides(model, (frames, 8, 12)) == (latents, 4, 6) and data_sides(model, (latents, 4, 6)) == (
+        frames,
+        8,
+        12,
+    )
     x = torch.randn(2, 3, frames, 8, 12)
     with torch.no_grad():
         back, moments = model(x, torch.zeros(2, 3, latents, 4, 6))
