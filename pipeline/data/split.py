@@ -39,16 +39,19 @@ def split_order(folder: Path, split: str, config: Config, seed: int) -> tuple[Ar
     return rows, index.labels()[rows]
 
 
-def load_split(folder: Path, split: str, config: Config, seed: int, limit: int | None = None) -> tuple[Images, Array]:
-    """Images uint8 [n, H, W, C] (of other depths their values, in their unit; of clips [n, T, H, W, C]) and classes
-    int64 [n] (-1: none) of a split, in the order of `split_order`; those of other shapes (`data.buckets`) are stretched
-    to the square.
+def load_split(
+    folder: Path, split: str, config: Config, seed: int, limit: int | None = None, clips: bool = False
+) -> tuple[Images, Array]:
+    """Images uint8 [n, H, W, C] (of other depths their values, in their unit) and classes int64 [n] (-1: none) of a
+    split, in the order of `split_order`; those of other shapes (`data.buckets`) are stretched to the square. clips:
+    whether whoever asks knows what to do with [n, T, H, W, C].
 
     At most MEMORY bytes of them, and at most `limit`. Raises UserError for an empty split, for text, and for a damaged
     image by its name.
     """
-    if config.data.source.kind == "text":
-        raise UserError("`data.source.kind`: text has no images, which this needs; give a config of images")
+    if config.data.source.kind == "text" or (config.data.clip is not None and not clips):
+        kind = "text has" if config.data.clip is None else "clips are"
+        raise UserError(f"`data.source.kind`: {kind} no images, which this needs; give a config of images")
     from pipeline.data.index import Index, read_image
     from pipeline.data.transforms import squared
 

@@ -22,7 +22,7 @@ PARAMS = ("seed", "steps", "sampler", "grid", "guidance")
 
 
 class LatentDiffusion(PythonModel):  # type: ignore[misc]
-    """`predict({"label": [3, 3, 7]}, params={"seed": 0, "steps": 20})` -> images, uint8 [3, H, W, C].
+    """`predict({"label": [3, 3, 7]}, params={"seed": 0, "steps": 20})` -> images, uint8 [3, H, W, C]; clips [3, T, H, W, C].
 
     Labels are class numbers, or names where these are numbers (a model without classes makes an image a row). A model
     that is told more has columns `prompt` and `negative`, one an attribute (several labels as in the data set's text,

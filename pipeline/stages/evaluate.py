@@ -123,7 +123,7 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     if config.data.source.kind == "text":
         return measure_text(config, inputs, generator, folder)
     train, held_out = (
-        load_split(inputs["ingest"].path, split, config, config.evaluate.seed) for split in ("train", "val")
+        load_split(inputs["ingest"].path, split, config, config.evaluate.seed, clips=True) for split in ("train", "val")
     )
     known = conditions_of(inputs["diffusion"]) if config.diffusion.condition.spatial else None
     told = told_of(config, inputs["ingest"].path, generator.options, "train", config.evaluate.samples, known)
