@@ -52,10 +52,10 @@ def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
         if config.autoencoder.training.activation_checkpointing and not config.autoencoder.from_:
             registry.checkpoint_activations(autoencoder, options["kind"])
         _check_sizes(config, autoencoder)
+        _check_clips(config, autoencoder)
         _check_loss_fits(config)
         _check_values(config)
         _check_text(config, autoencoder)
-        _check_clips(config, autoencoder)
         channels, sides = autoencoder.latent_channels, latent_sides(autoencoder, data.sides)
         if data.buckets is not None and len(sides) != 2:
             raise UserError(
