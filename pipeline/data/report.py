@@ -98,6 +98,7 @@ def report(
         "distinct_sizes": len(sizes),
         "size": data.size,
         "channels": data.channels,
+        **({"clip": {"frames": data.clip.frames, "rate": data.clip.rate}} if data.clip else {}),
         "channel_mean": [m / white for m in mean],  # of training images, in [0, 1], or in their values' unit
         "channel_std": [s / white for s in std],
     }

@@ -35,6 +35,29 @@ def container_of(content: bytes) -> str:
     raise BadImage("wrongly named", "holds no MP4, MOV, WebM or Matroska")
 
 
+def cut_off(content: bytes) -> bool:
+    """Whether a file ends before its boxes (ISO 14496-12, 4.2) or its Segment (RFC 8794, 4 and 5) do. FFmpeg decodes
+    what there is, and says nothing."""
+    if container_of(content) == "matroska":
+        at = 4
+        for _ in range(2):  # the size of the header, whose ID has four bytes, and behind it that of the Segment
+            length = 9 - (content[at] if at < len(content) else 0).bit_length()
+            size = int.from_bytes(content[at : at + length], "big") & ((1 << 7 * length) - 1)
+            end = at + length + size
+            unknown = size == (1 << 7 * length) - 1
+            at = end + 4
+        return not unknown and end > len(content)
+    at = 0
+    while at < len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(content[at + 8 : at + 16], "big")
+        if size == 0:
+            return False  # the last one, to the end
+        at += max(size, 8)
+    return at > len(content)
+
+
 def frames(
     content: bytes, check: Check, max_pixels: int
 ) -> Iterator[tuple[Callable[[], Image.Image], int, float, float]]:
@@ -42,6 +65,8 @@ def frames(
     before anything is decoded, about what the file says of itself. Raises BadImage, also for what is damaged."""
     import av
 
+    if cut_off(content):
+        raise BadImage("truncated", "the file ends before what it says of itself")
     try:
         with av.open(io.BytesIO(content), mode="r", format=container_of(content)) as container:
             if not container.streams.video:
@@ -72,6 +97,8 @@ def _decoded(
     for frame in container.decode(stream):
         if frame.width * frame.height > max_pixels:
             raise BadImage("oversized", f"{frame.width}x{frame.height} is over data.max_pixels = {max_pixels}")
+        if frame.is_corrupt:
+            raise BadImage("undecodable", "a frame is damaged")
         if frame.time is None:
             raise BadImage("no duration", "its frames have no times")
         if before is not None:

@@ -117,7 +117,7 @@ def run(
 
 def headline(summary: dict[str, Any]) -> str:
     images, classes = summary["images"], len(summary["classes"])
-    what = "passages" if "text" in summary else "images"
+    what = "passages" if "text" in summary else "clips" if "clip" in summary else "images"
     filled = [text(row["shape"]) for row in summary.get("buckets", []) if row["train"] or row["val"]]
     buckets = f"buckets {', '.join(filled)}, " if filled else ""
     made = f" ({summary['generated']:,} generated)" if summary.get("generated") else ""
