@@ -63,7 +63,7 @@ def _led(x: Tensor, span: int) -> Tensor:
 
 def _clip(x: Tensor, frames: int) -> Tensor:
     """Frames as a batch of maps [n T, c, h, w] -> [n, c, T, h, w]."""
-    return x.unflatten(0, (-1, frames)).transpose(1, 2)
+    return x.unflatten(0, (-1, frames)).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def _maps(x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def _over_time(part: kl.Encoder | kl.Decoder, config: Config, towards: str) -> N
         if depth < config.halvings:
             channels = shape[1] if towards == "down" else level.resnets[0].conv1.in_channels
             level.time = AlongTime(channels, config.span, towards == "down")
-    middle = part.mid_block
+    middle: Any = part.mid_block
     for i, block in enumerate(middle.resnets):
         middle.resnets[i] = Residual(block.conv1.in_channels, block.conv1.out_channels, config.groups, config.span)
 

@@ -334,7 +334,7 @@ class Generator:
         """Normalised latents [batch_size, C, *sides] of a `request`, batch by batch, from number `first` on; the last
         goes beyond n. What they decode to is another question (`raw`)."""
         size, shape = request["batch_size"], request.get("shape")
-        sides = latent_sides(self.autoencoder, shape) if shape else self.sides[0]
+        sides = latent_sides(self.autoencoder, shape) if shape and not self.clip else self.sides[0]
         read: Mapping[str, Embedding] = {}  # of the batch before: a negative prompt is in each
         for start in range(0, request["n"], size):
             rows = range(start, start + size)
