@@ -144,8 +144,9 @@ def write_config(found: Clips, machine: Machine, name: str, quick: bool) -> str:
     if not 0 < val < len(keys):
         raise UserError(f"{len(keys)} clips cannot be split into training and held-out ones; give more")
     shortest = sorted(found.seconds)[len(found.seconds) // 10]
-    # the slowest of the usual rates at which nine clips of ten are long enough
-    rate = next((rate for rate in RATES if rate * shortest >= FRAMES), RATES[-1])
+    # the slowest of the usual rates at which nine clips of ten are half as long again as a window, or else as long
+    usual = [rate for rate in RATES if rate <= max(RATES[0], statistics.median(found.rates))]
+    rate = next((rate for room in (1.5, 1) for rate in usual if rate * shortest >= room * FRAMES), usual[-1])
     side = statistics.median(found.sides)
     size = next((size for size in ((128, 64) if gpu else ()) if size <= side), 32)
     steps = (60, 80) if quick else (20_000, 40_000) if gpu else (2000, 3000)
@@ -173,7 +174,8 @@ data:
   shard_size: 64
   max_quarantine: {bound:.2g}            # {found.still:.0%} of the files looked at stand still{limit}
 autoencoder:
-  model: {{kind: clips, {width}, latent_channels: 4, time: {TIME}}}
+  model: {{kind: clips, {width},
+          latent_channels: 4, time: {TIME}}}
   loss: {{reconstruction: l1, kl_weight: 1e-5}}
   training: {{batch_size: {batch}, steps: {steps[0]}, learning_rate: 1e-3, warmup: {max(5, steps[0] // 30)},
              schedule: wsd, half_lives: [{max(1, steps[0] * batch // 12)}]}}   # of the average of the weights, in clips
