@@ -22,7 +22,7 @@ from pipeline.data.folders import files_under
 from pipeline.data.listing import Digests, Listing, Row, class_order, existing, keys_of, plain
 from pipeline.data.tables import list_table
 from pipeline.data.text_tables import SUFFIXES
-from pipeline.data.transforms import BadImage
+from pipeline.data.transforms import FORMATS, BadImage
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +33,20 @@ if TYPE_CHECKING:
 
 ANIMATIONS = {"webp": "WEBP", "gif": "GIF", "apng": "PNG"}  # suffix -> Pillow's name of the format
 VIDEOS = ("mp4", "webm", "mov", "mkv", "m4v")
+UNREAD = {
+    "avi",
+    "wmv",
+    "flv",
+    "mpg",
+    "mpeg",
+    "ts",
+    "m2ts",
+    "mts",
+    "3gp",
+    "ogv",
+    "vob",
+    "f4v",
+}  # videos that are counted
 VERSION = 1  # raised when the same files give other frames
 
 
@@ -57,7 +71,11 @@ def list_clips(source: ClipsSource, digests: Digests) -> Listing:
     video cannot be read."""
     root = existing(source.path)
     if root.is_dir():
-        names, left_out = files_under(root, lambda path: suffix(path) in (*ANIMATIONS, *VIDEOS))
+        every, left_out = files_under(root, lambda path: suffix(path) in {*ANIMATIONS, *VIDEOS, *UNREAD, *FORMATS})
+        names = [name for name in every if suffix(name) in (*ANIMATIONS, *VIDEOS)]
+        for name in (name for name in every if suffix(name) not in (*ANIMATIONS, *VIDEOS)):
+            unread = f".{suffix(name)} files, a format that is not read"
+            left_out.add(unread if suffix(name) in UNREAD else "images, which are no clips", str(name))
         rows = []
         for name, key in zip(names, keys_of([name.as_posix() for name in names]), strict=True):
             label = plain(name.parent.as_posix()) if name.parent != Path() else None

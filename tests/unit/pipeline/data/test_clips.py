@@ -118,11 +118,16 @@ def test_folders_are_classes_and_tables_have_columns(tmp_path):
     for name in ("a/one.webp", "a/two.gif", "b/one.webp", "b/one.gif"):
         animation(tmp_path / name, frames(3, noise=len(name)))
     (tmp_path / "a" / "picture.png").write_bytes(b"")
+    (tmp_path / "a" / "old.avi").write_bytes(b"")
     found = sources.listing(data(tmp_path).source, sources.Digests(None))
     assert [(row.key, row.label) for row in found.rows] == [
         ("a/one", "a"), ("a/two", "a"), ("b/one.gif", "b"), ("b/one.webp", "b"),
     ]  # fmt: skip
     assert {row.together for row in found.rows} == {None, "b/one"} and found.classes == ["a", "b"]
+    assert found.left_out.json() == {
+        ".avi files, a format that is not read": [1, "a/old.avi"],
+        "images, which are no clips": [1, "a/picture.png"],
+    }
     table = tmp_path / "clips.csv"
     table.write_text("file,kind,actor\na/one.webp,x,7\nb/one.gif,y,7\ngone.webp,y,8\n")
     one = data(table, source={"column": "file", "label": "kind"}, split={"by": "column", "column": "actor"})
