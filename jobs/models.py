@@ -20,7 +20,7 @@ def command(channels: int, size: int, image_channels: int, image: int, match: st
     """List models with their parameters and FLOPs (two a multiply-add) of one sample's forward pass.
 
     A training step costs three times that, four with activation checkpointing. A caption that is attended to has 64
-    tokens. With --set only the kinds that have such a field are listed.
+    tokens, a clip 9 frames. With --set only the kinds that have such a field are listed.
     """
     from models import costs, registry
     from pipeline.config import override_value

@@ -117,7 +117,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _room_to_crop(self) -> Config:
         crops = [view for view in self.latents.views if view.startswith("crop")]
-        if crops and self.data.augment.crop != "random":
+        in_time = self.data.clip is not None and self.data.clip.start == "random"  # crops are other windows
+        if crops and self.data.augment.crop != "random" and not in_time:
             raise ValueError(
                 f"`latents.views` has {crops[0]}, but images are stored without a margin to crop in; "
                 "set `data.augment.crop: random`, or leave the crops out"

@@ -4,7 +4,8 @@
 `data_sides(sides)` of z, tuples of one, two or three.
 Optional: `of_text`, true of a kind whose x is tokens int64 [n, L], decoded to logits; `blank(n)`, an x of such a kind;
 parts with a bool attribute `activation_checkpointing` (registry.checkpoint_activations); `of_images`, false
-of a kind whose x is no image [n, channels, H, W] in [-1, 1].
+of a kind whose x is no image [n, channels, H, W] in [-1, 1]; `of_clips`, true of one whose x is [n, channels, T, H, W],
+with `usual_frames`, a T where nobody says.
 """
 
 from __future__ import annotations
@@ -20,12 +21,19 @@ def latent_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:
     return tuple(side // model.factor for side in sides)
 
 
-def blank(model: Any, n: int, channels: int, size: int) -> Any:
+def whole_sides(model: Any, size: int | Sequence[int]) -> tuple[int, ...]:
+    """Sides of x: those given, or those of a square of this size, of a clip of squares."""
+    if not isinstance(size, int):
+        return tuple(size)
+    return (*([model.usual_frames] if getattr(model, "of_clips", False) else []), size, size)
+
+
+def blank(model: Any, n: int, channels: int, size: int | Sequence[int]) -> Any:
     """An x of n samples on torch's default device, whose numbers say nothing: images [n, channels, size, size], or what
     the kind takes."""
     import torch
 
-    return model.blank(n) if hasattr(model, "blank") else torch.empty(n, channels, size, size)
+    return model.blank(n) if hasattr(model, "blank") else torch.empty(n, channels, *whole_sides(model, size))
 
 
 def data_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.applications.made_images import GRID
+from pipeline.data.look_through import SHORT, animated
 from pipeline.data.pictures import Images
 from pipeline.data.transforms import FORMATS, Array, BadImage, cover, decode, to_array
 from pipeline.errors import UserError
@@ -43,8 +44,12 @@ def files_of(given: Sequence[Path]) -> list[Path]:
 
 
 def read(file: Path, channels: int, shape: Shape | None) -> Array:
-    """An image as `decoded` has it. UserError for what is no sound image."""
-    return decoded(str(file), _content(file), channels, shape)
+    """An image as `decoded` has it, of an animation the first frame, which is said. UserError for what is no sound
+    image."""
+    content = _content(file)
+    if animated(content):
+        print(f"{file}: {SHORT}", flush=True)
+    return decoded(str(file), content, channels, shape)
 
 
 def _content(file: Path) -> bytes:

@@ -40,6 +40,8 @@ def score(folder: Path, config: Config, resize: bool = False, out: Path | None =
         raise UserError(f"--out {out}: exists; give a new file")
     if config.data.buckets is not None:
         raise UserError("--images: a folder is scored as squares, and `data.buckets` asks for several shapes")
+    if config.data.clip is not None:
+        raise UserError("--images: a folder of images is scored, and `data.source.kind` is clips")
     if config.data.values is not None:
         raise UserError("--images: a folder is scored as 8-bit pictures, and `data.values` says that these are none")
     config = graph.absolute(config)

@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipeline.schema.data import Filter
+    from pipeline.schema.filters import Filter
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SHOWN = 256  # pixels of an image a side that the picture shows, around its middle
@@ -50,7 +50,7 @@ class Compared:
 
 def parse(text: str) -> Filter:
     """A filter from KIND or KIND:KEY=VALUE,KEY=VALUE with the keys of `data.filters`. Raises UserError."""
-    from pipeline.schema.data import Filter
+    from pipeline.schema.filters import Filter
 
     kind, _, rest = text.partition(":")
     pairs = [pair.partition("=") for pair in rest.split(",") if pair]

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipeline.schema.data import Filter, WaveletFilter
+    from pipeline.schema.filters import Filter, WaveletFilter
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_LEVELS = 5

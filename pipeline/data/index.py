@@ -85,8 +85,8 @@ class ShardLost(UserError):
 
 
 class Read(NamedTuple):
-    """Pixels [C, >= height, >= width], uint8 or as `data.values` says, the number of the sample they are of, and why it
-    is another one than was asked for ("": it is not)."""
+    """Pixels [C, >= height, >= width], uint8 or as `data.values` says, of a clip [C, frames, ...]; the number of the
+    sample they are of, and why it is another one than was asked for ("": it is not)."""
 
     pixels: Array
     sample: int
@@ -141,19 +141,19 @@ def skip_recipe(data: Data) -> dict[str, Any]:
 
 def read_image(index: Index, i: int, data: Data) -> Array:
     """Sample i as it is validated: the centre, uint8 (or as `data.values` says) [C, size, size] or of its bucket's
-    shape. UserError as of `read_pixels`."""
+    shape, of a clip [C, T, size, size]. UserError as of `read_pixels`."""
     image: Array = read_views(index, i, data, ("as_is",))[0][0]
     return image
 
 
 def read_views(index: Index, i: int, data: Data, views: Sequence[str]) -> tuple[Array, int, str]:
-    """Sample i as it is encoded: its views as `transforms.cut_views` has them, uint8 [v, C, size, size], or in place of
-    the square its bucket's shape; the number of the sample they are of, and why it is another one.
+    """Sample i as it is encoded: its views as `transforms.cut_views` has them, uint8 [v, C, *sides of a sample], or in
+    place of the square its bucket's shape; the number of the sample they are of, and why it is another one.
 
     UserError as of `read_pixels`.
     """
     pixels, sample, why = read_pixels(index, i, data)
-    views_of: Array = transforms.cut_views(pixels, index.shape_of(i) or data.size, views, index.key(sample))
+    views_of: Array = transforms.cut_views(pixels, index.shape_of(i) or data.size, views, index.key(sample), data.clip)
     return views_of, sample, why
 
 

@@ -18,6 +18,7 @@ from pipeline.data.folders import unread
 from pipeline.data.generated import marked, may_be_marked
 from pipeline.data.held_out import group_of, split_of
 from pipeline.data.listing import LeftOut, plain
+from pipeline.data.look_through import WORDS, animated
 from pipeline.data.report import TRAIN, VAL, Statistics
 from pipeline.data.shard_result import bucket_number, bucket_shape, finish, finished, sidecar_row
 from pipeline.data.tars import Tar
@@ -167,6 +168,8 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
                     raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
                 extension, content = member.name.rpartition(".")[2].lower(), read_member(file, member)
                 image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
+                if animated(content):
+                    left_out.add(WORDS, key)
             except BadImage as error:
                 statistics.bad(shown, error)
                 pixels.append((twins.NONE, shown))

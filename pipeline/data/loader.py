@@ -109,7 +109,8 @@ def image_batches(
 ) -> Iterator[Batch]:
     """Training batches of images from `position` on, without end; a rank's share n = B / world.
 
-    latent: shape of the latents of a square of data.size. images uint8 [n, C, H, W] (of other depths float32 in
+    latent: shape of the latents of a square of data.size. images uint8 [n, C, H, W], of clips windows [n, C, T, H, W]
+    (of other depths float32 in
     [-1, 1], by the data's `ValueMap`) cropped and flipped as configured,
     H and W those of the batch's bucket; noise float32 [n, *latent], or as the bucket's latents; index int64 [n], number
     in the bucket; skipped int64 [n], 1 where a corrupt sample was replaced (data.on_corrupt: skip); lost: [key, why] of
@@ -194,6 +195,7 @@ class ImageBatches(Dataset[Batch]):
         for part in (index, *self.parts):
             part.cache = data.cache
         channels, factor = latent[0], data.size // latent[1]  # with buckets, where latents have two sides
+        start = [Draw("start", "uniform")] if data.clip else []  # of a clip's window
         self.shapes = [part.shapes[b] if part.shapes else None for b, part in enumerate(self.parts)]
         self.specs = [
             [
@@ -201,6 +203,7 @@ class ImageBatches(Dataset[Batch]):
                 Draw("left", "uniform"),
                 Draw("flip", "uniform"),
                 Draw("noise", "normal", latent if s is None else (channels, s[0] // factor, s[1] // factor)),
+                *start,
             ]
             for s in self.shapes
         ]
@@ -208,8 +211,9 @@ class ImageBatches(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         draws = draw_batch(self.seed, self.purpose, request.counters, self.specs[request.bucket])
         size, count = self.shapes[request.bucket] or (self.data.size, self.data.size), len(request.indices)
-        values = self.parts[request.bucket].values
-        images = np.empty((count, self.data.channels, *size), np.uint8 if values is None else np.float32)
+        values, clip = self.parts[request.bucket].values, self.data.clip
+        frames = [clip.frames] if clip else []
+        images = np.empty((count, self.data.channels, *frames, *size), np.uint8 if values is None else np.float32)
         skipped = np.zeros(count, np.int64)
         lost: list[list[str]] = []
         crop, flip = self.augment and self.data.augment.crop == "random", self.augment and self.data.augment.flip
@@ -218,6 +222,8 @@ class ImageBatches(Dataset[Batch]):
             if why:
                 skipped[row] = 1
                 lost.append([self.parts[request.bucket].key(i), why])
+            if clip is not None:
+                pixels = transforms.window(pixels, clip, draws["start"][row] if self.augment else None)
             top, left = (draws["top"][row], draws["left"][row]) if crop else (0.5, 0.5)
             cut = transforms.crop_flip(pixels, size, top, left, flip and draws["flip"][row] < 0.5)
             images[row] = cut if values is None else values.floats(cut)

@@ -10,6 +10,12 @@ import numpy as np
 Images = np.ndarray[Any, np.dtype[np.uint8]]  # [n, H, W, C]
 
 
+def strips(clips: Images) -> Images:
+    """Clips [n, T, H, W, C] as pictures of their frames side by side: [n, H, T W, C]."""
+    n, frames, height, width, channels = clips.shape
+    return clips.transpose(0, 2, 1, 3, 4).reshape(n, height, frames * width, channels)
+
+
 def grid(images: Images, columns: int | None = None) -> Images:
     """Images [n, H, W, C] side by side, row by row: uint8 [rows * H, columns * W, 3]. Free places are white.
 

@@ -98,6 +98,7 @@ def report(
         "distinct_sizes": len(sizes),
         "size": data.size,
         "channels": data.channels,
+        **({"clip": {"frames": data.clip.frames, "rate": data.clip.rate}} if data.clip else {}),
         "channel_mean": [m / white for m in mean],  # of training images, in [0, 1], or in their values' unit
         "channel_std": [s / white for s in std],
     }
@@ -157,6 +158,8 @@ def contact_sheet(index: Index, data: Data) -> np.ndarray[Any, Any]:
     images = np.full((SHEET * SHEET, channels, height, width), 255, np.uint8)  # [S*S, C, h, w]
     for cell, i in zip(images, chosen, strict=True):
         pixels = read_image(index, int(i), data)
+        if data.clip is not None:  # the frame in the middle
+            pixels = pixels[:, data.clip.frames // 2]
         if values is not None:
             pixels = values.shown(pixels.transpose(1, 2, 0)).transpose(2, 0, 1)
         transforms.centre_in(cell, pixels)

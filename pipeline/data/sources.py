@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data import arrays, parquet, rasters, synthetic, text_files
+from pipeline.data import arrays, clips, parquet, rasters, synthetic, text_files
 from pipeline.data.arrays import list_arrays, read_arrays
 from pipeline.data.folders import walk
 from pipeline.data.generated import MARK, marked
@@ -82,7 +82,7 @@ def _listed(data: Data, digests: Digests) -> Listing:
     found = chosen(data)
     if data.source.kind == "table" and parquet.is_parquet(data.source.path):
         return replace(found, rows=parquet.with_digests(data.source, found.rows, digests))
-    if data.source.kind in ("folder", "table"):
+    if data.source.kind in ("folder", "table", "clips"):
         return replace(found, rows=[replace(row, digest=digests.of(str(row.location))) for row in found.rows])
     return found
 
@@ -113,6 +113,8 @@ def listing(source: Any, digests: Digests) -> Listing:
         found = _list_synthetic(source)
     elif source.kind == "text":
         found = text_files.list_text(source)
+    elif source.kind == "clips":
+        found = clips.list_clips(source, digests)
     else:
         found = list_arrays(source)
     _some(found, source)
@@ -124,7 +126,10 @@ def _some(found: Listing, source: Any) -> None:
     if not found.rows:
         detail = f" ({len(found.missing)} files named are missing, such as {found.missing[0]})" if found.missing else ""
         detail += f" that are read, but {found.left_out}" if found.left_out else ""
-        where, what = plain(str(getattr(source, "path", ""))), "text" if source.kind == "text" else "images"
+        where, what = (
+            plain(str(getattr(source, "path", ""))),
+            {"text": "text", "clips": "clips"}.get(source.kind, "images"),
+        )
         raise UserError(f"data.source ({source.kind}) {where} holds no {what}{detail}: check the path")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,26 +39,34 @@ def split_order(folder: Path, split: str, config: Config, seed: int) -> tuple[Ar
     return rows, index.labels()[rows]
 
 
-def load_split(folder: Path, split: str, config: Config, seed: int, limit: int | None = None) -> tuple[Images, Array]:
+def load_split(
+    folder: Path, split: str, config: Config, seed: int, limit: int | None = None, clips: bool = False
+) -> tuple[Images, Array]:
     """Images uint8 [n, H, W, C] (of other depths their values, in their unit) and classes int64 [n] (-1: none) of a
-    split, in the order of `split_order`; those of other shapes (`data.buckets`) are stretched to the square.
+    split, in the order of `split_order`; those of other shapes (`data.buckets`) are stretched to the square. clips:
+    whether whoever asks knows what to do with [n, T, H, W, C].
 
     At most MEMORY bytes of them, and at most `limit`. Raises UserError for an empty split, for text, and for a damaged
     image by its name.
     """
-    if config.data.source.kind == "text":
-        raise UserError("`data.source.kind`: text has no images, which this needs; give a config of images")
+    if config.data.source.kind == "text" or (config.data.clip is not None and not clips):
+        kind = "text has" if config.data.clip is None else "clips are"
+        raise UserError(f"`data.source.kind`: {kind} no images, which this needs; give a config of images")
     from pipeline.data.index import Index, read_image
     from pipeline.data.transforms import squared
 
     index, side, channels = Index.open(folder, split, config.data.cache), config.data.size, config.data.channels
     rows, labels = split_order(folder, split, config, seed)
-    count = max(1, MEMORY // (side * side * channels))
+    count = max(1, MEMORY // (math.prod(config.data.sides) * channels))
     rows = rows[: count if limit is None else min(count, limit)]
-    images = np.empty((len(rows), side, side, channels), np.uint8 if index.values is None else index.values.dtype)
+    images = np.empty(
+        (len(rows), *config.data.sides, channels), np.uint8 if index.values is None else index.values.dtype
+    )
     for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
-        pixels = squared(read_image(index, int(rows[place]), config.data), side)
-        images[place] = pixels.transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
+        pixels = read_image(index, int(rows[place]), config.data)
+        images[place] = np.moveaxis(
+            pixels if config.data.clip else squared(pixels, side), 0, -1
+        )  # [C, ...] -> [..., C]
     return images, labels[: len(rows)]
 
 

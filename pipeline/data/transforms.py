@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import io
 import math
+import sys
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from pipeline.data.order import Draw, draws
 if TYPE_CHECKING:
     from PIL import Image
 
+    from pipeline.schema.clips import Clip
     from pipeline.schema.data import Data, Shape
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -210,13 +212,26 @@ def to_array(image: Image.Image | Bands) -> Array:
 
 
 def crop_flip(pixels: Array, size: int | Shape, top: float, left: float, flip: bool) -> Array:
-    """Cut `size` (side of a square, or height and width) out of [C, H, W] and mirror it; `top`, `left` in [0, 1) choose
-    among all places evenly."""
+    """Cut `size` (side of a square, or height and width) out of [..., H, W] and mirror it; `top`, `left` in [0, 1)
+    choose among all places evenly."""
     h, w = (size, size) if isinstance(size, int) else size
-    _, height, width = pixels.shape
+    height, width = pixels.shape[-2:]
     y, x = int(top * (height - h + 1)), int(left * (width - w + 1))
-    cut = pixels[:, y : y + h, x : x + w]
-    return cut[:, :, ::-1] if flip else cut
+    cut = pixels[..., y : y + h, x : x + w]
+    return cut[..., ::-1] if flip else cut
+
+
+def window(frames: Array, clip: Clip, draw: float | None) -> Array:
+    """The window [C, T, H, W] of all frames [C, F, H, W] of a clip. draw: in [0, 1), where it lies if that is random;
+    None: where it lies in held-out clips."""
+    room = frames.shape[1] - clip.frames
+    if clip.start == "first":
+        start = 0
+    elif clip.start == "random" and draw is not None:
+        start = int(draw * (room + 1))
+    else:
+        start = room // 2
+    return frames[:, start : start + clip.frames]
 
 
 def centre(pixels: Array, size: int | Shape) -> Array:
@@ -240,8 +255,9 @@ def squared(pixels: Array, side: int) -> Array:
     return to_array(image.resize((side, side), Image.Resampling.BICUBIC))
 
 
-def cut_views(pixels: Array, size: int | Shape, views: Sequence[str], key: str) -> Array:
-    """Versions of [C, H, W], uint8 [v, C, *size]: as_is (the middle), flip, crop, crop_flip.
+def cut_views(pixels: Array, size: int | Shape, views: Sequence[str], key: str, clip: Clip | None = None) -> Array:
+    """Versions of [C, H, W], uint8 [v, C, *size]: as_is (the middle), flip, crop, crop_flip. Of a clip [C, F, H, W]
+    windows of it, [v, C, T, *size]; those of crops lie elsewhere.
 
     The place of a crop is drawn for the image's key and the view's number, whatever shard the image is in: a data set
     that grows leaves the latents of what was there as they are.
@@ -249,11 +265,13 @@ def cut_views(pixels: Array, size: int | Shape, views: Sequence[str], key: str) 
     counter = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
     cut = []
     for number, view in enumerate(views):
-        top, left = 0.5, 0.5
+        top, left, start = 0.5, 0.5, None
         if view.startswith("crop"):
-            place = draws(0, f"latents/view {number}", counter, [Draw("top", "uniform"), Draw("left", "uniform")])
-            top, left = float(place["top"]), float(place["left"])
-        cut.append(crop_flip(pixels, size, top, left, view.endswith("flip")))
+            spec = [Draw(name, "uniform") for name in ("top", "left", "start")]
+            place = draws(0, f"latents/view {number}", counter, spec)
+            top, left, start = (float(place[draw.name]) for draw in spec)
+        part = pixels if clip is None else window(pixels, clip, start)
+        cut.append(crop_flip(part, size, top, left, view.endswith("flip")))
     return np.stack(cut)
 
 
@@ -269,7 +287,10 @@ def prepare(image: Picture, data: Data, shape: Shape | None = None) -> Picture:
 
 def load_with_margin(content: bytes, data: Data, shape: Shape | None = None) -> Array:
     """uint8 [C, H, W] of an image file, H and W at least `data.size`, or those of its bucket's `shape`; of values
-    (`data.values`) their dtype."""
+    (`data.values`) their dtype; of a clip all its frames, [C, F, H, W]."""
+    if data.clip is not None:  # a strip of squares that ingest made
+        strip = to_array(decode(content, data.channels, data.background, sys.maxsize))
+        return strip.reshape(len(strip), -1, strip.shape[2], strip.shape[2])
     if data.values is not None:
         return to_array(prepare(Bands(from_npy(content, data)), data, shape))
     return to_array(prepare(decode(content, data.channels, data.background, data.max_pixels), data, shape))

@@ -1,5 +1,5 @@
 """Shards that we write: of files and arrays, decoded once, filtered, cut to shape, stored in plain tars: as PNG, or as
-.npy where values are not 8 bits of gray or RGB; of passages of text, as they are."""
+.npy where values are not 8 bits of gray or RGB; of passages of text, as they are; of clips, as strips of frames."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data import filters, rasters, shards, sources, transforms, twins
+from pipeline.data import clips, filters, rasters, shards, sources, transforms, twins
 from pipeline.data.generated import marked
 from pipeline.data.listing import LeftOut, Row, plain
+from pipeline.data.look_through import WORDS, animated
 from pipeline.data.raster_files import WITHOUT_DATA
 from pipeline.data.report import Statistics
 from pipeline.data.shard_result import bucket_number, bucket_shape, finish, finished, sidecar_row
@@ -55,7 +56,10 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
             try:
                 if place in plan.repeats:
                     raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
-                image, size, seen = _load(read(row), row, data)
+                content = read(row)
+                image, size, seen = _load(content, row, data)
+                if data.clip is None and isinstance(content, bytes) and animated(content):
+                    left_out.add(WORDS, row.key)
             except BadImage as error:
                 if error.reason == WITHOUT_DATA:  # the border of a scene is no fault of the source
                     left_out.add("tiles with places without data", row.key)
@@ -65,7 +69,7 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
                 continue
             pixels.append((seen, row.key))
             bucket = bucket_number(size, data)
-            if not isinstance(image, str):
+            if not isinstance(image, str) and data.clip is None:
                 image = transforms.prepare(image, data, bucket_shape(bucket, data))
             label = number[row.label] if row.label is not None else -1
             member, meta = _add(writer, row, label, image)
@@ -97,6 +101,9 @@ def _load(content: bytes | np.ndarray[Any, Any] | str, row: Row, data: Data) -> 
         if hashlib.sha256(content).hexdigest() != row.digest:
             raise UserError(f"{plain(str(row.location))} changed while ingest ran: run it again")
         extension = Path(str(row.location)).suffix[1:].lower()
+        if data.clip is not None:
+            strip, size = clips.strip(content, data, extension)
+            return strip, size, twins.pixel_digest(strip)
         image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
         seen = twins.pixel_digest(image)
     else:

@@ -17,6 +17,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import Config
 from pipeline.data.value_map import ValueMap
 from pipeline.files import digest, sync_folder
+from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
     from pipeline.data.pictures import Images
@@ -90,7 +91,8 @@ def pool_file(config: Config, ingest: Artifact, options: list[Any]) -> Path:
     from pipeline.data.split import MEMORY
 
     data = config.data
-    what = [FORMAT, ingest.content, data.size, data.channels, list(data.background), data.augment.crop, MEMORY]
+    clip = [result_fields(data.clip)] if data.clip else []
+    what = [FORMAT, ingest.content, data.size, data.channels, list(data.background), data.augment.crop, MEMORY, *clip]
     return Path(config.run.root) / "extractors" / f"{digest([*what, *options])[:16]}.safetensors"
 
 

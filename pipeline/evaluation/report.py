@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.evaluation import agreement, text_scores
+from pipeline.evaluation import agreement, clip_words, text_scores
 from pipeline.evaluation.metrics import sets
 
 
@@ -21,7 +21,7 @@ def key_figures(report: dict[str, Any]) -> dict[str, float]:
         found[f"nearest_{space}_share"] = values["share_below"]
         if values["held_out_median"]:  # else the report says why there is none (`neighbours_of`)
             found[f"nearest_{space}_ratio"] = values["sample_median"] / values["held_out_median"]
-    found |= agreement.key_figures(report.get("agreement", {}))
+    found |= agreement.key_figures(report.get("agreement", {})) | clip_words.key_figures(report)
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -42,6 +42,8 @@ def headline(summary: dict[str, Any]) -> str:
         parts.append(f"{values['class_accuracy']:.1%} of samples in their class")
     if name := agreement.headline(values):
         parts.append(name)
+    if name := clip_words.headline(values):
+        parts.append(name)
     if "psnr" in values:
         parts.append(f"PSNR {values['psnr']:.2f} dB from posterior means")
     return ", ".join(parts) or "no figure: " + "; ".join(summary["missing"].values())
@@ -51,7 +53,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     """The report as lines of text."""
     if "text" in report:
         return text_scores.lines(report)
-    extractor, counts, result = report["extractor"], report["images"], []
+    extractor, counts, result = report["extractor"], report["images"], clip_words.lines(report)
     for name, value in report["reconstruction"].items():
         result.append(f"{name.upper()} {value:.4g} of {counts['held_out']} reconstructed held-out images")
     if "buckets" in report:

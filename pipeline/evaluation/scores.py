@@ -87,9 +87,9 @@ def evaluate(
         "model": generator.about,
         "sampling": sampling,
         **({} if native is None else native.told),
-        "reconstruction": _reconstruction(_pixels(held_out, values), _pixels(reconstructions, values), report)
+        "reconstruction": reconstruction(_pixels(held_out, values), _pixels(reconstructions, values), report)
         if native is None
-        else _reconstruction(native.held_out, back, report),
+        else reconstruction(native.held_out, back, report),
         **compare(named, features, n, config, report, guidance_of(sampling)),
         "neighbours": neighbours_of(train, held_out, samples, features, mirrored, report, values),
     }
@@ -98,7 +98,7 @@ def evaluate(
     else:
         classify(asked, generator.classes, named, features, held_out_labels[: config.samples], report)
     order = np.arange(len(samples)) if asked is None else np.argsort(asked[:SHOWN], kind="stable")
-    report.images["samples"] = _grid(shown[order[:SHOWN]], values)
+    report.images["samples"] = picture(shown[order[:SHOWN]], values)
     if told:
         each = words(told, SHOWN)
         report.values["shown"] = [each[i] for i in order[:SHOWN]]
@@ -204,7 +204,7 @@ def draw_samples(
     return samples, {key: value for key, value in request.items() if key not in LISTS}, shown
 
 
-def _reconstruction(images: Any, reconstructions: Any, report: Report) -> dict[str, float]:
+def reconstruction(images: Any, reconstructions: Any, report: Report) -> dict[str, float]:
     """images, reconstructions: [n, H, W, C] as `pixel` has them, or a list of [h, w, C] of several shapes."""
     from pipeline.evaluation.metrics import pixel
     from pipeline.evaluation.shapes import pixel_means
@@ -258,7 +258,7 @@ def neighbours_of(
             )
         # [p, 2, H, W, C] -> [2p, H, W, C]: sample, neighbour, sample, neighbour ...
         pairs = np.stack([samples[:PAIRS], nearest["samples"][1]], axis=1)
-        report.images[f"neighbours_{space}"] = _grid(pairs.reshape(-1, *samples.shape[1:]), values, columns=8)
+        report.images[f"neighbours_{space}"] = picture(pairs.reshape(-1, *samples.shape[1:]), values, columns=8)
     return found
 
 
@@ -276,7 +276,7 @@ def _pixels(images: Images, values: ValueMap | None) -> Array:
     return images if values is None else values.floats_last(images)
 
 
-def _grid(images: Images, values: ValueMap | None = None, columns: int | None = None) -> Images:
+def picture(images: Images, values: ValueMap | None = None, columns: int | None = None) -> Images:
     from pipeline.data.pictures import grid
 
     return grid(images if values is None else values.shown(images), columns)

@@ -27,21 +27,18 @@ from models.diffusion.denoiser import Denoiser
 from models.patches import sides_of
 from pipeline.data import tokens
 from pipeline.data.latents import LatentSpace
-from pipeline.data.pictures import Images
+from pipeline.data.pictures import Images, strips
 from pipeline.data.text_encoders import Embedding
 from pipeline.data.tokens import Tokenizer
 from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
 from pipeline.generate import adapters, sampling, students, told
 from pipeline.generate.class_numbers import Label, class_number
+from pipeline.generate.finite import mind
 from pipeline.networks import build_network
 from pipeline.schema.data import Shape, text
 
 DEFAULTS: dict[str, Any] = {**sampling.DEFAULTS, "batch_size": 32}
-
-
-class NotFinite(UserError):
-    """Images of NaN or infinity, which as bytes would be black or white."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,14 @@ class Generator:
 
     @property
     def shapes(self) -> list[Shape]:
-        """(height, width) of the images that can be asked for, in pixels, the usual one first."""
-        self.only_images("images")
-        return [(height, width) for height, width in (data_sides(self.autoencoder, sides) for sides in self.sides)]
+        """(height, width) of the images or frames that can be asked for, in pixels, the usual one first."""
+        self._only_pixels()
+        return [(height, width) for *_, height, width in (data_sides(self.autoencoder, sides) for sides in self.sides)]
+
+    @property
+    def clip(self) -> dict[str, Any] | None:
+        """Of a model of clips {frames, rate}: of a sample, and a second; None for models of other data."""
+        return self.options.get("clip")
 
     @cached_property
     def values(self) -> ValueMap | None:
@@ -113,8 +115,8 @@ class Generator:
         maps: Mapping[str, Any] | None = None,
         **how: Any,
     ) -> Images:
-        """Images uint8 [n, H, W, C], or of a model of other depths (`values`) its dtype, in its unit. Image i has class
-        i modulo the number of `classes` (a list, or one; default: all).
+        """Images uint8 [n, H, W, C], or of a model of other depths (`values`) its dtype, in its unit; of a model of
+        clips uint8 [n, T, H, W, C]. Image i has class i modulo the number of `classes` (a list, or one; default: all).
 
         shape: (height, width) in pixels, one of `shapes`; default: the first of them. Image i of a seed is a function
         of (seed, i, its class, the shape) alone: noise is drawn by image, and every batch is
@@ -174,7 +176,7 @@ class Generator:
         """Texts of latents of which the first `count` have to be finite."""
         tokenizer = self._of_text
         logits, sound = self.raw(z)  # [b, L, V]
-        _mind(sound[:count], start, why, "texts")
+        mind(sound[:count], start, why, "texts")
         return tokens.texts(tokenizer, logits.argmax(-1).cpu().numpy())
 
     def request(
@@ -247,13 +249,13 @@ class Generator:
 
     def encode(self, images: Images, batch_size: int = 32) -> Tensor:
         """Normalised latents [n, C, *sides] (the posterior's mean, no noise) of images [n, H, W, C], uint8 or as the
-        model's `values` say. UserError for another dtype."""
-        self.only_images("images")
+        model's `values` say, or of clips [n, T, H, W, C]. UserError for another dtype."""
+        self._only_pixels()
         if images.dtype != (kind := np.dtype(self.values.dtype if self.values else np.uint8)):
             raise UserError(f"images of type {images.dtype}, but this model's are {kind}; give such images")
         parts = []
         for start in range(0, len(images), batch_size):
-            pixels = np.ascontiguousarray(images[start : start + batch_size].transpose(0, 3, 1, 2))  # [b, C, H, W]
+            pixels = np.ascontiguousarray(np.moveaxis(images[start : start + batch_size], -1, 1))  # [b, C, (T,) H, W]
             x = torch.from_numpy(pixels) if self.values is None else self.values.tensor(pixels)
             x = floats(x.to(self.device))  # [0, 255] -> [-1, 1]
             with torch.no_grad():
@@ -266,13 +268,13 @@ class Generator:
         parts = []
         for start in range(0, len(latents), batch_size):
             images, sound = self._decoded(latents[start : start + batch_size])
-            _mind(sound, start, "the latents or the autoencoder's weights are bad")
+            mind(sound, start, "the latents or the autoencoder's weights are bad")
             parts.append(images)
         return np.concatenate(parts)
 
     def shown(self, images: Images) -> Images:
-        """8-bit pictures uint8 [n, H, W, 1 or 3] of images, for people."""
-        return images if self.values is None else self.values.shown(images)
+        """8-bit pictures uint8 [n, H, W, 1 or 3] of images, of clips their frames side by side, for people."""
+        return strips(images) if self.clip else images if self.values is None else self.values.shown(images)
 
     def pictures_only(self, what: str) -> None:
         """UserError for a model of other than images of 8 bits of gray or RGB, which is all that `what` knows."""
@@ -282,19 +284,23 @@ class Generator:
             raise UserError(f"{name}: makes images of {self.channels} x {kind}, and {what} knows 8-bit pictures only")
 
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
-        """Images [n, H, W, C] of latents [n, C, *sides], and of which of them all values are finite: bool [n]."""
-        self.only_images("images")
+        """Images [n, H, W, C], or clips, of latents [n, C, *sides], and which of them are all finite: bool [n]."""
+        self._only_pixels()
         x, sound = self.raw(latents)
         if self.values is not None:  # what is not finite is told by `sound`
             return self.values.values(x.nan_to_num().permute(0, 2, 3, 1).cpu().numpy(), -1), sound
-        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()  # [b, C, H, W]
-        return pixels.permute(0, 2, 3, 1).cpu().numpy(), sound
+        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()  # [b, C, (T,) H, W]
+        return pixels.movedim(1, -1).cpu().numpy(), sound
 
     def only_images(self, verb: str) -> None:
         """UserError, by the name of the command that asks, for a model of other data than images."""
         if not getattr(self.autoencoder, "of_images", True):
-            what = "text" if self.tokenizer is not None else "other data"
+            what = "text" if self.tokenizer is not None else "clips" if self.clip else "other data"
             raise UserError(f"{verb}: is for models of images, and this one is of {what}")
+
+    def _only_pixels(self) -> None:
+        if self.clip is None:
+            self.only_images("images")
 
     def raw(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """What the autoencoder decodes of normalised latents [n, C, *sides], float32 [n, ...] as its kind has it
@@ -307,7 +313,7 @@ class Generator:
         size = request["batch_size"]
         for start, z in zip(range(0, request["n"], size), self.latents(request, first), strict=True):
             images, sound = self._decoded(z)
-            _mind(sound[: request["n"] - start], start, self._why(request))
+            mind(sound[: request["n"] - start], start, self._why(request))
             yield images
 
     @staticmethod
@@ -320,7 +326,7 @@ class Generator:
         """Normalised latents [batch_size, C, *sides] of a `request`, batch by batch, from number `first` on; the last
         goes beyond n. What they decode to is another question (`raw`)."""
         size, shape = request["batch_size"], request.get("shape")
-        sides = latent_sides(self.autoencoder, shape) if shape else self.sides[0]
+        sides = latent_sides(self.autoencoder, shape) if shape and not self.clip else self.sides[0]
         read: Mapping[str, Embedding] = {}  # of the batch before: a negative prompt is in each
         for start in range(0, request["n"], size):
             rows = range(start, start + size)
@@ -364,13 +370,6 @@ class Generator:
         if not names:
             raise UserError("classes: this model has no class condition; leave them out")
         return [Label(class_number(value, names)) for value in classes] or self._labels(None)
-
-
-def _mind(sound: Tensor, start: int, why: str, what: str = "images") -> None:
-    """NotFinite where `sound` (bool [n], of the images from number `start` on) is not all true."""
-    if bad := int((~sound).sum()):
-        which = f"{bad} of {len(sound)} {what} from number {start} on"
-        raise NotFinite(f"{which} are not finite (they hold NaN or infinity); {why}")
 
 
 def generator(

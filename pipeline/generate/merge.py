@@ -13,6 +13,7 @@ from pipeline.generate import folder as models
 from pipeline.generate.exchange import fresh
 
 KEPT = ("latent", "backbone", "condition", "classes", "path", "prediction")  # options that a whole model has as well
+SOME = ("values", "clip")  # those that models of some data have
 
 
 def merge(model: str, out: Path, root: Path, base: str | None = None) -> str:
@@ -30,6 +31,8 @@ def merge(model: str, out: Path, root: Path, base: str | None = None) -> str:
         image: dict[str, Any] = {"size": made.shapes[0][0], "channels": autoencoder["channels"]}
         if "buckets" in options["latent"]:
             image["buckets"] = [list(shape) for shape in made.shapes]
+        if made.clip is not None:
+            image["frames"] = made.clip["frames"]
         options = {**options, "image": image, "autoencoder": autoencoder["model"]}
     weaker = None
     if made.defaults["guidance_kind"] == "autoguidance":
@@ -39,7 +42,7 @@ def merge(model: str, out: Path, root: Path, base: str | None = None) -> str:
         out,
         name=made.about["name"],
         image=options["image"],
-        options={key: options[key] for key in KEPT},
+        options={key: options[key] for key in (*KEPT, *SOME) if key in options},
         autoencoder=options["autoencoder"],
         autoencoder_weights=made.autoencoder.state_dict(),
         denoiser_weights=made.network.state_dict(),

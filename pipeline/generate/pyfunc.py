@@ -24,11 +24,12 @@ PARAMS = ("seed", "steps", "sampler", "grid", "guidance")
 class LatentDiffusion(PythonModel):  # type: ignore[misc]
     """`predict({"label": [3, 3, 7]}, params={"seed": 0, "steps": 20})` -> images, uint8 [3, H, W, C].
 
-    Labels are class numbers, or names where these are numbers (a model without classes makes an image a row). A model
-    that is told more has columns `prompt` and `negative`, one an attribute (several labels as in the data set's text,
-    `hat;glasses`), and a parameter `scale_NAME` for each condition. Columns that are not there, and values that are
-    None, are not told; a label is given in all rows or in none. The image of row i and a seed does not depend on the
-    other rows. Parameters that are left out have the values the model was evaluated with.
+    Of a model of clips [3, T, H, W, C]. Labels are class numbers, or names where these are numbers (a model without
+    classes makes an image a row). A model that is told more has columns `prompt` and `negative`, one an attribute
+    (several labels as in the data set's text, `hat;glasses`), and a parameter `scale_NAME` for each condition. Columns
+    that are not there, and values that are None, are not told; a label is given in all rows or in none. The image of
+    row i and a seed does not depend on the other rows. Parameters that are left out have the values the model was
+    evaluated with.
     """
 
     def load_context(self, context: PythonModelContext) -> None:

@@ -63,7 +63,7 @@ def python_lines(name: str, model: Generator, request: Mapping[str, Any], root: 
     return (
         "from pipeline.generate import load_pretrained\n\n"
         f"model = load_pretrained({name!r}{place})\n"
-        f"images = model.sample({given})  # uint8 [n, H, W, C]"
+        f"images = model.sample({given})  # uint8 [n, {'T, ' if model.clip else ''}H, W, C]"
     )
 
 

@@ -51,11 +51,17 @@ def models_in(root: Path) -> dict[str, str]:
 
 def archive(model: Generator, images: Images, request: Mapping[str, Any]) -> bytes:
     """A zip file of what `ldm sample` writes: images, grid, samples.json."""
-    from pipeline.generate.samples import sample_info, write_samples
+    from pipeline.generate.clip_samples import write_clips
+    from pipeline.generate.samples import Earlier, sample_info, write_samples
 
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(packed, "w") as file:
-        folder = write_samples(Path(place) / "samples", images, sample_info(model, request), values=model.values)
+        folder, info = Path(place) / "samples", sample_info(model, request)
+        if model.clip is not None:
+            folder.mkdir()
+            write_clips(folder, images, info, Earlier(), model.clip["rate"])
+        else:
+            write_samples(folder, images, info, values=model.values)
         for path in sorted(folder.iterdir()):
             file.write(path, path.name)
     return packed.getvalue()
@@ -121,12 +127,17 @@ def show(model: Generator, name: str, root: Path) -> None:
 
     sample = st.cache_data(max_entries=16, show_spinner="Sampling ...")(made)
     images, seconds = sample(f"{name} {model.about.get('weights')}", request)
-    sheet = grid(model.shown(images))
+    sheet = grid(model.shown(images), columns=1 if model.clip else None)
     left, right = st.columns([3, 2])
     with left:
-        st.image(widgets.enlarged(sheet, widgets.SHOWN), output_format="PNG")
-        height, width, channels = images.shape[1:]
-        st.caption(f"{len(images)} images of {width} x {height} x {channels}, {seconds:.1f} s on {model.device}")
+        height, width, channels = images.shape[-3:]
+        if model.clip is not None:
+            st.html(widgets.moving(images, model.clip["rate"]))
+            what = f"clips of {images.shape[1]} frames, {model.clip['rate']:g} a second,"
+        else:
+            st.image(widgets.enlarged(sheet, widgets.SHOWN), output_format="PNG")
+            what = "images"
+        st.caption(f"{len(images)} {what} of {width} x {height} x {channels}, {seconds:.1f} s on {model.device}")
     with right:
         st.markdown("**The same images** on the command line")
         st.code(commands.command_line(name, model, request, root), language="bash", wrap_lines=True)

@@ -5,6 +5,7 @@ What a file holds that a browser sent is read by `given_images.py`, as files of 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
@@ -50,6 +51,17 @@ class Upload:
                 "use the command"
             )
         return pixels
+
+
+def moving(clips: Images, rate: float) -> str:
+    """Clips [n, T, H, W, C] side by side as an animated picture, in HTML: Streamlit's own pictures stand still."""
+    from pipeline.data.pictures import grid
+    from pipeline.generate.clip_samples import moving_grid
+
+    width = grid(clips[:, 0]).shape[1]
+    shown = width * max(1, SHOWN // width)
+    data = base64.b64encode(moving_grid(clips, rate)).decode()
+    return f'<img alt="samples" style="width:{shown}px;image-rendering:pixelated" src="data:image/webp;base64,{data}">'
 
 
 def upload(label: str, key: str) -> Upload | None:

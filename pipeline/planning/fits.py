@@ -52,10 +52,11 @@ def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
         if config.autoencoder.training.activation_checkpointing and not config.autoencoder.from_:
             registry.checkpoint_activations(autoencoder, options["kind"])
         _check_sizes(config, autoencoder)
+        _check_clips(config, autoencoder)
         _check_loss_fits(config)
         _check_values(config)
         _check_text(config, autoencoder)
-        channels, sides = autoencoder.latent_channels, latent_sides(autoencoder, (data.size, data.size))
+        channels, sides = autoencoder.latent_channels, latent_sides(autoencoder, data.sides)
         if data.buckets is not None and len(sides) != 2:
             raise UserError(
                 f"`data.buckets`: latents of sides {list(sides)} have no ratio of height and width; leave it out"
@@ -91,7 +92,8 @@ def _check_sizes(config: Config, autoencoder: Any) -> None:
     which sides it takes (`latent_sides`)."""
     from pipeline.schema.data import text
 
-    if not getattr(autoencoder, "of_images", True) and config.latents.views != ("as_is",):
+    pictures = getattr(autoencoder, "of_images", True) or getattr(autoencoder, "of_clips", False)
+    if not pictures and config.latents.views != ("as_is",):
         raise UserError(
             f"`latents.views`: {', '.join(config.latents.views)} are of images, and `autoencoder.model` is of other "
             "data; set [as_is]"
@@ -155,6 +157,30 @@ def _check_text(config: Config, autoencoder: Any) -> None:
     for key, value in asked.items():
         if value:
             raise UserError(f"`{key}` is of images, and `data.source.kind: text` has none; leave it out")
+
+
+def _check_clips(config: Config, autoencoder: Any) -> None:
+    """UserError where only one of source and autoencoder is of clips, and for what takes images only."""
+    clips, kind = getattr(autoencoder, "of_clips", False), type(autoencoder).__module__.rpartition(".")[2]
+    if clips != (config.data.clip is not None):
+        raise UserError(
+            f"`autoencoder.model.kind`: {kind} is {'of clips' if clips else 'not of clips'}, and `data.source.kind` is "
+            f"{config.data.source.kind}; kind clips and source clips go together"
+        )
+    section, loss = config.diffusion, config.autoencoder.loss
+    asked = {
+        "autoencoder.loss.equivariance": loss.equivariance,
+        "autoencoder.loss.perceptual.kind": loss.perceptual.kind == "classifier",
+        "autoencoder.loss.adversarial": loss.adversarial.weight,
+        "diffusion.condition.spatial": section.condition.spatial,
+        "diffusion.align": section.align,
+        "diffusion.fd.every": section.fd.every,
+        "evaluate.agreement": config.evaluate.agreement,
+        "register.gate": config.register_.gate,
+    }
+    for key, value in asked.items() if clips else ():
+        if value:
+            raise UserError(f"`{key}` is of images, and `data.source.kind: clips` has none; leave it out")
 
 
 def _check_student(config: Config) -> None:

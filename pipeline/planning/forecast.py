@@ -77,6 +77,10 @@ def _what(config: Config) -> str:
 
         options = registry.resolve("autoencoders", config.autoencoder.model)
         return f"of passages of {options['length']} tokens (channels x vectors)"
+    if clip := config.data.clip:
+        size = config.data.size
+        sides = (config.data.channels, clip.frames, size, size)
+        return f"of clips of {' x '.join(map(str, sides))} (channels x frames x height x width)"
     size = config.data.size
     return f"of images of {config.data.channels} x {size} x {size} (channels x height x width)"
 

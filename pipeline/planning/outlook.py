@@ -35,7 +35,7 @@ def outlook(data: Data, finished: Artifact | None) -> list[str]:
         return ingest.told(finished.summary, finished.path)
     if data.source.kind == "webdataset":
         return _of_tars([path for path in tars.expand(data.source.path) if not tars.is_remote(path)])
-    if data.source.kind not in ("folder", "table"):
+    if data.source.kind not in ("folder", "table", "clips"):
         return []
     listing = sources.listing(data.source, Unread())
     assigned = assign(data, listing)
@@ -63,7 +63,7 @@ def told_outlook(config: Config, finished: Artifact | None) -> list[str]:
         paths = [path for path in tars.expand(source.path) if not tars.is_remote(path)]
         metas = [meta for path in spread(paths, TARS) for meta in _metas_of(Path(path))]
         where = "" if len(paths) <= TARS else f" (of {TARS} of {len(paths)} tars)"
-    elif source.kind in ("folder", "table"):
+    elif source.kind in ("folder", "table", "clips"):
         label = condition["label"] or "class"
         rows = sources.listing(source, Unread()).rows
         metas = [{label: r.label, "caption": r.caption, **r.attributes, KEY: r.key} for r in rows]

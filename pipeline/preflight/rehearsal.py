@@ -19,6 +19,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.files import digest, sha256_file, write_json
 from pipeline.planning.fits import check_models
+from pipeline.preflight.synthetic_clips import synthetic_clips
 
 if TYPE_CHECKING:
     from pipeline.cluster.cluster import Cluster
@@ -113,7 +114,10 @@ def make_inputs(
     inputs, notes, store = dict(inputs), [], Store(folder)
     if "ingest" not in inputs:
         text = config.data.source.kind == "text"
-        inputs["ingest"] = synthetic_text(config, store) if text else synthetic_images(config, store)
+        if config.data.clip:
+            inputs["ingest"] = synthetic_clips(config, store, 2 * _images(config))
+        else:
+            inputs["ingest"] = synthetic_text(config, store) if text else synthetic_images(config, store)
         what = (
             "text is ingested yet: random words"
             if text

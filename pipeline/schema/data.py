@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.schema.clips import Clip, ClipsSource
+from pipeline.schema.filters import Filter
 from pipeline.schema.section import LATER, SPEED, Fraction, Place, Positive, Section
 from pipeline.schema.text import TextSource
 from pipeline.schema.values import MOST_CHANNELS, RastersSource, Values
@@ -144,52 +146,10 @@ Source = Annotated[
     | GaussiansSource
     | ShapesSource
     | RastersSource
-    | TextSource,
+    | TextSource
+    | ClipsSource,
     Field(discriminator="kind"),
 ]
-
-
-class GaussianFilter(Section):
-    """Convolution with a Gaussian."""
-
-    kind: Literal["gaussian"]
-    sigma: float = Field(1.0, gt=0, le=50, description="Standard deviation, in pixels of the source's image.")
-
-
-class MedianFilter(Section):
-    """The median of a square around each pixel: against single wrong pixels."""
-
-    kind: Literal["median"]
-    size: int = Field(3, ge=3, le=31, description="Side of the square, in pixels; odd.")
-
-    @model_validator(mode="after")
-    def _odd(self) -> MedianFilter:
-        if self.size % 2 == 0:
-            raise ValueError(f"`size` {self.size} is even; the square has a middle pixel")
-        return self
-
-
-class WaveletFilter(Section):
-    """Shrinks wavelet coefficients that are not above the noise, and keeps edges."""
-
-    kind: Literal["wavelet"]
-    wavelet: Literal["haar", "db2", "db4", "sym4", "sym8", "coif2", "bior4.4"] = Field(
-        "sym4", description="The wavelet, by PyWavelets' name."
-    )
-    threshold: Literal["bayes", "universal"] = Field(
-        "bayes", description="Of a coefficient: BayesShrink by scale, or sigma sqrt(2 log n) for all."
-    )
-    sigma: float | None = Field(
-        None,
-        gt=0,
-        le=255,
-        description="Standard deviation of the noise, in grey levels of 0 to 255; default: estimated.",
-    )
-    levels: int | None = Field(None, ge=1, le=10, description="Scales; default: as many as fit, up to 5.")
-    shifts: int = Field(4, ge=1, le=32, description="Shifts of the image over which the result is averaged.")
-
-
-Filter = Annotated[GaussianFilter | MedianFilter | WaveletFilter, Field(discriminator="kind")]
 
 
 class Split(Section):
@@ -301,6 +261,9 @@ class Data(Section):
         description="Depth, unit and range of images that are not 8 bits of gray or RGB (`source.kind: rasters`).",
         json_schema_extra=LATER,
     )
+    clip: Clip | None = Field(
+        None, description="What of a clip is one sample (`source.kind: clips`).", json_schema_extra=LATER
+    )
     background: tuple[int, int, int] = Field((255, 255, 255), description="RGB that transparent images are put on.")
     filters: tuple[Filter, ...] = Field(
         (), description="Filters against noise, one after the other, on each image before it is resized and stored."
@@ -336,6 +299,11 @@ class Data(Section):
         """(height, width) of each bucket, in pixels; of the one square where there are no buckets."""
         return ((self.size, self.size),) if self.buckets is None else self.buckets.near(self.size)
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides of a sample where there are no buckets: height and width, of clips the number of frames before them."""
+        return (*([self.clip.frames] if self.clip else []), self.size, self.size)
+
     @model_validator(mode="after")
     def _shapes_found(self) -> Data:
         if self.buckets is None or self.buckets.shapes is not None:
@@ -360,6 +328,17 @@ class Data(Section):
             raise ValueError("`buckets` are for 8-bit images, and `values` says that these are not; leave them out")
         if self.values is not None and (why := self.values.fits(self.channels)):
             raise ValueError(why)
+        return self
+
+    @model_validator(mode="after")
+    def _clips_known(self) -> Data:
+        if (self.clip is not None) != (self.source.kind == "clips"):
+            raise ValueError(
+                "`clip` and `source.kind: clips` go together: files of clips, and what of them is a sample"
+            )
+        for key in ("filters", "buckets") if self.clip else ():
+            if getattr(self, key):
+                raise ValueError(f"`{key}` is of images, and `source.kind: clips` has none; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def recipe(config: Config) -> dict[str, Any]:
     """What decides on the weights besides the data."""
     from models import registry
-    from pipeline.data import tokens
+    from pipeline.data import clips, tokens
     from pipeline.data.balance import balance_recipe
     from pipeline.data.index import skip_recipe
     from pipeline.tasks import autoencoder_loss
@@ -39,7 +39,7 @@ def recipe(config: Config) -> dict[str, Any]:
         own["tokenizer"] = tokens.VERSION
     data = result_fields(config.data)
     order = {**{key: data[key] for key in ("augment", "lanes", "on_corrupt")}, **balance_recipe(config.data)}
-    order |= skip_recipe(config.data)
+    order |= skip_recipe(config.data) | clips.order_recipe(config.data)
     return {**own, "seed": config.run.seed, "order": order}
 
 

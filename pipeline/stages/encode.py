@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config
+from pipeline.data import clips
 from pipeline.data.latent_pool import entry_path, is_whole
 from pipeline.data.split import SPLITS
 from pipeline.errors import UserError
@@ -35,7 +36,7 @@ def recipe(config: Config) -> dict[str, Any]:
     """What decides on the latents besides the data and the autoencoder."""
     from pipeline.data.index import skip_recipe
 
-    return {**result_fields(config.latents), **skip_recipe(config.data)}
+    return {**result_fields(config.latents), **skip_recipe(config.data), **clips.order_recipe(config.data)}
 
 
 def run(
@@ -54,6 +55,8 @@ def run(
     if values := Index.open(data.path, "train").values:  # shards hold values, and this what these are to the encoder
         pixels["values"] = values.json()
         _check_values(values.json(), autoencoder)
+    if config.data.clip:
+        pixels["clip"] = result_fields(config.data.clip)
     moments = {key: value for key, value in recipe(config).items() if key != "statistics"}  # these are not scaled
     jobs: list[dict[str, Any]] = []
     for split in SPLITS:

@@ -15,8 +15,8 @@ from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config
 from pipeline.data.split import load_split
 from pipeline.errors import UserError
+from pipeline.evaluation import clip_scores, text_scores
 from pipeline.evaluation import report as words
-from pipeline.evaluation import text_scores
 from pipeline.evaluation.report import key_figures, lines
 from pipeline.evaluation.scores import evaluate
 from pipeline.files import atomic_write, sha256_file, write_json
@@ -44,6 +44,7 @@ def recipe(config: Config) -> dict[str, Any]:
     if config.evaluate.weights.endswith(".safetensors"):
         values["weights"] = weights_digest(config.evaluate.weights)
     text = {"text": text_scores.MEASURES} if config.data.source.kind == "text" else {}
+    text |= {"clips": clip_scores.MEASURES} if config.data.clip else {}
     return {**values, "mirrored": mirrored(config), "measures": MEASURES, **text}
 
 
@@ -77,7 +78,7 @@ def run(
     for name in report["grids"]:
         with Image.open(writer.path / f"{name}.png") as image:
             spool.image(GRID_KEYS[name], np.asarray(image), 0, report.get("shown", ()) if name == "samples" else ())
-    for name in ("report.json", "classes.csv", "samples.jsonl"):
+    for name in ("report.json", "classes.csv", "samples.jsonl", "samples.webp"):
         if (writer.path / name).exists():
             spool.file(writer.path / name)
     for line in lines(report):
@@ -122,13 +123,18 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     if config.data.source.kind == "text":
         return measure_text(config, inputs, generator, folder)
     train, held_out = (
-        load_split(inputs["ingest"].path, split, config, config.evaluate.seed) for split in ("train", "val")
+        load_split(inputs["ingest"].path, split, config, config.evaluate.seed, clips=True) for split in ("train", "val")
     )
-    extractor = extractor_of(config, inputs["ingest"], lambda: (train, held_out))
-    shapes = native(inputs["ingest"].path, config, min(config.evaluate.samples, len(held_out[0])))
     known = conditions_of(inputs["diffusion"]) if config.diffusion.condition.spatial else None
     told = told_of(config, inputs["ingest"].path, generator.options, "train", config.evaluate.samples, known)
-    report = evaluate(generator, *train, *held_out, config.evaluate, extractor, mirrored(config), shapes, told)
+    if generator.clip is not None:
+        sets = (*train, *held_out, config, inputs["ingest"], mirrored(config), told)
+        report, clips = clip_scores.evaluate(generator, *sets)
+        clip_scores.write_moving(folder, clips, generator.clip["rate"])
+    else:
+        extractor = extractor_of(config, inputs["ingest"], lambda: (train, held_out))
+        shapes = native(inputs["ingest"].path, config, min(config.evaluate.samples, len(held_out[0])))
+        report = evaluate(generator, *train, *held_out, config.evaluate, extractor, mirrored(config), shapes, told)
     for name, image in report.images.items():
         atomic_write(folder / f"{name}.png", to_png(Image.fromarray(image)))
     if report.extractor.module is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data import sources, twins
+from pipeline.data import clips, sources, twins
 from pipeline.data.assign import assign, untrained
 from pipeline.data.buckets import bucket_recipe
 from pipeline.data.held_out import folds
@@ -56,7 +56,7 @@ def recipe(config: Config, root: str | Path) -> dict[str, Any]:
         kept["filters"] = data["filters"]
     if config.data.values:
         kept["values"] = data["values"]
-    kept |= bucket_recipe(config.data) | limit_recipe(config.data)
+    kept |= bucket_recipe(config.data) | limit_recipe(config.data) | clips.recipe(config.data)
     return {"source": sources.source_fingerprint(config.data, sources.digests_folder_of(root)), **kept}
 
 
@@ -117,7 +117,7 @@ def run(
 
 def headline(summary: dict[str, Any]) -> str:
     images, classes = summary["images"], len(summary["classes"])
-    what = "passages" if "text" in summary else "images"
+    what = "passages" if "text" in summary else "clips" if "clip" in summary else "images"
     filled = [text(row["shape"]) for row in summary.get("buckets", []) if row["train"] or row["val"]]
     buckets = f"buckets {', '.join(filled)}, " if filled else ""
     made = f" ({summary['generated']:,} generated)" if summary.get("generated") else ""

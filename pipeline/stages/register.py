@@ -63,6 +63,8 @@ def run(
     image: dict[str, Any] = {"size": config.data.size, "channels": config.data.channels}
     if config.data.buckets is not None:
         image["buckets"] = [list(shape) for shape in config.data.shapes]
+    if config.data.clip is not None:
+        image["frames"] = config.data.clip.frames
     lineage = {a.stage: {"fingerprint": a.fingerprint, "content": a.content} for a in inputs.values()}
     options = adapters.options_of(inputs["diffusion"])
     adapter: dict[str, Any] = {}

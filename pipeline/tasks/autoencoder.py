@@ -29,7 +29,7 @@ def flops(config: Config, inputs: dict[str, Artifact]) -> int:
     """Of a forward pass for a sample: encoder and decoder."""
     from models import costs
 
-    return costs.autoencoder(config.autoencoder.model, config.data.channels, config.data.size).flops
+    return costs.autoencoder(config.autoencoder.model, config.data.channels, config.data.sides).flops
 
 
 def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn.Module, Task]:
@@ -44,7 +44,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.data.balance import training_order
     from pipeline.data.index import Index
     from pipeline.data.order import seeded
-    from pipeline.data.pictures import grid
+    from pipeline.data.pictures import grid, strips
     from pipeline.tasks import autoencoder_loss
     from pipeline.tasks.trained import to_device
     from pipeline.training.loop import Task
@@ -54,7 +54,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     model: Any = registry.build("autoencoders", config.autoencoder.model, channels=data.channels)
     if training.activation_checkpointing:
         registry.checkpoint_activations(model, config.autoencoder.model["kind"])
-    sides = latent_sides(model, (data.size, data.size))
+    sides = latent_sides(model, data.sides)
     latent = (model.latent_channels, *sides)
     train, val = (Index.open(inputs["ingest"].path, split, data.cache) for split in ("train", "val"))
     order = training_order(train, data, train.classes, training.batch_size, config.run.seed)
@@ -64,6 +64,16 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     distances, weights = autoencoder_loss.terms(config, ranks.device)
     weights[held] = loss_config.kl_weight if codebook is None else loss_config.commitment
     fight = autoencoder_loss.opponent(config, model, ranks.device)
+
+    clip = data.clip.frames if data.clip else None
+
+    def frames(x: Tensor) -> Tensor:
+        """Clips [n, C, T, H, W] as images [n T, C, H, W]; images as they are."""
+        return x if clip is None else x.transpose(1, 2).flatten(0, 1)
+
+    def of_sample(values: Tensor) -> Tensor:
+        """A value of each frame [n T] -> its mean by clip [n]; those of images as they are."""
+        return values if clip is None else values.unflatten(0, (-1, clip)).mean(1)
 
     def parts(
         network: nn.Module, images: Tensor, noise: Tensor, turned: tuple[int, int] | None = None
@@ -76,7 +86,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             x = posterior.turned(x, turned[0] * model.factor, turned[1])
         reconstruction, moments = reconstruction.float(), moments.float()
         reconstruction = reconstruction.view_as(reconstruction)  # a gradient down to here meets no hook of DeepSpeed's
-        terms = {name: distance(x, reconstruction) for name, distance in distances.items()}
+        pair = frames(x), frames(reconstruction)
+        terms = {name: of_sample(distance(*pair)) for name, distance in distances.items()}
         terms[held] = posterior.kl(moments) / x[0].numel() if codebook is None else model.commitment(moments)
         return reconstruction, moments, terms
 
@@ -119,10 +130,11 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
                 batch = to_device(batch, ranks.device)
                 reconstruction, moments, terms = parts(engine.module, batch["images"], batch["noise"])
                 target = floats(batch["images"])
+                target, reconstruction = frames(target), frames(reconstruction)
                 mse = (reconstruction.clamp(-1, 1) - target).square().mean((1, 2, 3)) / 4  # [-1, 1] -> [0, 1]
-                psnr = -10 * mse.clamp(min=1e-10).log10()
+                psnr = of_sample(-10 * mse.clamp(min=1e-10).log10())
                 whole = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
-                energies = (similarity.gradient_energy(images) for images in (target, reconstruction))
+                energies = (of_sample(similarity.gradient_energy(images)) for images in (target, reconstruction))
                 more = (terms[name] for name in extra)
                 values = torch.stack([whole, psnr, terms[held], *more, *energies, torch.ones_like(psnr)])  # [names, n]
                 total += (values * batch["weight"]).sum(1).double().cpu()
@@ -148,6 +160,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             reconstruction, _, _ = parts(engine.module, images, noise)
         values, half = val.values, len(images) // 2
         back = reconstruction if values else ((reconstruction.clamp(-1, 1) + 1) * 127.5).round().byte()
+        if clip is not None:  # strips of frames, each above its reconstruction's
+            rows = torch.stack([images, back], 1).flatten(0, 1).permute(0, 2, 3, 4, 1)
+            return {"reconstructions/val": grid(strips(rows.cpu().numpy()), columns=1)}
         rows = torch.cat([images[:half], back[:half], images[half:], back[half:]])  # originals above reconstructions
         cells = rows.permute(0, 2, 3, 1).cpu().numpy()
         return {"reconstructions/val": grid(values.shown(values.values(cells, -1)) if values else cells, columns=half)}

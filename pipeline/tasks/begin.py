@@ -79,7 +79,7 @@ def put(
     UserError, by name, for what does not fit.
     """
     if what is None:
-        load_weights(network, file)
+        load_weights(network, file, inflated_weights(network, file) if getattr(network, "of_clips", False) else None)
         return None
     import torch
 
@@ -103,6 +103,21 @@ def put(
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     say(f"lora: {trained:,} parameters are trained, {trained / every:.1%} of the network's {every:,}")
     return {**adapter, "base_model_name_or_path": f"sha256:{sha256_file(file)}"}
+
+
+def inflated_weights(network: Any, file: Path) -> dict[str, Any]:
+    """The weights in `file` for an autoencoder of clips, also of an autoencoder of images. UserError for others."""
+    from models.autoencoders.clips import inflated
+
+    weights = read_weights(file)
+    if {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in network.state_dict().items()
+    }:
+        return weights
+    try:
+        return inflated(network, weights)
+    except ValueError as error:
+        raise UserError(f"`autoencoder.training.init_from`: {file} does not fit: {error}") from None
 
 
 def strange(file: Path, other: Mapping[str, Any], what: Mapping[str, Any], autoencoder: Artifact) -> Iterator[str]:

@@ -55,6 +55,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         "path": result_fields(config.diffusion.path),
         "prediction": config.diffusion.prediction,
         **({"values": values.json()} if values else {}),
+        **({"clip": {"frames": clip.frames, "rate": clip.rate}} if (clip := config.data.clip) else {}),
         **({"student": result_fields(config.diffusion.distil)} if config.diffusion.distil else {}),
     }
 
@@ -251,7 +252,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             images = sampler.sample(
                 classes, n=PREVIEW_IMAGES, seed=seed, steps=steps, batch_size=PREVIEW_IMAGES, **shown
             )
-        return {"samples/ema": (grid(sampler.shown(images), columns=4), words(shown, PREVIEW_IMAGES))}
+        columns = 4 if config.data.clip is None else 1
+        return {"samples/ema": (grid(sampler.shown(images), columns=columns), words(shown, PREVIEW_IMAGES))}
 
     teach = inside.teach if inside and section.align else None
     if not section.fd.every:

@@ -334,7 +334,7 @@ def where_finite(
     a run ends by them, not by what it shows."""
 
     def made(engine: Engine) -> dict[str, Any]:
-        from pipeline.generate.generator import NotFinite
+        from pipeline.generate.finite import NotFinite
 
         try:
             return make(engine)

@@ -16,7 +16,8 @@ from pipeline.config import load
 from pipeline.data import denoise, filters, synthetic
 from pipeline.data.index import Index
 from pipeline.errors import UserError
-from pipeline.schema.data import Data, GaussianFilter, MedianFilter, WaveletFilter
+from pipeline.schema.data import Data
+from pipeline.schema.filters import GaussianFilter, MedianFilter, WaveletFilter
 from pipeline.stages import ingest
 
 WAVELET = WaveletFilter(kind="wavelet")

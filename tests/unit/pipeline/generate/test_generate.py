@@ -20,8 +20,9 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file
 from pipeline.generate import sampling
 from pipeline.generate.class_numbers import class_number
+from pipeline.generate.finite import NotFinite
 from pipeline.generate.folder import load_pretrained, save_pretrained
-from pipeline.generate.generator import Generator, NotFinite, generator
+from pipeline.generate.generator import Generator, generator
 from pipeline.generate.samples import sample_info, write_samples
 from pipeline.generate.sampling import DEFAULTS, guidance_of
 from pipeline.networks import build_network

@@ -62,7 +62,7 @@ def test_the_command_makes_the_same_request(
             return asked[-1]
 
         return SimpleNamespace(
-            request=ask, images=lambda *_: [], classes=NAMES, shapes=[(8, 8)], values=None, tokenizer=None
+            request=ask, images=lambda *_: [], classes=NAMES, shapes=[(8, 8)], values=None, tokenizer=None, clip=None
         )
 
     monkeypatch.chdir(tmp_path)
@@ -152,3 +152,25 @@ def test_the_page_tells_the_model_its_own_columns(tmp_path: Path, monkeypatch: p
         "prompt: a prompt of 100 bytes (xxxxxxxxxxxxxxxxxxxx...), and the model reads 31; shorten it"
     ]
     assert not page.code  # nothing of the request before
+
+
+def test_clips_move_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    testing = pytest.importorskip("streamlit.testing.v1", reason="Streamlit is not installed (extra `ui`)")
+    made = np.random.default_rng(0).integers(0, 255, (2, 3, 8, 8, 3), np.uint8)
+
+    class Ready(Generator):
+        def sample(self, **request: Any) -> Any:  # type: ignore[override]
+            return made
+
+    options = {"classes": [], "condition": {"kind": "none"}, "clip": {"frames": 3, "rate": 8.0}}
+    monkeypatch.setattr(
+        folder,
+        "load_pretrained",
+        lambda *_, **__: Ready(options, None, None, None, None),  # type: ignore[arg-type]
+    )
+    page = testing.AppTest.from_function(script, args=(str(tmp_path),)).run(timeout=60)
+    assert not page.exception and not page.error
+    (html,) = [found.proto.body for found in page.get("html")]
+    assert html.startswith("<img") and "data:image/webp;base64," in html
+    assert any("clips of 3 frames, 8 a second, of 8 x 8 x 3" in found.value for found in page.caption)
+    assert "uint8 [n, T, H, W, C]" in page.code[1].value

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.generate.generator import NotFinite
+from pipeline.generate.finite import NotFinite
 from pipeline.tasks.shown import Said
 from pipeline.tasks.trained import naming_lost, sayer, where_finite
 

@@ -1,0 +1,20 @@
+"""A user's own images, as verbs take them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.applications.given_images import read
+from tests.unit.pipeline.data.clips import animation, frames
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp"])
+def test_of_an_animation_the_first_frame_is_taken_which_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    file, pictures = tmp_path / f"moving.{ending}", frames(3, side=8, first=2)
+    animation(file, pictures)
+    assert (read(file, 3, (8, 8)) == pictures[0]).all()
+    assert capsys.readouterr().out == f"{file}: is animated, and this takes its first frame\n"

@@ -1,0 +1,69 @@
+"""`ldm init` for clips: what is one, what is looked at, a config that loads."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.errors import UserError
+from pipeline.planning import starter_clips
+from pipeline.schema.data import Data
+from tests.unit.pipeline.data.clips import animation
+
+CPU, GPU = SimpleNamespace(gpus=0, cpus=2), SimpleNamespace(gpus=1, cpus=8)
+
+
+def picture(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (count, 40, 48, 3), np.uint8)
+
+
+def test_a_folder_of_clips_of_which_some_stand_still(tmp_path):
+    for i in range(30):
+        animation(tmp_path / "ab"[i % 2] / f"{i}.webp", picture(i, 12), 100)
+    for i in range(10):
+        Image.fromarray(picture(100 + i, 1)[0]).save(tmp_path / "a" / f"still{i}.webp")
+    animation(tmp_path / "a" / "zero.gif", picture(7, 3), 0)
+    found = starter_clips.look(str(tmp_path))
+    assert found and len(found.listing.rows) == 41 and found.sides and set(found.sides) == {40}
+    assert 0.1 < found.still < 0.4 and set(found.rates) == {10}
+    assert any("of one frame: they go to quarantine" in line for line in starter_clips.told(found))
+    for machine, quick in ((CPU, False), (CPU, True), (GPU, False)):
+        config = yaml.safe_load(starter_clips.write_config(found, machine, "moving", quick))
+        data = Data.model_validate(config["data"])
+        assert data.clip and data.clip.frames == 9 and data.clip.rate == 8 and data.size == 32  # 1.2 s are long enough
+        assert found.still < data.max_quarantine < 1 and config["diffusion"]["condition"] == {"kind": "class"}
+        steps = config["autoencoder"]["training"]["steps"]
+        assert steps < 100 if quick else steps >= 2000
+
+
+def test_folders_of_pictures_are_none(tmp_path):
+    for i in range(8):
+        Image.fromarray(picture(i, 1)[0]).save(tmp_path / f"{i}.png")
+    animation(tmp_path / "one.gif", picture(9, 4), 100)
+    assert starter_clips.look(str(tmp_path)) is None
+    assert starter_clips.look("digits") is None
+
+
+def test_tables_of_clips(tmp_path):
+    for i in range(20):
+        animation(tmp_path / f"{i}.gif", picture(i, 12), 100)
+    rows = "".join(f"{i}.gif,{'xy'[i % 2]}\n" for i in range(20))
+    (tmp_path / "clips.csv").write_text(f"video,label\n{rows}")
+    found = starter_clips.look(str(tmp_path / "clips.csv"))
+    assert found and found.source == {
+        "kind": "clips",
+        "path": str(tmp_path / "clips.csv"),
+        "column": "video",
+        "label": "label",
+    }
+    (tmp_path / "images.csv").write_text("image,label\n0.gif,x\n")
+    assert starter_clips.look(str(tmp_path / "images.csv")) is None
+    (tmp_path / "few").mkdir()
+    animation(tmp_path / "few" / "a.gif", picture(0, 5), 100)
+    few = starter_clips.look(str(tmp_path / "few"))
+    with pytest.raises(UserError, match="about 1 clips that move: at least 16 are needed"):
+        starter_clips.write_config(few, CPU, "few", False)
