@@ -66,6 +66,6 @@ def bare_step(model: nn.Module, loss: LossFn) -> Callable[[Batch], float]:
         adam.zero_grad()
         with torch.no_grad():
             torch._foreach_lerp_(average, weights, 1 - 0.5 ** (len(batch["u"]) / HALF_LIFE))
-        return float(value)
+        return float(value.detach())
 
     return step
