@@ -63,12 +63,26 @@ class Model(nn.Module):
 
     def logits(self, before: Tensor) -> Tensor:
         """The logits behind each token of `before`, int64 [n, S], whose first is END."""
+        return self.to_logits(self.states(before)).float()  # type: ignore[no-any-return]
+
+    def states(self, before: Tensor) -> Tensor:
+        """What the logits are made of: [n, S, W], behind the last norm."""
         count = before.shape[1]
         h = self.dropout(self.symbols(before) + self.places.weight[:count])
         mask = torch.ones(count, count, dtype=torch.bool, device=before.device).tril()
         for layer in self.layers:
             h = self.dropout(layer(h, mask))
-        return self.to_logits(self.norm(h)).float()  # type: ignore[no-any-return]
+        return self.norm(h)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def states(model: Model, tokens: Tensor) -> Tensor:
+    """A passage as a vector: the mean of the states behind its tokens, float32 [n, W]; the empty one's is that of its
+    beginning. tokens int64 [n, L]."""
+    begun = F.pad(tokens[:, :-1], (1, 0), value=END)
+    behind = model.states(begun).float()  # at place i: what is known when the tokens before i are
+    there = counted(tokens)[..., None]  # as many places as tokens and END; the last of them knows the whole passage
+    return (behind * there).sum(1) / there.sum(1)
 
 
 def nats(model: nn.Module, tokens: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:

