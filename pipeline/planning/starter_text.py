@@ -142,6 +142,7 @@ def write_config(text: Text, machine: Machine, name: str, quick: bool) -> str:
     room = TextSource(**text.source).before_bytes + 1
     told = f", caption: {{tokens: {room}}}" if before else ""  # the text before: its bytes, and one
     attends = ", tokens: cross" if before else ""
+    network = "width: 768, depth: 12, heads: 12" if gpu else "width: 256, depth: 6, heads: 4"
     limit = "\n  limit: 8000                     # --quick" if quick and len(rows) > 8000 else ""
     return f"""\
 # {len(rows):,} passages of {len(documents):,} documents, {classes or "no"} classes. What a key means: ldm explain KEY
@@ -157,7 +158,7 @@ autoencoder:
   training: {{batch_size: {batch}, steps: {steps[0]}, learning_rate: 1e-3, warmup: {steps[0] // 30},
              schedule: wsd, half_lives: [{steps[0] * batch // 12}]}}   # of the average of the weights, in passages
 diffusion:
-  backbone: {{kind: dit, {"width: 768, depth: 12, heads: 12" if gpu else "width: 256, depth: 6, heads: 4"}, patch: 1{attends}}}
+  backbone: {{kind: dit, {network}, patch: 1{attends}}}
   condition: {{kind: {"class" if classes > 1 else "none"}{told}}}
   training: {{batch_size: {batch}, steps: {steps[1]}, learning_rate: 5e-4, warmup: {steps[1] // 30},
              schedule: wsd, half_lives: [{steps[1] * batch // 12}]}}
