@@ -8,18 +8,17 @@ sampling it is what the step before gave, guidance and all.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.conditioning import GUESS, PLACES, Conditions
 from models.diffusion.denoiser import Denoiser, denoiser
-from models.diffusion.objectives import Network
 from models.diffusion.process import Path, add_noise
 
 SHARE = 0.5  # of training samples that are told a guess
 
 
 def told(
-    network: Network,
+    network: nn.Module,
     x0: Tensor,
     noise: Tensor,
     t: Tensor,

@@ -4,7 +4,7 @@ and the Python lines that make the same texts again. What is asked for is `sampl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +16,11 @@ if TYPE_CHECKING:
 MARKS = {ord(mark): f"\\{mark}" for mark in "\\*_`[]<>$#:~|"}  # which Markdown would take for its own
 
 
-def headings(model: Generator, request: Mapping[str, Any]) -> list[str]:
-    """Of each text of a request what it was told: its class, the text before; empty where that is nothing."""
-    from pipeline.generate.prompts import said
-
-    labels = [model.classes[label] for label in request["classes"]] or [""]
-    before = [said(prompt) for prompt in request.get("prompts", [])] or [""]
-    return [
-        ": ".join(part for part in (labels[i % len(labels)], before[i % len(before)]) if part)
-        for i in range(request["n"])
-    ]
-
-
 def show(model: Generator, name: str, root: Path, request: dict[str, Any], archive: Callable[..., bytes]) -> None:
     """Texts, and how they are made again; archive(model, texts, request): a zip file of what `ldm sample` writes."""
     import streamlit as st
+
+    from pipeline.generate.text_samples import headings
 
     def made(key: str, request: dict[str, Any]) -> tuple[list[str], float]:
         with widgets.TURN:

@@ -133,6 +133,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.evaluation.told import told_of
     from pipeline.generate.class_numbers import Label
     from pipeline.generate.generator import generator
+    from pipeline.generate.text_samples import headings
     from pipeline.generate.told import words
     from pipeline.networks import build_network, load_model
     from pipeline.tasks import noise_levels
@@ -250,8 +251,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             if tokenizer is not None:
                 how: dict[str, Any] = {"n": PREVIEW_IMAGES, "seed": seed, "steps": steps, "batch_size": PREVIEW_IMAGES}
                 request = sampler.request(classes, **how, **shown)
-                names = [f"[{what['classes'][label]}] " for label in request["classes"]] or [""]
-                texts = [names[i % len(names)] + text for i, text in enumerate(sampler.texts(request))]
+                marks = [f"[{heading}] " if heading else "" for heading in headings(sampler, request)]
+                texts = [mark + text for mark, text in zip(marks, sampler.texts(request), strict=True)]
                 return {"samples/ema": picture([line for text in texts for line in (text, "")])}
             images = sampler.sample(
                 classes, n=PREVIEW_IMAGES, seed=seed, steps=steps, batch_size=PREVIEW_IMAGES, **shown

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.generate import folder
+from pipeline.generate.text_samples import headings
 from pipeline.pages import commands
 from pipeline.pages.sampling_page import archive
-from pipeline.pages.text_tab import headings
 from tests.unit.pipeline.applications.text_models import model
 
 
