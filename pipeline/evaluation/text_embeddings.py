@@ -81,7 +81,7 @@ def distances(
                 elif kind == "kernel":
                     found[kind][name] = kernel.figure(rows, held_out, extractor=extractor, real=real).json()
                 else:
-                    how = {"extractor": extractor, "real": real, "resamples": resamples, "seed": seed}
+                    how: dict[str, Any] = {"extractor": extractor, "real": real, "resamples": resamples, "seed": seed}
                     found[kind][name] = frechet.figure(rows, held_out, **how).json()
         except ValueError as error:  # no figure means anything without its baseline
             found[kind], missing[kind] = {}, str(error)

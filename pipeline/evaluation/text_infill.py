@@ -31,7 +31,7 @@ def perplexity(
     assert model.tokenizer is not None
     rows = tokens.rows(model.tokenizer, texts, model.autoencoder.length).tokens
     lengths = np.array([tokens.length_of(row) for row in rows])
-    chosen = np.flatnonzero(lengths >= LEAST)
+    chosen = np.flatnonzero(lengths >= LEAST).tolist()
     if len(chosen) < 2:
         raise ValueError(f"no two of {len(texts)} held-out passages have {LEAST} tokens or more")
     given, random = [], rows.copy()

@@ -48,7 +48,7 @@ def judge_of(
 
     config = gpt.Config(vocabulary, length, section.width, section.depth, section.heads)
     found = tokens.rows(tokenizer, train, length).tokens
-    how = [section.steps, section.batch_size, section.learning_rate, seed]
+    how: list[Any] = [section.steps, section.batch_size, section.learning_rate, seed]
     shape, prefix = {key: value for key, value in asdict(config).items() if key != "prefix"}, None
     if before is not None:
         longest = max(map(len, tokenizer.ids(before)))

@@ -69,8 +69,8 @@ def _judge(embed: Embedder, before: Sequence[str], replies: Sequence[str], pool:
         return model.eval()
     print(f"evaluate: a judge of replies learns from {len(rows):,} training pairs", flush=True)
     which = np.unique(np.array(answered, object), return_inverse=True)[1]
-    vectors = (torch.from_numpy(embed.of(texts)).float() for texts in (said, answered))
-    model = pairs.train(*vectors, torch.from_numpy(which.reshape(-1)), STEPS, seed)
+    texts_of, answers = (torch.from_numpy(embed.of(texts)).float() for texts in (said, answered))
+    model = pairs.train(texts_of, answers, torch.from_numpy(which.reshape(-1)), STEPS, seed)
     pool.mkdir(parents=True, exist_ok=True)
     save_weights(path, model.state_dict())
     return model

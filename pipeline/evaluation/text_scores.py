@@ -241,8 +241,8 @@ def _judged(
     assert section.judge and tokenizer
     shape = (generator.autoencoder.config.vocabulary, generator.autoencoder.length)
     pool = Path(config.run.root) / "extractors"
-    how = (pool, section.seed, generator.device, before and before[0])
-    judge = text_judge.judge_of(section.judge, tokenizer, train, *shape, *how)
+    device, known = generator.device, before and before[0]
+    judge = text_judge.judge_of(section.judge, tokenizer, train, *shape, pool, section.seed, device, known)
 
     def said(texts: Sequence[str]) -> list[str] | None:
         """What is said before each, in turn as samples are told it."""
