@@ -78,7 +78,8 @@ def controls(model: Generator) -> dict[str, Any]:
     with st.sidebar.form("request"):
         if model.options["condition"].get("caption"):
             label = "Prompt" if model.tokenizer is None else "What is said before"
-            text = st.text_area(label, height=68, placeholder=widgets.UNTOLD, help=PROMPTS)
+            help_text = PROMPTS if model.tokenizer is None else "Several: one a line, in turn."
+            text = st.text_area(label, height=68, placeholder=widgets.UNTOLD, help=help_text)
             chosen["prompts"] = [line.strip() for line in text.splitlines() if line.strip()] or None
             help_text = "Guidance leads away from it; it has no effect at a scale of 1."
             chosen["negative"] = st.text_input("Negative prompt", placeholder="none", help=help_text).strip() or None
