@@ -35,7 +35,7 @@ class Embedder(NamedTuple):
 
 def embedder(judge: Model | None, tokenizer: tokens.Tokenizer, device: torch.device) -> Embedder | None:
     """MiniLM, or the mean of the judge's last states over the tokens of a text; None where neither is there."""
-    if importlib.util.find_spec(text_encoders.PACKAGE) and importlib.util.find_spec("transformers"):
+    if installed():
         known = text_encoders.identified({"kind": "minilm"})
         frozen = text_encoders.Frozen(known, TOKENS, device)
         return Embedder(
@@ -45,6 +45,11 @@ def embedder(judge: Model | None, tokenizer: tokens.Tokenizer, device: torch.dev
     if judge is None:
         return None
     return Embedder("states of the judge", lambda texts: scaled(_states(judge, tokenizer, texts)))
+
+
+def installed() -> bool:
+    """Whether MiniLM and what runs it are there."""
+    return all(importlib.util.find_spec(name) for name in (text_encoders.PACKAGE, "transformers"))
 
 
 def scaled(vectors: Array) -> Array:

@@ -52,7 +52,7 @@ def small(small):
 def test_from_turns_to_a_talk(small, monkeypatch):
     from pipeline.evaluation import text_embeddings
 
-    monkeypatch.setattr(text_embeddings.importlib.util, "find_spec", lambda name: None)  # states of the judge
+    monkeypatch.setattr(text_embeddings, "installed", lambda: False)  # states of the judge
     said = small.run("run")
     assert said.code == 0, said.err
     report = read_json(next(small.root.glob("artifacts/evaluate/*/report.json")))

@@ -45,8 +45,11 @@ def small(small):
     return small
 
 
-def test_from_files_to_a_model_that_writes(small):
+def test_from_files_to_a_model_that_writes(small, monkeypatch):
+    from pipeline.evaluation import text_embeddings
     from pipeline.generate import load_pretrained
+
+    monkeypatch.setattr(text_embeddings, "installed", lambda: False)  # states of the judge: MiniLM takes seconds
 
     said = small.run("run")
     assert said.code == 0, said.err

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
 
 from models.baselines import autoregressive as gpt
+from pipeline.data.text_encoders import Embedding
 from pipeline.data.tokens import Bytes
 from pipeline.evaluation import text_embeddings
 from pipeline.evaluation.metrics import mauve as measure
@@ -52,12 +51,26 @@ def test_a_passage_as_the_mean_of_states_knows_its_tokens_alone(judge):
 
 
 def test_which_vectors_are_taken(judge, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(text_embeddings, "installed", lambda: False)
     assert text_embeddings.embedder(None, Bytes(), torch.device("cpu")) is None
     found = text_embeddings.embedder(judge, Bytes(), torch.device("cpu"))
     vectors = found.of(["a text", "another", ""])
     assert found.name == "states of the judge" and vectors.shape == (3, 16)
     np.testing.assert_allclose(np.square(vectors).mean(1), 1)
+
+    class Frozen:
+        def __init__(self, encoder, limit, device):
+            assert encoder["digest"] == "0" * 64 and limit == text_embeddings.TOKENS
+
+        def __call__(self, texts):
+            return [Embedding(np.zeros((1, 2), np.float16), np.array([3, 4], np.float16)) for _ in texts], 0
+
+    monkeypatch.setattr(text_embeddings, "installed", lambda: True)
+    monkeypatch.setattr(text_embeddings.text_encoders, "identified", lambda encoder: {"digest": "0" * 64})
+    monkeypatch.setattr(text_embeddings.text_encoders, "Frozen", Frozen)
+    found = text_embeddings.embedder(None, Bytes(), torch.device("cpu"))
+    assert found.name == "minilm 000000000000"
+    np.testing.assert_allclose(found.of(["a", "b"]), np.array([[3, 4]] * 2) / 12.5**0.5)
 
 
 def test_each_distance_stands_beside_that_of_real_halves():
