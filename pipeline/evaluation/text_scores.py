@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -80,15 +80,19 @@ def evaluate(
     figures, missing = compare(samples, real, train)
     judge, beside = None, None
     if section.judge:
-        judge, beside, figures["perplexity"] = _judged(generator, train, samples, real, config, before)
+        said = _said(names, train_labels, held_out_labels[: len(real)], asked, section.samples, before)
+        judge, beside, figures["perplexity"] = _judged(generator, train, samples, real, config, said)
         yardstick, _ = compare(beside, real, train)
         for name in figures.keys() & yardstick.keys():
             figures[name]["yardstick"] = yardstick[name]["samples"]
-    if judge and section.infill:
-        try:
-            figures["infill_perplexity"] = _infilled(generator, judge, real, held_out_labels, told, config, before)
-        except ValueError as error:
-            missing["infill_perplexity"] = str(error)
+        if section.infill:
+            prompts = told["prompts"] if before and told and "prompts" in told else None
+            try:
+                figures["infill_perplexity"] = _infilled(
+                    generator, judge, real, held_out_labels, prompts, config, said and said.real
+                )
+            except ValueError as error:
+                missing["infill_perplexity"] = str(error)
     assert generator.tokenizer is not None
     embed = text_embeddings.embedder(judge, generator.tokenizer, generator.device)
     n = min(section.samples, len(real), len(train) // 2)
@@ -107,7 +111,8 @@ def evaluate(
         figures[name] = {key: one["value"] if isinstance(one, dict) else one for key, one in apart[kind].items()}
     if asked is not None:
         try:
-            figures["class_right"] = _classes(train, train_labels, samples, asked, real, held_out_labels[: len(real)])
+            sets = {"samples": samples, **({"yardstick": beside} if beside else {})}
+            figures["class_right"] = _classes(train, train_labels, sets, asked, real, held_out_labels[: len(real)])
         except ValueError as error:
             missing["class_right"] = str(error)
     values = {
@@ -142,11 +147,12 @@ def _infilled(
     judge: Model,
     real: Sequence[str],
     labels: Array,
-    told: Mapping[str, Any] | None,
+    prompts: Sequence[Any] | None,
     config: Config,
-    before: tuple[list[str], list[str]] | None,
+    said: list[str] | None,
 ) -> dict[str, float]:
-    """Perplexity of held-out passages whose middle is written anew (`text_infill.py`)."""
+    """Perplexity of held-out passages whose middle is written anew (`text_infill.py`). prompts: of each passage the
+    text before as the model is told it; said: what the judge is told."""
     from pipeline.generate.class_numbers import Label
     from pipeline.generate.sampling import configured
 
@@ -154,11 +160,11 @@ def _infilled(
     own: dict[str, Any] = {}
     if generator.classes and (labels[:count] >= 0).all():
         own["classes"] = [Label(c) for c in labels[:count]]
-    if before and told and "prompts" in told:
-        own["prompts"] = told["prompts"][:count]
+    if prompts:
+        own["prompts"] = list(prompts[:count])
     how = {**configured(section), "batch_size": section.batch_size}
     asked = text_infill.request(generator, count, section.seed, own, **how)
-    return text_infill.perplexity(generator, real[:count], judge, asked, before and before[1])
+    return text_infill.perplexity(generator, real[:count], judge, asked, said)
 
 
 def _replies(
@@ -217,14 +223,50 @@ def reconstruction(generator: Generator, texts: Sequence[str], batch_size: int) 
 
 
 def _classes(
-    train: Sequence[str], labels: Array, samples: Sequence[str], asked: Array, real: Sequence[str], theirs: Array
+    train: Sequence[str],
+    labels: Array,
+    made: Mapping[str, Sequence[str]],
+    asked: Array,
+    real: Sequence[str],
+    theirs: Array,
 ) -> dict[str, float]:
-    """Shares of samples and of held-out texts in the class that they were asked for, or are of."""
+    """Shares of texts that were made and of held-out ones in the class that they were asked for, or are of."""
     kept, known = (np.flatnonzero(given >= 0).tolist() for given in (labels, theirs))
     if not known:
         raise ValueError("no held-out passage has a class")
-    sets = {"samples": (samples, asked.tolist()), "real": ([real[i] for i in known], theirs[known].tolist())}
+    sets = {name: (texts, asked.tolist()) for name, texts in made.items()}
+    sets["real"] = ([real[i] for i in known], theirs[known].tolist())
     return measures.classes_right([train[i] for i in kept], labels[kept].tolist(), sets)
+
+
+class Said(NamedTuple):
+    """What the judge is told before each text, as the model is told it: its class, the text that it replies to."""
+
+    train: list[str]
+    real: list[str]
+    samples: list[str]
+
+
+def _said(
+    names: Sequence[str],
+    train: Array,
+    real: Array,
+    asked: Array | None,
+    samples: int,
+    before: tuple[list[str], list[str]] | None,
+) -> Said | None:
+    """Of classes int64 [n] of training and held-out texts, those asked for, and texts before; None where a model is
+    told nothing. Samples take the texts before in turn."""
+    if not names and not before:
+        return None
+
+    def of(labels: Array | None, count: int, texts: list[str] | None) -> list[str]:
+        classes = [names[label] if names and label >= 0 else "" for label in ([] if labels is None else labels)]
+        rows = [(classes[i] if classes else "", texts[i % len(texts)] if texts else "") for i in range(count)]
+        return [": ".join(part for part in row if part) for row in rows]
+
+    first, second = before or (None, None)
+    return Said(of(train, len(train), first), of(real, len(real), second), of(asked, samples, second))
 
 
 def _judged(
@@ -233,28 +275,21 @@ def _judged(
     samples: Sequence[str],
     real: Sequence[str],
     config: Config,
-    before: tuple[list[str], list[str]] | None,
+    said: Said | None,
 ) -> tuple[Model, list[str], dict[str, float]]:
     """The judge, texts that it makes, as many as samples, and the perplexity of all under it: of its own text it thinks
-    better than others would. Of replies it is told what they are of."""
+    better than others would. It is told what the model is told."""
     section, tokenizer = config.evaluate, generator.tokenizer
     assert section.judge and tokenizer
     shape = (generator.autoencoder.config.vocabulary, generator.autoencoder.length)
-    pool = Path(config.run.root) / "extractors"
-    device, known = generator.device, before and before[0]
-    judge = text_judge.judge_of(section.judge, tokenizer, train, *shape, pool, section.seed, device, known)
-
-    def said(texts: Sequence[str]) -> list[str] | None:
-        """What is said before each, in turn as samples are told it."""
-        return [before[1][i % len(before[1])] for i in range(len(texts))] if before else None
-
-    own = text_judge.write(judge, tokenizer, len(samples), section.seed, before=said(samples))
-    named = {"samples": samples, "real": real, "yardstick": own}
-    return (
-        judge,
-        own,
-        {name: text_judge.perplexity(judge, tokenizer, texts, said(texts)) for name, texts in named.items()},
+    pool, device = Path(config.run.root) / "extractors", generator.device
+    judge = text_judge.judge_of(
+        section.judge, tokenizer, train, *shape, pool, section.seed, device, said and said.train
     )
+    own = text_judge.write(judge, tokenizer, len(samples), section.seed, before=said and said.samples)
+    sets = {"samples": (samples, said and said.samples), "real": (real, said and said.real)}
+    sets["yardstick"] = (own, said and said.samples)
+    return judge, own, {name: text_judge.perplexity(judge, tokenizer, *each) for name, each in sets.items()}
 
 
 def compare(

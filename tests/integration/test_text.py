@@ -62,7 +62,7 @@ def test_from_files_to_a_model_that_writes(small, monkeypatch):
     assert 0 <= autoencoder.summary["val_tokens"] <= 1
     report = read_json(evaluate.path / "report.json")
     assert {"entropy", "distinct_2", "words", "fd", "kd", "mauve"} <= set(report["text"]) | set(report["missing"])
-    assert set(report["text"]["class_right"]) == {"samples", "real"}
+    assert set(report["text"]["class_right"]) == {"samples", "real", "yardstick"}
     assert set(report["text"]["perplexity"]) == {"samples", "real", "yardstick"}
     assert min(report["text"]["perplexity"].values()) > 1
     assert len((evaluate.path / "samples.jsonl").read_text().splitlines()) == 8
