@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.text_embeddings import Embedder
 
 FORMAT = 1  # raise it when another judge would come out
-PAIRS = 20_000  # training pairs, at most
+PAIRS, EACH = 20_000, 40  # training pairs, at most; for each reply that is ranked: a quick look is quick
 STEPS = 1000
 FEWEST = 50  # training pairs, or held-out ones, below which nothing is said
 
@@ -41,7 +41,7 @@ def ranked(
     rows = [i for i, text in enumerate(before) if text]
     if len(rows) < FEWEST:
         raise ValueError(f"{len(rows)} held-out replies have a text before; at least {FEWEST} are needed")
-    judge = _judge(embed, *train, pool, seed)
+    judge = _judge(embed, *train, min(PAIRS, EACH * len(rows)), pool, seed)
 
     def vectors(texts: Sequence[str]) -> Any:
         return torch.from_numpy(embed.of([texts[i] for i in rows])).float()
@@ -50,14 +50,14 @@ def ranked(
     return {name: pairs.above(judge, said, vectors(texts), real) for name, texts in sets.items()}
 
 
-def _judge(embed: Embedder, before: Sequence[str], replies: Sequence[str], pool: Path, seed: int) -> Any:
-    """The judge of these pairs: from the pool, or trained and put there."""
+def _judge(embed: Embedder, before: Sequence[str], replies: Sequence[str], most: int, pool: Path, seed: int) -> Any:
+    """The judge of these pairs, of the first `most`: from the pool, or trained and put there."""
     import torch
 
     from models import pairs
     from pipeline.networks import load_weights, save_weights
 
-    rows = [i for i, text in enumerate(before) if text][:PAIRS]
+    rows = [i for i, text in enumerate(before) if text][:most]
     if len(rows) < FEWEST:
         raise ValueError(f"{len(rows)} training passages have a text before; at least {FEWEST} are needed")
     said, answered = [before[i] for i in rows], [replies[i] for i in rows]

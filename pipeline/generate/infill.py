@@ -23,7 +23,7 @@ from pipeline.generate import sampling
 from pipeline.generate.generator import Generator
 
 GAP = re.compile(r"_{3,}")
-HOW: dict[str, Any] = {"sampler": "ddpm", "steps": 40}
+HOW: dict[str, Any] = {"sampler": "ddpm", "steps": 40, "batch_size": 4}
 TOKENS = 4  # of a gap
 
 Array = np.ndarray[Any, np.dtype[Any]]
