@@ -11,6 +11,8 @@ from jobs.cli import main
 from jobs.common import PATH, PLACE
 from jobs.sample import pairs
 
+STEPS = 12
+
 
 @click.command("inpaint")
 @click.argument("model", type=PLACE)
@@ -22,7 +24,9 @@ from jobs.sample import pairs
 @click.option("--pad", default=0, type=click.IntRange(0), help="Pixels that are added on all sides, and drawn.")
 @click.option("-n", "--count", default=1, show_default=True, type=click.IntRange(1), help="Drawings of each image.")
 @click.option("--set", "to", multiple=True, help="NAME=VALUE that shall be true: an attribute, class or caption.")
-@click.option("--steps", default=12, show_default=True, type=click.IntRange(1), help="Steps from noise to image.")
+@click.option(
+    "--steps", default=None, type=click.IntRange(1), help="Steps from noise to image; default: 12, of a text 40."
+)
 @click.option(
     "--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 1), help="Share of the noise: variety."
 )
@@ -31,7 +35,7 @@ from jobs.sample import pairs
 @click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(
     model: str, images: tuple[Path, ...], out: Path | None, text: str | None, gap: int, mask: Path | None, pad: int,
-    count: int, to: tuple[str, ...], steps: int, temperature: float, guidance: float | None, seed: int, root: Path,
+    count: int, to: tuple[str, ...], steps: int | None, temperature: float, guidance: float | None, seed: int, root: Path,
 ) -> None:  # fmt: skip
     """Draw what --mask marks in IMAGES (files, or folders), or what --pad adds to them, with MODEL. What is known stays
     as it is, pixel by pixel, at the images' own size. A PNG each, and grid.png, a row an image: what was known, then
@@ -48,7 +52,8 @@ def command(
     if text is not None:
         if images or out or mask or pad:
             raise UserError("--text: is printed, and goes with no images, --mask, --pad or --out; leave these out")
-        write(model, text, gap, count, pairs("--set", to), guidance, seed, root)
+        own = {key: value for key, value in (("steps", steps), ("guidance", guidance)) if value is not None}
+        write(model, text, gap, count, pairs("--set", to), seed, root, **own)
         return
     if not images or out is None:
         raise UserError("give images and --out, or --text with a model of text")
@@ -57,7 +62,7 @@ def command(
     files = given_images.files_of(images)
     asked = pairs("--set", to)
     generator = load_pretrained(model, root=root)
-    how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
+    how: dict[str, Any] = {"steps": steps or STEPS, **({"guidance": guidance} if guidance is not None else {})}
     requested(generator, count, asked, temperature, seed, **how)
     for file in files:  # what is wrong with any of them is said before the first is drawn
         check(generator, *canvas(file, mask, pad, generator.channels))
@@ -78,9 +83,7 @@ def command(
     record(root, "inpaint", out, said, [made_images.GRID])
 
 
-def write(
-    model: str, text: str, gap: int, count: int, to: dict[str, Any], guidance: float | None, seed: int, root: Path
-) -> None:
+def write(model: str, text: str, gap: int, count: int, to: dict[str, Any], seed: int, root: Path, **how: Any) -> None:
     """Print what fits into the gaps of a text."""
     from pipeline.applications.edit import request_of
     from pipeline.data.captions import cleaned
@@ -89,8 +92,7 @@ def write(
 
     generator = load_pretrained(model, root=root)
     given = parsed(generator, text, gap)
-    how = {**HOW, **({"guidance": guidance} if guidance is not None else {})}
-    request = request_of(generator, to, count, seed=seed, **how)
+    request = request_of(generator, to, count, seed=seed, **{**HOW, **how})
     for found in infill(generator, given, request):
         print(cleaned(found), flush=True)
 
