@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ import click
 from jobs.cli import main
 from jobs.common import PATH, PLACE, read, run_stages
 
-RATE, SHARE = 0.3, 0.5  # of the teacher's learning rate, and of its steps: a step costs twice as much
+RATE, SHARE, LEAST = 0.5, 0.8, 100  # of the teacher's learning rate and compute; steps at least
 
 
 @click.command("distil")
@@ -26,6 +27,7 @@ def command(
 
     Data, autoencoder and latents are RUN's own. Overrides are of its config, such as diffusion.training.steps=2000.
     """
+    from models.diffusion.grids import WALK
     from pipeline.errors import UserError
     from pipeline.past import history
 
@@ -42,15 +44,21 @@ def command(
             f"{run}: is an adapter, and a student has its teacher's whole weights; `ldm merge {teacher} -o WHOLE`, "
             "then give diffusion.training.init_from=WHOLE here"
         )
+    # forward passes a sample: of the walk, twice for guidance; of the student three times, for a backward pass is two
+    passes = 2 * steps * math.ceil(WALK / steps) + 3 * steps
+    length = max(LEAST, round(SHARE * training.steps * 3 / passes))
+    often = {key: getattr(training, key) for key in ("save_every", "validate_every", "preview_every")}
+    scale = own.evaluate.guidance if guidance is None else guidance
     derived = [
         f"run.name={name or f'{own.run.name}-few'}",
         f"run.root={past.root}",
         f"diffusion.training.init_from={teacher}",
         f"diffusion.training.learning_rate={RATE * training.learning_rate:g}",
-        f"diffusion.training.steps={max(1, round(SHARE * training.steps))}",
-        f"diffusion.distil={{guidance: {own.evaluate.guidance if guidance is None else guidance:g}}}",
-        # all levels that a jump may begin at (Geng et al. 2024, for data of deviation 1)
-        "diffusion.times={kind: edm, mean: -0.4, std: 2.0}",
+        f"diffusion.training.steps={length}",
+        f"diffusion.training.warmup={min(training.warmup, length // 10)}",
+        f"diffusion.training.half_lives=[{max(1, length * training.batch_size // 16)}]",
+        *(f"diffusion.training.{key}={min(value, length)}" for key, value in often.items()),
+        f"diffusion.distil={{guidance: {scale:g}, steps: {steps}}}",
         *(f"diffusion.{key}=null" for key in ("align", "route") if getattr(own.diffusion, key)),
         *(["diffusion.training.lora=null"] if training.lora else []),
         *(["diffusion.dispersive=0"] if own.diffusion.dispersive else []),

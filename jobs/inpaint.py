@@ -35,7 +35,8 @@ STEPS = 12
 @click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(
     model: str, images: tuple[Path, ...], out: Path | None, text: str | None, gap: int, mask: Path | None, pad: int,
-    count: int, to: tuple[str, ...], steps: int | None, temperature: float, guidance: float | None, seed: int, root: Path,
+    count: int, to: tuple[str, ...], steps: int | None, temperature: float, guidance: float | None, seed: int,
+    root: Path,
 ) -> None:  # fmt: skip
     """Draw what --mask marks in IMAGES (files, or folders), or what --pad adds to them, with MODEL. What is known stays
     as it is, pixel by pixel, at the images' own size. A PNG each, and grid.png, a row an image: what was known, then

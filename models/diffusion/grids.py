@@ -12,7 +12,7 @@ from torch import Tensor
 from models.diffusion.process import EDM, Path, noise_level
 
 GRIDS = ("uniform", "cosine", "karras", "shifted", "few")
-FEW = 1.6, 0.4  # noise levels of the second and of the last jump of a student: those at which shapes and details settle
+WALK = 10  # steps of a teacher, with dpmpp_2m, that a student of few steps learns from
 KARRAS_RHO = 7.0
 BASE_SIDE = 32  # latents of 256 pixels at a factor of 8, for which Esser et al. 2024 take no shift
 
@@ -61,12 +61,16 @@ def karras(steps: int, path: Path, start: float = 1.0) -> Tensor:
     return torch.cat([path.at(levels).clamp(max=start), levels.new_zeros(1)])
 
 
+def walk(jumps: int, path: Path, start: float = 1.0) -> Tensor:
+    """The teacher's walk of which a student makes `jumps` jumps, each of as many steps: float64 [steps + 1], ten steps
+    or, where that is no multiple, the next one."""
+    return grid("auto", jumps * math.ceil(WALK / jumps), path, start)
+
+
 def jumps(steps: int, path: Path, start: float = 1.0) -> Tensor:
-    """For the sampler `few`: `start`, then noise levels from 1.6 down to 0.4 in equal ratios, then 0."""
-    first = torch.tensor([start], dtype=torch.float64)
-    high, low = (math.log10(level) for level in FEW)
-    levels = torch.logspace(high, low, max(steps - 1, 0), dtype=torch.float64)
-    return torch.cat([first, path.at(levels).clamp(max=start), levels.new_zeros(1)])
+    """For the sampler `few`: where the jumps of a student begin and end on its teacher's `walk`."""
+    times = walk(steps, path, start)
+    return times[:: (len(times) - 1) // steps]
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:

@@ -150,19 +150,6 @@ def dpmpp_sde(denoise: Denoiser, path: Path, x: Tensor, times: Tensor, condition
     return x
 
 
-def few(denoise: Denoiser, path: Path, x: Tensor, times: Tensor, condition: Conditions, noise: Noise) -> Tensor:
-    """A jump to x0 from each time, and forward to the next by fresh noise, one evaluation a step (Song et al. 2023,
-    "Consistency Models", algorithm 1): for a student of `consistency.py`, whose x0 is a sample, not a mean.
-
-    x_s = alpha_s x0 + sigma_s noise.
-    """
-    for step, (t, s) in enumerate(itertools.pairwise(times)):
-        x = _x0(denoise, x, t, condition)
-        if s > 0:
-            x = path.alpha(s) * x + path.sigma(s) * noise(step)
-    return x
-
-
 class _Line:
     """The last x0 and step of a multistep solver, of one call: D of `dpmpp_2m`."""
 
@@ -187,7 +174,7 @@ STOCHASTIC: dict[str, StochasticSampler] = {
     "dpmpp_sde": dpmpp_sde,
     "euler_ancestral": euler_ancestral,
 }
-JUMPS: dict[str, StochasticSampler] = {"few": few}  # of a student only
+JUMPS: dict[str, Sampler] = {"few": ddim}  # of a student only (`distillation.py`)
 NAMES = (*sorted([*SAMPLERS, *STOCHASTIC]), *JUMPS)
 
 
@@ -199,9 +186,9 @@ def evaluations(sampler: str, steps: int) -> int:
 def sample(
     sampler: str, denoise: Denoiser, path: Path, x: Tensor, times: Tensor, condition: Conditions, noise: Noise
 ) -> Tensor:
-    """Any of `NAMES`; `noise` is called by the stochastic ones and by jumps only."""
-    if sampler in STOCHASTIC or sampler in JUMPS:
-        return (STOCHASTIC | JUMPS)[sampler](denoise, path, x, times, condition, noise)
-    if sampler in SAMPLERS:
-        return SAMPLERS[sampler](denoise, path, x, times, condition)
+    """Any of `NAMES`; `noise` is called by the stochastic ones only."""
+    if sampler in STOCHASTIC:
+        return STOCHASTIC[sampler](denoise, path, x, times, condition, noise)
+    if sampler in SAMPLERS or sampler in JUMPS:
+        return (SAMPLERS | JUMPS)[sampler](denoise, path, x, times, condition)
     raise ValueError(f"sampler: expected one of {', '.join(NAMES)}, got {sampler!r}")

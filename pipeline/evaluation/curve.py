@@ -50,13 +50,14 @@ class Curve:
 
         classes = len(self.ingest.summary["classes"]) if self.config.diffusion.condition.kind == "class" else 0
         labels = split_order(self.ingest.path, "val", self.config, self.config.evaluate.seed)[1]
+        student = self.config.diffusion.distil
         return {
             "classes": [Label(c) for c in asked_classes(labels, self.count, classes)] if classes else None,
             **told_of(self.config, self.ingest.path, options, "val", self.count, conditions),
             "n": self.count,
             "seed": self.config.evaluate.seed,
-            "steps": 2 if self.config.diffusion.distil else self.config.diffusion.fd.steps,
-            "sampler": "few" if self.config.diffusion.distil else SAMPLER,
+            "steps": student.steps if student else self.config.diffusion.fd.steps,
+            "sampler": "few" if student else SAMPLER,
             "guidance": GUIDANCE,
             "batch_size": min(self.count, self.config.evaluate.batch_size),
         }

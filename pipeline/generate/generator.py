@@ -32,13 +32,12 @@ from pipeline.data.text_encoders import Embedding
 from pipeline.data.tokens import Tokenizer
 from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
-from pipeline.generate import adapters, sampling, told
+from pipeline.generate import adapters, sampling, students, told
 from pipeline.generate.class_numbers import Label, class_number
 from pipeline.networks import build_network
 from pipeline.schema.data import Shape, text
 
 DEFAULTS: dict[str, Any] = {**sampling.DEFAULTS, "batch_size": 32}
-STUDENT = {"sampler": "few", "steps": 2}  # of a student of few steps, where nobody says more
 
 
 class NotFinite(UserError):
@@ -221,14 +220,7 @@ class Generator:
         if not isinstance(seed, int) or seed < 0:
             raise UserError(f"seed: {seed} given, expected a whole number of at least 0")
         sampling.check({key: value for key, value in filled.items() if key != "batch_size"})
-        if (filled["sampler"] == "few") != ("student" in self.options):
-            raise UserError(
-                f"sampler: this model is a student, whose answers are no means; give few, not {filled['sampler']}"
-                if "student" in self.options
-                else "sampler: few is for a student of few steps (`ldm distil`), which this model is not"
-            )
-        if "student" in self.options and (filled["guidance"] != 1 or given.get("scales")):
-            raise UserError("guidance: this model is a student, which has its teacher's in its answers; give 1")
+        students.check(self.options, filled, given)
         terms = "scale" if given.get("scales") else "prompt: AND" if told.composes(given) else None
         if terms and filled["guidance_kind"] == "autoguidance":
             raise UserError(f"{terms}: autoguidance has one scale, `guidance`; give guidance_kind classifier_free")
@@ -395,7 +387,7 @@ def generator(
     tokenizer: Tokenizer | None = None,
 ) -> Generator:
     """A generator of networks at hand (in training, too); nothing is copied."""
-    filled = {**DEFAULTS, **(STUDENT if "student" in options else {}), **(defaults or {})}
+    filled = {**DEFAULTS, **students.defaults(options), **(defaults or {})}
     kept = {"about": about or {}, "averages": averages or {}, "known": known or {}}
     copies: dict[str, Any] = {name: dict(values) for name, values in kept.items()}
     return Generator(options, autoencoder, network, space, device, filled, base=base, tokenizer=tokenizer, **copies)

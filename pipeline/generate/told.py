@@ -48,7 +48,8 @@ def checked(
     condition, request = options["condition"], dict[str, Any]()
     if prompts is not None or negative is not None:
         if not condition.get("caption"):
-            raise UserError("prompt: this model was trained without captions; leave it out")
+            which = "negative" if prompts is None else "prompt"
+            raise UserError(f"{which}: this model was trained without captions; leave it out")
         given = [prompts] if isinstance(prompts, str) else prompts or []
         several = [pieces("" if prompt is None else prompt) for prompt in given]  # None is not told, as elsewhere
         against = [negative] if isinstance(negative, str) else negative or []

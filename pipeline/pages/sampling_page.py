@@ -94,8 +94,9 @@ def controls(model: Generator) -> dict[str, Any]:
         what = "Images" if model.tokenizer is None else "Texts"
         chosen["n"] = st.slider(what, 1, 64, first["n"])
         chosen["seed"] = int(st.number_input("Seed", 0, None, 0, help="The same seed, the same images."))
-        chosen["steps"] = st.slider("Steps", 1, max(STEPS, first["steps"]), first["steps"])
         student = "student" in model.options
+        if not student:  # whose steps are its own
+            chosen["steps"] = st.slider("Steps", 1, max(STEPS, first["steps"]), first["steps"])
         solvers = [name for name in samplers.NAMES if (name in samplers.JUMPS) == student]
         for key, options in {"sampler": solvers, "grid": ["auto", *grids.GRIDS]}.items():
             chosen[key] = st.selectbox(key.capitalize(), options, options.index(first[key]))

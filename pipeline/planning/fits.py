@@ -169,14 +169,16 @@ def _check_text(config: Config, autoencoder: Any) -> None:
 
 
 def _check_student(config: Config) -> None:
-    """A student has a sampler of its own, and its teacher's guidance in it; a denoiser takes all others."""
-    student, section = config.diffusion.distil is not None, config.evaluate
+    """A student has a sampler and a number of steps of its own, and its teacher's guidance in it; a denoiser takes all
+    others."""
+    student, section = config.diffusion.distil, config.evaluate
     if student and config.diffusion.self_conditioning:
         raise UserError("`diffusion.self_conditioning`: a student's few jumps have no guess before them; leave it out")
-    if student and (section.sampler != "few" or section.guidance != 1):
+    if student and (section.sampler, section.guidance, section.steps) != ("few", 1, student.steps):
         raise UserError(
-            f"`evaluate`: sampler {section.sampler}, guidance {section.guidance:g}, of a student (`diffusion.distil`) "
-            "whose guidance is in its answers; set sampler: few and guidance: 1"
+            f"`evaluate`: sampler {section.sampler}, guidance {section.guidance:g}, steps {section.steps}, of a "
+            "student (`diffusion.distil`) whose guidance is in its answers; set sampler: few, guidance: 1 and "
+            f"steps: {student.steps}"
         )
     if section.sampler == "few" and not student:
         raise UserError("`evaluate.sampler`: few is for a student of few steps (`ldm distil`); give another one")

@@ -85,8 +85,10 @@ class FdCurve(Section):
 
 
 class Distil(Section):
-    """A student of few steps: the network of `training.init_from` learns to jump along its own flow
-    (models/diffusion/consistency.py)."""
+    """A student of few steps: the network of `training.init_from` learns to jump along its own walk
+    (models/diffusion/distillation.py)."""
+
+    steps: int = Field(2, ge=1, le=8, description="Evaluations of a sample.")
 
     guidance: float = Field(
         1.0, ge=0, description="Guidance scale of the teacher's answers; the student's have it in them."
@@ -210,8 +212,6 @@ class Diffusion(Section):
             raise ValueError(f"`{inside[0]}` is for a denoiser of which all is trained: neither `distil` nor `lora`")
         if not self.distil:
             return self
-        if self.prediction == "x0":
-            raise ValueError("`distil` needs a prediction that is x itself where there is no noise: v, velocity or eps")
         if not self.training.init_from or self.training.lora:
             raise ValueError("`distil` needs its teacher in `training.init_from`, and trains all weights: no `lora`")
         return self

@@ -119,7 +119,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     """The network with its first weights, and what the loop needs to know about this stage."""
     import torch
 
-    from models.diffusion import consistency, objectives, self_conditioning
+    from models.diffusion import distillation, objectives, self_conditioning
     from models.diffusion.process import make_path
     from pipeline.data import loader, tokens
     from pipeline.data.balance import training_order
@@ -157,7 +157,6 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     teacher = frozen(config, what, ranks) if section.distil else None
     untold = {"class": null, **(given["train"].null if given["train"] else {})}  # the rows that stand for no condition
-    end = training.steps * training.batch_size
     half = torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16")
     decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
     tokenizer = tokens.of_model(decoder, inputs["autoencoder"].path)
@@ -169,9 +168,17 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     def per_sample(network: nn.Module, batch: dict[str, Any], learning: bool = False) -> Tensor:
         """The weighted squared error of the prediction, a mean over elements, in learning with the terms beside it; of
-        a student the distance to its teacher's flow, in validation at the last, smallest gap: [n]."""
-        x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, *sides]
+        a student that of its jumps along its teacher's walk: [n]."""
         condition = loader.told_in(batch)
+        if teacher is not None and section.distil:
+            said = {name: rows for name, rows in condition.items() if name in untold}
+            nothing = {name: torch.as_tensor(untold[name]).to(rows)[None] for name, rows in said.items()}
+            lead, jumps = section.distil.guidance, section.distil.steps
+            with half:
+                return distillation.loss(
+                    network, teacher, lead, jumps, batch["noise"], condition, nothing, path, section.prediction
+                )
+        x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, *sides]
         t = times(batch["u"], path)
         if section.self_conditioning:
             drawn = batch["guess"] if learning else None
@@ -179,13 +186,6 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
                 network, x0, batch["noise"], t, condition, path, section.prediction, drawn
             )
         sample = (x0, batch["noise"], t, condition)
-        if teacher is not None and section.distil:
-            progress = batch["position"] / end if learning else 1.0
-            said = {name: rows for name, rows in condition.items() if name in untold}
-            nothing = {name: torch.as_tensor(untold[name]).to(rows)[None] for name, rows in said.items()}
-            how = (nothing, path, section.prediction, progress)
-            with half:
-                return consistency.loss(network, teacher, section.distil.guidance, *sample, *how)
         beside = (section.cosine, section.contrastive) if learning else (0.0, 0.0)
         if inside is None or not learning:
             return objectives.loss(network, *sample, path, section.prediction, section.weighting, *beside)
@@ -229,6 +229,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
                 total += torch.stack([(values * weight).sum(), weight.sum()]).double().cpu()
                 by_level += noise_levels.sums(batch["u"], values, weight)
         value, count, *parts = ranks.sum_floats([*total.tolist(), *by_level.flatten().tolist()])
+        if teacher is not None:  # its jumps have levels of their own
+            return {"val_loss": value / count}
         found = noise_levels.named(parts[: noise_levels.BINS], parts[noise_levels.BINS :])
         return {"val_loss": value / count, **found, "levels/val_loss": noise_levels.picture(found, edges)}
 

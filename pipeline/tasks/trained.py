@@ -138,8 +138,6 @@ def other_run(name: str, training: Training, writer: Writer) -> list[Any] | None
             if whole and best < saved.position <= limit * training.batch_size:
                 best, found = saved.position, [str(folder), saved.position]
     write_json(writer.work / "recipe.json", ours)
-    if writer.recipe.get("distil"):  # how far apart the two times of its loss are goes by the number of steps
-        return None
     if found and not listing(writer.work / "checkpoints"):
         print(
             f"{name}: goes on from step {best // training.batch_size} of another run of its kind ({found[0]})",

@@ -25,9 +25,9 @@ def test_a_student_of_two_steps_stands_beside_its_teacher(small: Small) -> None:
     assert "models:/small-few@latest-good" in said.out and "diffusion: 2 ranks" not in said.out
     student = newest(small, "diffusion")
     about = read_json(student / "model.json")
-    assert about["student"] == {"guidance": 1.5} and student != teacher
+    assert about["student"] == {"guidance": 1.5, "steps": 2} and student != teacher
     recipe = json.loads((student / "manifest.json").read_text())["recipe"]
-    assert recipe["distil"] == {"guidance": 1.5} and recipe["times"]["std"] == 2.0
+    assert recipe["distil"] == {"guidance": 1.5, "steps": 2}
     again = small.ldm(*distil)
     assert again.code == 0 and again.out.count(" cached ") == 6, again.out
 
@@ -38,7 +38,16 @@ def test_a_student_of_two_steps_stands_beside_its_teacher(small: Small) -> None:
     root = ("--root", str(small.root), "--out", str(small.folder / "out"))
     assert small.ldm("sample", "small-few", "-n", "2", "--out", str(small.folder / "two"), *root[:2]).code == 0
     for run, how, words in [
-        ("small-few", "--sampler=heun", "this model is a student, whose answers are no means; give few, not heun"),
+        (
+            "small-few",
+            "--sampler=heun",
+            "this model is a student that samples by few in 2 steps alone; give few, not heun",
+        ),
+        (
+            "small-few",
+            "--steps=4",
+            "steps: this model is a student that samples by few in 2 steps alone; give 2, not 4",
+        ),
         ("small-few", "--guidance=2", "guidance: this model is a student, which has its teacher's in its answers"),
         (
             "small",
@@ -48,11 +57,10 @@ def test_a_student_of_two_steps_stands_beside_its_teacher(small: Small) -> None:
     ]:
         refused = small.ldm("sample", run, how, *root)
         assert refused.code == 2 and words in refused.err and refused.err.count("\n") == 1
-    plain, wrong = ["run", "--config", str(small.config)], ["diffusion.distil={}", "diffusion.prediction=x0"]
+    plain = ["run", "--config", str(small.config)]
     for words, more in [
         ("small-few: is a student already; give the run of its teacher", ["distil", "small-few", *root[:2]]),
         ("`distil` needs its teacher in `training.init_from`", [*plain, "diffusion.distil={}"]),
-        ("`distil` needs a prediction that is x itself", [*plain, *wrong, "diffusion.training.init_from=x"]),
     ]:
         refused = small.ldm(*more)
         assert refused.code == 2 and words in refused.err, refused.err

@@ -173,7 +173,7 @@ def test_levels_and_other_models_are_refused(told_words: Generator) -> None:
     always = model_of(Regions(), {**OPTIONS, "condition": {**OPTIONS["condition"], "drop": 0.0}})
     with pytest.raises(UserError, match="guidance: this model knows no image of which nothing is told"):
         why(always, always.request([0], 1), range(1), ["guidance"])
-    student = model_of(Regions(), {**OPTIONS, "student": {}})
+    student = model_of(Regions(), {**OPTIONS, "student": {"steps": 2}})
     with pytest.raises(UserError, match="this model is a student"):
         why(student, student.request([0], 1, sampler="few"), range(1))
 

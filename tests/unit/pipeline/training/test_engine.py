@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from typing import Any
 
 import pytest
@@ -133,23 +132,6 @@ def test_what_is_exported_is_fp32_bit_for_bit(stage: int, precision: str) -> Non
     lossless = all(torch.equal(value, value.bfloat16().float()) for value in engine.export("live").values())
     assert not lossless
     engine.close()
-
-
-def test_compiled_is_the_same() -> None:
-    """A quarter of a minute: inductor compiles forward and backward."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++: inductor cannot compile for a CPU")
-    from torch._dynamo.utils import counters
-
-    losses = []
-    for compiled in (False, True):
-        torch.compiler.reset()
-        counters.clear()
-        engine = Engine(net(), loss, settings(compile=compiled), open_ranks())
-        losses.append([engine.step(batch_at(8 * i), 8 * i).loss for i in range(4)])
-        assert (counters["stats"]["unique_graphs"] > 0) == compiled
-        engine.close()
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_the_loss_scale_cancels_and_halves() -> None:
