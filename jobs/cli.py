@@ -14,7 +14,8 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
     "First": {
         "init": ("init", "Look at images and write a config that runs on them."),
         "run": ("train_ldm", "Run all stages; finished ones are skipped."),
-        "sample": ("sample", "Generate images from a model."),
+        "sample": ("sample", "Generate images, or text, from a model; talk with one."),
+        "chat": ("chat", "Talk with a model of replies."),
         "ui": ("ui", "Open MLflow's pages and a page that makes images."),
     },
     "What a model is for": {
@@ -67,6 +68,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
     },
 }
 IN_A_LINE = ("Up to one stage", "A model in another form")  # so that all fits a screen
+BESIDE = {"chat": "sample"}  # in the other's line
 VERBS = {verb: said for verbs in GROUPS.values() for verb, said in verbs.items()}
 EXAMPLES = """\
   ldm init --source /data/my-images -o my.yaml    a config for these images
@@ -92,7 +94,10 @@ class Verbs(click.Group):
             if heading in IN_A_LINE:
                 lines.append(f"{heading}: {', '.join(verbs)}.")
                 continue
-            lines += [f"{heading}:", *(f"  {verb:<12} {said}" for verb, (_, said) in verbs.items())]
+            lines.append(f"{heading}:")
+            for verb, (_, said) in verbs.items():
+                named = ", ".join([verb, *(other for other, place in BESIDE.items() if place == verb)])
+                lines += [] if verb in BESIDE else [f"  {named:<12} {said}"]
         return "\n".join(lines)
 
 

@@ -31,7 +31,7 @@ def command(root: Path, uri: str | None, delete: bool, keep: tuple[str, ...]) ->
             raise UserError(f"--delete needs the tracker, which knows the registered models ({tracked.trouble})")
     found = inventory.garbage(root, tracked, keep)
     for entry in found:
-        print(f"{decimal(entry.bytes):>10}  {entry.kind:<9}  {entry.path}: {entry.why}")
+        print(f"{decimal(entry.bytes):>10}  {entry.kind:<10}  {entry.path}: {entry.why}")
     total = decimal(sum(entry.bytes for entry in found))
     if not found:
         print("everything is in use")

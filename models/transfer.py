@@ -128,7 +128,8 @@ def _read_otherwise(ours: Told, other: Told | None) -> bool:
 def _maps(options: Told) -> dict[str, Any]:
     """Channels of the spatial conditions, by name: what the channels beside the latents are, in the order of names."""
     spatial = (options.get("condition") or {}).get("spatial") or {}
-    return {name: own["channels"] for name, own in spatial.items()}
+    guess = {"/guess": True} if options.get("self_conditioning") else {}  # no map, but beside the latents as these are
+    return {**{name: own["channels"] for name, own in spatial.items()}, **guess}
 
 
 def _joins(names: Iterable[str]) -> set[str]:

@@ -33,6 +33,7 @@ def build_network(options: Mapping[str, Any], activation_checkpointing: bool = F
         options["condition"].get("attributes"),
         options["condition"].get("caption"),
         options["condition"].get("spatial"),
+        options.get("self_conditioning", False),
     )
 
 

@@ -1,7 +1,8 @@
 """A small GPT: says each token of a passage by those before it (Radford et al. 2019; norms before each part).
 
 It is the yardstick of text in a latent space, and the judge of its perplexity. Tokens are int64 [n, L], END behind the
-last one; which text they stand for is not known here, nor is any file.
+last one; which text they stand for is not known here, nor is any file. Of replies the tokens of the text before come
+first, a prefix int64 [n, P]: END up to where that begins, and END behind it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Config:
     depth: int = 6  # layers
     heads: int = 4  # attention heads
     dropout: float = 0.1  # share of the channels that are dropped behind the embedding and each layer, in training
+    prefix: int = 0  # tokens before a passage, which are told
 
 
 class Causal(Layer):
@@ -47,7 +49,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.symbols = nn.Embedding(config.vocabulary, config.width)
-        self.places = nn.Embedding(config.length, config.width)
+        self.places = nn.Embedding(config.prefix + config.length, config.width)
         for table in (self.symbols, self.places):
             nn.init.normal_(table.weight, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
@@ -55,49 +57,71 @@ class Model(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.to_logits = nn.Linear(config.width, config.vocabulary)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens int64 [n, S <= L] -> logits float32 [n, S, vocabulary]; those at place i are of token i, and know the
-        tokens before it alone."""
-        before = F.pad(tokens[:, :-1], (1, 0), value=END)  # END is where a passage begins, too
-        return self.logits(before)
+    def forward(self, tokens: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """tokens int64 [n, S <= L], prefix int64 [n, P] of a model that is told one -> logits float32 [n, S,
+        vocabulary]; those at place i are of token i, and know the tokens before it alone, and the prefix."""
+        whole = tokens if prefix is None else torch.cat([prefix, tokens], 1)
+        before = F.pad(whole[:, :-1], (1, 0), value=END)  # END is where a passage begins, too
+        return self.logits(before)[:, whole.shape[1] - tokens.shape[1] :]
 
     def logits(self, before: Tensor) -> Tensor:
         """The logits behind each token of `before`, int64 [n, S], whose first is END."""
+        return self.to_logits(self.states(before)).float()  # type: ignore[no-any-return]
+
+    def states(self, before: Tensor) -> Tensor:
+        """What the logits are made of: [n, S, W], behind the last norm."""
         count = before.shape[1]
         h = self.dropout(self.symbols(before) + self.places.weight[:count])
         mask = torch.ones(count, count, dtype=torch.bool, device=before.device).tril()
         for layer in self.layers:
             h = self.dropout(layer(h, mask))
-        return self.to_logits(self.norm(h)).float()  # type: ignore[no-any-return]
+        return self.norm(h)  # type: ignore[no-any-return]
 
 
-def nats(model: nn.Module, tokens: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def states(model: Model, tokens: Tensor) -> Tensor:
+    """A passage as a vector: the mean of the states behind its tokens, float32 [n, W]; the empty one's is that of its
+    beginning. tokens int64 [n, L]."""
+    prefix = model.config.prefix  # of nothing
+    begun = F.pad(tokens[:, :-1], (1 + prefix, 0), value=END)
+    behind = model.states(begun)[:, prefix:].float()  # at place i: what is known when the tokens before i are
+    there = counted(tokens)[..., None]  # as many places as tokens and END; the last of them knows the whole passage
+    return (behind * there).sum(1) / there.sum(1)
+
+
+def nats(model: nn.Module, tokens: Tensor, batch: int = 64, prefix: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Of each passage -log p, its END included, and how many tokens these are: float32 and int64 [n], on the CPU."""
     sums, counts = [], []
     with torch.no_grad():
-        for part in tokens.split(batch):
+        for at in range(0, len(tokens), batch):
+            part, told = tokens[at : at + batch], () if prefix is None else (prefix[at : at + batch],)
             there = counted(part)
-            each = F.cross_entropy(model(part).transpose(1, 2), part, reduction="none")  # [b, L]
+            each = F.cross_entropy(model(part, *told).transpose(1, 2), part, reduction="none")  # [b, L]
             sums.append((each * there).sum(1).cpu())
             counts.append(there.sum(1).cpu())
     return torch.cat(sums), torch.cat(counts)
 
 
-def perplexity(model: nn.Module, tokens: Tensor, batch: int = 64) -> float:
+def perplexity(model: nn.Module, tokens: Tensor, batch: int = 64, prefix: Tensor | None = None) -> float:
     """exp of the mean of -log p over all tokens of the passages [n, L], each with its END."""
-    sums, counts = nats(model, tokens, batch)
+    sums, counts = nats(model, tokens, batch, prefix)
     return math.exp(float(sums.double().sum() / counts.sum()))
 
 
 @torch.no_grad()
-def sample(model: Model, uniform: Tensor, temperature: float = 1.0) -> Tensor:
+def sample(model: Model, uniform: Tensor, temperature: float = 1.0, prefix: Tensor | None = None) -> Tensor:
     """Passages int64 [n, L], END behind each; uniform: float [n, L] in [0, 1), a number for each token. A passage is a
-    function of its own numbers."""
+    function of its own numbers, and its prefix."""
     n, length = uniform.shape
     tokens = torch.full((n, length + 1), END, dtype=torch.int64, device=uniform.device)
     going = torch.ones(n, dtype=torch.bool, device=uniform.device)
     for place in range(length):
-        p = (model.logits(tokens[:, : place + 1])[:, -1].double() / temperature).softmax(-1)
+        before = (
+            tokens[:, : place + 1]
+            if prefix is None
+            else torch.cat([tokens[:, :1], prefix, tokens[:, 1 : place + 1]], 1)
+        )
+        p = (model.logits(before)[:, -1].double() / temperature).softmax(-1)
         drawn = (p.cumsum(-1) < uniform[:, place, None].double()).sum(-1).clamp(max=p.shape[-1] - 1)
         tokens[:, place + 1] = torch.where(going, drawn, END)
         going &= tokens[:, place + 1] != END
@@ -114,10 +138,12 @@ def train(
     learning_rate: float = 1e-3,
     seed: int = 0,
     say: Callable[[int, float], None] = lambda step, loss: None,
+    prefix: Tensor | None = None,
 ) -> Model:
-    """A model of passages int64 [n, L], in evaluation mode, trained by AdamW, the rate rising for a twentieth of the
-    steps and falling to 0 along a cosine; `say` is told each step and its loss, in nats a token. On a CPU all that is
-    drawn follows from `seed`, and the global generator is left as it was."""
+    """A model of passages int64 [n, L], in evaluation mode, told a prefix [n, P] each where there is one. Trained by
+    AdamW, the rate rising for a twentieth of the steps and falling to 0 along a cosine; `say` is told each step and its
+    loss, in nats a token. On a CPU all that is drawn follows from `seed`, and the global generator is left as it was.
+    """
     chooser, warm = torch.Generator().manual_seed(seed), max(1, steps // 20)
     with torch.random.fork_rng(devices=[]):  # first weights, dropout
         torch.manual_seed(seed)
@@ -126,9 +152,10 @@ def train(
         for step in range(1, steps + 1):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate * min(step / warm, 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)))
-            part = tokens[torch.randint(len(tokens), (batch,), generator=chooser).to(tokens.device)]
+            rows = torch.randint(len(tokens), (batch,), generator=chooser).to(tokens.device)
+            part, told = tokens[rows], None if prefix is None else prefix[rows]
             there = counted(part)
-            each = F.cross_entropy(model(part).transpose(1, 2), part, reduction="none")  # [b, L]
+            each = F.cross_entropy(model(part, told).transpose(1, 2), part, reduction="none")  # [b, L]
             loss = (each * there).sum() / there.sum()
             optimiser.zero_grad()
             loss.backward()

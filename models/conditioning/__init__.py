@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from models.conditioning.attributes import Continuous, MultiLabel
-from models.conditioning.embedded import PLACES, Conditions, Embedded
+from models.conditioning.embedded import GUESS, PLACES, Conditions, Embedded
 from models.conditioning.labels import ClassCondition
 from models.conditioning.spatial import Spatial, beside
 from models.conditioning.text import Bytes, Embeddings
 
-__all__ = ["PLACES", "Conditions", "Embedded", "beside", "build"]
+__all__ = ["GUESS", "PLACES", "Conditions", "Embedded", "beside", "build"]
 
 
 class NoCondition(nn.Module):

@@ -10,6 +10,8 @@ Conditions = dict[str, Tensor]  # name -> one row a sample, e.g. {"class": int64
 # Beside them, where the latents of a batch are of unequal length: bool [n, *sides], which of their places are there, in
 # each row at least one. It is no condition, and no null condition names it. No column has a name that begins so.
 PLACES = "/places"
+# So too, where a network is told its own guess of x0 (models/diffusion/self_conditioning.py): [n, C, *sides].
+GUESS = "/guess"
 
 
 class Embedded(NamedTuple):

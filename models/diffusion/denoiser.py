@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import conditioning, registry
-from models.conditioning import PLACES, Conditions
+from models.conditioning import GUESS, PLACES, Conditions
 from models.diffusion.objectives import check, predict, solve
 from models.diffusion.process import Path
 from models.patches import Size, sides_of
@@ -27,12 +27,13 @@ class Network(nn.Module):
 
     TRAINING_ONLY = ("align_head.",)  # how names begin of parameters that are in no stored weights
 
-    def __init__(self, backbone: nn.Module, conditioner: conditioning.Conditioner) -> None:
+    def __init__(self, backbone: nn.Module, conditioner: conditioning.Conditioner, guesses: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.conditioner = conditioner
         self.align_head: nn.Module | None = None  # what training alone needs
         self.align_depth = 0  # blocks before the tokens that go through it
+        self.guesses = guesses  # whether it is told its own guess of x0 (`GUESS`)
 
     def forward(
         self,
@@ -55,6 +56,10 @@ class Network(nn.Module):
             if not getattr(self.backbone, "takes_places", False):
                 raise ValueError("kind: this backbone takes no latents of unequal length; give a dit")
             embedded = embedded._replace(places=condition[PLACES])
+        if self.guesses:
+            guess = condition[GUESS] if GUESS in condition else torch.zeros_like(x)
+            maps = [] if embedded.channels is None else [embedded.channels]
+            embedded = embedded._replace(channels=torch.cat([*maps, guess.to(x.dtype)], 1))
         if looks is not None:
             return self.backbone(x, t, embedded, looks=looks)
         if route is None and depths is None:
@@ -82,6 +87,7 @@ def build_network(
     attributes: Mapping[str, Mapping[str, Any]] | None = None,
     caption: Mapping[str, Any] | None = None,
     spatial: Mapping[str, Mapping[str, Any]] | None = None,
+    self_conditioning: bool = False,
 ) -> Network:
     """Backbone options (`kind`, ...) and conditions (as `conditioning.build` has them) -> network for latents
     [channels, *sides]; size: their sides, or that of a square.
@@ -90,26 +96,30 @@ def build_network(
     whether it takes a caption's tokens. ValueError for a caption that it cannot attend to, and for none if it must; for
     spatial conditions where it takes no channels beside the latents, and of latents that are no maps.
     """
-    model: Any = registry.build("backbones", backbone, channels=channels, size=size, **beside(backbone, spatial, size))
+    more = beside(backbone, spatial, size, channels if self_conditioning else 0)
+    model: Any = registry.build("backbones", backbone, channels=channels, size=size, **more)
     if activation_checkpointing:
         registry.checkpoint_activations(model, backbone["kind"])
     check_attends(model, backbone, caption)
-    return Network(model, conditioning.build(condition, model.condition_width, classes, attributes, caption, spatial))
+    conditioner = conditioning.build(condition, model.condition_width, classes, attributes, caption, spatial)
+    return Network(model, conditioner, self_conditioning)
 
 
-def beside(backbone: Mapping[str, Any], spatial: Mapping[str, Mapping[str, Any]] | None, size: Size) -> dict[str, int]:
+def beside(
+    backbone: Mapping[str, Any], spatial: Mapping[str, Mapping[str, Any]] | None, size: Size, guess: int = 0
+) -> dict[str, int]:
     """What a backbone's `Model` is given besides channels and size: nothing where there are no spatial conditions, so
     that a kind need not know them. ValueError for one that does not, where there are some, and for latents of one or
-    three sides, over which no picture lies.
+    three sides, over which no picture lies. guess: channels of its own guess, where it is told that.
     """
-    if not spatial:
+    if not spatial and not guess:
         return {}
-    if len(sides_of(size)) != 2:
+    if spatial and len(sides_of(size)) != 2:
         raise ValueError(f"condition.spatial: maps lie over latents of two sides, not over {list(sides_of(size))}")
     model = registry.module("backbones", backbone["kind"]).Model
     if "beside" not in inspect.signature(model).parameters:
         raise ValueError(f"kind: {backbone['kind']} takes no channels beside the latents; give a dit or a unet")
-    return {"beside": conditioning.beside(spatial)}
+    return {"beside": conditioning.beside(spatial) + guess}
 
 
 def check_attends(model: Any, backbone: Mapping[str, Any], caption: Mapping[str, Any] | None) -> None:

@@ -1,5 +1,6 @@
 """Guidance: a denoiser in, a denoiser out. At a given (x, t) every prediction is affine in x0, so guiding x0 is guiding
-eps, v or velocity with the same scale. What a null condition does not name (`PLACES`) is no condition: it stays.
+eps, v or velocity with the same scale. What a null condition does not name (`PLACES`, `GUESS`) is no condition: it
+stays.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from models.conditioning import PLACES, Conditions
+from models.conditioning import GUESS, PLACES, Conditions
 from models.diffusion.denoiser import Denoiser
 from models.diffusion.process import Path, noise_level
 
@@ -45,6 +46,7 @@ def composed(
         told = [c for _, c in terms] + ([condition] if rescale else [])
         rows = {key: torch.cat([c[key] for c in told] + [_nothing(null, key, told[0][key])]) for key in told[0]}
         copies = len(told) + 1
+        rows |= {key: torch.cat([condition[key]] * copies) for key in (PLACES, GUESS) if key in condition}
         *answers, unconditional = denoise(torch.cat([x] * copies), torch.cat([t] * copies), rows).split(x.shape[0])
         x0 = unconditional
         for (scale, _), answer in zip(terms, answers, strict=False):

@@ -20,6 +20,7 @@ from pipeline.data.listing import LeftOut, Listing, Row, class_order, existing, 
 from pipeline.data.parquet_files import opened
 from pipeline.data.passages import clean, passages
 from pipeline.data.text_tables import SUFFIXES, TextTable
+from pipeline.data.turns import joined
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ GAP = re.compile(rb"\r?\n(?:[ \t]*\r?\n)+")  # between paragraphs
 
 
 class Text(NamedTuple):
-    """A text of a source: what messages call it, its document, its class, and it or its bytes (None: there is none)."""
+    """A text of a source: what messages call it, its document, its class, it or its bytes (None: there is none), and
+    the text before."""
 
     name: str
     document: str
     label: str | None
     content: str | bytes | None
+    before: str = ""
 
 
 def list_text(source: TextSource) -> Listing:
@@ -53,15 +56,20 @@ def list_text(source: TextSource) -> Listing:
             reason, detail = error.args
             bad.append({"key": text.name, "reason": reason, "detail": detail})
             continue
-        for passage in passages(content, source.passage):
-            digest = hashlib.sha256(passage.encode()).hexdigest()
+        found = passages(content, source.passage)
+        if source.before and len(found) > 1:  # what goes on is no reply
+            left_out.add("passages behind the first of a text, which has another before it", text.name, len(found) - 1)
+            found = found[:1]
+        for passage in found:
+            known_by = f"{text.before}\0{passage}" if text.before else passage
+            digest = hashlib.sha256(known_by.encode()).hexdigest()
             if digest in seen:
                 left_out.add("passages that were there before", text.name)
                 continue
             seen.add(digest)
             number = numbers[text.document] = numbers.get(text.document, -1) + 1
             key, known = f"{text.document}/{number:06d}", {"document": text.document}
-            rows.append(Row(key, passage, digest, text.label, None, known, together=text.document))
+            rows.append(Row(key, passage, digest, text.label, text.before or None, known, together=text.document))
     notes = labels.notes() if source.label else []
     return Listing(rows, class_order(row.label for row in rows if row.label), [], left_out, notes, bad)
 
@@ -131,7 +139,7 @@ def _is_table(path: str) -> bool:
 def _of_table(source: TextSource, labels: Labels) -> Iterator[Text]:
     for file, number, record in _records(source):
         where = f"{file}:{number}"
-        for column in (source.column, source.label, source.document):
+        for column in (source.column, source.label, source.document, source.before):
             if column and column not in record:
                 raise UserError(f"{where}: no column {column!r}; there are {', '.join(map(str, record))}")
         value = record[source.column]
@@ -139,7 +147,18 @@ def _of_table(source: TextSource, labels: Labels) -> Iterator[Text]:
             raise UserError(f"{where}: column {source.column!r} holds {type(value).__name__}, expected text")
         name = f"{file.name}:{number}"
         document = plain(str(record[source.document])) if source.document else f"{file.stem}/{number:08d}"
-        yield Text(name, document, labels(record[source.label], where) if source.label else None, value)
+        before = _before(record[source.before], source, where) if source.before else ""
+        yield Text(name, document, labels(record[source.label], where) if source.label else None, value, before)
+
+
+def _before(value: Any, source: TextSource, where: str) -> str:
+    """The text before: a text, or a list of turns; none is empty."""
+    turns = value if isinstance(value, list) else [] if value is None else [value]
+    if other := next((turn for turn in turns if not isinstance(turn, str)), None):
+        raise UserError(
+            f"{where}: column {source.before!r} holds {type(other).__name__}, expected text or a list of it"
+        )
+    return joined(turns, source.before_bytes)
 
 
 def _records(source: TextSource) -> Iterator[tuple[Path, int, dict[str, Any]]]:
@@ -149,7 +168,7 @@ def _records(source: TextSource) -> Iterator[tuple[Path, int, dict[str, Any]]]:
         for number, record in TextTable(path).rows():
             yield path, number, record
         return
-    wanted = [column for column in (source.column, source.label, source.document) if column]
+    wanted = [column for column in (source.column, source.label, source.document, source.before) if column]
     for path in parquet.files_of(source.path):
         number = 0
         with opened(path) as table:

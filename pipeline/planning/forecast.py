@@ -192,7 +192,8 @@ def parameter_counts(config: Config) -> dict[str, int]:
 
     channels, sides = check_models(config)
     shape: dict[str, Any] = {"channels": channels, "size": size_of(sides)}
-    shape |= beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"], sides)
+    guess = channels if config.diffusion.self_conditioning else 0
+    shape |= beside(config.diffusion.backbone, config.diffusion.condition.model_dump()["spatial"], sides, guess)
     sizes = {
         "autoencoder": registry.parameters("autoencoders", config.autoencoder.model, channels=config.data.channels),
         "diffusion": registry.parameters("backbones", config.diffusion.backbone, **shape),

@@ -89,7 +89,7 @@ def _diffusion(config: Config, count: int) -> tuple[nn.Module, Callable[[], Tens
     read_before = caption is not None and caption["encoder"]["kind"] != "trained"
     if read_before:
         caption["encoder"] = {"kind": caption["encoder"]["kind"], "width": FROZEN_WIDTH}
-    also = {"caption": caption, "spatial": told["spatial"]}
+    also = {"caption": caption, "spatial": told["spatial"], "self_conditioning": section.self_conditioning}
     with torch.device("meta"):
         network = build_network(section.backbone, told["kind"], channels, size_of(sides), 1, recompute, **also)
     path = make_path(**result_fields(section.path))

@@ -24,9 +24,19 @@ from pipeline.schema.text import TextSource
 if TYPE_CHECKING:
     from pipeline.planning.starter import Machine
 
-TEXTS = ("text", "sentence", "content", "body", "paragraph", "article")  # names of columns, the likeliest first
+TEXTS = (
+    "text",
+    "sentence",
+    "content",
+    "body",
+    "paragraph",
+    "article",
+    "reply",
+    "response",
+)  # names of columns, the likeliest first
 CLASSES = ("label", "class", "genre", "category", "topic", "language")
 DOCUMENTS = ("document", "doc", "book", "title", "conversation", "source", "url", "file")
+BEFORE = ("context", "before", "history", "turns", "prompt")  # what a text replies to
 ROWS = 2000  # of a table, that are looked at
 FEWEST = 100  # passages that are worth a config
 HELD_OUT = 0.1
@@ -96,7 +106,10 @@ def _of_file(path: Path) -> dict[str, Any] | None:
         label = label if 2 <= len(classes) <= max(2, classes.total() // 10) else None
     if document and len({row[document] for row in rows}) < 2 < len(rows) < ROWS:
         document = None
-    found = {"column": column if column != "text" else None, "label": label, "document": document}
+    before = _named(rows, BEFORE)
+    if before and not all(isinstance(row[before], str | list | None) for row in rows):
+        before = None
+    found = {"column": column if column != "text" else None, "before": before, "label": label, "document": document}
     return {"kind": "text", "path": str(path), **{key: value for key, value in found.items() if value}}
 
 
@@ -125,7 +138,11 @@ def write_config(text: Text, machine: Machine, name: str, quick: bool) -> str:
     batch = min(256 if gpu else 64, 1 << (max(2, len(rows) // 2).bit_length() - 1))
     source = ", ".join(f"{key}: {yaml_text(value)}" for key, value in text.source.items())
     passage = 224 if bpe else LENGTH
-    classes = len(text.listing.classes)
+    classes, before = len(text.listing.classes), "before" in text.source
+    room = TextSource(**text.source).before_bytes + 1
+    told = f", caption: {{tokens: {room}}}" if before else ""  # the text before: its bytes, and one
+    attends = ", tokens: cross" if before else ""
+    network = "width: 768, depth: 12, heads: 12" if gpu else "width: 256, depth: 6, heads: 4"
     limit = "\n  limit: 8000                     # --quick" if quick and len(rows) > 8000 else ""
     return f"""\
 # {len(rows):,} passages of {len(documents):,} documents, {classes or "no"} classes. What a key means: ldm explain KEY
@@ -141,8 +158,8 @@ autoencoder:
   training: {{batch_size: {batch}, steps: {steps[0]}, learning_rate: 1e-3, warmup: {steps[0] // 30},
              schedule: wsd, half_lives: [{steps[0] * batch // 12}]}}   # of the average of the weights, in passages
 diffusion:
-  backbone: {{kind: dit, {"width: 768, depth: 12, heads: 12" if gpu else "width: 256, depth: 6, heads: 4"}, patch: 1}}
-  condition: {{kind: {"class" if classes > 1 else "none"}}}
+  backbone: {{kind: dit, {network}, patch: 1{attends}}}
+  condition: {{kind: {"class" if classes > 1 else "none"}{told}}}
   training: {{batch_size: {batch}, steps: {steps[1]}, learning_rate: 5e-4, warmup: {steps[1] // 30},
              schedule: wsd, half_lives: [{steps[1] * batch // 12}]}}
 evaluate:

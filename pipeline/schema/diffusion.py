@@ -159,6 +159,12 @@ class Diffusion(Section):
         "LightningDiT has it.",
         json_schema_extra=LATER,
     )
+    self_conditioning: bool = Field(
+        False,
+        description="Tell the network its own guess of x0, of half of the samples in training, of the step before in "
+        "sampling (Chen et al. 2022); a training step costs a third more.",
+        json_schema_extra=LATER,
+    )
     contrastive: float = Field(
         0.0,
         ge=0,

@@ -243,6 +243,12 @@ class Evaluate(Section):
     judge: TextJudge | None = Field(
         None, description="Of text: a model that says how likely a text is; null: none.", json_schema_extra=LATER
     )
+    infill: int = Field(
+        0,
+        ge=0,
+        description="Of text, with a judge: held-out passages whose middle third is taken out and written anew.",
+        json_schema_extra=LATER,
+    )
     bootstrap: int = Field(100, ge=2, description="Resamples behind an interval.")
     seed: int = Field(0, ge=0, description="Seed of the samples.")
 

@@ -32,6 +32,15 @@ class TextSource(Section):
     document: str | None = Field(
         None, description="Of a table: the column that names a text's document; none: each row is one."
     )
+    before: str | None = Field(
+        None,
+        min_length=1,
+        description="Of a table: the column of the text before, which `diffusion.condition.caption` tells the model: a "
+        "text, or a list of turns to which the text replies; none: there is none.",
+    )
+    before_bytes: Positive = Field(
+        200, le=4095, description="Bytes of the text before at most: the last turns of it that fit."
+    )
     class_from: str | None = Field(
         None,
         min_length=1,

@@ -150,13 +150,17 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def measure_text(config: Config, inputs: dict[str, Artifact], generator: Generator, folder: Path) -> dict[str, Any]:
     """`measure` of a model of text: report.json, and samples.jsonl, a sample a line."""
-    from pipeline.evaluation.told import told_of
+    from pipeline.evaluation.told import befores, told_of
 
     seed, data = config.evaluate.seed, inputs["ingest"].path
     train, labels = text_scores.load_texts(data, "train", config, seed, text_scores.TRAINING)
     held_out = text_scores.load_texts(data, "val", config, seed, config.evaluate.samples)
-    told = told_of(config, data, generator.options, "train", config.evaluate.samples)
-    values, samples = text_scores.evaluate(generator, train, labels, *held_out, config, told)
+    before = None
+    if getattr(config.data.source, "before", None) and config.diffusion.condition.caption:
+        before = befores(config, data, "train", len(train)), befores(config, data, "val", len(held_out[0]))
+    split = "val" if before else "train"  # a reply is measured beside the real one
+    told = told_of(config, data, generator.options, split, config.evaluate.samples)
+    values, samples = text_scores.evaluate(generator, train, labels, *held_out, config, told, before)
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     atomic_write(folder / "samples.jsonl", "".join(lines))
     values["grids"] = []

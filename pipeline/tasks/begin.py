@@ -166,9 +166,9 @@ def check(config: Config, channels: int, sides: Sequence[int]) -> None:
     told = section.condition.model_dump(include={"caption", "spatial"})
     if encoder := frozen_encoder(config):  # of its kind there are many
         told["caption"]["encoder"] = encoder
-    more = beside(section.backbone, told["spatial"], sides)
+    more = beside(section.backbone, told["spatial"], sides, channels if section.self_conditioning else 0)
     backbone = registry.outline("backbones", section.backbone, channels=channels, size=size_of(sides), **more)
-    ours = {"latent": {"channels": channels}, "condition": told}
+    ours = {"latent": {"channels": channels}, "condition": told, "self_conditioning": section.self_conditioning}
     _fitting(file, lambda: transfer.carry(nn.ModuleDict({"backbone": backbone}), theirs, ours, described(file)))
 
 

@@ -56,6 +56,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         "prediction": config.diffusion.prediction,
         **({"values": values.json()} if values else {}),
         **({"clip": {"frames": clip.frames, "rate": clip.rate}} if (clip := config.data.clip) else {}),
+        **({"self_conditioning": True} if config.diffusion.self_conditioning else {}),
         **({"student": result_fields(config.diffusion.distil)} if config.diffusion.distil else {}),
     }
 
@@ -119,7 +120,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     """The network with its first weights, and what the loop needs to know about this stage."""
     import torch
 
-    from models.diffusion import distillation, objectives
+    from models.diffusion import distillation, objectives, self_conditioning
     from models.diffusion.process import make_path
     from pipeline.data import loader, tokens
     from pipeline.data.balance import training_order
@@ -133,6 +134,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     from pipeline.evaluation.told import told_of
     from pipeline.generate.class_numbers import Label
     from pipeline.generate.generator import generator
+    from pipeline.generate.text_samples import headings
     from pipeline.generate.told import words
     from pipeline.networks import build_network, load_model
     from pipeline.tasks import noise_levels
@@ -178,7 +180,13 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
                     network, teacher, lead, jumps, batch["noise"], condition, nothing, path, section.prediction
                 )
         x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, *sides]
-        sample = (x0, batch["noise"], times(batch["u"], path), condition)
+        t = times(batch["u"], path)
+        if section.self_conditioning:
+            drawn = batch["guess"] if learning else None
+            condition = self_conditioning.told(
+                network, x0, batch["noise"], t, condition, path, section.prediction, drawn
+            )
+        sample = (x0, batch["noise"], t, condition)
         beside = (section.cosine, section.contrastive) if learning else (0.0, 0.0)
         if inside is None or not learning:
             return objectives.loss(network, *sample, path, section.prediction, section.weighting, *beside)
@@ -201,7 +209,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             section.condition.drop,
             null,
             given["train"],
-            inside.draws if inside else None,
+            {**(inside.draws if inside else {}), **({"guess": False} if section.self_conditioning else {})} or None,
         )
 
     def validation() -> Iterator[dict[str, Any]]:
@@ -246,8 +254,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             if tokenizer is not None:
                 how: dict[str, Any] = {"n": PREVIEW_IMAGES, "seed": seed, "steps": steps, "batch_size": PREVIEW_IMAGES}
                 request = sampler.request(classes, **how, **shown)
-                names = [f"[{what['classes'][label]}] " for label in request["classes"]] or [""]
-                texts = [names[i % len(names)] + text for i, text in enumerate(sampler.texts(request))]
+                marks = [f"[{heading}] " if heading else "" for heading in headings(sampler, request)]
+                texts = [mark + text for mark, text in zip(marks, sampler.texts(request), strict=True)]
                 return {"samples/ema": picture([line for text in texts for line in (text, "")])}
             images = sampler.sample(
                 classes, n=PREVIEW_IMAGES, seed=seed, steps=steps, batch_size=PREVIEW_IMAGES, **shown

@@ -45,8 +45,11 @@ def small(small):
     return small
 
 
-def test_from_files_to_a_model_that_writes(small):
+def test_from_files_to_a_model_that_writes(small, monkeypatch):
+    from pipeline.evaluation import text_embeddings
     from pipeline.generate import load_pretrained
+
+    monkeypatch.setattr(text_embeddings, "installed", lambda: False)  # states of the judge: MiniLM takes seconds
 
     said = small.run("run")
     assert said.code == 0, said.err
@@ -58,8 +61,8 @@ def test_from_files_to_a_model_that_writes(small):
     assert encode.summary["shape"] == [4, 12] and diffusion.summary["gaussian_loss"] > 0
     assert 0 <= autoencoder.summary["val_tokens"] <= 1
     report = read_json(evaluate.path / "report.json")
-    assert {"entropy", "distinct_2", "words"} <= set(report["text"]) | set(report["missing"])
-    assert set(report["text"]["class_right"]) == {"samples", "real"}
+    assert {"entropy", "distinct_2", "words", "fd", "kd", "mauve"} <= set(report["text"]) | set(report["missing"])
+    assert set(report["text"]["class_right"]) == {"samples", "real", "yardstick"}
     assert set(report["text"]["perplexity"]) == {"samples", "real", "yardstick"}
     assert min(report["text"]["perplexity"].values()) > 1
     assert len((evaluate.path / "samples.jsonl").read_text().splitlines()) == 8

@@ -73,3 +73,31 @@ def test_it_learns_a_grammar_and_leaves_the_global_generator_alone():
     drawn = gpt.sample(model, torch.rand(64, 5, generator=torch.Generator().manual_seed(1)))
     known = {tuple(row) for row in rows.tolist()}
     assert sum(tuple(row) in known for row in drawn.tolist()) > 50
+
+
+def test_a_prefix_is_known_and_not_counted():
+    torch.manual_seed(0)
+    told = gpt.Model(gpt.Config(vocabulary=6, length=5, width=16, depth=2, heads=2, prefix=3)).eval()
+    x, prefix = torch.tensor([[1, 2, 0, 0, 0]] * 2), torch.tensor([[0, 4, 0], [0, 5, 0]])
+    found = told(x, prefix)
+    assert found.shape == (2, 5, 6) and (found[0, 0] - found[1, 0]).abs().max() > 1e-6
+    _, counts = gpt.nats(told, x, prefix=prefix)
+    assert counts.tolist() == [3, 3]
+    one, same, other = gpt.states(told, torch.tensor([[1, 2, 0, 0, 0], [1, 2, 0, 0, 3], [2, 2, 0, 0, 0]]))
+    torch.testing.assert_close(one, same)
+    assert (one - other).abs().max() > 1e-6
+    uniform = torch.rand(2, 5, generator=torch.Generator().manual_seed(0))
+    drawn = gpt.sample(told, uniform, prefix=prefix)
+    torch.testing.assert_close(gpt.sample(told, uniform[1:], prefix=prefix[1:]), drawn[1:])
+    p = told(drawn, prefix).double().softmax(-1).cumsum(-1)  # what was drawn is what the passes of whole rows say
+    again = (p < uniform[..., None].double()).sum(-1)
+    there = gpt.counted(drawn)
+    assert (again == drawn)[there].all()
+
+
+def test_what_follows_from_the_prefix_is_learned():
+    prefix = torch.tensor([[1, 0], [2, 0]]).repeat(20, 1)
+    tokens = torch.tensor([[3, 0, 0], [4, 0, 0]]).repeat(20, 1)
+    config = gpt.Config(vocabulary=6, length=3, width=16, depth=1, heads=2, prefix=2)
+    model = gpt.train(config, tokens, steps=60, batch=16, learning_rate=1e-2, prefix=prefix)
+    assert gpt.perplexity(model, tokens, prefix=prefix) < 1.2 < gpt.perplexity(model, tokens, prefix=prefix.flip(0))

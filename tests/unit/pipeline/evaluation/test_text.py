@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from pipeline.evaluation import text_scores
@@ -45,6 +46,17 @@ def test_a_classifier_of_words_finds_the_class():
     assert measures.classes_right(train, [0, 0, 1, 1], sets) == {"a": 1.0, "b": 0.5}
     with pytest.raises(ValueError, match="one class"):
         measures.classes_right(train, [0] * 4, sets)
+
+
+def test_what_the_judge_is_told():
+    train, real, asked = np.array([0, -1, 1]), np.array([1, 0]), np.array([0, 1, 0])
+    assert text_scores._said([], train, real, None, 3, None) is None
+    found = text_scores._said(["a", "b"], train, real, asked, 3, None)
+    assert found == (["a", "", "b"], ["b", "a"], ["a", "b", "a"])
+    found = text_scores._said([], train, real, None, 3, (["x", "", "z"], ["u", "v"]))
+    assert found == (["x", "", "z"], ["u", "v"], ["u", "v", "u"])
+    found = text_scores._said(["a", "b"], train, real, asked, 3, (["x", "", "z"], ["u", "v"]))
+    assert found == (["a: x", "", "b: z"], ["b: u", "a: v"], ["a: u", "b: v", "a: u"])
 
 
 def test_a_set_beside_real_text():

@@ -19,7 +19,7 @@ from pipeline.artifacts import Artifact, Lease, Store
 from pipeline.config import Config
 from pipeline.data.index import write_index, write_rows
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import sha256_file, write_json
 from pipeline.pages import compare_page
 from pipeline.past import compare, history, inventory, lineage
 from pipeline.past.compare import Side
@@ -545,3 +545,22 @@ def test_a_root_that_was_moved_is_read_from_where_it_is(template: Made, tmp_path
         assert "(gone)" not in lineage.tree(*lineage.artifacts_of(tmp_path / "copy", "2222"), graph.headline)
     finally:
         hidden.rename(template.root)
+
+
+def test_a_tokenizer_goes_with_the_autoencoders_that_hold_it(made: Made) -> None:
+    pool, folder = made.root / "tokenizers", made.root / "artifacts" / "autoencoder"
+    pool.mkdir()
+    manifest = next(folder.glob("*/manifest.json"))
+    values = json.loads(manifest.read_text())
+    (pool / "used.json").write_text("{}")
+    (pool / "other.json").write_text("[]")
+    values["files"]["tokenizer.json"] = {"bytes": 2, "sha256": sha256_file(pool / "used.json")}
+    write_json(manifest, values)
+
+    def gone() -> set[str]:
+        return {entry.path.name for entry in inventory.garbage(made.root, NOTHING) if entry.path.parent == pool}
+
+    assert gone() == set()  # somebody may be about to use it
+    for path in pool.iterdir():
+        old(path)
+    assert gone() == {"other.json"}

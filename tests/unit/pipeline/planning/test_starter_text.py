@@ -69,3 +69,20 @@ def test_the_config_is_one_and_its_models_fit(tmp_path, machine, quick):
     with pytest.raises(UserError, match="24 passages of text: at least 100"):
         few = starter_text.look(str(books(tmp_path / "few", 4)))
         starter_text.write_config(few, machine, "few", quick)  # type: ignore[arg-type]
+
+
+def test_replies_are_told_what_they_are_of(tmp_path):
+    rows = [
+        {"context": ["Hello", f"Hi {i}"], "reply": f"How is {i}?", "conversation": f"c{i // 5}"} for i in range(200)
+    ]
+    found = starter_text.look(str(table(tmp_path, rows)))
+    assert found and {key: found.source[key] for key in ("column", "before", "document")} == {
+        "column": "reply", "before": "context", "document": "conversation",
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(starter_text.write_config(found, CPU, "talks", False))
+    chosen = config.load(tmp_path / "c.yaml")
+    assert chosen.diffusion.condition.caption and chosen.diffusion.condition.caption.tokens == 201
+    check_models(chosen)
+    rows = [{**row, "context": 3} for row in rows]
+    found = starter_text.look(str(table(tmp_path, rows, "other.jsonl")))
+    assert found and "before" not in found.source
