@@ -389,4 +389,6 @@ def generator(
     filled = {**DEFAULTS, **students.defaults(options), **(defaults or {})}
     kept = {"about": about or {}, "averages": averages or {}, "known": known or {}}
     copies: dict[str, Any] = {name: dict(values) for name, values in kept.items()}
+    if device.type == "cpu" and getattr(autoencoder, "of_images", True):  # its convolutions are a quarter faster so
+        autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Generator(options, autoencoder, network, space, device, filled, base=base, tokenizer=tokenizer, **copies)
