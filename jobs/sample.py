@@ -72,10 +72,10 @@ def command(
 ) -> None:  # fmt: skip
     """Generate images from MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS): PNG files (TIFF
     where its data are no 8-bit pictures), a grid, and a JSON file of what made them; of a model of text .txt files and
-    samples.jsonl."""
+    samples.jsonl; of a model of sound .wav files."""
     from pipeline.data.buckets import parsed
     from pipeline.files import sha256_file
-    from pipeline.generate import text_samples
+    from pipeline.generate import sound_samples, text_samples
     from pipeline.generate.folder import load_pretrained
     from pipeline.generate.samples import earlier, sample_info, write_samples
 
@@ -92,6 +92,12 @@ def command(
         texts = generator.texts(request, before.next)
         text_samples.write_texts(out, texts, sample_info(generator, request), before)
         print(f"{len(texts)} text{'s' * (len(texts) != 1)} in {out}, all of them in {out / text_samples.ALL}")
+        return
+    if generator.sound is not None:
+        sound_samples.check(out, before, generator)
+        images = generator.images(request, before.next)
+        sound_samples.write_sounds(out, images, sample_info(generator, request), before, generator)
+        print(f"{len(images)} sound{'s' * (len(images) != 1)} in {out}, their spectrograms in {out / 'grid.png'}")
         return
     before.check(out, generator, request.get("shape") or generator.shapes[0])
     images = generator.images(request, before.next)

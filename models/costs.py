@@ -68,10 +68,10 @@ def outlined(model: Any, tokens: int = 64) -> Embedded:
     return Embedded(vector, torch.empty(1, tokens, model.condition_width, device="meta"))
 
 
-def autoencoder(options: Mapping[str, Any], channels: int, size: int) -> Cost:
-    """Cost of an autoencoder on images [channels, size, size]: encoder and decoder."""
+def autoencoder(options: Mapping[str, Any], channels: int, size: Size) -> Cost:
+    """Cost of an autoencoder on images [channels, *sides] (size: of a square, or the sides): encoder and decoder."""
     model: Any = registry.outline("autoencoders", options, channels=channels)
-    sides = latent_sides(model, (size, size))
+    sides = latent_sides(model, sides_of(size))
     with torch.device("meta"):
         x, z = blank(model, 1, channels, size), torch.empty(1, model.latent_channels, *sides)
     return Cost(_parameters(model), _count(lambda: model.encode(x)) + _count(lambda: model.decode(z)))

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from models.patches import Size, sides_of
+
 
 def latent_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:
     """Sides of the latents of data with these sides. ValueError where the kind has none for them."""
@@ -20,12 +22,12 @@ def latent_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:
     return tuple(side // model.factor for side in sides)
 
 
-def blank(model: Any, n: int, channels: int, size: int) -> Any:
-    """An x of n samples on torch's default device, whose numbers say nothing: images [n, channels, size, size], or what
-    the kind takes."""
+def blank(model: Any, n: int, channels: int, size: Size) -> Any:
+    """An x of n samples on torch's default device, whose numbers say nothing: images [n, channels, *sides] (size: of a
+    square, or the sides), or what the kind takes."""
     import torch
 
-    return model.blank(n) if hasattr(model, "blank") else torch.empty(n, channels, size, size)
+    return model.blank(n) if hasattr(model, "blank") else torch.empty(n, channels, *sides_of(size))
 
 
 def data_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:

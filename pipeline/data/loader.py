@@ -193,7 +193,7 @@ class ImageBatches(Dataset[Batch]):
         self.parts, self.data, self.seed, self.purpose, self.augment = index.parts, data, seed, purpose, augment
         for part in (index, *self.parts):
             part.cache = data.cache
-        channels, factor = latent[0], data.size // latent[1]  # with buckets, where latents have two sides
+        channels, factor = latent[0], data.sides[0] // latent[1]  # with buckets, where latents have two sides
         self.shapes = [part.shapes[b] if part.shapes else None for b, part in enumerate(self.parts)]
         self.specs = [
             [
@@ -207,7 +207,7 @@ class ImageBatches(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         draws = draw_batch(self.seed, self.purpose, request.counters, self.specs[request.bucket])
-        size, count = self.shapes[request.bucket] or (self.data.size, self.data.size), len(request.indices)
+        size, count = self.shapes[request.bucket] or self.data.sides, len(request.indices)
         values = self.parts[request.bucket].values
         images = np.empty((count, self.data.channels, *size), np.uint8 if values is None else np.float32)
         skipped = np.zeros(count, np.int64)

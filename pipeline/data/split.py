@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +51,14 @@ def load_split(folder: Path, split: str, config: Config, seed: int, limit: int |
     from pipeline.data.index import Index, read_image
     from pipeline.data.transforms import squared
 
-    index, side, channels = Index.open(folder, split, config.data.cache), config.data.size, config.data.channels
+    index, sides, channels = Index.open(folder, split, config.data.cache), config.data.sides, config.data.channels
     rows, labels = split_order(folder, split, config, seed)
-    count = max(1, MEMORY // (side * side * channels))
+    count = max(1, MEMORY // (math.prod(sides) * channels))
     rows = rows[: count if limit is None else min(count, limit)]
-    images = np.empty((len(rows), side, side, channels), np.uint8 if index.values is None else index.values.dtype)
+    images = np.empty((len(rows), *sides, channels), np.uint8 if index.values is None else index.values.dtype)
     for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
-        pixels = squared(read_image(index, int(rows[place]), config.data), side)
+        pixels = read_image(index, int(rows[place]), config.data)
+        pixels = pixels if config.data.buckets is None else squared(pixels, sides[0])
         images[place] = pixels.transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
     return images, labels[: len(rows)]
 

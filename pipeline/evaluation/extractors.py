@@ -91,6 +91,7 @@ def pool_file(config: Config, ingest: Artifact, options: list[Any]) -> Path:
 
     data = config.data
     what = [FORMAT, ingest.content, data.size, data.channels, list(data.background), data.augment.crop, MEMORY]
+    what += [data.sound.model_dump()] if data.sound else []
     return Path(config.run.root) / "extractors" / f"{digest([*what, *options])[:16]}.safetensors"
 
 

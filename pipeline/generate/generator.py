@@ -28,6 +28,7 @@ from models.patches import sides_of
 from pipeline.data import tokens
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images
+from pipeline.data.spectrogram import Spectrogram
 from pipeline.data.text_encoders import Embedding
 from pipeline.data.tokens import Tokenizer
 from pipeline.data.value_map import ValueMap, floats
@@ -38,6 +39,7 @@ from pipeline.networks import build_network
 from pipeline.schema.data import Shape, text
 
 DEFAULTS: dict[str, Any] = {**sampling.DEFAULTS, "batch_size": 32}
+Waves = np.ndarray[Any, np.dtype[np.float32]]  # [n, C, samples]
 STUDENT = {"sampler": "few", "steps": 2}  # of a student of few steps, where nobody says more
 
 
@@ -85,6 +87,28 @@ class Generator:
     def values(self) -> ValueMap | None:
         """What the images' values mean; None for 8 bits of gray or RGB."""
         return ValueMap.from_json(self.options["values"]) if self.options.get("values") else None
+
+    @cached_property
+    def sound(self) -> Spectrogram | None:
+        """Of a model of sound, whose images are spectrograms: the transform there and back."""
+        return Spectrogram.from_json(self.options["sound"]) if self.options.get("sound") else None
+
+    @property
+    def spectrogram(self) -> Spectrogram:
+        """`sound`. UserError where the model is of other data."""
+        if self.sound is None:
+            raise UserError("sound: this model is of other data; ask it for these")
+        return self.sound
+
+    def sounds(self, request: dict[str, Any], first: int = 0) -> Waves:
+        """The sounds of a `request` to a model of sound, from number `first` on: float32 [n, C, samples], full scale is
+        1 (and may be passed). UserError where the model is of other data; NotFinite as of `sample`."""
+        return self.waves(self.images(request, first))
+
+    def waves(self, images: Images) -> Waves:
+        """Sounds float32 [n, C, samples] of spectrograms [n, mels, frames, C] in dB, as `images` gives them."""
+        transform = self.spectrogram
+        return np.stack([transform.waves(image.transpose(2, 0, 1)) for image in images])
 
     @property
     def channels(self) -> int:
@@ -286,8 +310,9 @@ class Generator:
         """UserError for a model of other than images of 8 bits of gray or RGB, which is all that `what` knows."""
         self.only_images(what)
         if self.values is not None:
-            name, kind = self.about.get("name", "this model"), self.values.dtype
-            raise UserError(f"{name}: makes images of {self.channels} x {kind}, and {what} knows 8-bit pictures only")
+            name = self.about.get("name", "this model")
+            made = "sounds" if self.sound else f"images of {self.channels} x {self.values.dtype}"
+            raise UserError(f"{name}: makes {made}, and {what} knows 8-bit pictures only")
 
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
         """Images [n, H, W, C] of latents [n, C, *sides], and of which of them all values are finite: bool [n]."""

@@ -12,7 +12,16 @@ from pipeline.generate import adapters
 from pipeline.generate import folder as models
 from pipeline.generate.exchange import fresh
 
-KEPT = ("latent", "backbone", "condition", "classes", "path", "prediction")  # options that a whole model has as well
+KEPT = (
+    "latent",
+    "backbone",
+    "condition",
+    "classes",
+    "path",
+    "prediction",
+    "values",
+    "sound",
+)  # options that a whole model has as well
 
 
 def merge(model: str, out: Path, root: Path, base: str | None = None) -> str:
@@ -39,7 +48,7 @@ def merge(model: str, out: Path, root: Path, base: str | None = None) -> str:
         out,
         name=made.about["name"],
         image=options["image"],
-        options={key: options[key] for key in KEPT},
+        options={key: options[key] for key in KEPT if key in options},
         autoencoder=options["autoencoder"],
         autoencoder_weights=made.autoencoder.state_dict(),
         denoiser_weights=made.network.state_dict(),

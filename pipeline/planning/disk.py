@@ -6,6 +6,7 @@ MLflow 3.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -113,7 +114,7 @@ def disk(config: Config, steps: Sequence[Step], sizes: dict[str, int], elements:
         points += training.steps / training.log_every * POINT_NAMES
         previews += -(-training.steps // training.preview_every)
     images, count_, each_image = _images(config, steps[0])
-    picture = each_image or 0.7 * config.data.size**2 * config.data.channels
+    picture = each_image or 0.7 * math.prod(config.data.sides) * config.data.channels
     copies = PICTURE_COPIES if local else 1
     tracker = points * POINT_BYTES * (2 if local else 1) + (DATABASE if local else 0)
     tracker += (previews * PREVIEW_IMAGES + GRIDS) * picture * copies

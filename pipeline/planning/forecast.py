@@ -77,8 +77,10 @@ def _what(config: Config) -> str:
 
         options = registry.resolve("autoencoders", config.autoencoder.model)
         return f"of passages of {options['length']} tokens (channels x vectors)"
-    size = config.data.size
-    return f"of images of {config.data.channels} x {size} x {size} (channels x height x width)"
+    height, width = config.data.sides
+    if config.data.sound is not None:
+        return f"of spectrograms of {config.data.channels} x {height} x {width} (channels x mels x frames)"
+    return f"of images of {config.data.channels} x {height} x {width} (channels x height x width)"
 
 
 def check_root(root: str | Path) -> None:

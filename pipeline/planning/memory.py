@@ -60,10 +60,10 @@ def _autoencoder(config: Config, count: int) -> tuple[nn.Module, Callable[[], Te
     model: Any = registry.outline("autoencoders", options, channels=data.channels)
     if config.autoencoder.training.activation_checkpointing:
         registry.checkpoint_activations(model, options["kind"])
-    sides = latent_sides(model, (data.size, data.size))
+    sides = latent_sides(model, data.sides)
 
     def loss() -> Tensor:
-        x = blank(model, count, data.channels, data.size)
+        x = blank(model, count, data.channels, data.sides)
         made, _ = model(x, torch.empty(count, model.latent_channels, *sides))
         if made.shape != x.shape:  # logits of tokens
             return made.float().log_softmax(-1).mean()  # type: ignore[no-any-return]

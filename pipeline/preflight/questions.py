@@ -168,7 +168,7 @@ def shared_memory_needed(config: Config) -> float:
 
     images = max(config.autoencoder.training.batch_size, config.diffusion.training.batch_size)
     readers = config.data.loader_workers * (PREFETCH + 1.0) if config.data.loader_workers else 0.0
-    return images * config.data.channels * config.data.size**2 * readers
+    return images * config.data.channels * math.prod(config.data.sides) * readers
 
 
 def clock_offsets(nodes: Sequence[Node], trips: int = CLOCK_TRIPS) -> dict[str, tuple[float, float]]:
@@ -288,7 +288,7 @@ def what_is_read(config: Config, steps: list[graph.Step]) -> Storage:
     ingest, autoencoder, encode, _ = [step.artifact for step in steps[:4]]
     channels, sides = check_models(config)
     images = sum(ingest.summary["images"].values()) if ingest else 0
-    each = {"autoencoder": float(config.data.channels * config.data.size**2)}
+    each = {"autoencoder": float(config.data.channels * math.prod(config.data.sides))}
     latent = {"diffusion": float(2 * channels * math.prod(sides) * 2)}  # mean and log-variance in float16
     if autoencoder:
         paths, what, each = shard_paths(encode, "train") if encode else [], "the latents", latent

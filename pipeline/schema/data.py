@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.schema.section import LATER, SPEED, Fraction, Place, Positive, Section
+from pipeline.schema.sound import Sound, SoundSource
 from pipeline.schema.text import TextSource
 from pipeline.schema.values import MOST_CHANNELS, RastersSource, Values
 
@@ -144,6 +145,7 @@ Source = Annotated[
     | GaussiansSource
     | ShapesSource
     | RastersSource
+    | SoundSource
     | TextSource,
     Field(discriminator="kind"),
 ]
@@ -301,6 +303,9 @@ class Data(Section):
         description="Depth, unit and range of images that are not 8 bits of gray or RGB (`source.kind: rasters`).",
         json_schema_extra=LATER,
     )
+    sound: Sound | None = Field(
+        None, description="What of sounds models see (`source.kind: sound`).", json_schema_extra=LATER
+    )
     background: tuple[int, int, int] = Field((255, 255, 255), description="RGB that transparent images are put on.")
     filters: tuple[Filter, ...] = Field(
         (), description="Filters against noise, one after the other, on each image before it is resized and stored."
@@ -332,9 +337,19 @@ class Data(Section):
     cache: Cache = Field(Cache(), json_schema_extra=SPEED)
 
     @property
+    def sides(self) -> Shape:
+        """(height, width) of what models see where there are no buckets: a square, or a spectrogram's."""
+        return (self.size, self.size) if self.sound is None else (self.sound.mels, self.sound.frames)
+
+    @property
+    def measured(self) -> bool:
+        """Whether models see other than pictures of 8 bits: what values mean is said by a `ValueMap`."""
+        return self.values is not None or self.sound is not None
+
+    @property
     def shapes(self) -> tuple[Shape, ...]:
-        """(height, width) of each bucket, in pixels; of the one square where there are no buckets."""
-        return ((self.size, self.size),) if self.buckets is None else self.buckets.near(self.size)
+        """(height, width) of each bucket, in pixels; `sides` alone where there are no buckets."""
+        return (self.sides,) if self.buckets is None else self.buckets.near(self.size)
 
     @model_validator(mode="after")
     def _shapes_found(self) -> Data:
@@ -352,7 +367,7 @@ class Data(Section):
             raise ValueError(
                 "`values` and `source.kind: rasters` go together: files of measured values, and what these mean"
             )
-        if self.values is None and self.channels not in (1, 3):
+        if not self.measured and self.channels not in (1, 3):
             raise ValueError(f"`channels` {self.channels}: 1 is gray, 3 RGB; others need `source.kind: rasters`")
         if self.values is not None and self.filters:
             raise ValueError("`filters` are for 8-bit images, and `values` says that these are not; leave them out")
@@ -370,6 +385,23 @@ class Data(Section):
         for key, default in plain.items():
             if getattr(self, key) != default:
                 raise ValueError(f"`{key}` is of images, and `source.kind: text` has none; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _sound_alone(self) -> Data:
+        if (self.sound is not None) != (self.source.kind == "sound"):
+            raise ValueError(
+                "`sound` and `source.kind: sound` go together: files of sounds, and what models see of them"
+            )
+        if self.sound is None:
+            return self
+        if self.channels not in (1, 2):
+            raise ValueError(f"`channels` {self.channels}: of sound 1 is mono, 2 stereo")
+        plain = {"size": 32, "filters": (), "buckets": None, "augment": Augment()}
+        for key, default in plain.items():
+            if getattr(self, key) != default:
+                instead = "; `sound.mels` and `sound.seconds` say it" * (key == "size")
+                raise ValueError(f"`{key}` is of images, and `source.kind: sound` has none{instead}; leave it out")
         return self
 
     @model_validator(mode="after")

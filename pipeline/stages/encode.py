@@ -54,6 +54,8 @@ def run(
     if values := Index.open(data.path, "train").values:  # shards hold values, and this what these are to the encoder
         pixels["values"] = values.json()
         _check_values(values.json(), autoencoder)
+    if config.data.sound is not None:  # what spectrograms of the shards' sounds are
+        pixels["sound"] = result_fields(config.data.sound)
     moments = {key: value for key, value in recipe(config).items() if key != "statistics"}  # these are not scaled
     jobs: list[dict[str, Any]] = []
     for split in SPLITS:

@@ -29,7 +29,7 @@ def flops(config: Config, inputs: dict[str, Artifact]) -> int:
     """Of a forward pass for a sample: encoder and decoder."""
     from models import costs
 
-    return costs.autoencoder(config.autoencoder.model, config.data.channels, config.data.size).flops
+    return costs.autoencoder(config.autoencoder.model, config.data.channels, config.data.sides).flops
 
 
 def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn.Module, Task]:
@@ -54,7 +54,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     model: Any = registry.build("autoencoders", config.autoencoder.model, channels=data.channels)
     if training.activation_checkpointing:
         registry.checkpoint_activations(model, config.autoencoder.model["kind"])
-    sides = latent_sides(model, (data.size, data.size))
+    sides = latent_sides(model, data.sides)
     latent = (model.latent_channels, *sides)
     train, val = (Index.open(inputs["ingest"].path, split, data.cache) for split in ("train", "val"))
     order = training_order(train, data, train.classes, training.batch_size, config.run.seed)
