@@ -26,7 +26,7 @@ $(VENV)/.runs: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.runs
-	$(UV) --editable '.[dev,lora,medical,s3,sweep,ui]' || $(PIP) --editable '.[dev,lora,medical,s3,sweep,ui]'
+	$(UV) --editable '.[dev,lora,medical,s3,sound,sweep,ui]' || $(PIP) --editable '.[dev,lora,medical,s3,sound,sweep,ui]'
 	touch $@
 
 demo: $(VENV)/.runs

@@ -265,8 +265,8 @@ class Index:
         return bytes(self._row(i)["key"]).decode()
 
     def read(self, i: int) -> bytes:
-        """The file of sample i (.npy where there are `data.values`, .wav of a sound). Raises UserError, naming the shard, where it is
-        gone."""
+        """The file of sample i (.npy where there are `data.values`, .wav of a sound). Raises UserError, naming the
+        shard, where it is gone."""
         shard, row = self.locate(i)
         place = self._rows[shard][row]
         return self._bytes(shard, int(place["offset"]), int(place["length"]))

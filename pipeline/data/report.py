@@ -111,19 +111,20 @@ def report(
             for i, split in enumerate(("train", "val"))
         },
         **({} if data.buckets is None else {"buckets": _buckets(data, results)}),
-        **(
-            _lengths(sizes)
-            if data.source.kind == "text"
-            else pictures
-            if data.sound is None
-            else _heard(sizes, pictures)
-        ),
+        **_by_kind(data, sizes, pictures),
         "quarantined": len(quarantine),
         "quarantine_reasons": dict(Counter(entry["reason"] for entry in quarantine).most_common()),
         "shards": len(results),
         "bytes": sum(r["shard"]["bytes"] for r in results),
         "digest": digest([[r["shard"]["sha256"], r["shard"]["rows_sha256"]] for r in results]),
     }
+
+
+def _by_kind(data: Data, sizes: Counter[str], pictures: dict[str, Any]) -> dict[str, Any]:
+    """What is told of text, of sounds, or of pictures."""
+    if data.source.kind == "text":
+        return _lengths(sizes)
+    return _heard(sizes, pictures) if data.sound else pictures
 
 
 def _lengths(sizes: Counter[str]) -> dict[str, Any]:

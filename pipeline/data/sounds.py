@@ -40,7 +40,7 @@ def list_sounds(data: Data, digests: Digests) -> Listing:
     source: Any = data.source
     if importlib.util.find_spec("soundfile") is None:
         raise UserError("data.source: sounds need the package soundfile: install the extra `sound`")
-    if Path(source.path).suffix.lower() in TABLES or parquet.is_parquet(source.path):
+    if Path(source.path).suffix.lower() in (*TABLES, *parquet.SUFFIXES):
         found = list_table(_table(source), digests)
     else:
         found = _of_folder(source, digests)

@@ -125,10 +125,10 @@ class Spectrogram:
         return total.reshape(*total.shape[:-2], -1)
 
     def decibels(self, waves: Array) -> Array:
-        """float32 [..., mels, frames] of waves [..., samples] in [-1, 1]: L = 10 log10(B |X|^2), no less than floor."""
+        """float32 [..., mels, frames] of waves [..., samples] in [-1, 1]: L = max(floor, 10 log10(B |X|^2))."""
         power = np.abs(self._transform(np.asarray(waves, np.float32))) ** 2  # [..., frames, bins]
         bands = np.swapaxes(power @ self.bank.T, -1, -2)
-        return np.asarray(10 * np.log10(np.maximum(bands, 10 ** (self.floor / 10))), np.float32)
+        return np.asarray(np.maximum(10 * np.log10(np.maximum(bands, 1e-30)), self.floor), np.float32)
 
     def waves(self, decibels: Array) -> Array:
         """Sounds float32 [..., samples] whose spectrograms are like [..., mels, frames]: the bins' power by least
@@ -145,8 +145,8 @@ class Spectrogram:
         return np.asarray(self._inverse(size * inner / np.maximum(np.abs(inner), 1e-12)), np.float32)
 
     def _power(self, decibels: Array) -> Array:
-        """Power [..., frames, bins] >= 0 with B p nearest to the bands', by Lee & Seung's updates (2001, eq. 4) from the
-        pseudo-inverse; bands at the floor or below have none."""
+        """Power p >= 0 [..., frames, bins] with B p nearest to the bands' power, by Lee & Seung's updates (2001, eq. 4)
+        from the pseudo-inverse; bands at the floor or below have none."""
         bands = np.where(decibels > self.floor, 10 ** (np.asarray(decibels, np.float64) / 10), 0)
         target = np.swapaxes(bands, -1, -2) @ self.bank  # b B
         power = np.maximum(np.swapaxes(bands, -1, -2) @ np.linalg.pinv(self.bank).T, 1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def from_wav(content: bytes) -> tuple[Array, int]:
 
     try:
         rate, values = wavfile.read(io.BytesIO(content))
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, struct.error) as error:
         raise BadImage("undecodable", f"no .wav member ({type(error).__name__})") from None
     return (values[:, None] if values.ndim == 1 else values), int(rate)
 

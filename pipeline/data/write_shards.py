@@ -102,7 +102,8 @@ def _load(content: Any, row: Row, data: Data) -> tuple[Any, tuple[int, int], byt
     if isinstance(content, str):
         return content, (len(content.encode()), 1), twins.NONE
     if isinstance(content, Heard):
-        return content, (content.milliseconds, content.rate), twins.pixel_digest(content)
+        seen = hashlib.blake2b(content.wav, digest_size=16).digest()  # of its samples
+        return content, (content.milliseconds, content.rate), seen
     if data.values is not None:
         bands = Bands(np.asarray(content))
         return bands, bands.size, twins.pixel_digest(bands)
@@ -119,8 +120,8 @@ def _load(content: Any, row: Row, data: Data) -> tuple[Any, tuple[int, int], byt
 
 
 def _add(writer: shards.TarWriter, row: Row, label: int, image: Any) -> tuple[shards.Member, shards.Member | None]:
-    """A sample's members, as WebDataset names them: KEY.png (or KEY.npy, values [C, h, w], KEY.wav or KEY.txt), KEY.cls,
-    KEY.json with caption and attributes."""
+    """A sample's members, as WebDataset names them: KEY.png (or KEY.npy, values [C, h, w], or KEY.wav, KEY.txt),
+    KEY.cls, KEY.json with caption and attributes."""
     name = shards.safe_key(row.key)
     if isinstance(image, str):
         member = writer.add(f"{name}.txt", image.encode())

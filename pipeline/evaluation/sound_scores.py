@@ -27,8 +27,8 @@ def distance(images: Array, others: Array) -> float:
 
 
 def measure(generator: Generator, held_out: Array, reconstructions: Array) -> dict[str, float]:
-    """In dB, of held-out spectrograms in the data's range: of reconstructions, and of what becomes of a spectrogram that
-    is made a sound and a spectrogram again (`inversion`), of reconstructions as well (`heard`)."""
+    """In dB, of held-out spectrograms in the data's range: of reconstructions, and of what becomes of a spectrogram
+    that is made a sound and a spectrogram again (`inversion`), of reconstructions as well (`heard`)."""
     transform = generator.spectrogram
     real = held_out.clip(transform.floor, transform.ceiling)
 

@@ -100,8 +100,8 @@ def _check_sizes(config: Config, autoencoder: Any) -> None:
     data, factor = config.data, getattr(autoencoder, "factor", 1)
     if data.sound is not None and (data.sound.mels % factor or data.sound.frames % factor):
         raise UserError(
-            f"`data.sound`: {data.sound.mels} mels x {data.sound.frames} frames (seconds x rate / hop) are no multiples "
-            f"of {factor}, the side of what is one latent (`autoencoder.model`); change one of them"
+            f"`data.sound`: {data.sound.mels} mels x {data.sound.frames} frames (seconds x rate / hop) are no multiples"
+            f" of {factor}, the side of what is one latent (`autoencoder.model`); change one of them"
         )
     if data.sound is None and data.size % factor:
         raise UserError(

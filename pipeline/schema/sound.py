@@ -53,7 +53,7 @@ class Sound(Section):
     )
     loudness: Literal["as_is", "peak", "rms"] = Field(
         "as_is",
-        description="As it is; or each sound scaled so that its largest sample is 1, or its power -20 dB of full scale.",
+        description="As it is; or each sound scaled: its largest sample to 1, or its power to -20 dB of full scale.",
     )
     dtype: Literal["int16", "float32"] = Field("int16", description="Type of a value in the .wav files of samples.")
 
@@ -66,8 +66,8 @@ class Sound(Section):
         frames = max(1, self.frames)
         if self.frames < 1 or abs(self.seconds * self.rate - frames * self.hop) > 1e-6 * self.rate:
             raise ValueError(
-                f"`seconds` {self.seconds:g} at {self.rate} samples a second are no whole number of hops of {self.hop}; "
-                f"{frames * self.hop / self.rate:.6g} are {frames}"
+                f"`seconds` {self.seconds:g} at {self.rate} samples a second are no whole number of hops of "
+                f"{self.hop}; {frames * self.hop / self.rate:.6g} are {frames}"
             )
         if self.window % self.hop or self.window < 2 * self.hop or self.window // self.hop % 2:
             raise ValueError(f"`window` {self.window}: expected 2, 4, 6 ... times `hop` ({self.hop})")
