@@ -38,7 +38,7 @@ def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkey
             return {}
 
         return SimpleNamespace(
-            request=request, images=lambda *_: [], shapes=[(8, 8)], classes=[], values=None, tokenizer=None
+            request=request, images=lambda *_: [], shapes=[(8, 8)], classes=[], values=None, tokenizer=None, sound=None
         )
 
     monkeypatch.setattr(folder, "load_pretrained", load)
@@ -77,6 +77,7 @@ def test_blanks_around_the_names_of_classes_are_none_of_them(tmp_path: Path, mon
             shapes=[(8, 8)],
             classes=["c0", "c1", " odd"],
             tokenizer=None,
+            sound=None,
         )
 
     monkeypatch.setattr(folder, "load_pretrained", load)

@@ -127,7 +127,7 @@ def test_wav_bytes_are_the_same_each_time_and_hold_all_types() -> None:
         content = waves.to_wav(values, 8000)
         back, rate = waves.from_wav(content)
         assert rate == 8000 and back.dtype == values.dtype and np.array_equal(back, values)
-    with pytest.raises(BadImage, match="no .wav member"):
+    with pytest.raises(BadImage, match=r"no \.wav member"):
         waves.from_wav(content[:30])
 
 
@@ -166,7 +166,7 @@ def test_ingest_and_what_models_read(tmp_path: Path) -> None:
     index = Index.open(folder, "train")
     assert index.values == ValueMap.load(folder) and index.values and index.values.unit == "dB"
     first = read_image(index, 0, data)
-    assert first.shape == (1, 16, 32) and first.dtype == np.float32 and -80 <= first.min() and first.max() > -20
+    assert first.shape == (1, 16, 32) and first.dtype == np.float32 and first.min() >= -80 and first.max() > -20
     assert (folder / "contact_sheet.png").exists()
 
 

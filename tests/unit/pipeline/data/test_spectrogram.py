@@ -76,7 +76,7 @@ def test_silence_is_the_floor_and_comes_back_as_silence() -> None:
 
 
 def test_bands_that_no_window_tells_apart() -> None:
-    with pytest.raises(ValueError, match="bands are narrower than the 15.6 Hz"):
+    with pytest.raises(ValueError, match=r"bands are narrower than the 15\.6 Hz"):
         replace(TRANSFORM, mels=256).bank  # noqa: B018
 
 
