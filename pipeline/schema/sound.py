@@ -17,9 +17,7 @@ class SoundSource(Section):
 
     kind: Literal["sound"]
     path: Place = Field(description="A folder of such files, one file, or a .csv, .tsv, .jsonl or .parquet table.")
-    sound: str = Field(
-        "sound", min_length=1, description="Of a table: the column of the file's path, relative to the table's folder."
-    )
+    sound: str = Field("sound", min_length=1, description="Of a table: the column of the sounds' paths.")
     label: str | None = Field(None, description="Of a table: the column of the class; none: sounds have no class.")
     caption: str | None = Field(
         None, description="Of a table: the column of the caption; see `diffusion.condition.caption`."
