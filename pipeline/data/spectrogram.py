@@ -102,7 +102,7 @@ class Spectrogram:
         edge = (self.window - self.hop) // 2
         padded = np.pad(waves, [(0, 0)] * (waves.ndim - 1) + [(edge, edge)])
         cut = np.lib.stride_tricks.sliding_window_view(padded, self.window, axis=-1)[..., :: self.hop, :]
-        return np.asarray(rfft(cut * self._hann, axis=-1)) * (2 / self._hann.sum())
+        return np.asarray(rfft(cut * self._hann, axis=-1) * (2 / self._hann.sum()))
 
     def _inverse(self, spectrum: Array) -> Array:
         """The waves [..., N] whose transform is nearest to [..., frames, bins] in the sense of least squares:

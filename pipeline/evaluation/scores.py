@@ -279,7 +279,8 @@ def neighbours_of(
 
 def spread(rows: Array, most: int) -> Array:
     """At most `most` of them, evenly spread."""
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
+    chosen: Array = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
+    return chosen
 
 
 def _nearer(old: tuple[Array, Array] | None, new: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -126,6 +126,10 @@ def _check_values(config: Config) -> None:
         if config.latents.views != ("as_is",):
             shown = ", ".join(config.latents.views)
             raise UserError(f"`latents.views`: {shown} are of images, and `data.source` is of sound; set [as_is]")
+        if config.autoencoder.loss.equivariance:
+            raise UserError("`autoencoder.loss.equivariance`: turns images, and `data.source` is of sound; leave it out")
+        if config.diffusion.condition.spatial:
+            raise UserError("`diffusion.condition.spatial` is of images, and `data.source` is of sound; leave it out")
         try:
             transform_of(config.data.sound).bank  # noqa: B018
         except ValueError as error:

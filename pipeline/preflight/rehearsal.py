@@ -112,13 +112,11 @@ def make_inputs(
     """The inputs of the trained stages: of the finished artifacts `inputs`, and synthetic ones under `folder`."""
     inputs, notes, store = dict(inputs), [], Store(folder)
     if "ingest" not in inputs:
-        text = config.data.source.kind == "text"
-        inputs["ingest"] = synthetic_text(config, store) if text else synthetic_images(config, store)
-        what = (
-            "text is ingested yet: random words"
-            if text
-            else "images are ingested yet: computed ones of the right shape"
-        )
+        made, what = {
+            "text": (synthetic_text, "text is ingested yet: random words"),
+            "sound": (synthetic_sounds, "sounds are ingested yet: noise of the right length"),
+        }.get(config.data.source.kind, (synthetic_images, "images are ingested yet: computed ones of the right shape"))
+        inputs["ingest"] = made(config, store)
         notes.append(f"no {what} were used")
     if "diffusion" in stages and "autoencoder" not in inputs:
         inputs["autoencoder"] = fresh_autoencoder(config, store, inputs["ingest"])
@@ -178,6 +176,30 @@ def synthetic_text(config: Config, store: Store) -> Artifact:
     of_text = config.model_copy(update={"data": config.data.model_copy(update=changed)})
     with store.write("ingest", "rehearsal", {}, {}) as writer:
         return writer.finish(ingest.run(of_text, {}, writer, Inline(), None))
+
+
+def synthetic_sounds(config: Config, store: Store) -> Artifact:
+    """An artifact of noise of the config's length and rate, written by ingest itself."""
+    import numpy as np
+
+    from pipeline.cluster.inline import Inline
+    from pipeline.data.waves import to_wav
+    from pipeline.schema.data import Split
+    from pipeline.schema.sound import SoundSource
+    from pipeline.stages import ingest
+
+    sound, generator = config.data.sound, np.random.default_rng(0)
+    assert sound is not None
+    for i in range(2 * _images(config)):
+        file = store.root / "rehearsal-sounds" / "ab"[i % 2] / f"{i}.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise = generator.integers(-8000, 8000, (sound.frames * sound.hop, config.data.channels), np.int16)
+        file.write_bytes(to_wav(noise, sound.rate))
+    source = SoundSource(kind="sound", path=str(store.root / "rehearsal-sounds"))
+    changed = {"source": source, "split": Split(val_fraction=0.3), "max_quarantine": 1.0, "limit": None}
+    of_sound = config.model_copy(update={"data": config.data.model_copy(update=changed)})
+    with store.write("ingest", "rehearsal", {}, {}) as writer:
+        return writer.finish(ingest.run(of_sound, {}, writer, Inline(), None))
 
 
 def text_length(config: Config) -> int:

@@ -387,7 +387,18 @@ TEXT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("changed", [{}, BUCKETS, TOLD_ALL, TEXT], ids=["squares", "buckets", "conditions", "text"])
+SOUND = {
+    "data": {
+        "source": {"kind": "sound", "path": "sounds"},
+        "size": 32,
+        "channels": 1,
+        "sound": {"rate": 8000, "seconds": 0.256, "mels": 16, "hop": 64, "window": 256},
+    }
+}
+CHANGED = {"squares": {}, "buckets": BUCKETS, "conditions": TOLD_ALL, "text": TEXT, "sound": SOUND}
+
+
+@pytest.mark.parametrize("changed", CHANGED.values(), ids=CHANGED)
 def test_a_step_on_synthetic_inputs(tmp_path: Path, changed: Any) -> None:
     """One rank, in this process: the same builders and engine as training, on images and latents that are made up."""
     from pipeline.preflight import rehearsal
