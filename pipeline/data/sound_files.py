@@ -21,6 +21,7 @@ FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "AIFF")  # as libsndfile calls
 MOST_CHANNELS, RATES = 8, (1000, 768_000)
 TYPES = {"PCM_U8": "int16", "PCM_S8": "int16", "PCM_16": "int16", "DOUBLE": "float64", "FLOAT": "float32"}
 WHOLE = ("PCM_24", "PCM_32")  # others (companded, Vorbis, Opus) are decoded to floats
+CHUNKS = 10_000  # of a file, that are looked at
 LAST = 65_307 + 4  # bytes in which an Ogg file's last page begins, at most
 
 
@@ -96,9 +97,10 @@ def _cut_off(path: Path) -> str | None:
         if head[:4] in (b"RIFF", b"RIFX", b"FORM"):
             order = "big" if head[:4] != b"RIFF" else "little"
             at = 12
-            while at + 8 <= size:  # chunks: four letters, length, content, a byte to fill up (RIFF and EA IFF 85)
+            for _ in range(CHUNKS):  # chunks: four letters, length, content, a byte to fill up (RIFF and EA IFF 85)
                 file.seek(at)
-                chunk = file.read(8)
+                if len(chunk := file.read(8)) < 8:
+                    break
                 length = int.from_bytes(chunk[4:8], order)  # type: ignore[arg-type]
                 if chunk[:4] in (b"data", b"SSND") and length not in (0, 0xFFFFFFFF) and at + 8 + length > size:
                     return f"its samples should have {length} bytes, and {size - at - 8} are there"

@@ -115,7 +115,8 @@ def reader(data: Data) -> Callable[[Row], Heard]:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise BadImage("not finite", "holds NaN or infinity")
         if not values.any():
-            raise BadImage(SILENCE if "/" in row.key and held.frames > length else "silent", "all samples are 0")
+            piece = source.cut == "all" and held.frames > length
+            raise BadImage(SILENCE if piece else "silent", "all samples are 0")
         wav = to_wav(values, held.rate)
         milliseconds = round(1000 * len(values) / held.rate)
         return Heard(wav, spectrogram(wav, sound, data.channels), milliseconds, held.rate)

@@ -127,7 +127,9 @@ def _check_values(config: Config) -> None:
             shown = ", ".join(config.latents.views)
             raise UserError(f"`latents.views`: {shown} are of images, and `data.source` is of sound; set [as_is]")
         if config.autoencoder.loss.equivariance:
-            raise UserError("`autoencoder.loss.equivariance`: turns images, and `data.source` is of sound; leave it out")
+            raise UserError(
+                "`autoencoder.loss.equivariance`: turns images, and `data.source` is of sound; leave it out"
+            )
         if config.diffusion.condition.spatial:
             raise UserError("`diffusion.condition.spatial` is of images, and `data.source` is of sound; leave it out")
         try:

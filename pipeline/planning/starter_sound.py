@@ -31,14 +31,14 @@ HOP, STEP = 256, 16  # samples; frames of a spectrogram are a multiple of STEP
 
 @dataclass(frozen=True)
 class Sounds:
-    """source: the config's `data.source`; listing: its files; lengths: of some, in seconds; rates: of these; channels:
-    the most of them have; groups: the column that keeps sounds together."""
+    """source: the config's `data.source`; listing: its files; lengths: of some, in seconds; rates: of these; stereo:
+    the share of these that are; groups: the column that keeps sounds together."""
 
     source: dict[str, Any]
     listing: Listing
     lengths: list[float]
     rates: list[int]
-    channels: int
+    stereo: float
     bad: Counter[str]
     groups: str | None = None
 
@@ -64,8 +64,8 @@ def look(given: str) -> Sounds | None:
     if not lengths:
         raise UserError(f"{given}: none of {len(rows)} files is a sound that can be read")
     columns = [name for name in GROUPS if len({row.attributes.get(name) for row in rows}) > 2]
-    channels = 1 if counts.most_common(1)[0][0] == 1 else 2
-    return Sounds(source, listing, sorted(lengths), rates, channels, bad, columns[0] if columns else None)
+    stereo = 1 - counts[1] / counts.total()
+    return Sounds(source, listing, sorted(lengths), rates, stereo, bad, columns[0] if columns else None)
 
 
 def _of_folder(path: Path) -> dict[str, Any] | None:
@@ -131,7 +131,7 @@ run:
   name: {yaml_text(name)}
 data:
   source: {{{shown}}}
-  channels: {found.channels}   # 1 mono, 2 stereo
+  channels: 1   # mono; 2: stereo, which {found.stereo:.0%} of the files are
   sound: {{rate: {rate}, seconds: {seconds:g}, mels: 64, hop: {HOP}, window: {4 * HOP}}}   # 64 mels x {frames} frames
   split: {{{split}val_fraction: {HELD_OUT}}}{limit}
   max_quarantine: 0.05   # silent, damaged, repeated

@@ -32,7 +32,7 @@ def drums(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("source", ["in", "t.csv"])
 def test_the_config_is_one(drums: Path, tmp_path: Path, machine: Machine, source: str) -> None:
     found = starter_sound.look(str(drums / source))
-    assert found and found.listing.classes == ["kick", "snare"] and found.channels == 1
+    assert found and found.listing.classes == ["kick", "snare"] and found.stereo == 0
     assert found.groups == ("kit" if source == "t.csv" else None)
     text = starter_sound.write_config(found, machine, "drums", quick=False)
     (tmp_path / "drums.yaml").write_text(text)
