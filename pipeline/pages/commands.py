@@ -60,11 +60,10 @@ def python_lines(name: str, model: Generator, request: Mapping[str, Any], root: 
     """The Python lines of a request of the model `name`."""
     given = ", ".join(f"{key}={value!r}" for key, value in told(model, request).items())
     place = f", root={str(root)!r}" if name.startswith("models:") else ""
-    return (
-        "from pipeline.generate import load_pretrained\n\n"
-        f"model = load_pretrained({name!r}{place})\n"
-        f"images = model.sample({given})  # uint8 [n, {'T, ' if model.clip else ''}H, W, C]"
-    )
+    made = f"images = model.sample({given})  # uint8 [n, {'T, ' if model.clip else ''}H, W, C]"
+    if model.sound is not None:
+        made = f"sounds = model.sounds(model.request({given}))  # float32 [n, C, samples], {model.sound.rate} a second"
+    return f"from pipeline.generate import load_pretrained\n\nmodel = load_pretrained({name!r}{place})\n{made}"
 
 
 def set_words(option: str, model: Generator, told: Mapping[str, Any]) -> list[str]:
