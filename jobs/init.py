@@ -24,7 +24,7 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     from pipeline.config import load
     from pipeline.errors import UserError
     from pipeline.files import atomic_write, plain
-    from pipeline.planning import starter, starter_clips, starter_text
+    from pipeline.planning import starter, starter_clips, starter_sound, starter_text
     from pipeline.planning.fits import check_models
     from pipeline.planning.look import look
     from pipeline.planning.starter_told import captioned
@@ -32,21 +32,23 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     source = str(plain(source)) if ".." in Path(source).parts and "://" not in source else source
     path = Path(source)
     beside = "*" in source or "ubyte" in path.name or path.suffix in (".csv", ".tsv", ".jsonl")
-    clips_found = starter_clips.look(source)
-    text_found = starter_text.look(source) if clips_found is None else None
+    clips = starter_clips.look(source)
+    sounds = starter_sound.look(source) if clips is None else None
+    text_found = starter_text.look(source) if clips is None and sounds is None else None
     named = name or (path.parent.name if beside and text_found is None else path.stem) or "images"
     target = None if output == "-" else Path(output or f"{named}.yaml")
     if target is not None and target.exists():
         raise UserError(f"{target}: is there already; give another name by -o, or move it away")
-    found = look(source) if clips_found is None and text_found is None else None
+    found = look(source) if clips is None and sounds is None and text_found is None else None
     machine = starter.this_machine()
     if device == "cpu":
         machine = replace(machine, gpus=0, gpu_bytes=0)
     elif device == "gpu" and not machine.gpus:  # the one of a cluster's nodes: what it has is not known here
         machine = replace(machine, gpus=1, gpu_bytes=int(16e9))
-    if clips_found is not None:
-        text = starter_clips.write_config(clips_found, machine, named, quick)
-        lines = starter_clips.told(clips_found)
+    if clips is not None:
+        text, lines = starter_clips.write_config(clips, machine, named, quick), starter_clips.told(clips)
+    elif sounds is not None:
+        text, lines = starter_sound.write_config(sounds, machine, named, quick), starter_sound.told(sounds)
     elif found is None:
         assert text_found
         text = starter_text.write_config(text_found, machine, named, quick)

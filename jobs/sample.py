@@ -72,10 +72,10 @@ def command(
 ) -> None:  # fmt: skip
     """Generate images from MODEL (a model's or artifact's folder, a run's name, models:/NAME@ALIAS): PNG files (TIFF
     where its data are no 8-bit pictures), a grid, and a JSON file of what made them; of a model of text .txt files and
-    samples.jsonl; of a model of clips animated .webp files, and .mp4 where the extra `video` is."""
+    samples.jsonl; of clips animated .webp files, and .mp4 where the extra `video` is; of sound .wav files."""
     from pipeline.data.buckets import parsed
     from pipeline.files import sha256_file
-    from pipeline.generate import clip_samples, text_samples
+    from pipeline.generate import clip_samples, sound_samples, text_samples
     from pipeline.generate.folder import load_pretrained
     from pipeline.generate.samples import earlier, sample_info, write_samples
 
@@ -98,6 +98,12 @@ def command(
         clips = generator.images(request, before.next)
         clip_samples.write_clips(out, clips, sample_info(generator, request), before, generator.clip["rate"])
         print(f"{len(clips)} clip{'s' * (len(clips) != 1)} in {out}, their frames in {out / 'grid.png'}")
+        return
+    if generator.sound is not None:
+        sound_samples.check(out, before, generator)
+        images = generator.images(request, before.next)
+        sound_samples.write_sounds(out, images, sample_info(generator, request), before, generator)
+        print(f"{len(images)} sound{'s' * (len(images) != 1)} in {out}, their spectrograms in {out / 'grid.png'}")
         return
     before.check(out, generator, request.get("shape") or generator.shapes[0])
     images = generator.images(request, before.next)

@@ -69,8 +69,8 @@ def outlined(model: Any, tokens: int = 64) -> Embedded:
 
 
 def autoencoder(options: Mapping[str, Any], channels: int, size: Size) -> Cost:
-    """Cost of an autoencoder on images [channels, size, size] (size: of a square, or the sides; of clips that are given
-    the size of a square, of 9 frames): encoder and decoder."""
+    """Cost of an autoencoder on images [channels, *sides] (size: of a square, or the sides; of clips that are given the
+    size of a square, of 9 frames): encoder and decoder."""
     model: Any = registry.outline("autoencoders", options, channels=channels)
     sides = latent_sides(model, whole_sides(model, size))
     with torch.device("meta"):

@@ -47,7 +47,7 @@ def latent_side(config: Config) -> int:
     if config.autoencoder.from_:
         options = Artifact.load(config.autoencoder.from_, "autoencoder").recipe["model"]
     model: Any = registry.outline("autoencoders", options, channels=config.data.channels)
-    return latent_sides(model, (config.data.size, config.data.size))[0]
+    return latent_sides(model, config.data.sides)[0]
 
 
 def load_weights(module: nn.Module, path: Path, weights: Mapping[str, Any] | None = None) -> None:

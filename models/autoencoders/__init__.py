@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from models.patches import Size, sides_of
+
 
 def latent_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:
     """Sides of the latents of data with these sides. ValueError where the kind has none for them."""
@@ -21,16 +23,15 @@ def latent_sides(model: Any, sides: Sequence[int]) -> tuple[int, ...]:
     return tuple(side // model.factor for side in sides)
 
 
-def whole_sides(model: Any, size: int | Sequence[int]) -> tuple[int, ...]:
-    """Sides of x: those given, or those of a square of this size, of a clip of squares."""
-    if not isinstance(size, int):
-        return tuple(size)
-    return (*([model.usual_frames] if getattr(model, "of_clips", False) else []), size, size)
+def whole_sides(model: Any, size: Size) -> tuple[int, ...]:
+    """Sides of x of a size: those given, or those of a square, of a clip of squares `usual_frames` before them."""
+    usual = isinstance(size, int) and getattr(model, "of_clips", False)
+    return (*([model.usual_frames] if usual else []), *sides_of(size))
 
 
-def blank(model: Any, n: int, channels: int, size: int | Sequence[int]) -> Any:
-    """An x of n samples on torch's default device, whose numbers say nothing: images [n, channels, size, size], or what
-    the kind takes."""
+def blank(model: Any, n: int, channels: int, size: Size) -> Any:
+    """An x of n samples on torch's default device, whose numbers say nothing: images [n, channels, *sides]
+    (`whole_sides`), or what the kind takes."""
     import torch
 
     return model.blank(n) if hasattr(model, "blank") else torch.empty(n, channels, *whole_sides(model, size))

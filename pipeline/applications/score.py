@@ -42,8 +42,9 @@ def score(folder: Path, config: Config, resize: bool = False, out: Path | None =
         raise UserError("--images: a folder is scored as squares, and `data.buckets` asks for several shapes")
     if config.data.clip is not None:
         raise UserError("--images: a folder of images is scored, and `data.source.kind` is clips")
-    if config.data.values is not None:
-        raise UserError("--images: a folder is scored as 8-bit pictures, and `data.values` says that these are none")
+    if config.data.measured:
+        key = "values" if config.data.values else "sound"
+        raise UserError(f"--images: a folder is scored as 8-bit pictures, and `data.{key}` says that these are none")
     config = graph.absolute(config)
     files, labels = listing(folder, [])  # before anything runs
     if left_out := walk(folder).left_out:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from pipeline.data import transforms
+from pipeline.data import transforms, waves
 from pipeline.data.cache import local_copy
 from pipeline.data.generated import marked
 from pipeline.data.tars import is_remote
@@ -106,7 +106,7 @@ def read_pixels(index: Index, i: int, data: Data) -> Read:
             if index.shape_of(sample) == shape:
                 if index.key(sample) in without:
                     raise transforms.BadImage("left out", "named in data.leave_out")
-                return Read(transforms.load_with_margin(index.read(sample), data, shape), sample, why)
+                return Read(_loaded(index.read(sample), data, shape), sample, why)
         except (transforms.BadImage, ShardLost) as error:
             if data.on_corrupt == "error" and isinstance(error, ShardLost):
                 raise
@@ -118,6 +118,10 @@ def read_pixels(index: Index, i: int, data: Data) -> Read:
             why = why or f"{index.name(i)}: {error}"
         sample = int(draw.integers(len(index)))
     raise UserError(f"{why}; nor can {TRIES} others that were drawn in its place: restore the shards")
+
+
+def _loaded(content: bytes, data: Data, shape: Shape | None) -> Array:
+    return waves.load(content, data) if data.sound else transforms.load_with_margin(content, data, shape)
 
 
 @lru_cache(maxsize=4)
@@ -153,7 +157,7 @@ def read_views(index: Index, i: int, data: Data, views: Sequence[str]) -> tuple[
     UserError as of `read_pixels`.
     """
     pixels, sample, why = read_pixels(index, i, data)
-    views_of: Array = transforms.cut_views(pixels, index.shape_of(i) or data.size, views, index.key(sample), data.clip)
+    views_of: Array = transforms.cut_views(pixels, index.shape_of(i) or data.shape, views, index.key(sample), data.clip)
     return views_of, sample, why
 
 
@@ -261,8 +265,8 @@ class Index:
         return bytes(self._row(i)["key"]).decode()
 
     def read(self, i: int) -> bytes:
-        """The image file of sample i (.npy where there are `values`). Raises UserError, naming the shard, where it is
-        gone."""
+        """The file of sample i (.npy where there are `data.values`, .wav of a sound). Raises UserError, naming the
+        shard, where it is gone."""
         shard, row = self.locate(i)
         place = self._rows[shard][row]
         return self._bytes(shard, int(place["offset"]), int(place["length"]))

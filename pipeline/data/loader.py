@@ -210,7 +210,7 @@ class ImageBatches(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         draws = draw_batch(self.seed, self.purpose, request.counters, self.specs[request.bucket])
-        size, count = self.shapes[request.bucket] or (self.data.size, self.data.size), len(request.indices)
+        size, count = self.shapes[request.bucket] or self.data.shape, len(request.indices)
         values, clip = self.parts[request.bucket].values, self.data.clip
         frames = [clip.frames] if clip else []
         images = np.empty((count, self.data.channels, *frames, *size), np.uint8 if values is None else np.float32)

@@ -91,7 +91,7 @@ def report(
     totals = {k: [sum(v) for v in zip(*(r[k] for r in results if r[k]), strict=True)] for k in ("sums", "squares")}
     mean = [s / pixels for s in totals["sums"]]
     std = [max(0.0, q / pixels - m * m) ** 0.5 for q, m in zip(totals["squares"], mean, strict=True)]
-    white = 255 if data.values is None else 1
+    white = 1 if data.measured else 255
     names = {str(i): name for i, name in enumerate(classes)} | {"-1": "(none)"}
     pictures = {
         "sizes": dict(sizes.most_common(20)),
@@ -112,13 +112,20 @@ def report(
             for i, split in enumerate(("train", "val"))
         },
         **({} if data.buckets is None else {"buckets": _buckets(data, results)}),
-        **(_lengths(sizes) if data.source.kind == "text" else pictures),
+        **_by_kind(data, sizes, pictures),
         "quarantined": len(quarantine),
         "quarantine_reasons": dict(Counter(entry["reason"] for entry in quarantine).most_common()),
         "shards": len(results),
         "bytes": sum(r["shard"]["bytes"] for r in results),
         "digest": digest([[r["shard"]["sha256"], r["shard"]["rows_sha256"]] for r in results]),
     }
+
+
+def _by_kind(data: Data, sizes: Counter[str], pictures: dict[str, Any]) -> dict[str, Any]:
+    """What is told of text, of sounds, or of pictures."""
+    if data.source.kind == "text":
+        return _lengths(sizes)
+    return _heard(sizes, pictures) if data.sound else pictures
 
 
 def _lengths(sizes: Counter[str]) -> dict[str, Any]:
@@ -128,6 +135,24 @@ def _lengths(sizes: Counter[str]) -> dict[str, Any]:
     median = lengths[int(np.searchsorted(ends, ends[-1] / 2))][0] if lengths else 0
     whole = sum(length * count for length, count in lengths)
     return {"text": {"bytes": whole, "median": median, "longest": lengths[-1][0] if lengths else 0}}
+
+
+def _heard(sizes: Counter[str], pictures: dict[str, Any]) -> dict[str, Any]:
+    """How long sounds are as they are kept, in seconds, their rates, and the level of their spectrograms in dB."""
+    both = [(*map(int, size.split("x")), count) for size, count in sizes.items()]
+    rates: Counter[str] = Counter()
+    for _, rate, count in both:
+        rates[str(rate)] += count
+    lengths = sorted((length, count) for length, _, count in both)
+    ends = np.cumsum([count for _, count in lengths])
+    middle = lengths[int(np.searchsorted(ends, ends[-1] / 2))][0]
+    told = {
+        "seconds": round(sum(length * count for length, count in lengths) / 1000, 3),
+        "median": middle / 1000,
+        "longest": lengths[-1][0] / 1000,
+        "rates": dict(rates.most_common()),
+    }
+    return {"sound": told, **{key: pictures[key] for key in ("channels", "channel_mean", "channel_std")}}
 
 
 def sheet_of_text(index: Index) -> str:

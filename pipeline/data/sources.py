@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data import arrays, clips, parquet, rasters, synthetic, text_files
+from pipeline.data import arrays, clips, parquet, rasters, sounds, synthetic, text_files
 from pipeline.data.arrays import list_arrays, read_arrays
 from pipeline.data.folders import walk
 from pipeline.data.generated import MARK, marked
@@ -72,8 +72,9 @@ def open_listing(data: Data, digests_folder: str | Path | None = None) -> Listin
 def _listed(data: Data, digests: Digests) -> Listing:
     """The listing of a source in its own split if that decides, and no more of it than `data.limit`, which alone are
     read."""
-    if data.source.kind == "rasters":
-        found = rasters.list_rasters(data, digests)
+    if data.source.kind in ("rasters", "sound"):
+        listed = rasters.list_rasters if data.source.kind == "rasters" else sounds.list_sounds
+        found = listed(data, digests)
         _some(found, data.source)
         return found if data.limit is None else limited(found, data.limit)
     if data.limit is None:
@@ -89,7 +90,7 @@ def _listed(data: Data, digests: Digests) -> Listing:
 
 def chosen(data: Data) -> Listing:
     """The listing of a source, no more of it than `data.limit`, without reading images: names stand for digests."""
-    if data.source.kind == "rasters":
+    if data.source.kind in ("rasters", "sound"):
         return _listed(data, Unread())
     found = listing(data.source, Unread())
     found = own_split(found) if data.split.by == "source" else found
@@ -126,16 +127,14 @@ def _some(found: Listing, source: Any) -> None:
     if not found.rows:
         detail = f" ({len(found.missing)} files named are missing, such as {found.missing[0]})" if found.missing else ""
         detail += f" that are read, but {found.left_out}" if found.left_out else ""
-        where, what = (
-            plain(str(getattr(source, "path", ""))),
-            {"text": "text", "clips": "clips"}.get(source.kind, "images"),
-        )
+        what = {"text": "text", "clips": "clips", "sound": "sounds"}.get(source.kind, "images")
+        where = plain(str(getattr(source, "path", "")))
         raise UserError(f"data.source ({source.kind}) {where} holds no {what}{detail}: check the path")
 
 
 def reader(source: Any) -> Callable[[str | int], bytes | Array]:
     """A function from a row's location to the file's bytes, or to an array [h, w] or [h, w, c], uint8 or uint16.
-    Of `rasters`: `rasters.reader`; of text a row's location is the passage."""
+    Of `rasters`: `rasters.reader`, of sounds `sounds.reader`; of text a row's location is the passage."""
     if source.kind in ("digits", "arrays"):
         images, _ = read_arrays(source)
         return lambda location: images[int(location)]

@@ -55,18 +55,15 @@ def load_split(
     from pipeline.data.index import Index, read_image
     from pipeline.data.transforms import squared
 
-    index, side, channels = Index.open(folder, split, config.data.cache), config.data.size, config.data.channels
+    index, sides, channels = Index.open(folder, split, config.data.cache), config.data.sides, config.data.channels
     rows, labels = split_order(folder, split, config, seed)
-    count = max(1, MEMORY // (math.prod(config.data.sides) * channels))
+    count = max(1, MEMORY // (math.prod(sides) * channels))
     rows = rows[: count if limit is None else min(count, limit)]
-    images = np.empty(
-        (len(rows), *config.data.sides, channels), np.uint8 if index.values is None else index.values.dtype
-    )
+    images = np.empty((len(rows), *sides, channels), np.uint8 if index.values is None else index.values.dtype)
     for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
         pixels = read_image(index, int(rows[place]), config.data)
-        images[place] = np.moveaxis(
-            pixels if config.data.clip else squared(pixels, side), 0, -1
-        )  # [C, ...] -> [..., C]
+        pixels = pixels if config.data.buckets is None else squared(pixels, sides[0])
+        images[place] = np.moveaxis(pixels, 0, -1)  # [C, ...] -> [..., C]
     return images, labels[: len(rows)]
 
 

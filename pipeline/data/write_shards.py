@@ -1,5 +1,6 @@
 """Shards that we write: of files and arrays, decoded once, filtered, cut to shape, stored in plain tars: as PNG, or as
-.npy where values are not 8 bits of gray or RGB; of passages of text, as they are; of clips, as strips of frames."""
+.npy where values are not 8 bits of gray or RGB; of clips, as strips of frames; of passages of text, and of sounds, as
+they are."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data import clips, filters, rasters, shards, sources, transforms, twins
+from pipeline.data import clips, filters, rasters, shards, sounds, sources, transforms, twins
 from pipeline.data.generated import marked
 from pipeline.data.listing import LeftOut, Row, plain
 from pipeline.data.look_through import WORDS, animated
@@ -20,12 +21,19 @@ from pipeline.data.raster_files import WITHOUT_DATA
 from pipeline.data.report import Statistics
 from pipeline.data.shard_result import bucket_number, bucket_shape, finish, finished, sidecar_row
 from pipeline.data.transforms import BadImage, Bands
+from pipeline.data.waves import Heard
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, read_json
 from pipeline.schema.data import Data
 
 if TYPE_CHECKING:
     pass
+
+
+NO_FAULT = {  # of the source: such samples are left out, and are no reason to stop
+    WITHOUT_DATA: "tiles with places without data",  # the border of a scene
+    sounds.SILENCE: sounds.SILENCE,  # in a longer file
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
     if finished(plan.name, folder, result_file):
         return dict(read_json(result_file))
     number = {name: i for i, name in enumerate(classes)}
-    read = rasters.reader(data) if data.values is not None else _by_place(data)
+    read = _reader(data)
     statistics, left_out = Statistics(data.channels, counted=bool(data.values and data.values.percentiles)), LeftOut()
     rows: list[tuple[Any, ...]] = []
     pixels: list[tuple[bytes, str]] = []
@@ -61,15 +69,15 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
                 if data.clip is None and isinstance(content, bytes) and animated(content):
                     left_out.add(WORDS, row.key)
             except BadImage as error:
-                if error.reason == WITHOUT_DATA:  # the border of a scene is no fault of the source
-                    left_out.add("tiles with places without data", row.key)
+                if error.reason in NO_FAULT:
+                    left_out.add(NO_FAULT[error.reason], row.key)
                 else:
                     statistics.bad(row.key, error)
                 pixels.append((twins.NONE, row.key))
                 continue
             pixels.append((seen, row.key))
             bucket = bucket_number(size, data)
-            if not isinstance(image, str) and data.clip is None:
+            if not isinstance(image, str | Heard) and data.clip is None:
                 image = transforms.prepare(image, data, bucket_shape(bucket, data))
             label = number[row.label] if row.label is not None else -1
             member, meta = _add(writer, row, label, image)
@@ -81,18 +89,26 @@ def write_shard(plan: Plan, data: Data, classes: list[str], folder: Path, work: 
     return finish(plan.name, tar.name, tar, rows, statistics, folder, result_file, data, plan.repeats, left_out)
 
 
-def _by_place(data: Data) -> Callable[[Row], bytes | np.ndarray[Any, Any] | str]:
+def _reader(data: Data) -> Callable[[Row], Any]:
+    """A function from a row to a file's bytes, values, a sound, or a passage of text."""
+    if data.values is not None:
+        return rasters.reader(data)
+    if data.sound is not None:
+        return sounds.reader(data)
     if data.source.kind == "text":
         return lambda row: str(row.location)
     read = sources.reader(data.source)
     return lambda row: read(row.location)
 
 
-def _load(content: bytes | np.ndarray[Any, Any] | str, row: Row, data: Data) -> tuple[Any, tuple[int, int], bytes]:
+def _load(content: Any, row: Row, data: Data) -> tuple[Any, tuple[int, int], bytes]:
     """A source's image, filtered, its first size (width, height), and the digest of a file's pixels before that. A
     passage of text is as long as it has bytes; those that are alike were found by the listing."""
     if isinstance(content, str):
         return content, (len(content.encode()), 1), twins.NONE
+    if isinstance(content, Heard):
+        seen = hashlib.blake2b(content.wav, digest_size=16).digest()  # of its samples
+        return content, (content.milliseconds, content.rate), seen
     if data.values is not None:
         bands = Bands(np.asarray(content))
         return bands, bands.size, twins.pixel_digest(bands)
@@ -112,11 +128,13 @@ def _load(content: bytes | np.ndarray[Any, Any] | str, row: Row, data: Data) -> 
 
 
 def _add(writer: shards.TarWriter, row: Row, label: int, image: Any) -> tuple[shards.Member, shards.Member | None]:
-    """A sample's members, as WebDataset names them: KEY.png (or KEY.npy, values [C, h, w], or KEY.txt), KEY.cls,
-    KEY.json with caption and attributes."""
+    """A sample's members, as WebDataset names them: KEY.png (or KEY.npy, values [C, h, w], or KEY.wav, KEY.txt),
+    KEY.cls, KEY.json with caption and attributes."""
     name = shards.safe_key(row.key)
     if isinstance(image, str):
         member = writer.add(f"{name}.txt", image.encode())
+    elif isinstance(image, Heard):
+        member = writer.add(f"{name}.wav", image.wav)
     elif isinstance(image, Bands):
         member = writer.add(f"{name}.npy", transforms.to_npy(image.values))
     else:

@@ -91,8 +91,8 @@ def pool_file(config: Config, ingest: Artifact, options: list[Any]) -> Path:
     from pipeline.data.split import MEMORY
 
     data = config.data
-    clip = [result_fields(data.clip)] if data.clip else []
-    what = [FORMAT, ingest.content, data.size, data.channels, list(data.background), data.augment.crop, MEMORY, *clip]
+    what = [FORMAT, ingest.content, data.size, data.channels, list(data.background), data.augment.crop, MEMORY]
+    what += [result_fields(kind) for kind in (data.clip, data.sound) if kind is not None]
     return Path(config.run.root) / "extractors" / f"{digest([*what, *options])[:16]}.safetensors"
 
 

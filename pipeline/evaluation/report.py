@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.evaluation import agreement, clip_words, text_scores
+from pipeline.evaluation import agreement, clip_words, sound_scores, text_scores
 from pipeline.evaluation.metrics import sets
 
 
@@ -22,6 +22,7 @@ def key_figures(report: dict[str, Any]) -> dict[str, float]:
         if values["held_out_median"]:  # else the report says why there is none (`neighbours_of`)
             found[f"nearest_{space}_ratio"] = values["sample_median"] / values["held_out_median"]
     found |= agreement.key_figures(report.get("agreement", {})) | clip_words.key_figures(report)
+    found |= sound_scores.key_figures(report.get("sound", {}))
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -78,5 +79,6 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"samples, {near['held_out_median']:.3g} of {near['held_out']} held-out images; {near['share_below']:.1%} "
             f"of samples nearer than the first percentile of these ({near['threshold']:.3g})"
         )
+    result += sound_scores.lines(report.get("sound", {}))
     result += [f"agreement, {line}" for line in agreement.lines(report.get("agreement", {}))]
     return result + [f"{name} is not given: {reason}" for name, reason in report["missing"].items()]

@@ -35,13 +35,14 @@ PAIRS = 32  # samples beside their nearest training image in the grids of neighb
 class Report:
     """values: plain JSON values, all figures and what they rest on. images: grids, uint8 [H, W, 3], by name.
 
-    missing: figures that are not given, with the reason. extractor: what made the features.
+    missing: figures that are not given, with the reason. extractor: what made the features. files: others, by name.
     """
 
     values: dict[str, Any]
     images: dict[str, Images]
     missing: dict[str, str]
     extractor: Extractor = field(repr=False)
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
 
 
 def evaluate(
@@ -64,7 +65,7 @@ def evaluate(
     compared. native: where images are of several shapes; the arrays hold squares. told: prompts and attributes of the
     training images, in their order (`generate.told.of_samples`), for a model that knows them.
     """
-    from pipeline.evaluation import shapes
+    from pipeline.evaluation import shapes, sound_scores
     from pipeline.generate.sampling import guidance_of
     from pipeline.generate.told import words
 
@@ -99,6 +100,9 @@ def evaluate(
         classify(asked, generator.classes, named, features, held_out_labels[: config.samples], report)
     order = np.arange(len(samples)) if asked is None else np.argsort(asked[:SHOWN], kind="stable")
     report.images["samples"] = picture(shown[order[:SHOWN]], values)
+    if generator.sound is not None:
+        report.values["sound"] = sound_scores.measure(generator, held_out, reconstructions)
+        report.files = sound_scores.files(generator, shown[spread(order[:SHOWN], sound_scores.HEARD)])
     if told:
         each = words(told, SHOWN)
         report.values["shown"] = [each[i] for i in order[:SHOWN]]
@@ -124,7 +128,12 @@ def compare(
         features, n, extractor=extractor.digest, real=digest, resamples=config.bootstrap, seed=config.seed
     )
     report.missing.update(missing)
-    conditions = {"extractor": extractor.digest, "images": n, "resolution": real.shape[1], "channels": real.shape[3]}
+    conditions = {
+        "extractor": extractor.digest,
+        "images": n,
+        "resolution": resolution_of(real),
+        "channels": real.shape[3],
+    }
     return {
         "images": {**{name: len(images) for name, images in named.items()}, "compared": n},
         "extractor": {key: getattr(extractor, key) for key in ("kind", "digest", "description", "facts")},
@@ -132,6 +141,12 @@ def compare(
         "conditions": {**conditions, "real": digest, "guidance": guidance},
         "verdict": comparable.verdict(found["frechet"], extractor.kind),
     }
+
+
+def resolution_of(images: Images) -> int | str:
+    """The side of squares [n, H, W, C], HxW of others."""
+    height, width = images.shape[1:3]
+    return height if height == width else f"{height}x{width}"
 
 
 def classify(
@@ -260,6 +275,12 @@ def neighbours_of(
         pairs = np.stack([samples[:PAIRS], nearest["samples"][1]], axis=1)
         report.images[f"neighbours_{space}"] = picture(pairs.reshape(-1, *samples.shape[1:]), values, columns=8)
     return found
+
+
+def spread(rows: Array, most: int) -> Array:
+    """At most `most` of them, evenly spread."""
+    chosen: Array = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
+    return chosen
 
 
 def _nearer(old: tuple[Array, Array] | None, new: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from pipeline.errors import UserError
 
@@ -23,3 +24,17 @@ def class_number(value: int | str, names: Sequence[str]) -> int:
         return int(name)
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     raise UserError(f"class {value!r} is neither one of the names ({shown}) nor a number from 0 to {len(names) - 1}")
+
+
+def class_numbers(values: int | str | Sequence[int | str] | None, names: Sequence[str]) -> list[int]:
+    """The classes that a request asks for, in turn: those given, or all. UserError where a model has none of them."""
+    every: list[int] = [Label(number) for number in range(len(names))]
+    if values is None:
+        return every
+    if isinstance(values, int | str | Integral):
+        values = [values]
+    if not names and len(values) == 0:  # a request of this model that comes back
+        return []
+    if not names:
+        raise UserError("classes: this model has no class condition; leave them out")
+    return [Label(class_number(value, names)) for value in values] or every

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,16 @@ from models.autoencoders import data_sides, latent_sides
 from models.conditioning import Conditions
 from models.diffusion.denoiser import Denoiser
 from models.patches import sides_of
-from pipeline.data import tokens
+from pipeline.data import spectrogram, tokens
 from pipeline.data.latents import LatentSpace
 from pipeline.data.pictures import Images, strips
+from pipeline.data.spectrogram import Spectrogram, Waves
 from pipeline.data.text_encoders import Embedding
 from pipeline.data.tokens import Tokenizer
 from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
 from pipeline.generate import adapters, sampling, students, told
-from pipeline.generate.class_numbers import Label, class_number
+from pipeline.generate.class_numbers import class_numbers
 from pipeline.generate.finite import mind
 from pipeline.networks import build_network
 from pipeline.schema.data import Shape, text
@@ -86,6 +86,20 @@ class Generator:
     def values(self) -> ValueMap | None:
         """What the images' values mean; None for 8 bits of gray or RGB."""
         return ValueMap.from_json(self.options["values"]) if self.options.get("values") else None
+
+    @cached_property
+    def sound(self) -> Spectrogram | None:
+        """Of a model of sound, whose images are spectrograms: the transform there and back."""
+        return Spectrogram.from_json(self.options["sound"]) if self.options.get("sound") else None
+
+    def sounds(self, request: dict[str, Any], first: int = 0) -> Waves:
+        """The sounds of a `request` to a model of sound, from number `first` on: float32 [n, C, samples], full scale is
+        1 (and may be passed). UserError where the model is of other data; NotFinite as of `sample`."""
+        return self.waves(self.images(request, first))
+
+    def waves(self, images: Images) -> Waves:
+        """Sounds float32 [n, C, samples] of spectrograms [n, mels, frames, C] in dB, as `images` gives them."""
+        return spectrogram.sounds_of(self.sound, images)
 
     @property
     def channels(self) -> int:
@@ -199,7 +213,7 @@ class Generator:
         """The arguments of `sample`, checked, with the defaults put in, as plain JSON values."""
         if isinstance(classes, (int, np.integer, str)):  # one, without its brackets
             classes = [classes]
-        labels = self._labels(classes)
+        labels = class_numbers(classes, self.classes)
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch_size": batch_size, **how}
         filled = {**self.defaults, **{key: value for key, value in chosen.items() if value is not None}}
         if filled["grid"] != "shifted":  # the only grid that has one
@@ -280,8 +294,9 @@ class Generator:
         """UserError for a model of other than images of 8 bits of gray or RGB, which is all that `what` knows."""
         self.only_images(what)
         if self.values is not None:
-            name, kind = self.about.get("name", "this model"), self.values.dtype
-            raise UserError(f"{name}: makes images of {self.channels} x {kind}, and {what} knows 8-bit pictures only")
+            name = self.about.get("name", "this model")
+            made = "sounds" if self.sound else f"images of {self.channels} x {self.values.dtype}"
+            raise UserError(f"{name}: makes {made}, and {what} knows 8-bit pictures only")
 
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:
         """Images [n, H, W, C], or clips, of latents [n, C, *sides], and which of them are all finite: bool [n]."""
@@ -358,18 +373,6 @@ class Generator:
             adapters.load(network, self._weak_file(name), self.options, self.base)
             self._loaded[name] = network.eval().to(self.device)
         return self._loaded[name]
-
-    def _labels(self, classes: int | str | Sequence[int | str] | None) -> list[int]:
-        names = self.classes
-        if classes is None:
-            return [Label(number) for number in range(len(names))]
-        if isinstance(classes, int | str | Integral):
-            classes = [classes]
-        if not names and len(classes) == 0:  # a request of this model that comes back
-            return []
-        if not names:
-            raise UserError("classes: this model has no class condition; leave them out")
-        return [Label(class_number(value, names)) for value in classes] or self._labels(None)
 
 
 def generator(

@@ -41,7 +41,8 @@ class LatentDiffusion(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: PythonModelContext | None, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Sample an image for each row, or of a model of text a text. MlflowException, in one line, for a column,
+        """Sample an image for each row; of a model of text a text, of sound a sound, float32 [C, samples] of the
+        rate in the model's config.json (`sound`). MlflowException, in one line, for a column,
         parameter or value that the model does not know.
 
         MLflow itself drops, with a warning, parameters and columns that the signature does not name.
@@ -50,6 +51,8 @@ class LatentDiffusion(PythonModel):  # type: ignore[misc]
             arguments = self._arguments(_table(model_input), params or {})
             if self.generator.tokenizer is not None:
                 return np.array(self.generator.texts(self.generator.request(**arguments)))
+            if self.generator.sound is not None:
+                return self.generator.sounds(self.generator.request(**arguments))
             images: np.ndarray = self.generator.sample(**arguments)
             return images
         except UserError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Earlier:
             raise UserError(f"--out {folder}: holds samples of a model with other classes; give a new folder")
         if self.info["images"]:
             first = self.info["images"][0]["file"]
+            if first.endswith(".wav"):
+                raise UserError(f"--out {folder}: holds sounds, and these are to be images; give a new folder")
             if first.endswith(".tif") != (of.values is not None):
                 raise UserError(f"--out {folder}: holds samples of another depth; give a new folder")
             height, width = _read(folder / first).shape[:2]
@@ -98,35 +100,43 @@ def write_samples(
     """
     folder = Path(folder)
     before = before or earlier(folder, add=False)
-    names, entries, first = info["class_names"], [], before.next
-    labels = [class_number(value, names) for value in info["request"]["classes"]]
+    files = []
     old = [_read(folder / entry["file"]) for entry in before.info.get("images", [])]
     if any(image.shape != images[0].shape for image in old):
         raise UserError(f"--out {folder}: holds samples of another shape; give a new folder")
-    for i, image in enumerate(images):
-        file = folder / f"{first + i:06d}.{'tif' if values else 'png'}"
+    for number, image in enumerate(images, before.next):
+        file = folder / f"{number:06d}.{'tif' if values else 'png'}"
         if values:
             write_tiff(file, image, values.unit)
         else:
-            _write_png(file, image)
+            write_png(file, image)
+        files.append((file, sha256_file(file)))
+    every = np.stack([*old, *images])
+    write_png(folder / GRID, grid(values.shown(every) if values else every))
+    finish(folder, files, info, before)
+    return folder
+
+
+def finish(folder: Path, files: Sequence[tuple[Path, str]], info: Mapping[str, Any], before: Earlier) -> None:
+    """Write samples.json: an entry for each file (with its SHA-256) after those that were there before."""
+    names, entries, first = info["class_names"], [], before.next
+    labels = [class_number(value, names) for value in info["request"]["classes"]]
+    for i, (file, sha256) in enumerate(files):
         chosen = labels[i % len(labels)] if labels else None
         told = part(info["request"], [i])
         prompt = {"prompt": said(told["prompts"][0])} if "prompts" in told else {}
         known = {name: values[0] for name, values in told.get("attributes", {}).items()}
         about = {"class": chosen, **prompt, **({"attributes": known} if known else {})}
-        entries.append({"file": file.name, "index": first + i, **about, "sha256": sha256_file(file)})
-    every = np.stack([*old, *images])
-    _write_png(folder / GRID, grid(values.shown(every) if values else every))
+        entries.append({"file": file.name, "index": first + i, **about, "sha256": sha256})
     if before.info:
         added = [*before.info.get("added", []), {**info, "first": first}]
         written = {**before.info, "added": added, "images": [*before.info["images"], *entries]}
     else:
         written = {**info, **({"first": first} if first else {}), "images": entries}
     write_json(folder / INFO, written)
-    return folder
 
 
-def _write_png(path: Path, image: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+def write_png(path: Path, image: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     """image: uint8 [H, W, 1] or [H, W, 3]."""
     from PIL import Image
 
@@ -136,11 +146,14 @@ def _write_png(path: Path, image: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
 
 
 def _read(path: Path) -> Images:
-    """[H, W, C] of a file that `_write_png` or `write_tiff` wrote. UserError where it cannot be read."""
+    """[H, W, C] of a file that `write_png` or `write_tiff` wrote. UserError where it cannot be read."""
+    return read_tiff(path) if path.suffix == ".tif" else read_png(path)
+
+
+def read_png(path: Path) -> Images:
+    """uint8 [H, W, 1 or 3] of a file that `write_png` wrote. UserError where it cannot be read."""
     from PIL import Image
 
-    if path.suffix == ".tif":
-        return read_tiff(path)
     try:
         with Image.open(path) as image:
             values = np.asarray(image)

@@ -63,6 +63,8 @@ def python_lines(name: str, model: Generator, request: Mapping[str, Any], root: 
     last = f"images = model.sample({given})  # uint8 [n, {'T, ' if model.clip else ''}H, W, C]"
     if model.tokenizer is not None:
         last = f"texts = model.texts(model.request({given}))"
+    if model.sound is not None:
+        last = f"sounds = model.sounds(model.request({given}))  # float32 [n, C, samples], {model.sound.rate} a second"
     return f"from pipeline.generate import load_pretrained\n\nmodel = load_pretrained({name!r}{place})\n{last}"
 
 

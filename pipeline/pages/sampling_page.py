@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SAMPLE = "Sample"
 COUNT, STEPS, GUIDANCE = 16, 100, 10.0  # images at first; the sliders' ends
+PLAYERS, PLAYERS_A_ROW = 16, 4  # of sounds
 PROMPTS = "Several: one a line, in turn row by row. `a red hat AND wide eyes`: both, each by itself."
 
 
@@ -53,6 +54,7 @@ def archive(model: Generator, made: Images | list[str], request: Mapping[str, An
     """A zip file of what `ldm sample` writes: images, grid, samples.json; or texts."""
     from pipeline.generate.clip_samples import write_clips
     from pipeline.generate.samples import Earlier, earlier, sample_info, write_samples
+    from pipeline.generate.sound_samples import write_sounds
     from pipeline.generate.text_samples import write_texts
 
     packed = io.BytesIO()
@@ -63,6 +65,8 @@ def archive(model: Generator, made: Images | list[str], request: Mapping[str, An
         elif model.clip is not None:
             folder.mkdir()
             write_clips(folder, made, info, Earlier(), model.clip["rate"])
+        elif model.sound is not None:
+            write_sounds(folder, made, info, Earlier(), model)
         else:
             write_samples(folder, made, info, values=model.values)
         for path in sorted(folder.iterdir()):
@@ -140,13 +144,15 @@ def show(model: Generator, name: str, root: Path) -> None:
     left, right = st.columns([3, 2])
     with left:
         height, width, channels = images.shape[-3:]
+        what = "images" if model.sound is None else "sounds, their spectrograms"
         if model.clip is not None:
             st.html(widgets.moving(images, model.clip["rate"]))
             what = f"clips of {images.shape[1]} frames, {model.clip['rate']:g} a second,"
         else:
             st.image(widgets.enlarged(sheet, widgets.SHOWN), output_format="PNG")
-            what = "images"
         st.caption(f"{len(images)} {what} of {width} x {height} x {channels}, {seconds:.1f} s on {model.device}")
+        if model.sound is not None:
+            play(model, images, request)
     with right:
         st.markdown("**The same images** on the command line")
         st.code(commands.command_line(name, model, request, root), language="bash", wrap_lines=True)
@@ -155,6 +161,21 @@ def show(model: Generator, name: str, root: Path) -> None:
         st.download_button("Grid (PNG)", widgets.png(sheet), "grid.png", "image/png", on_click="ignore")
         files = archive(model, images, request)
         st.download_button("All files (zip)", files, "samples.zip", "application/zip", on_click="ignore")
+
+
+def play(model: Generator, images: Images, request: Mapping[str, Any]) -> None:
+    """A player for each of the first sounds, in rows."""
+    import streamlit as st
+
+    from pipeline.generate.sound_samples import wav_of
+
+    columns = st.columns(PLAYERS_A_ROW)
+    labels = request["classes"]
+    for number, wave in enumerate(model.waves(images[:PLAYERS])):
+        with columns[number % PLAYERS_A_ROW]:
+            named = f", {model.classes[labels[number % len(labels)]]}" if labels else ""
+            st.caption(f"{number}{named}")
+            st.audio(wav_of(wave, model), format="audio/wav")
 
 
 def page(arguments: Sequence[str]) -> None:

@@ -64,7 +64,8 @@ def text(found: Mapping[str, Any]) -> str:
     guidance = "" if found.get("guidance") is None else f", guidance {found['guidance']}"
     if found.get("resolution") is None:
         return f"{found['images']} texts a set, {found['extractor']}{guidance}"
-    size = f"{found['resolution']}x{found['resolution']}x{found['channels']}"
+    side = found["resolution"]  # of squares; of others HxW
+    size = f"{side if isinstance(side, str) else f'{side}x{side}'}x{found['channels']}"
     return f"{found['images']} images a set of {size}, extractor {_short(found['extractor'])}{guidance}"
 
 

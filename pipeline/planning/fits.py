@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.data.waves import transform_of
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.schema.synonyms import KINDS, squeezed
@@ -100,7 +101,12 @@ def _check_sizes(config: Config, autoencoder: Any) -> None:
             "data; set [as_is]"
         )
     data, factor = config.data, getattr(autoencoder, "factor", 1)
-    if data.size % factor:
+    if data.sound is not None and (data.sound.mels % factor or data.sound.frames % factor):
+        raise UserError(
+            f"`data.sound`: {data.sound.mels} mels x {data.sound.frames} frames (seconds x rate / hop) are no multiples"
+            f" of {factor}, the side of what is one latent (`autoencoder.model`); change one of them"
+        )
+    if data.sound is None and data.size % factor:
         raise UserError(
             f"`data.size`: {data.size} is not a multiple of {factor}, the pixels a side of one latent "
             "(`autoencoder.model`); change one of them"
@@ -114,20 +120,34 @@ def _check_sizes(config: Config, autoencoder: Any) -> None:
 
 
 def _check_values(config: Config) -> None:
-    """UserError for what takes 8-bit pictures only, where `data.values` says that images are none."""
-    if config.data.values is None:
+    """UserError for what takes 8-bit pictures only, where `data.values` or `data.sound` says that images are none."""
+    if not config.data.measured:
         return
+    data = "`data.values`"
+    if config.data.sound is not None:
+        data = "sound"
+        if config.latents.views != ("as_is",):
+            shown = ", ".join(config.latents.views)
+            raise UserError(f"`latents.views`: {shown} are of images, and `data.source` is of sound; set [as_is]")
+        if config.autoencoder.loss.equivariance:
+            raise UserError(
+                "`autoencoder.loss.equivariance`: turns images, and `data.source` is of sound; leave it out"
+            )
+        if config.diffusion.condition.spatial:
+            raise UserError("`diffusion.condition.spatial` is of images, and `data.source` is of sound; leave it out")
+        try:
+            transform_of(config.data.sound).bank  # noqa: B018
+        except ValueError as error:
+            raise UserError(f"`data.sound`: {error}; give fewer `mels`, a larger `window` or `lowest`") from None
     kind = config.autoencoder.loss.perceptual.kind
     if kind not in ("none", "random"):
-        raise UserError(
-            f"`autoencoder.loss.perceptual.kind`: {kind} knows 8-bit pictures, not `data.values`; give none"
-        )
+        raise UserError(f"`autoencoder.loss.perceptual.kind`: {kind} knows 8-bit pictures, not {data}; give none")
     if config.evaluate.agreement:
-        raise UserError("`evaluate.agreement`: its judges know 8-bit pictures, not `data.values`; leave it out")
+        raise UserError(f"`evaluate.agreement`: its judges know 8-bit pictures, not {data}; leave it out")
     if config.register_.gate:
-        raise UserError("`register.gate`: its audit knows 8-bit pictures, not `data.values`; leave it out")
+        raise UserError(f"`register.gate`: its audit knows 8-bit pictures, not {data}; leave it out")
     if config.diffusion.align:
-        raise UserError("`diffusion.align`: its network knows 8-bit pictures, not `data.values`; leave it out")
+        raise UserError(f"`diffusion.align`: its network knows 8-bit pictures, not {data}; leave it out")
 
 
 def _check_text(config: Config, autoencoder: Any) -> None:

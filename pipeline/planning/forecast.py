@@ -77,12 +77,13 @@ def _what(config: Config) -> str:
 
         options = registry.resolve("autoencoders", config.autoencoder.model)
         return f"of passages of {options['length']} tokens (channels x vectors)"
-    if clip := config.data.clip:
-        size = config.data.size
-        sides = (config.data.channels, clip.frames, size, size)
-        return f"of clips of {' x '.join(map(str, sides))} (channels x frames x height x width)"
-    size = config.data.size
-    return f"of images of {config.data.channels} x {size} x {size} (channels x height x width)"
+    what, sides = "images", "height x width"
+    if config.data.clip is not None:
+        what, sides = "clips", "frames x height x width"
+    elif config.data.sound is not None:
+        what, sides = "spectrograms", "mels x frames"
+    shape = " x ".join(map(str, (config.data.channels, *config.data.sides)))
+    return f"of {what} of {shape} (channels x {sides})"
 
 
 def check_root(root: str | Path) -> None:

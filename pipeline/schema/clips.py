@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -41,3 +41,13 @@ class Clip(Section):
     most_pixels: Positive = Field(
         4_000_000_000, description="Pixels of all frames of a file at most; likewise (of one frame: `data.max_pixels`)."
     )
+
+
+def fits(data: Any) -> str | None:
+    """Why a `data` section cannot be of clips, or not be; None where all is well."""
+    if (data.clip is not None) != (data.source.kind == "clips"):
+        return "`clip` and `source.kind: clips` go together: files of clips, and what of them is a sample"
+    for key in ("filters", "buckets") if data.clip else ():
+        if getattr(data, key):
+            return f"`{key}` is of images, and `source.kind: clips` has none; leave it out"
+    return None

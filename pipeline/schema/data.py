@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.schema import clips, sound
 from pipeline.schema.clips import Clip, ClipsSource
 from pipeline.schema.filters import Filter
 from pipeline.schema.section import LATER, SPEED, Fraction, Place, Positive, Section
+from pipeline.schema.sound import Sound, SoundSource
 from pipeline.schema.text import TextSource
 from pipeline.schema.values import MOST_CHANNELS, RastersSource, Values
 
@@ -146,6 +148,7 @@ Source = Annotated[
     | GaussiansSource
     | ShapesSource
     | RastersSource
+    | SoundSource
     | TextSource
     | ClipsSource,
     Field(discriminator="kind"),
@@ -264,6 +267,9 @@ class Data(Section):
     clip: Clip | None = Field(
         None, description="What of a clip is one sample (`source.kind: clips`).", json_schema_extra=LATER
     )
+    sound: Sound | None = Field(
+        None, description="What of sounds models see (`source.kind: sound`).", json_schema_extra=LATER
+    )
     background: tuple[int, int, int] = Field((255, 255, 255), description="RGB that transparent images are put on.")
     filters: tuple[Filter, ...] = Field(
         (), description="Filters against noise, one after the other, on each image before it is resized and stored."
@@ -295,14 +301,28 @@ class Data(Section):
     cache: Cache = Field(Cache(), json_schema_extra=SPEED)
 
     @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """(height, width) of each bucket, in pixels; of the one square where there are no buckets."""
-        return ((self.size, self.size),) if self.buckets is None else self.buckets.near(self.size)
+    def sides(self) -> tuple[int, ...]:
+        """Sides of what models see of a sample where there are no buckets: height and width of a square, of clips the
+        number of frames before them, of sound mels and frames of the spectrogram."""
+        if self.sound is not None:
+            return self.sound.mels, self.sound.frames
+        return (*([self.clip.frames] if self.clip else []), self.size, self.size)
 
     @property
-    def sides(self) -> tuple[int, ...]:
-        """Sides of a sample where there are no buckets: height and width, of clips the number of frames before them."""
-        return (*([self.clip.frames] if self.clip else []), self.size, self.size)
+    def shape(self) -> Shape:
+        """The last two of `sides`: (height, width) of an image, of a clip's frame, of a spectrogram."""
+        height, width = self.sides[-2:]
+        return height, width
+
+    @property
+    def measured(self) -> bool:
+        """Whether models see other than pictures of 8 bits: what values mean is said by a `ValueMap`."""
+        return self.values is not None or self.sound is not None
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """(height, width) of each bucket, in pixels; `shape` alone where there are no buckets."""
+        return (self.shape,) if self.buckets is None else self.buckets.near(self.size)
 
     @model_validator(mode="after")
     def _shapes_found(self) -> Data:
@@ -320,7 +340,7 @@ class Data(Section):
             raise ValueError(
                 "`values` and `source.kind: rasters` go together: files of measured values, and what these mean"
             )
-        if self.values is None and self.channels not in (1, 3):
+        if not self.measured and self.channels not in (1, 3):
             raise ValueError(f"`channels` {self.channels}: 1 is gray, 3 RGB; others need `source.kind: rasters`")
         if self.values is not None and self.filters:
             raise ValueError("`filters` are for 8-bit images, and `values` says that these are not; leave them out")
@@ -331,14 +351,10 @@ class Data(Section):
         return self
 
     @model_validator(mode="after")
-    def _clips_known(self) -> Data:
-        if (self.clip is not None) != (self.source.kind == "clips"):
-            raise ValueError(
-                "`clip` and `source.kind: clips` go together: files of clips, and what of them is a sample"
-            )
-        for key in ("filters", "buckets") if self.clip else ():
-            if getattr(self, key):
-                raise ValueError(f"`{key}` is of images, and `source.kind: clips` has none; leave it out")
+    def _modality_known(self) -> Data:
+        for fits in (clips.fits, sound.fits):
+            if why := fits(self):
+                raise ValueError(why)
         return self
 
     @model_validator(mode="after")

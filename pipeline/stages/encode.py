@@ -55,8 +55,9 @@ def run(
     if values := Index.open(data.path, "train").values:  # shards hold values, and this what these are to the encoder
         pixels["values"] = values.json()
         _check_values(values.json(), autoencoder)
-    if config.data.clip:
-        pixels["clip"] = result_fields(config.data.clip)
+    for name in ("clip", "sound"):  # which frames, and what spectrograms of the shards' sounds are
+        if (own := getattr(config.data, name)) is not None:
+            pixels[name] = result_fields(own)
     moments = {key: value for key, value in recipe(config).items() if key != "statistics"}  # these are not scaled
     jobs: list[dict[str, Any]] = []
     for split in SPLITS:

@@ -81,6 +81,8 @@ def run(
     for name in ("report.json", "classes.csv", "samples.jsonl", "samples.webp"):
         if (writer.path / name).exists():
             spool.file(writer.path / name)
+    for name in report.get("files", ()):
+        spool.file(writer.path / name, str(Path(name).parent))
     for line in lines(report):
         print(f"evaluate: {line}", flush=True)
     summary = {"key_figures": key_figures(report)}
@@ -137,6 +139,9 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
         report = evaluate(generator, *train, *held_out, config.evaluate, extractor, mirrored(config), shapes, told)
     for name, image in report.images.items():
         atomic_write(folder / f"{name}.png", to_png(Image.fromarray(image)))
+    for name, content in report.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        atomic_write(folder / name, content)
     if report.extractor.module is not None:
         report.extractor.save(folder / "extractor.safetensors")
     if "classes" in report.values:
@@ -144,6 +149,7 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     if config.evaluate.agreement:
         report.values["agreement"] = agreement_of(config, inputs["ingest"], generator, train[0], held_out[0])
     values = {**report.values, "missing": report.missing, "grids": sorted(report.images)}
+    values |= {"files": sorted(report.files)} if report.files else {}
     write_json(folder / "report.json", values)
     return values
 

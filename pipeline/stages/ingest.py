@@ -28,6 +28,7 @@ from pipeline.data.listing import LeftOut, plain
 from pipeline.data.percentiles import value_map_of
 from pipeline.data.report import contact_sheet, highest_label, report, save_png, sheet_of_text
 from pipeline.data.tars import tar_classes
+from pipeline.data.waves import transform_of
 from pipeline.data.write_shards import Plan, write_shard
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, write_json
@@ -54,8 +55,9 @@ def recipe(config: Config, root: str | Path) -> dict[str, Any]:
     kept["crop"] = config.data.augment.crop
     if config.data.filters:
         kept["filters"] = data["filters"]
-    if config.data.values:
-        kept["values"] = data["values"]
+    for name in ("values", "sound"):
+        if name in data:
+            kept[name] = data[name]
     kept |= bucket_recipe(config.data) | limit_recipe(config.data) | clips.recipe(config.data)
     return {"source": sources.source_fingerprint(config.data, sources.digests_folder_of(root)), **kept}
 
@@ -97,6 +99,8 @@ def run(
                 f"no {split} images among {sum(summary['images'].values())}: change data.split (val_fraction, column) "
                 "or give more images"
             )
+    if data.sound is not None:
+        transform_of(data.sound).values(data.channels).save(folder)
     if data.values is not None:
         value_map_of(data, [result["shard"]["name"] for result in results], work).save(folder)
     write_json(folder / "report.json", summary)
@@ -117,7 +121,8 @@ def run(
 
 def headline(summary: dict[str, Any]) -> str:
     images, classes = summary["images"], len(summary["classes"])
-    what = "passages" if "text" in summary else "clips" if "clip" in summary else "images"
+    kinds = {"text": "passages", "clip": "clips", "sound": "sounds"}
+    what = next((word for key, word in kinds.items() if key in summary), "images")
     filled = [text(row["shape"]) for row in summary.get("buckets", []) if row["train"] or row["val"]]
     buckets = f"buckets {', '.join(filled)}, " if filled else ""
     made = f" ({summary['generated']:,} generated)" if summary.get("generated") else ""

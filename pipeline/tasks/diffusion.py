@@ -6,6 +6,7 @@ Paths, predictions and weightings are in `models/diffusion/`, the loop in `train
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact
@@ -32,6 +33,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
     from models.patches import size_of
     from pipeline.data.buckets import usual
     from pipeline.data.value_map import ValueMap
+    from pipeline.data.waves import transform_of
 
     condition = result_fields(config.diffusion.condition)
     if "conditions" in inputs:
@@ -40,7 +42,8 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         if condition.get("caption"):  # what is trained, and where a frozen one lies, is as the config says now
             encoder = config.diffusion.condition.caption.encoder.model_dump()  # type: ignore[union-attr]
             condition["caption"] = {**made["caption"], "encoder": {**made["caption"]["encoder"], **encoder}}
-    values = ValueMap.load(inputs["ingest"].path) if config.data.values else None
+    values = ValueMap.load(inputs["ingest"].path) if config.data.measured else None
+    sound = {"sound": asdict(transform_of(config.data.sound))} if config.data.sound else {}
     summary = inputs["encode"].summary
     (channels, *sides), buckets = summary["shape"], {}
     if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
@@ -56,6 +59,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         "prediction": config.diffusion.prediction,
         **({"values": values.json()} if values else {}),
         **({"clip": {"frames": clip.frames, "rate": clip.rate}} if (clip := config.data.clip) else {}),
+        **sound,
         **({"self_conditioning": True} if config.diffusion.self_conditioning else {}),
         **({"student": result_fields(config.diffusion.distil)} if config.diffusion.distil else {}),
     }

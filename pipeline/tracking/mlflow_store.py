@@ -360,7 +360,9 @@ def log_model(run: str, folder: Path, name: str) -> str:
     import pandas as pd
 
     reads = ["tokenizers"] if (folder / "tokenizer.json").exists() else []  # a model of text
-    signature, row = signature_of(json.loads((folder / "config.json").read_text())["condition"])
+    config = json.loads((folder / "config.json").read_text())
+    reads += ["scipy"] if "sound" in config else []
+    signature, row = signature_of(config["condition"])
     model = Described.log(
         artifact_path=None,
         name=name,

@@ -95,7 +95,7 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """[n, C, H, W], uint8 or float in [-1, 1] -> [n, width], what the last layer sees."""
         x = floats(images)
-        if x.shape[-1] != self.size:
+        if x.shape[-2:] != (self.size, self.size):
             x = functional.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         result: Tensor = self.body(x)
         return result

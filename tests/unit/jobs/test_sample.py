@@ -38,7 +38,14 @@ def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkey
             return {}
 
         return SimpleNamespace(
-            request=request, images=lambda *_: [], shapes=[(8, 8)], classes=[], values=None, tokenizer=None, clip=None
+            request=request,
+            images=lambda *_: [],
+            shapes=[(8, 8)],
+            classes=[],
+            values=None,
+            tokenizer=None,
+            clip=None,
+            sound=None,
         )
 
     monkeypatch.setattr(folder, "load_pretrained", load)
@@ -78,6 +85,7 @@ def test_blanks_around_the_names_of_classes_are_none_of_them(tmp_path: Path, mon
             classes=["c0", "c1", " odd"],
             tokenizer=None,
             clip=None,
+            sound=None,
         )
 
     monkeypatch.setattr(folder, "load_pretrained", load)

@@ -77,7 +77,7 @@ def test_the_figures_may_stand_beside_those_of_an_evaluation_here(digits: Any, f
     images = score.read(folder, [files[i] for i in order], config, False)
 
     class Known:
-        classes, about, values = data.summary["classes"], {"name": "known"}, None
+        classes, about, values, sound = data.summary["classes"], {"name": "known"}, None, None
 
         def request(self, classes, n, seed, guidance, **how):
             return {"classes": classes, "guidance": guidance}

@@ -33,7 +33,8 @@ class Known:
     """A generator of known samples; its autoencoder adds noise of a known size."""
 
     def __init__(self, make, classes=("rows", "columns")) -> None:
-        self.make, self.classes, self.about, self.values = make, list(classes), {"name": "known"}, None
+        self.make, self.classes, self.about = make, list(classes), {"name": "known"}
+        self.values = self.sound = None
 
     def request(self, classes, n, seed, **how) -> dict:
         return {"classes": classes, "n": n, "seed": seed}

@@ -121,3 +121,14 @@ def test_the_example_is_a_request_of_the_model() -> None:
         assert asked.about["request"]["n"] == 1
     nothing = signature_of({"kind": "none"})
     assert [column.name for column in nothing[0].inputs.inputs] == ["label"] and nothing[1] == {"label": 0}
+
+
+def test_a_model_of_sound_gives_sounds() -> None:
+    _, asked, inner = model(CLASSES_ONLY)
+    transform = {"rate": 8000, "frames": 4, "mels": 8, "hop": 64, "window": 128, "lowest": 20.0, "highest": 4000.0,
+                 "floor": -80.0, "ceiling": 10.0}  # fmt: skip
+    asked.options["sound"] = transform
+    spectrograms = np.full((2, 8, 4, 1), -20, np.float32)
+    object.__setattr__(asked, "images", lambda request, first=0: spectrograms[: request["n"]])
+    found = inner.predict(None, pd.DataFrame({"label": [0, 1]}))
+    assert found.shape == (2, 1, 256) and found.dtype == np.float32 and np.abs(found).max() > 0.01

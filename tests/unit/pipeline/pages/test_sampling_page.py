@@ -62,7 +62,14 @@ def test_the_command_makes_the_same_request(
             return asked[-1]
 
         return SimpleNamespace(
-            request=ask, images=lambda *_: [], classes=NAMES, shapes=[(8, 8)], values=None, tokenizer=None, clip=None
+            request=ask,
+            images=lambda *_: [],
+            classes=NAMES,
+            shapes=[(8, 8)],
+            values=None,
+            tokenizer=None,
+            clip=None,
+            sound=None,
         )
 
     monkeypatch.chdir(tmp_path)

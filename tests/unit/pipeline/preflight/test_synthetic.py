@@ -7,7 +7,7 @@ import pytest
 from pipeline.artifacts import Store
 from pipeline.config import Config
 from pipeline.data.index import Index, read_image
-from pipeline.preflight.synthetic_clips import synthetic_clips
+from pipeline.preflight.synthetic import synthetic_clips
 
 
 @pytest.mark.parametrize(("frames", "rate"), [(5, 8.0), (3, 30.0)])
@@ -20,7 +20,7 @@ def test_as_many_frames_as_the_config_asks_for(tmp_path, frames, rate):
             "diffusion": {"backbone": {"kind": "dit"}, "training": {"steps": 1, "batch_size": 1}},
         }
     )
-    made = synthetic_clips(config, Store(tmp_path / "made"), 12)
+    made = synthetic_clips(config, Store(tmp_path / "made"))
     index = Index.open(made.path, "train")
-    assert sum(made.summary["images"].values()) == 12 and made.summary["clip"] == {"frames": frames, "rate": rate}
+    assert sum(made.summary["images"].values()) == 128 and made.summary["clip"] == {"frames": frames, "rate": rate}
     assert read_image(index, 0, config.data).shape == (3, frames, 16, 16)
