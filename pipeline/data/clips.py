@@ -47,6 +47,7 @@ UNREAD = {
     "vob",
     "f4v",
 }  # videos that are counted
+MOST_KEPT = 178_956_970  # pixels of all frames of a clip that are kept: what Pillow decodes of one picture at most
 VERSION = 1  # raised when the same files give other frames
 
 
@@ -123,6 +124,8 @@ def strip(content: bytes, data: Data, ending: str) -> tuple[Image.Image, tuple[i
             square=True,
         )
         frames.append(np.asarray(square))
+        if len(frames) * frames[0].shape[0] * frames[0].shape[1] > MOST_KEPT:
+            raise BadImage("too long", f"more than {len(frames) - 1} frames of this size cannot be kept")
     if len(frames) < data.clip.frames:
         seconds = len(frames) / data.clip.rate
         raise BadImage(

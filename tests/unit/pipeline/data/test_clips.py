@@ -108,6 +108,14 @@ def test_what_cannot_be_used_has_a_reason(tmp_path):
     assert reason(damaged, one, "apng").startswith("undecodable: wrong checksum")
 
 
+def test_more_frames_than_are_decoded_of_one_strip_are_not_kept(tmp_path, monkeypatch):
+    """A training step decodes the strip, and Pillow decodes no picture of more pixels."""
+    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) >= clips.MOST_KEPT
+    content = animation(tmp_path / "a.webp", frames(5))
+    monkeypatch.setattr(clips, "MOST_KEPT", 4 * 16 * 16)
+    assert reason(content, data(tmp_path), "webp") == "too long: more than 4 frames of this size cannot be kept"
+
+
 def test_limits_hold_before_frames_are_decoded(tmp_path, monkeypatch):
     content = animation(tmp_path / "a.webp", frames(5))
     monkeypatch.setattr("PIL.WebPImagePlugin.WebPImageFile.load", lambda self: pytest.fail("was decoded"))
@@ -175,6 +183,7 @@ def test_views_of_crops_are_other_windows_by_key_alone(tmp_path):
         ({"source": {"kind": "digits"}}, "`clip` and `source.kind: clips` go together"),
         ({"clip": {"frames": 0, "rate": 8}}, "greater than or equal to 1"),
         ({"clip": {"frames": 8, "rate": float("nan")}}, "rate"),
+        ({"clip": {"frames": 9, "rate": 0.1}}, "need clips of more than 85 s, and `longest` is 60"),
     ],
 )
 def test_what_does_not_go_with_clips_is_said(more, message):
