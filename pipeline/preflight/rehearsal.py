@@ -90,6 +90,13 @@ def as_rehearsed(config: Config, world: int) -> tuple[Config, list[str]]:
     if config.data.buckets:
         notes.append("buckets: the images were squares")
     values["diffusion"]["fd"]["every"] = 0
+    if student := config.diffusion.distil:  # whose teacher is not loaded
+        values["diffusion"]["distil"] = None
+        values["evaluate"] |= {"sampler": "dpmpp_2m", "grid": "auto"}
+        notes.append(
+            f"diffusion: a denoiser was trained in place of the student, whose step is of {student.steps} times as "
+            "many samples and walks as its teacher besides: it takes longer, and more memory"
+        )
     perceptual = values["autoencoder"]["loss"]["perceptual"]
     if perceptual["kind"] == "classifier" and perceptual["path"] is None:
         perceptual["kind"] = "random"
@@ -121,7 +128,7 @@ def make_inputs(
         what = (
             "text is ingested yet: random words"
             if text
-            else "images are ingested yet: computed ones of the right shape"
+            else f"{'clips' if config.data.clip else 'images'} are ingested yet: computed ones of the right shape"
         )
         notes.append(f"no {what} were used")
     if "diffusion" in stages and "autoencoder" not in inputs:

@@ -17,6 +17,7 @@ from pipeline.cluster import reach
 from pipeline.config import Config
 from pipeline.preflight import node_checks, questions, verdicts
 from pipeline.preflight.verdicts import GB, Finding
+from pipeline.schema.stages import Evaluate
 
 SMALL: dict[str, Any] = {
     "run": {"name": "small"},
@@ -361,6 +362,17 @@ def test_the_rehearsal_changes_the_batch_and_little_else(tmp_path: Path) -> None
     assert found.diffusion.backbone == SMALL["diffusion"]["backbone"] and notes == []
 
 
+def test_a_student_is_rehearsed_without_its_teacher(tmp_path: Path) -> None:
+    from pipeline.planning.fits import check_models
+    from pipeline.preflight import rehearsal
+
+    training = {**SMALL["diffusion"]["training"], "init_from": "teacher"}
+    evaluate = Evaluate(sampler="few", steps=2, guidance=1)
+    one = config(tmp_path, diffusion={"distil": {"steps": 2}, "training": training})
+    found, notes = rehearsal.as_rehearsed(one.model_copy(update={"evaluate": evaluate}), 2)
+    assert check_models(found)[0] == 2 and "in place of the student" in notes[0]
+
+
 BUCKETS = {"data": {"buckets": {"max_ratio": 4, "multiple": 8}}}
 TOLD = {
     "mood": {"kind": "categorical"},
@@ -387,7 +399,20 @@ TEXT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("changed", [{}, BUCKETS, TOLD_ALL, TEXT], ids=["squares", "buckets", "conditions", "text"])
+CLIPS = {
+    "data": {"source": {"kind": "clips", "path": "clips"}, "clip": {"frames": 5, "rate": 8}},
+    "autoencoder": {
+        "model": {"kind": "clips", "width": 8, "multipliers": [1, 2], "blocks": 1, "latent_channels": 4, "groups": 4,
+                  "attention": False},
+        "training": SMALL["autoencoder"]["training"],
+    },
+    "diffusion": {"condition": {"kind": "class"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, BUCKETS, TOLD_ALL, TEXT, CLIPS], ids=["squares", "buckets", "conditions", "text", "clips"]
+)
 def test_a_step_on_synthetic_inputs(tmp_path: Path, changed: Any) -> None:
     """One rank, in this process: the same builders and engine as training, on images and latents that are made up."""
     from pipeline.preflight import rehearsal
