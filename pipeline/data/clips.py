@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,7 +49,7 @@ UNREAD = {
     "f4v",
 }  # videos that are counted
 MOST_KEPT = 178_956_970  # pixels of all frames of a clip that are kept: what Pillow decodes of one picture at most
-VERSION = 1  # raised when the same files give other frames
+VERSION = 2  # raised when the same files give other frames
 
 
 class Timed(NamedTuple):
@@ -206,12 +207,13 @@ def _animation(content: bytes, data: Data, ending: str) -> Iterator[Timed]:
             if ending != "gif":  # of a GIF Pillow would go through the file to count; it is counted as it is read
                 count = int(getattr(image, "n_frames", 1))
                 refuse(count, count * width * height, 0.0, data.clip)
-            start, number = 0, 0  # in milliseconds, whole ones: sums are exact
+            start, number = Fraction(0), 0  # in milliseconds; sums are exact
             while True:
                 image.seek(number)
                 image.load()
-                end = start + round(image.info.get("duration") or 0)
-                yield Timed(lambda: image, width * height, start / 1000, end / 1000)
+                # whole ones, but in a PNG, which has fractions of a second of two 16-bit numbers
+                end = start + Fraction(image.info.get("duration") or 0).limit_denominator(2**16)
+                yield Timed(lambda: image, width * height, float(start / 1000), float(end / 1000))
                 start, number = end, number + 1
     except BadImage:
         raise

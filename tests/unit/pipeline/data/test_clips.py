@@ -38,6 +38,13 @@ def test_frames_are_those_on_the_screen_in_the_middle_of_each_step(tmp_path, end
     assert tones(uneven, data(tmp_path, rate=10), ending) == [0, 0, 0, 1, 2, 2]
 
 
+def test_times_of_a_png_are_fractions_of_a_second(tmp_path):
+    content = animation(tmp_path / "a.apng", frames(24).repeat(2, axis=0)[:, ::2, ::2], 1000 / 60)
+    shown = [(frame.start, frame.end) for frame in clips.opened(content, data(tmp_path), "apng")]
+    assert shown[-1][1] == 48 / 60  # Pillow joins frames that are equal
+    assert tones(content, data(tmp_path, rate=30), "apng") == list(range(24))
+
+
 @pytest.mark.skipif(not video_files.there(), reason="needs av (the extra `video`)")
 def test_video_goes_there_and_back(tmp_path):
     made = frames(6, side=32).repeat(1, axis=0)
@@ -203,3 +210,10 @@ def test_animations_among_images_are_told_from_pictures(tmp_path):
     assert (
         not look_through.animated(b"GIF89a") and not look_through.animated(b"") and not look_through.animated(b"RIFF")
     )
+
+
+def test_a_gif_that_is_cut_off_anywhere_is_looked_through(tmp_path):
+    """Behind its first frame it is still a picture, which ingest takes."""
+    content = animation(tmp_path / "a.gif", frames(3, side=8, noise=3))
+    found = [look_through.animated(content[:cut]) for cut in range(len(content))]
+    assert found[-1] and not found[8]
