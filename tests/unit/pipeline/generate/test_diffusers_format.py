@@ -285,6 +285,6 @@ def test_an_export_says_what_the_edm_path_does_around_the_network(tmp_path: Path
 def test_a_student_has_no_sampler_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = SimpleNamespace(options={"student": {"steps": 2}}, pictures_only=lambda what: None)
     monkeypatch.setattr("pipeline.generate.folder.load_pretrained", lambda *given, **how: model)
-    with pytest.raises(UserError, match="few: is a student, .*; give its teacher") as refused:
+    with pytest.raises(UserError, match=r"few: is a student, .*; give its teacher") as refused:
         export_diffusers("few", tmp_path / "out", tmp_path)
     assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
