@@ -93,10 +93,8 @@ def as_rehearsed(config: Config, world: int) -> tuple[Config, list[str]]:
     if student := config.diffusion.distil:  # whose teacher is not loaded
         values["diffusion"]["distil"] = None
         values["evaluate"] |= {"sampler": "dpmpp_2m", "grid": "auto"}
-        notes.append(
-            f"diffusion: a denoiser was trained in place of the student, whose step is of {student.steps} times as "
-            "many samples and walks as its teacher besides: it takes longer, and more memory"
-        )
+        more = f"step is of {student.steps} times as many samples, and walks as its teacher: longer, with more memory"
+        notes.append(f"diffusion: a denoiser was trained in place of the student, whose {more}")
     perceptual = values["autoencoder"]["loss"]["perceptual"]
     if perceptual["kind"] == "classifier" and perceptual["path"] is None:
         perceptual["kind"] = "random"
@@ -120,16 +118,13 @@ def make_inputs(
     """The inputs of the trained stages: of the finished artifacts `inputs`, and synthetic ones under `folder`."""
     inputs, notes, store = dict(inputs), [], Store(folder)
     if "ingest" not in inputs:
-        text = config.data.source.kind == "text"
-        if config.data.clip:
-            inputs["ingest"] = synthetic_clips(config, store, 2 * _images(config))
+        kind, what = config.data.source.kind, "are ingested yet: computed ones of the right shape"
+        if kind == "clips":
+            inputs["ingest"], what = synthetic_clips(config, store, 2 * _images(config)), f"clips {what}"
+        elif kind == "text":
+            inputs["ingest"], what = synthetic_text(config, store), "text is ingested yet: random words"
         else:
-            inputs["ingest"] = synthetic_text(config, store) if text else synthetic_images(config, store)
-        what = (
-            "text is ingested yet: random words"
-            if text
-            else f"{'clips' if config.data.clip else 'images'} are ingested yet: computed ones of the right shape"
-        )
+            inputs["ingest"], what = synthetic_images(config, store), f"images {what}"
         notes.append(f"no {what} were used")
     if "diffusion" in stages and "autoencoder" not in inputs:
         inputs["autoencoder"] = fresh_autoencoder(config, store, inputs["ingest"])
