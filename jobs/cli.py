@@ -53,7 +53,7 @@ GROUPS = {  # heading: {verb: (module, what `ldm --help` says)}
     },
     "A model in another form": {
         "average": ("average", "Average weights after training, over any length."),
-        "distil": ("distil", "Train a student that samples in one to four steps."),
+        "distil": ("distil", "Train a student that samples in one to eight steps."),
         "merge": ("merge", "Make a whole model of an adapter and its base."),
         "export": ("export", "Write a model for diffusers."),
         "import": ("import_", "Read a model of diffusers."),

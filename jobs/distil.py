@@ -1,4 +1,4 @@
-"""`ldm distil`: a student of a trained model that samples in one to four evaluations."""
+"""`ldm distil`: a student of a trained model that samples in one to eight evaluations."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def command(
     """
     from models.diffusion.grids import WALK
     from pipeline.errors import UserError
+    from pipeline.generate.sampling import configured, guidance_of
     from pipeline.past import history
 
     past = history.find(root, run)
@@ -48,6 +49,8 @@ def command(
     passes = 2 * steps * math.ceil(WALK / steps) + 3 * steps
     length = max(LEAST, round(SHARE * training.steps * 3 / passes))
     often = {key: getattr(training, key) for key in ("save_every", "validate_every", "preview_every")}
+    if guidance is None and isinstance(how := guidance_of(configured(own.evaluate)), str):
+        raise UserError(f"{run}: its evaluation has guidance {how}, and a student's has a scale alone; give --guidance")
     scale = own.evaluate.guidance if guidance is None else guidance
     derived = [
         f"run.name={name or f'{own.run.name}-few'}",

@@ -15,7 +15,7 @@ from jobs.common import PATH, config_options, read
 @config_options
 @click.option("--samplers", default=None, help="Samplers, separated by commas; default: all that the model takes.")
 @click.option("--grids", default=None, help="Grids of times, separated by commas; default: all that go with these.")
-@click.option("--steps", default="5,10,20", show_default=True, help="Numbers of steps, separated by commas.")
+@click.option("--steps", default=None, help="Numbers of steps, separated by commas; default: 5,10,20, a student's own.")
 @click.option("--samples", default=None, type=click.IntRange(50), help="Images a set; default: `evaluate.samples`.")
 @click.option("--out", default=None, type=PATH, help="Also write the table here (markdown).")
 def command(
@@ -23,7 +23,7 @@ def command(
     overrides: tuple[str, ...],
     samplers: str | None,
     grids: str | None,
-    steps: str,
+    steps: str | None,
     samples: int | None,
     out: Path | None,
 ) -> None:
@@ -36,14 +36,16 @@ def command(
     from pipeline.errors import UserError
     from pipeline.files import atomic_write
 
-    counts = [int(part) for part in steps.split(",") if part.strip().isdecimal() and int(part) > 0]
-    if not counts or len(counts) != len(steps.split(",")):
+    asked = _names(steps)
+    counts = [int(part) for part in asked if part.isdecimal() and int(part) > 0]
+    if len(counts) != len(asked) or (steps is not None and not counts):
         raise UserError(f"--steps {steps}: expected whole numbers above 0 separated by commas, such as 5,10,20")
     config = read(path, overrides)
     usual = measured.usual(config)
     walked, placed = _names(samplers) or usual[0], _names(grids) or usual[1]
+    counts = counts or usual[2]
     table = measured.measure(config, walked, placed, counts, samples)
-    given = ["--samplers", ",".join(walked), "--grids", ",".join(placed), "--steps", steps]
+    given = ["--samplers", ",".join(walked), "--grids", ",".join(placed), "--steps", ",".join(map(str, counts))]
     given += ["--samples", str(table.images)]
     text = measured.markdown(table, shlex.join(["ldm", "solvers", "--config", str(path), *given, *overrides]))
     file = measured.publish(config, table, text)

@@ -71,14 +71,15 @@ def trained(config: Config) -> dict[str, Artifact]:
     return found
 
 
-def usual(config: Config) -> tuple[list[str], list[str]]:
-    """The samplers and grids that the model of a config takes: a student its own."""
+def usual(config: Config) -> tuple[list[str], list[str], list[int]]:
+    """The samplers, grids and numbers of steps that are measured of the model of a config: of a student its own."""
     from models.diffusion import grids, samplers
 
-    student = config.diffusion.distil is not None
+    student = config.diffusion.distil
     return (
-        [name for name in samplers.NAMES if (name in samplers.JUMPS) == student],
-        [name for name in grids.GRIDS if (name == "few") == student],
+        [name for name in samplers.NAMES if (name in samplers.JUMPS) == bool(student)],
+        [name for name in grids.GRIDS if (name == "few") == bool(student)],
+        [student.steps] if student else [5, 10, 20],
     )
 
 
@@ -98,6 +99,8 @@ def measure(
     for key, names in (("sampler", samplers), ("grid", grids)):
         for name in names:
             sampling.check({**sampling.DEFAULTS, key: name})
+    if (student := config.diffusion.distil) and set(steps) != {student.steps}:
+        raise UserError(f"steps: this model is a student that samples in {student.steps} steps alone; give these")
     if config.data.buckets is not None:
         raise UserError("`ldm solvers` samples one shape only, and `data.buckets` asks for several; leave it out")
     section = config.evaluate.model_copy(update={"samples": samples or config.evaluate.samples})

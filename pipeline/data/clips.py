@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,7 +48,8 @@ UNREAD = {
     "vob",
     "f4v",
 }  # videos that are counted
-VERSION = 1  # raised when the same files give other frames
+MOST_KEPT = 178_956_970  # pixels of all frames of a clip that are kept: what Pillow decodes of one picture at most
+VERSION = 2  # raised when the same files give other frames
 
 
 class Timed(NamedTuple):
@@ -123,6 +125,8 @@ def strip(content: bytes, data: Data, ending: str) -> tuple[Image.Image, tuple[i
             square=True,
         )
         frames.append(np.asarray(square))
+        if len(frames) * frames[0].shape[0] * frames[0].shape[1] > MOST_KEPT:
+            raise BadImage("too long", f"more than {len(frames) - 1} frames of this size cannot be kept")
     if len(frames) < data.clip.frames:
         seconds = len(frames) / data.clip.rate
         raise BadImage(
@@ -203,12 +207,13 @@ def _animation(content: bytes, data: Data, ending: str) -> Iterator[Timed]:
             if ending != "gif":  # of a GIF Pillow would go through the file to count; it is counted as it is read
                 count = int(getattr(image, "n_frames", 1))
                 refuse(count, count * width * height, 0.0, data.clip)
-            start, number = 0, 0  # in milliseconds, whole ones: sums are exact
+            start, number = Fraction(0), 0  # in milliseconds; sums are exact
             while True:
                 image.seek(number)
                 image.load()
-                end = start + round(image.info.get("duration") or 0)
-                yield Timed(lambda: image, width * height, start / 1000, end / 1000)
+                # whole ones, but in a PNG, which has fractions of a second of two 16-bit numbers
+                end = start + Fraction(image.info.get("duration") or 0).limit_denominator(2**16)
+                yield Timed(lambda: image, width * height, float(start / 1000), float(end / 1000))
                 start, number = end, number + 1
     except BadImage:
         raise

@@ -20,6 +20,6 @@ def animated(content: bytes) -> bool:
         try:
             with Image.open(io.BytesIO(content)) as image:
                 return bool(getattr(image, "is_animated", False))
-        except (OSError, ValueError, SyntaxError, EOFError):
-            return False  # damaged: whoever decodes it says so
+        except Exception:  # a damaged file raises whatever Pillow meets first: IndexError, struct.error, ...
+            return False  # whoever decodes it says so; behind the first frame nobody does
     return False

@@ -43,6 +43,8 @@ def export_diffusers(model: str, out: Path, root: Path) -> list[str]:
         return [f"AutoencoderKL in {out / 'vae'}"]
     generator = load_pretrained(model, device="cpu", root=root)
     generator.pictures_only("a pipeline of diffusers")
+    if "student" in generator.options:
+        raise UserError(f"{model}: is a student, and diffusers has no sampler for its jumps; give its teacher")
     latent, space = generator.options["latent"], generator.space
     if not isinstance(latent["size"], int):
         raise UserError(

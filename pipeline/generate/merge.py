@@ -13,7 +13,7 @@ from pipeline.generate import folder as models
 from pipeline.generate.exchange import fresh
 
 KEPT = ("latent", "backbone", "condition", "classes", "path", "prediction")  # options that a whole model has as well
-SOME = ("values", "clip", "sound")  # those that models of some data have
+SOME = ("values", "clip", "sound", "self_conditioning")  # those that some models have
 
 
 def merge(model: str, out: Path, root: Path, base: str | None = None) -> str:

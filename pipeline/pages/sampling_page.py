@@ -106,7 +106,8 @@ def controls(model: Generator) -> dict[str, Any]:
         if not student:  # whose steps are its own
             chosen["steps"] = st.slider("Steps", 1, max(STEPS, first["steps"]), first["steps"])
         solvers = [name for name in samplers.NAMES if (name in samplers.JUMPS) == student]
-        for key, options in {"sampler": solvers, "grid": ["auto", *grids.GRIDS]}.items():
+        places = ["auto", "few"] if student else ["auto", *grids.GRIDS]
+        for key, options in {"sampler": solvers, "grid": places}.items():
             chosen[key] = st.selectbox(key.capitalize(), options, options.index(first[key]))
         # a student has its teacher's guidance in it
         withheld = bool(known) and not student and model.options["condition"].get("drop", 0) > 0

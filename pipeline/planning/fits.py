@@ -226,6 +226,8 @@ def _check_student(config: Config) -> None:
             "student (`diffusion.distil`) whose guidance is in its answers; set sampler: few, guidance: 1 and "
             f"steps: {student.steps}"
         )
+    if student and section.grid not in ("auto", "few"):
+        raise UserError(f"`evaluate.grid`: {section.grid}, of a student, whose jumps have their own; set few or auto")
     if section.sampler == "few" and not student:
         raise UserError("`evaluate.sampler`: few is for a student of few steps (`ldm distil`); give another one")
 

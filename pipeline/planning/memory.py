@@ -83,6 +83,7 @@ def _diffusion(config: Config, count: int) -> tuple[nn.Module, Callable[[], Tens
     from pipeline.schema.section import result_fields
 
     section = config.diffusion
+    count *= section.distil.steps if section.distil else 1  # all jumps of a sample are one batch
     channels, sides = check_models(config)
     told = section.condition.model_dump()
     caption, recompute = told["caption"], section.training.activation_checkpointing

@@ -35,7 +35,7 @@ TIME = 2  # frames of a latent
 @dataclass(frozen=True)
 class Clips:
     """source: the config's `data.source`; listing: its clips. seconds, sides, rates: of those looked at, that move.
-    still: share of files of one frame; bad: reasons why others cannot be used."""
+    still: share of files of one frame; bad: reasons why others cannot be used; looked: number of those looked at."""
 
     source: dict[str, Any]
     listing: Listing
@@ -44,6 +44,7 @@ class Clips:
     rates: list[float]
     still: float
     bad: Counter[str]
+    looked: int
 
 
 def look(given: str) -> Clips | None:
@@ -67,7 +68,7 @@ def look(given: str) -> Clips | None:
     still = bad.pop("one frame", 0) / max(1, len(looked))
     if not seconds:
         return None
-    return Clips(source, listing, seconds, sides, rates, still, bad)
+    return Clips(source, listing, seconds, sides, rates, still, bad, len(looked))
 
 
 def _of_folder(path: Path) -> dict[str, Any] | None:
@@ -133,7 +134,7 @@ def told(found: Clips) -> list[str]:
 def write_config(found: Clips, machine: Machine, name: str, quick: bool) -> str:
     """YAML with reasons. UserError where there are too few clips."""
     rows, gpu = found.listing.rows, machine.gpus > 0
-    share = found.still + found.bad.total() / LOOKED
+    share = found.still + found.bad.total() / found.looked
     count = round(len(rows) * (1 - share))
     if count < FEWEST:
         least = f"at least {FEWEST} are needed, and a model worth having needs thousands"
@@ -172,7 +173,7 @@ data:
   clip: {{frames: {FRAMES}, rate: {rate}}}       # {FRAMES / rate:.3g} s; clips are of {length}
   split: {{val_fraction: {fraction}}}
   shard_size: 64
-  max_quarantine: {bound:.2g}            # {found.still:.0%} of the files looked at stand still{limit}
+  max_quarantine: {bound:.2g}            # {share:.0%} of the files looked at cannot be used{limit}
 autoencoder:
   model: {{kind: clips, {width},
           latent_channels: 4, time: {TIME}}}

@@ -88,6 +88,11 @@ def as_rehearsed(config: Config, world: int) -> tuple[Config, list[str]]:
     if config.data.buckets:
         notes.append("buckets: the images were squares")
     values["diffusion"]["fd"]["every"] = 0
+    if student := config.diffusion.distil:  # whose teacher is not loaded
+        values["diffusion"]["distil"] = None
+        values["evaluate"] |= {"sampler": "dpmpp_2m", "grid": "auto"}
+        more = f"step is of {student.steps} times as many samples, and walks as its teacher: longer, with more memory"
+        notes.append(f"diffusion: a denoiser was trained in place of the student, whose {more}")
     perceptual = values["autoencoder"]["loss"]["perceptual"]
     if perceptual["kind"] == "classifier" and perceptual["path"] is None:
         perceptual["kind"] = "random"

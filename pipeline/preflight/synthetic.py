@@ -6,6 +6,7 @@ in their shards. What is done with them is `rehearsal.py`'s.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,15 @@ def synthetic_clips(config: Config, store: Store) -> Artifact:
 
     assert config.data.clip
     frames, folder = max(2, config.data.clip.frames), store.root / "rehearsal"
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in "ab":  # classes, should the model be told some
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for i in range(2 * _images(config)):
         colours = np.array([[[[i % 251, 40 * k % 251, (i // 251 + 90 * k) % 251]]] for k in range(frames)], np.uint8)
-        (folder / f"{i:06d}.webp").write_bytes(webp(colours.repeat(8, 1).repeat(8, 2), config.data.clip.rate))
+        moving = webp(colours.repeat(8, 1).repeat(8, 2), config.data.clip.rate)
+        (folder / "ab"[i % 2] / f"{i:06d}.webp").write_bytes(moving)
     source = ClipsSource(kind="clips", path=str(folder))
-    changed = {"source": source, "split": Split(val_fraction=0.3), "max_quarantine": 1.0, "limit": None}
+    clip = config.data.clip.model_copy(update={"longest": math.inf, "most_frames": frames})
+    changed = {"source": source, "clip": clip, "split": Split(val_fraction=0.3), "max_quarantine": 1.0, "limit": None}
     of_clips = config.model_copy(update={"data": config.data.model_copy(update=changed)})
     with store.write("ingest", "rehearsal", {}, {}) as writer:
         return writer.finish(ingest.run(of_clips, {}, writer, Inline(), None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.schema.section import Place, Positive, Section
 
@@ -41,6 +41,16 @@ class Clip(Section):
     most_pixels: Positive = Field(
         4_000_000_000, description="Pixels of all frames of a file at most; likewise (of one frame: `data.max_pixels`)."
     )
+
+    @model_validator(mode="after")
+    def _some_fit(self) -> Clip:
+        least = (self.frames - 0.5) / self.rate
+        if least >= self.longest:
+            raise ValueError(
+                f"`frames` {self.frames} at `rate` {self.rate:g} need clips of more than {least:.3g} s, and `longest` "
+                f"is {self.longest:g}"
+            )
+        return self
 
 
 def fits(data: Any) -> str | None:

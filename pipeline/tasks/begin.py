@@ -36,7 +36,10 @@ def first_weights(config: Config, name: str) -> Path:
     file = weights_file(source, config.run.root, config.tracking.uri, inside)
     if file is None:
         raise UserError(f"{key}: {source} is neither a .safetensors file nor a folder with {' or '.join(inside)}")
-    if "adapter" in (described(file) or {}):
+    about = described(file) or {}
+    if name == "diffusion" and config.diffusion.distil and "student" in about:
+        raise UserError(f"{key}: {source} is a student itself, whose answers are no means; give its teacher")
+    if "adapter" in about:
         raise UserError(f"{key}: {source} is an adapter; make a whole model of it (`ldm merge {source} -o FOLDER`)")
     return file
 

@@ -66,7 +66,8 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
 
 
 def flops(config: Config, inputs: dict[str, Artifact]) -> int:
-    """Of the backbone's forward pass for a sample in training; of a caption 64 tokens. Without what a teacher does."""
+    """Of the backbone's forward pass for a sample in training, of a student one for each of its jumps; of a caption 64
+    tokens. Without what a teacher does."""
     from models import costs, registry
     from pipeline.tasks.inside import routed
 
@@ -75,7 +76,8 @@ def flops(config: Config, inputs: dict[str, Artifact]) -> int:
     if section.route:
         depth = registry.resolve("backbones", section.backbone)["depth"]
         route = (section.route.share, *routed(section.route, depth))
-    return costs.backbone(section.backbone, latent["channels"], latent["size"], route).flops
+    jumps = section.distil.steps if section.distil else 1
+    return jumps * costs.backbone(section.backbone, latent["channels"], latent["size"], route).flops
 
 
 def told(config: Config, inputs: dict[str, Artifact], split: str) -> loader.Told | None:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from jobs.sample import GRIDS, SAMPLERS
 from pipeline.applications.solvers import Row, Table, best, markdown, usual, verdict
+from pipeline.schema.diffusion import Distil
 from pipeline.schema.stages import Evaluate
 
 ROWS = [
@@ -45,11 +46,12 @@ def test_markdown_has_a_row_a_combination_and_its_command() -> None:
 
 
 def test_a_student_has_a_sampler_of_its_own_and_all_others_are_a_denoiser_s() -> None:
-    def named(distil: Any) -> tuple[list[str], list[str]]:
+    def named(distil: Any) -> tuple[list[str], list[str], list[int]]:
         return usual(SimpleNamespace(diffusion=SimpleNamespace(distil=distil)))  # type: ignore[arg-type]
 
-    assert named({}) == (["few"], ["few"])
-    samplers, grids = named(None)
+    assert named(Distil(steps=3)) == (["few"], ["few"], [3])
+    samplers, grids, steps = named(None)
+    assert steps == [5, 10, 20]
     fields = Evaluate.model_fields
     assert {*samplers, "few"} == set(get_args(fields["sampler"].annotation)) == set(SAMPLERS)
     assert {"auto", *grids, "few"} == set(get_args(fields["grid"].annotation)) == set(GRIDS)

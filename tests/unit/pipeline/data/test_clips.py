@@ -38,6 +38,13 @@ def test_frames_are_those_on_the_screen_in_the_middle_of_each_step(tmp_path, end
     assert tones(uneven, data(tmp_path, rate=10), ending) == [0, 0, 0, 1, 2, 2]
 
 
+def test_times_of_a_png_are_fractions_of_a_second(tmp_path):
+    content = animation(tmp_path / "a.apng", frames(24).repeat(2, axis=0)[:, ::2, ::2], 1000 / 60)
+    shown = [(frame.start, frame.end) for frame in clips.opened(content, data(tmp_path), "apng")]
+    assert shown[-1][1] == 48 / 60  # Pillow joins frames that are equal
+    assert tones(content, data(tmp_path, rate=30), "apng") == list(range(24))
+
+
 @pytest.mark.skipif(not video_files.there(), reason="needs av (the extra `video`)")
 def test_video_goes_there_and_back(tmp_path):
     made = frames(6, side=32).repeat(1, axis=0)
@@ -108,6 +115,14 @@ def test_what_cannot_be_used_has_a_reason(tmp_path):
     assert reason(damaged, one, "apng").startswith("undecodable: wrong checksum")
 
 
+def test_more_frames_than_are_decoded_of_one_strip_are_not_kept(tmp_path, monkeypatch):
+    """A training step decodes the strip, and Pillow decodes no picture of more pixels."""
+    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) >= clips.MOST_KEPT
+    content = animation(tmp_path / "a.webp", frames(5))
+    monkeypatch.setattr(clips, "MOST_KEPT", 4 * 16 * 16)
+    assert reason(content, data(tmp_path), "webp") == "too long: more than 4 frames of this size cannot be kept"
+
+
 def test_limits_hold_before_frames_are_decoded(tmp_path, monkeypatch):
     content = animation(tmp_path / "a.webp", frames(5))
     monkeypatch.setattr("PIL.WebPImagePlugin.WebPImageFile.load", lambda self: pytest.fail("was decoded"))
@@ -175,6 +190,7 @@ def test_views_of_crops_are_other_windows_by_key_alone(tmp_path):
         ({"source": {"kind": "digits"}}, "`clip` and `source.kind: clips` go together"),
         ({"clip": {"frames": 0, "rate": 8}}, "greater than or equal to 1"),
         ({"clip": {"frames": 8, "rate": float("nan")}}, "rate"),
+        ({"clip": {"frames": 9, "rate": 0.1}}, "need clips of more than 85 s, and `longest` is 60"),
     ],
 )
 def test_what_does_not_go_with_clips_is_said(more, message):
@@ -194,3 +210,10 @@ def test_animations_among_images_are_told_from_pictures(tmp_path):
     assert (
         not look_through.animated(b"GIF89a") and not look_through.animated(b"") and not look_through.animated(b"RIFF")
     )
+
+
+def test_a_gif_that_is_cut_off_anywhere_is_looked_through(tmp_path):
+    """Behind its first frame it is still a picture, which ingest takes."""
+    content = animation(tmp_path / "a.gif", frames(3, side=8, noise=3))
+    found = [look_through.animated(content[:cut]) for cut in range(len(content))]
+    assert found[-1] and not found[8]

@@ -53,19 +53,23 @@ def written(folder: Path, weights: dict[str, Tensor], autoencoder: nn.Module, mo
 
 @pytest.fixture
 def models(tmp_path: Path) -> tuple[Path, Path]:
-    """A base's folder and an adapter's, which is moved away from where both were made."""
+    return pair(tmp_path, {})
+
+
+def pair(tmp_path: Path, more: dict[str, Any]) -> tuple[Path, Path]:
+    """A base's folder and an adapter's, which is moved away from where both were made. more: options of both."""
     torch.manual_seed(0)
-    autoencoder, network = registry.build("autoencoders", AUTOENCODER, channels=3), build_network(OPTIONS)
+    autoencoder, network = registry.build("autoencoders", AUTOENCODER, channels=3), build_network({**OPTIONS, **more})
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
-    base = written(tmp_path / "base", network.state_dict(), autoencoder)
+    base = written(tmp_path / "base", network.state_dict(), autoencoder, more)
     factors = {}
     for name, layer in adapted(network.backbone, None).items():  # type: ignore[arg-type]
         outputs, inputs = layer.weight.shape  # type: ignore[misc]
         factors[f"backbone.{name}.lora_A.default.weight"] = torch.randn(2, int(inputs))
         factors[f"backbone.{name}.lora_B.default.weight"] = torch.randn(int(outputs), 2)
     file = base / "denoiser.safetensors"
-    about = {"adapter": {"base": sha256_file(file), "scale": 0.5, "places": [str(file)]}}
+    about = {**more, "adapter": {"base": sha256_file(file), "scale": 0.5, "places": [str(file)]}}
     return base, written(tmp_path / "adapter", factors, autoencoder, about, adapter={"r": 2}, base=file)
 
 
@@ -86,6 +90,12 @@ def test_an_adapter_is_small_and_samples_as_the_whole_model_that_is_made_of_it(
     assert np.array_equal(images(tmp_path / "whole", tmp_path), ours)
     with pytest.raises(UserError, match="no adapter, but a whole model"):
         merge(str(tmp_path / "whole"), tmp_path / "again", tmp_path)
+
+
+def test_a_merged_model_is_told_its_own_guess_as_the_adapter_s_is(tmp_path: Path) -> None:
+    _, adapter = pair(tmp_path, {"self_conditioning": True})
+    merge(str(adapter), tmp_path / "whole", tmp_path)
+    assert np.array_equal(images(tmp_path / "whole", tmp_path), images(adapter, tmp_path))
 
 
 def test_a_base_that_was_moved_is_found_by_content(models: tuple[Path, Path], tmp_path: Path) -> None:

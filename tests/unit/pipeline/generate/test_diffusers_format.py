@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -279,3 +280,11 @@ def test_an_export_says_what_the_edm_path_does_around_the_network(tmp_path: Path
         times = 1000 * torch.log(sigma / 0.002) / math.log(80 / 0.002)
         found = theirs(given, times, labels).sample
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_student_has_no_sampler_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SimpleNamespace(options={"student": {"steps": 2}}, pictures_only=lambda what: None)
+    monkeypatch.setattr("pipeline.generate.folder.load_pretrained", lambda *given, **how: model)
+    with pytest.raises(UserError, match=r"few: is a student, .*; give its teacher") as refused:
+        export_diffusers("few", tmp_path / "out", tmp_path)
+    assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()

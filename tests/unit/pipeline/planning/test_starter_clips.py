@@ -40,6 +40,15 @@ def test_a_folder_of_clips_of_which_some_stand_still(tmp_path):
         assert steps < 100 if quick else steps >= 2000
 
 
+def test_shares_are_of_the_files_looked_at(tmp_path):
+    for i in range(50):  # of which every third is looked at
+        animation(tmp_path / f"{i:02d}.gif", picture(i, 12), 0 if i % 4 == 0 else 100)
+    found = starter_clips.look(str(tmp_path))
+    assert found and found.looked == 17 and found.bad == {"no duration": 5}
+    config = yaml.safe_load(starter_clips.write_config(found, CPU, "moving", False))
+    assert config["data"]["max_quarantine"] == 0.4  # 5 / 17, and some room
+
+
 def test_folders_of_pictures_are_none(tmp_path):
     for i in range(8):
         Image.fromarray(picture(i, 1)[0]).save(tmp_path / f"{i}.png")

@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 
+from pipeline.planning.fits import check_models
 from pipeline.preflight import rehearsal
+from pipeline.schema.stages import Evaluate
 from tests.unit.pipeline.preflight.test_preflight import SMALL, config
+
+
+def test_a_student_is_rehearsed_without_its_teacher(tmp_path: Path) -> None:
+    training = {**SMALL["diffusion"]["training"], "init_from": "teacher"}
+    evaluate = Evaluate(sampler="few", steps=2, guidance=1)
+    one = config(tmp_path, diffusion={"distil": {"steps": 2}, "training": training})
+    found, notes = rehearsal.as_rehearsed(one.model_copy(update={"evaluate": evaluate}), 2)
+    assert check_models(found)[0] == 2 and "in place of the student" in notes[0]
 
 
 def test_the_rehearsal_changes_the_batch_and_little_else(tmp_path: Path) -> None:
@@ -54,7 +64,18 @@ SOUND = {
         "sound": {"rate": 8000, "seconds": 0.256, "mels": 16, "hop": 64, "window": 256},
     }
 }
-CHANGED = {"squares": {}, "buckets": BUCKETS, "conditions": TOLD_ALL, "text": TEXT, "sound": SOUND}
+CLIPS = {
+    "data": {"source": {"kind": "clips", "path": "clips"}, "clip": {"frames": 5, "rate": 8}},
+    "autoencoder": {
+        "model": {"kind": "clips", "width": 8, "multipliers": [1, 2], "blocks": 1, "latent_channels": 4, "groups": 4,
+                  "attention": False},
+        "training": SMALL["autoencoder"]["training"],
+    },
+    "diffusion": {"condition": {"kind": "class"}},
+}  # fmt: skip
+CHANGED = {
+    "squares": {}, "buckets": BUCKETS, "conditions": TOLD_ALL, "text": TEXT, "sound": SOUND, "clips": CLIPS
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("changed", CHANGED.values(), ids=CHANGED)
