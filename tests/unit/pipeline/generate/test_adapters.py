@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models import registry
 from models.lora import adapted
 from pipeline.artifacts import Store
+from pipeline.data import tokens
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file
@@ -52,20 +53,21 @@ def written(folder: Path, weights: dict[str, Tensor], autoencoder: nn.Module, mo
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> tuple[Path, Path]:
-    """A base's folder and an adapter's, which is moved away from where both were made."""
+def models(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """A base's folder and an adapter's, which is moved away from where both were made; param: more options of both."""
+    more = getattr(request, "param", {})
     torch.manual_seed(0)
-    autoencoder, network = registry.build("autoencoders", AUTOENCODER, channels=3), build_network(OPTIONS)
+    autoencoder, network = registry.build("autoencoders", AUTOENCODER, channels=3), build_network({**OPTIONS, **more})
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
-    base = written(tmp_path / "base", network.state_dict(), autoencoder)
+    base = written(tmp_path / "base", network.state_dict(), autoencoder, more)
     factors = {}
     for name, layer in adapted(network.backbone, None).items():  # type: ignore[arg-type]
         outputs, inputs = layer.weight.shape  # type: ignore[misc]
         factors[f"backbone.{name}.lora_A.default.weight"] = torch.randn(2, int(inputs))
         factors[f"backbone.{name}.lora_B.default.weight"] = torch.randn(int(outputs), 2)
     file = base / "denoiser.safetensors"
-    about = {"adapter": {"base": sha256_file(file), "scale": 0.5, "places": [str(file)]}}
+    about = {**more, "adapter": {"base": sha256_file(file), "scale": 0.5, "places": [str(file)]}}
     return base, written(tmp_path / "adapter", factors, autoencoder, about, adapter={"r": 2}, base=file)
 
 
@@ -73,6 +75,7 @@ def images(folder: Path, root: Path, **how: Any) -> np.ndarray[Any, Any]:
     return load_pretrained(folder, "cpu", root, **how).sample(n=4, seed=1)
 
 
+@pytest.mark.parametrize("models", [{}, {"self_conditioning": True, "before": 60}], indirect=True)
 def test_an_adapter_is_small_and_samples_as_the_whole_model_that_is_made_of_it(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -80,7 +83,10 @@ def test_an_adapter_is_small_and_samples_as_the_whole_model_that_is_made_of_it(
     assert {path.name for path in adapter.iterdir()} == {"config.json", "latents.json", adapters.CONFIG, adapters.FILE}
     theirs, ours = images(base, tmp_path), images(adapter, tmp_path)
     assert not np.array_equal(theirs, ours)
+    (adapter / tokens.FILE).write_text("{}")  # of text
     said = merge(str(adapter), tmp_path / "whole", tmp_path)
+    assert (tmp_path / "whole" / tokens.FILE).read_text() == "{}"
+    assert read_json(tmp_path / "whole" / "config.json").get("before") == read_json(base / "config.json").get("before")
     assert str(tmp_path / "whole") in said and "adapter" not in read_json(tmp_path / "whole" / "config.json")
     shutil.rmtree(base)
     assert np.array_equal(images(tmp_path / "whole", tmp_path), ours)
