@@ -41,7 +41,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
             encoder = config.diffusion.condition.caption.encoder.model_dump()  # type: ignore[union-attr]
             condition["caption"] = {**made["caption"], "encoder": {**made["caption"]["encoder"], **encoder}}
     values = ValueMap.load(inputs["ingest"].path) if config.data.values else None
-    summary = inputs["encode"].summary
+    source, summary = config.data.source, inputs["encode"].summary
     (channels, *sides), buckets = summary["shape"], {}
     if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
         rows = [row for row in summary["buckets"] if row["train"]]
@@ -56,6 +56,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         "prediction": config.diffusion.prediction,
         **({"values": values.json()} if values else {}),
         **({"clip": {"frames": clip.frames, "rate": clip.rate}} if (clip := config.data.clip) else {}),
+        **({"before": source.before_bytes} if source.kind == "text" and source.before else {}),
         **({"self_conditioning": True} if config.diffusion.self_conditioning else {}),
         **({"student": result_fields(config.diffusion.distil)} if config.diffusion.distil else {}),
     }
