@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from models.judges import TEMPERATURE, contrastive
 
+TIE = 1e-4  # equal replies differ by rounding, by less than this
+
 
 class Pairs(nn.Module):
     """Vectors [n, d] of texts before and [m, d] of replies -> scores [n, m]: trained by `train`, the log of how much
@@ -66,8 +68,7 @@ def _loss(model: Pairs, before: Tensor, reply: Tensor, which: Tensor) -> Tensor:
 def above(model: Pairs, before: Tensor, reply: Tensor, real: Tensor) -> float:
     """Share of the pairs i and j, i not j, in which reply i is ranked above real reply j behind text i; a tie is half.
     AUC of telling `reply` from random real ones: 0.5 by chance. All [n, d], n at least 2."""
-    own = torch.cat([model(before[i : i + 1], reply[i : i + 1])[0] for i in range(len(before))])[:, None]  # [n, 1]
-    other = model(before, real)  # [n, n]
-    won = (own > other).double() + 0.5 * (own == other).double()
+    ahead = model(before, reply).diagonal()[:, None] - model(before, real)  # [n, n]
+    won = 0.5 + 0.5 * ahead.sign().double() * (ahead.abs() > TIE)
     won.fill_diagonal_(0)
     return float(won.sum() / (len(won) * (len(won) - 1)))

@@ -6,6 +6,7 @@ A model is told as many of the last turns as it read in training (`data/turns.py
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -31,6 +32,8 @@ def room(generator: Generator) -> tuple[int, Callable[[str], int]]:
     caption = generator.options["condition"].get("caption")
     if not caption:
         raise UserError(f"chat: {name} was trained without a text before (`data.source.before`), and cannot reply")
+    if before := generator.options.get("before"):  # of what is more a frozen encoder reads the beginning, as it did
+        return before, lambda text: len(text.encode())
     if "empty" not in caption:
         return caption["tokens"] - 1, lambda text: len(text.encode())
     frozen = told.encoder_of(json.dumps(caption["encoder"]), caption["tokens"], str(generator.device))
@@ -72,11 +75,11 @@ def lines_of(file: BinaryIO, say: Callable[[str], None]) -> Iterator[str]:
         while not whole:
             rest = file.readline(LINE)
             whole = rest.endswith(b"\n") or len(rest) < LINE
-        if len(line) == LINE and not line.endswith(b"\n"):
+        cut = len(line) == LINE and not line.endswith(b"\n")
+        if cut:
             say(f"the line is longer than {LINE:,} bytes: its beginning is taken")
-            line = line.decode("utf-8", "ignore").encode()  # a character that is cut
         try:
-            text = cleaned(line.decode("utf-8"))
+            text = cleaned(codecs.getincrementaldecoder("utf-8")().decode(line, not cut))  # no character in part
         except UnicodeDecodeError:
             say("the line is no UTF-8: it is passed over")
             continue

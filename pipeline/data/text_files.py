@@ -154,10 +154,8 @@ def _of_table(source: TextSource, labels: Labels) -> Iterator[Text]:
 def _before(value: Any, source: TextSource, where: str) -> str:
     """The text before: a text, or a list of turns; none is empty."""
     turns = value if isinstance(value, list) else [] if value is None else [value]
-    if other := next((turn for turn in turns if not isinstance(turn, str)), None):
-        raise UserError(
-            f"{where}: column {source.before!r} holds {type(other).__name__}, expected text or a list of it"
-        )
+    if others := [type(turn).__name__ for turn in turns if not isinstance(turn, str)]:
+        raise UserError(f"{where}: column {source.before!r} holds {others[0]}, expected text or a list of it")
     return joined(turns, source.before_bytes)
 
 

@@ -123,7 +123,7 @@ class TextTable:
             where = f"{self.path}:{number}"
             try:
                 record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # no JSON, or a number of thousands of digits
                 raise UserError(f"{where}: not JSON ({error}): one object a line is expected") from error
             if not isinstance(record, dict):
                 raise UserError(f"{where}: expected an object, got {type(record).__name__}")

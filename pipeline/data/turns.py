@@ -21,8 +21,9 @@ def joined(turns: Sequence[str], most: int, size: Callable[[str], int] = lambda 
     """
     found = ""
     for turn in reversed(turns):
-        turn = _plain(turn[-LONGEST * most :])
-        longer = f"{turn}{BETWEEN}{found}" if turn and found else turn or found
+        if not (turn := _plain(turn[-LONGEST * most :])):
+            continue
+        longer = f"{turn}{BETWEEN}{found}" if found else turn
         if size(longer) > most:
             return found or _end(turn, most, size)
         found = longer

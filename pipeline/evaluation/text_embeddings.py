@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,16 +36,20 @@ class Embedder(NamedTuple):
 
 def embedder(judge: Model | None, tokenizer: tokens.Tokenizer, device: torch.device) -> Embedder | None:
     """MiniLM, or the mean of the judge's last states over the tokens of a text; None where neither is there."""
-    if installed():
-        known = text_encoders.identified({"kind": "minilm"})
-        frozen = text_encoders.Frozen(known, TOKENS, device)
+    if name := frozen_name():
+        frozen = text_encoders.Frozen(text_encoders.identified({"kind": "minilm"}), TOKENS, device)
         return Embedder(
-            f"minilm {known['digest'][:12]}",
+            name,
             lambda texts: scaled(np.stack([one.pooled for one in frozen(texts)[0]]).astype(np.float64)),
         )
     if judge is None:
         return None
     return Embedder("states of the judge", lambda texts: scaled(_states(judge, tokenizer, texts)))
+
+
+def frozen_name(memory: Path | None = None) -> str | None:
+    """Of MiniLM what figures say that they rest on; None where it is not there. memory: as of `identified`."""
+    return f"minilm {text_encoders.identified({'kind': 'minilm'}, memory)['digest'][:12]}" if installed() else None
 
 
 def installed() -> bool:

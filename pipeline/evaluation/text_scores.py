@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.data.split import Array
     from pipeline.generate.generator import Generator
 
-MEASURES = "words 2"  # what figures stand on, in place of an extractor of images
+MEASURES = "words 3"  # what figures stand on, in place of an extractor of images
 GRAM = 8  # words of a copied run
 TRAINING = 200_000  # passages that copies are looked for in, at most
 DISTANCES = {"frechet": "fd", "kernel": "kd", "mauve": "mauve"}  # of embeddings, and the names of their figures

@@ -50,12 +50,13 @@ def parsed(model: Generator, text: str, gap: int = TOKENS) -> Given:
     last = len(parts) - 1
     ids = model.tokenizer.ids([part.rstrip() if i < last else part for i, part in enumerate(parts)])
     closed, length = bool(ids[last]), model.autoencoder.length
+    size = sum(map(len, ids)) + gap * (last - (not closed))  # the last one is as long as there is room
+    if size + (not closed) > length:
+        raise UserError(f"text: {size} tokens with its gaps, and the model's passages have {length}; give less")
     row, known = list(ids[0]), [True] * len(ids[0])
     for i, part in enumerate(ids[1:], 1):
-        width = gap if i < last or closed else 0  # the last one is as long as there is room
+        width = gap if i < last or closed else 0
         row, known = row + [tokens.END] * width + part, known + [False] * width + [True] * len(part)
-    if len(row) + (not closed) > length:
-        raise UserError(f"text: {len(row)} tokens with its gaps, and the model's passages have {length}; give less")
     filled = np.zeros((3, length), np.int64)
     filled[0, : len(row)], filled[1, : len(row)] = row, known
     filled[2, : len(row)] = [not each for each in known]

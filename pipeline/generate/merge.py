@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Artifact
+from pipeline.data import tokens
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.generate import adapters
@@ -13,7 +14,7 @@ from pipeline.generate import folder as models
 from pipeline.generate.exchange import fresh
 
 KEPT = ("latent", "backbone", "condition", "classes", "path", "prediction")  # options that a whole model has as well
-SOME = ("values", "clip", "sound", "self_conditioning")  # those that some models have
+SOME = ("values", "clip", "sound", "before", "self_conditioning")  # those that some models have
 
 
 def merge(model: str, out: Path, root: Path, base: str | None = None) -> str:
@@ -25,10 +26,12 @@ def merge(model: str, out: Path, root: Path, base: str | None = None) -> str:
     made = models.load_pretrained(source, "cpu", root, base=base)
     if made.base is None:
         raise UserError(f"{model}: no adapter, but a whole model already; there is nothing to merge")
-    options = made.options
+    options, tokenizer = made.options, source / tokens.FILE
     if "image" not in options:  # of an artifact, not of a model's folder
-        autoencoder = read_json(models.inputs_of(Artifact.load(source))["autoencoder"].path / "model.json")
-        image: dict[str, Any] = {"size": made.shapes[0][0], "channels": autoencoder["channels"]}
+        folder = models.inputs_of(Artifact.load(source))["autoencoder"].path
+        autoencoder, tokenizer = read_json(folder / "model.json"), folder / tokens.FILE
+        side = made.shapes[0][0] if made.tokenizer is None else made.autoencoder.length
+        image: dict[str, Any] = {"size": side, "channels": autoencoder["channels"]}
         if "buckets" in options["latent"]:
             image["buckets"] = [list(shape) for shape in made.shapes]
         if made.clip is not None:
@@ -50,5 +53,6 @@ def merge(model: str, out: Path, root: Path, base: str | None = None) -> str:
         defaults=made.defaults,
         lineage=made.about["lineage"],
         weaker_weights=weaker,
+        tokenizer=tokenizer if tokenizer.exists() else None,
     )
     return f"a whole model in {out}, of {made.about['name']} and its base {made.base}"

@@ -13,9 +13,10 @@ import numpy as np
 
 from pipeline.artifacts import Artifact, Writer
 from pipeline.config import Config
+from pipeline.data.sources import digests_folder_of
 from pipeline.data.split import load_split
 from pipeline.errors import UserError
-from pipeline.evaluation import clip_scores, text_scores
+from pipeline.evaluation import clip_scores, text_embeddings, text_scores
 from pipeline.evaluation import report as words
 from pipeline.evaluation.report import key_figures, lines
 from pipeline.evaluation.scores import evaluate
@@ -44,6 +45,8 @@ def recipe(config: Config) -> dict[str, Any]:
     if config.evaluate.weights.endswith(".safetensors"):
         values["weights"] = weights_digest(config.evaluate.weights)
     text = {"text": text_scores.MEASURES} if config.data.source.kind == "text" else {}
+    if text and (name := text_embeddings.frozen_name(digests_folder_of(config.run.root))):
+        text["embeddings"] = name  # they come from what is installed, not from the config
     text |= {"clips": clip_scores.MEASURES} if config.data.clip else {}
     return {**values, "mirrored": mirrored(config), "measures": MEASURES, **text}
 
@@ -156,7 +159,8 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def measure_text(config: Config, inputs: dict[str, Artifact], generator: Generator, folder: Path) -> dict[str, Any]:
     """`measure` of a model of text: report.json, and samples.jsonl, a sample a line."""
-    from pipeline.evaluation.told import befores, told_of
+    from pipeline.evaluation.told import befores, metas_of, told_of
+    from pipeline.generate.told import of_samples
 
     seed, data = config.evaluate.seed, inputs["ingest"].path
     train, labels = text_scores.load_texts(data, "train", config, seed, text_scores.TRAINING)
@@ -164,8 +168,9 @@ def measure_text(config: Config, inputs: dict[str, Artifact], generator: Generat
     before = None
     if getattr(config.data.source, "before", None) and config.diffusion.condition.caption:
         before = befores(config, data, "train", len(train)), befores(config, data, "val", len(held_out[0]))
-    split = "val" if before else "train"  # a reply is measured beside the real one
-    told = told_of(config, data, generator.options, split, config.evaluate.samples)
+        told = of_samples(generator.options, metas_of(config, data, "val", len(held_out[0])))  # also of no class
+    else:
+        told = told_of(config, data, generator.options, "train", config.evaluate.samples)
     values, samples = text_scores.evaluate(generator, train, labels, *held_out, config, told, before)
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     atomic_write(folder / "samples.jsonl", "".join(lines))

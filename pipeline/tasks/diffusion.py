@@ -44,7 +44,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
             condition["caption"] = {**made["caption"], "encoder": {**made["caption"]["encoder"], **encoder}}
     values = ValueMap.load(inputs["ingest"].path) if config.data.measured else None
     sound = {"sound": asdict(transform_of(config.data.sound))} if config.data.sound else {}
-    summary = inputs["encode"].summary
+    source, summary = config.data.source, inputs["encode"].summary
     (channels, *sides), buckets = summary["shape"], {}
     if "buckets" in summary:  # [height, width] of the latents, those that training meets; the usual one first
         rows = [row for row in summary["buckets"] if row["train"]]
@@ -60,6 +60,7 @@ def options(config: Config, inputs: dict[str, Artifact]) -> dict[str, Any]:
         **({"values": values.json()} if values else {}),
         **({"clip": {"frames": clip.frames, "rate": clip.rate}} if (clip := config.data.clip) else {}),
         **sound,
+        **({"before": source.before_bytes} if source.kind == "text" and source.before else {}),
         **({"self_conditioning": True} if config.diffusion.self_conditioning else {}),
         **({"student": result_fields(config.diffusion.distil)} if config.diffusion.distil else {}),
     }

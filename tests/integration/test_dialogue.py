@@ -17,7 +17,8 @@ from tests.integration.test_text import WORDS
 CONFIG = """\
 run: {{name: small, root: {root}}}
 data:
-  source: {{kind: text, path: {file}, column: reply, before: context, document: talk, passage: 40, before_bytes: 60}}
+  source: {{kind: text, path: {file}, column: reply, before: context, document: talk, label: mood, passage: 40,
+           before_bytes: 60}}
   shard_size: 64
   split: {{val_fraction: 0.4}}
 autoencoder:
@@ -27,7 +28,7 @@ autoencoder:
 diffusion:
   backbone: {{kind: dit, width: 16, depth: 1, heads: 2, patch: 1, tokens: cross}}
   self_conditioning: true
-  condition: {{kind: none, caption: {{tokens: 64, encoder: {{kind: trained, width: 16, depth: 1, heads: 2}}}}}}
+  condition: {{kind: class, caption: {{tokens: 64, encoder: {{kind: trained, width: 16, depth: 1, heads: 2}}}}}}
   training: {{precision: fp32, steps: 2, batch_size: 8, half_lives: [100]}}
 evaluate: {{samples: 60, steps: 2, batch_size: 60, guidance: 2, infill: 4,
            judge: {{width: 16, depth: 1, heads: 2, steps: 2}}}}
@@ -44,24 +45,30 @@ def small(small):
         for talk in range(40):
             turns = [" ".join(rng.choice(WORDS, 4)) for _ in range(6)]
             for i in range(1, 6):
-                file.write(json.dumps({"context": turns[:i], "reply": turns[i], "talk": f"t{talk}"}) + "\n")
+                row = {"context": turns[:i], "reply": turns[i], "talk": f"t{talk}"}
+                file.write(json.dumps({**row, "mood": ["glad", "sad", None][i % 3]}) + "\n")
     small.config.write_text(CONFIG.format(root=small.root, file=small.folder / "talks.jsonl"))
     return small
 
 
 def test_from_turns_to_a_talk(small, monkeypatch):
-    from pipeline.evaluation import text_embeddings
+    from pipeline.evaluation import text_embeddings, text_scores
 
     monkeypatch.setattr(text_embeddings, "installed", lambda: False)  # states of the judge
+    measured, evaluate = [], text_scores.evaluate
+    monkeypatch.setattr(text_scores, "evaluate", lambda *given: measured.append(given) or evaluate(*given))
     said = small.run("run")
     assert said.code == 0, said.err
+    (*_, told, (_, before)) = measured[0]
+    assert told["prompts"] == before  # sample i replies to what held-out reply i does, some of which have no class
     report = read_json(next(small.root.glob("artifacts/evaluate/*/report.json")))
     for name in ("reply_auc", "perplexity", "fd", "kd", "mauve"):
         assert set(report["text"][name]) == {"samples", "real", "yardstick"}, report["missing"]
     assert set(report["text"]["infill_perplexity"]) == {"samples", "real", "random"}
     assert report["conditions"]["extractor"].endswith("states of the judge")
     lines = (next(small.root.glob("artifacts/evaluate/*/samples.jsonl"))).read_text().splitlines()
-    assert set(json.loads(lines[0])) == {"before", "text", "real"}
+    assert set(json.loads(lines[0])) == {"before", "text", "class", "real"}
+    assert {"embeddings"} & set(read_json(small.manifests("evaluate")[0])["recipe"]) == set()
     turns = [json.loads(line) for line in (small.folder / "talks.jsonl").read_text().splitlines()]
     known = {(joined(row["context"], 60), row["reply"]) for row in turns}
     assert {(row["before"], row["real"]) for row in map(json.loads, lines)} <= known

@@ -52,7 +52,8 @@ VARIANTS = {  # subject -> stage, overrides of its config
          "attributes: {mood: {kind: categorical}, age: {kind: continuous, range: [0, 40]}, worn: {kind: multi_label}}, "
          "spatial: {mask: {column: other, drop: 0.2}}}",
          "diffusion.backbone.tokens=cross", "diffusion.training.optimizer=muon", "diffusion.backbone.depth=2",
-         "diffusion.align={}", "diffusion.dispersive=0.5", "diffusion.route={}"],
+         "diffusion.align={}", "diffusion.dispersive=0.5", "diffusion.route={}",
+         "diffusion.self_conditioning=true"],
     ),
     "lora": (
         "diffusion",

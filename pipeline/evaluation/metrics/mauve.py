@@ -53,5 +53,5 @@ def _divergence(p: Array, r: Array) -> float:
 
 
 def _under(x: Array, y: Array) -> float:
-    order = np.argsort(x, kind="stable")
+    order = np.lexsort((-y, x))  # y falls as x rises, at equal x as well
     return float(np.trapezoid(y[order], x[order]))

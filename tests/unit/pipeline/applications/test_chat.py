@@ -37,6 +37,8 @@ def test_it_is_told_the_last_turns_that_it_has_room_for(talker, monkeypatch):
     found = list(chat.replies(talker, iter(["one", "two AND three", "four"])))
     assert found == ["so [31m"] * 3  # no code that a terminal would obey
     assert told == [["one"], [["two AND three"]], ["so [31m // four"]]  # 23 bytes at most
+    monkeypatch.setitem(talker.options, "before", 8)  # as much as it read in training, whatever it could
+    assert list(chat.replies(talker, iter(["one", "two", "three"]))) and told[-1] == ["three"]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,7 @@ def test_it_is_told_the_last_turns_that_it_has_room_for(talker, monkeypatch):
         (b"a\n\n b\t c \x1b[2J\r\nlast", ["a", "b c [2J", "last"], 0),
         (b"\xff\xfe\nso\n", ["so"], 1),
         (b"x" * 200_000 + b"\nnext\n", ["x" * chat.LINE, "next"], 1),
+        (b"so\xff" + b"x" * 200_000 + b"\nnext\n", ["next"], 2),
         (b"", [], 0),
         ("é".encode() * chat.LINE + b"\n", ["é" * (chat.LINE // 2)], 1),
     ],

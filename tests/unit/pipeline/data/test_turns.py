@@ -55,6 +55,22 @@ def test_replies_of_a_source(tmp_path):
     ]  # fmt: skip
     counts = listed[0].left_out.json()
     assert [count for count, _ in counts.values()] == [2, 1] and listed[0].rows[3].location == "A first sentence."
-    (tmp_path / "t.jsonl").write_text(json.dumps({**records[0], "context": [{"text": "Hi"}]}) + "\n")
-    with pytest.raises(UserError, match=r"t.jsonl:1: column 'context' holds dict, expected text or a list of it"):
-        list_text(TextSource(path=str(tmp_path / "t.jsonl"), passage=20, **how))
+
+
+@pytest.mark.parametrize(
+    ("context", "line"),
+    [
+        ('[{"text": "Hi"}]', "column 'context' holds dict, expected text or a list of it"),
+        ('["Hi", null]', "column 'context' holds NoneType, expected text or a list of it"),
+        ('["Hi", {}]', "column 'context' holds dict, expected text or a list of it"),
+        ('["Hi", []]', "column 'context' holds list, expected text or a list of it"),
+        ("0", "column 'context' holds int, expected text or a list of it"),
+        ("false", "column 'context' holds bool, expected text or a list of it"),
+        ("1" * 5000, "not JSON"),
+    ],
+    ids=["object", "null", "empty object", "list", "0", "false", "a long number"],
+)
+def test_what_is_no_text_before_is_named(tmp_path, context, line):
+    (tmp_path / "t.jsonl").write_text(f'{{"reply": "So.", "context": {context}}}\n')
+    with pytest.raises(UserError, match=f"t.jsonl:1: {line}"):
+        list_text(TextSource(kind="text", path=str(tmp_path / "t.jsonl"), column="reply", before="context"))

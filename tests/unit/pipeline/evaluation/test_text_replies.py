@@ -29,6 +29,12 @@ def test_the_share_by_hand():
     assert pairs.above(Products(), before, torch.zeros(3, 3), real) == 0.5
 
 
+def test_equal_replies_are_ties():
+    torch.manual_seed(0)
+    before, same = torch.randn(50, 8), torch.ones(50, 8)
+    assert pairs.above(pairs.Pairs(8).eval(), before, same, same) == 0.5
+
+
 def embedder() -> Embedder:
     """A vector of noise by text, with its number in it: replies have another base than what they are of."""
     turned = np.linalg.qr(np.random.default_rng(0).normal(size=(TOPICS, TOPICS)))[0]

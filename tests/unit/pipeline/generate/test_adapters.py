@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models import registry
 from models.lora import adapted
 from pipeline.artifacts import Store
+from pipeline.data import tokens
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file
@@ -52,8 +53,8 @@ def written(folder: Path, weights: dict[str, Tensor], autoencoder: nn.Module, mo
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> tuple[Path, Path]:
-    return pair(tmp_path, {})
+def models(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    return pair(tmp_path, getattr(request, "param", {}))
 
 
 def pair(tmp_path: Path, more: dict[str, Any]) -> tuple[Path, Path]:
@@ -77,6 +78,7 @@ def images(folder: Path, root: Path, **how: Any) -> np.ndarray[Any, Any]:
     return load_pretrained(folder, "cpu", root, **how).sample(n=4, seed=1)
 
 
+@pytest.mark.parametrize("models", [{}, {"self_conditioning": True, "before": 60}], indirect=True)
 def test_an_adapter_is_small_and_samples_as_the_whole_model_that_is_made_of_it(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -84,7 +86,10 @@ def test_an_adapter_is_small_and_samples_as_the_whole_model_that_is_made_of_it(
     assert {path.name for path in adapter.iterdir()} == {"config.json", "latents.json", adapters.CONFIG, adapters.FILE}
     theirs, ours = images(base, tmp_path), images(adapter, tmp_path)
     assert not np.array_equal(theirs, ours)
+    (adapter / tokens.FILE).write_text("{}")  # of text
     said = merge(str(adapter), tmp_path / "whole", tmp_path)
+    assert (tmp_path / "whole" / tokens.FILE).read_text() == "{}"
+    assert read_json(tmp_path / "whole" / "config.json").get("before") == read_json(base / "config.json").get("before")
     assert str(tmp_path / "whole") in said and "adapter" not in read_json(tmp_path / "whole" / "config.json")
     shutil.rmtree(base)
     assert np.array_equal(images(tmp_path / "whole", tmp_path), ours)

@@ -45,6 +45,7 @@ def test_what_cannot_be_filled_is_one_line(writer):
         ("no gap __ here", 3, "nothing is missing"),
         ("0123456 ___90abcd", 4, "17 tokens with its gaps, and the model's passages have 16"),
         ("0123456789abcdef___", 4, "16 tokens with its gaps"),
+        ("a ___ b", 10**12, "1000000000003 tokens with its gaps"),  # no memory is taken for them
     ):
         with pytest.raises(UserError, match=line):
             parsed(writer, text, gap)
