@@ -60,7 +60,6 @@ def archive(model: Generator, images: Images, request: Mapping[str, Any]) -> byt
     with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(packed, "w") as file:
         folder, info = Path(place) / "samples", sample_info(model, request)
         if model.clip is not None:
-            folder.mkdir()
             write_clips(folder, images, info, Earlier(), model.clip["rate"])
         elif model.sound is not None:
             write_sounds(folder, images, info, Earlier(), model)
