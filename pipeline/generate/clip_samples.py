@@ -15,12 +15,9 @@ from pipeline.data import video_files
 from pipeline.data.pictures import Images, grid, strips
 from pipeline.data.transforms import to_png
 from pipeline.errors import UserError
-from pipeline.files import atomic_write, sha256_file, write_json
-from pipeline.generate.class_numbers import class_number
+from pipeline.files import atomic_write, sha256_file
 from pipeline.generate.generator import Generator
-from pipeline.generate.prompts import said
-from pipeline.generate.samples import GRID, INFO, Earlier
-from pipeline.generate.told import part
+from pipeline.generate.samples import GRID, Earlier, finish
 
 SHOWN = 64  # clips in the grid of strips
 
@@ -65,40 +62,20 @@ def moving_grid(clips: Images, rate: float) -> bytes:
     return webp(np.stack([grid(clips[:, k]) for k in range(clips.shape[1])]), rate)
 
 
-def write_clips(
-    folder: str | Path, clips: Images, info: Mapping[str, Any], before: Earlier, rate: float
-) -> list[dict[str, Any]]:
+def write_clips(folder: str | Path, clips: Images, info: Mapping[str, Any], before: Earlier, rate: float) -> None:
     """Write 000000.webp (and .mp4) ..., grid.png (strips of the first frames), and last samples.json, as for images;
     clips uint8 [n, T, H, W, C].
 
     info: as `samples.sample_info` gives it; before: what `samples.earlier` found in the folder, whose numbers go on."""
     from PIL import Image
 
-    folder, names, entries = Path(folder), info["class_names"], []
-    labels = [class_number(value, names) for value in info["request"]["classes"]]
-    for i, clip in enumerate(clips):
-        number = before.next + i
+    folder, files = Path(folder), []
+    for number, clip in enumerate(clips, before.next):
         file = folder / f"{number:06d}.webp"
         atomic_write(file, webp(clip, rate))
         if video_files.there():
             atomic_write(file.with_suffix(".mp4"), video_files.mp4(clip, rate))
-        told = part(info["request"], [i])
-        entries.append(
-            {
-                "file": file.name,
-                "index": number,
-                "class": labels[i % len(labels)] if labels else None,
-                **({"prompt": said(told["prompts"][0])} if "prompts" in told else {}),
-                **({"attributes": {k: v[0] for k, v in told["attributes"].items()}} if "attributes" in told else {}),
-                "sha256": sha256_file(file),
-            }
-        )
+        files.append((file, sha256_file(file)))
     sheet = grid(strips(clips[:SHOWN]), columns=1)
     atomic_write(folder / (f"grid-{before.next:06d}.png" if before.info else GRID), to_png(Image.fromarray(sheet)))
-    if before.info:
-        added = [*before.info.get("added", []), {**info, "first": before.next}]
-        written = {**before.info, "added": added, "images": [*before.info["images"], *entries]}
-    else:
-        written = {**info, **({"first": before.next} if before.next else {}), "images": entries}
-    write_json(folder / INFO, written)
-    return entries
+    finish(folder, files, info, before)

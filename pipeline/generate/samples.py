@@ -39,8 +39,8 @@ class Earlier:
             raise UserError(f"--out {folder}: holds samples of a model with other classes; give a new folder")
         if self.info["images"]:
             first = self.info["images"][0]["file"]
-            if first.endswith(".wav"):
-                raise UserError(f"--out {folder}: holds sounds, and these are to be images; give a new folder")
+            if other := {".wav": "sounds", ".webp": "clips"}.get(Path(first).suffix):
+                raise UserError(f"--out {folder}: holds {other}, and these are to be images; give a new folder")
             if first.endswith(".tif") != (of.values is not None):
                 raise UserError(f"--out {folder}: holds samples of another depth; give a new folder")
             height, width = _read(folder / first).shape[:2]

@@ -63,7 +63,6 @@ def archive(model: Generator, made: Images | list[str], request: Mapping[str, An
         if isinstance(made, list):
             write_texts(folder, made, info, earlier(folder, False))
         elif model.clip is not None:
-            folder.mkdir()
             write_clips(folder, made, info, Earlier(), model.clip["rate"])
         elif model.sound is not None:
             write_sounds(folder, made, info, Earlier(), model)

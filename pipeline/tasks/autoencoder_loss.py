@@ -66,7 +66,7 @@ def with_perceptual(
         values = config.model_dump(mode="json", by_alias=True)
         values["autoencoder"]["loss"]["perceptual"]["path"] = str(path)
         config = Config.model_validate(values)
-    _, told = perceptual.load(config.autoencoder.loss.perceptual, min(config.data.sides), config.data.channels)
+    _, told = perceptual.load(config.autoencoder.loss.perceptual, min(config.data.shape), config.data.channels)
     print(f"autoencoder: perceptual distance: {told['description']}", flush=True)
     spool.tags({"ldm.perceptual": told["description"]})
     return config, {"perceptual": told}
@@ -78,7 +78,7 @@ def terms(config: Config, device: torch.device) -> tuple[dict[str, Distance], di
     from models import similarity
     from pipeline.tasks import perceptual
 
-    options, size = config.autoencoder.loss, min(config.data.sides)
+    options, size = config.autoencoder.loss, min(config.data.shape)
     if options.reconstruction == "l1":
         found: dict[str, Any] = {"reconstruction": lambda x, y: (y - x).abs().mean((1, 2, 3))}
     else:

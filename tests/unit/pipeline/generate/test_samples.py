@@ -83,6 +83,10 @@ def test_sets_that_do_not_mix_are_refused_before_any_image_is_made(tmp_path: Pat
         before.check(tmp_path / "out", model("a", "c"), (4, 6))
     with pytest.raises(UserError, match="4x6 pixels, and these are to be 8x8"):
         before.check(tmp_path / "out", model("a", "b"), (8, 8))
+    for suffix, others in ((".wav", "sounds"), (".webp", "clips")):
+        info_of = {"class_names": ["a"], "images": [{"file": f"000000{suffix}"}]}
+        with pytest.raises(UserError, match=f"holds {others}, and these are to be images"):
+            Earlier(info_of, 1).check(tmp_path, model("a"), (4, 6))
     with pytest.raises(UserError, match="another shape"):
         write_samples(tmp_path / "out", WHOLE[2:, :, :, :1], info([0]), before)
     assert not (tmp_path / "out" / "000002.png").exists()
