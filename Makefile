@@ -10,7 +10,7 @@ REPORT = $(if $(ONLY),,LDM_FAULTS_REPORT=docs/results/faults.md)
 # once all is there.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-cluster test-faults lint ui bench clean install
+.PHONY: demo test coverage test-cluster test-faults lint ui bench clean install
 
 install: $(VENV)/.installed
 
@@ -35,9 +35,13 @@ demo: $(VENV)/.runs
 
 # A file's tests by one process, of one thread: what they share is made once. Three processes for two cores: a tenth of
 # the time some test waits for something.
+TESTS = -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --source pipeline,models -m pytest -n 3 --dist loadfile \
-	  --no-loadscope-reorder --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS)
+
+# which lines of the driver's processes the tests run; a sixth more time
+coverage: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --source pipeline,models $(TESTS)
 
 # a Slurm cluster of network namespaces on this machine; root only. Without the daemons the tests skip and say so.
 # `make test-cluster ONLY="time_limit or scancel"`: these tests alone, and no report

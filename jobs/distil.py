@@ -45,13 +45,13 @@ def command(
             f"{run}: is an adapter, and a student has its teacher's whole weights; `ldm merge {teacher} -o WHOLE`, "
             "then give diffusion.training.init_from=WHOLE here"
         )
-    # forward passes a sample: of the walk, twice for guidance; of the student three times, for a backward pass is two
-    passes = 2 * steps * math.ceil(WALK / steps) + 3 * steps
-    length = max(LEAST, round(SHARE * training.steps * 3 / passes))
-    often = {key: getattr(training, key) for key in ("save_every", "validate_every", "preview_every")}
     if guidance is None and isinstance(how := guidance_of(configured(own.evaluate)), str):
         raise UserError(f"{run}: its evaluation has guidance {how}, and a student's has a scale alone; give --guidance")
     scale = own.evaluate.guidance if guidance is None else guidance
+    # forward passes a sample: of the walk, twice for guidance; of the student three times, for a backward pass is two
+    passes = (1 if scale == 1 else 2) * steps * math.ceil(WALK / steps) + 3 * steps
+    length = max(LEAST, round(SHARE * training.steps * 3 / passes))
+    often = {key: getattr(training, key) for key in ("save_every", "validate_every", "preview_every")}
     derived = [
         f"run.name={name or f'{own.run.name}-few'}",
         f"run.root={past.root}",

@@ -67,7 +67,7 @@ def test_which_vectors_are_taken(judge, monkeypatch):
             return [Embedding(np.zeros((1, 2), np.float16), np.array([3, 4], np.float16)) for _ in texts], 0
 
     monkeypatch.setattr(text_embeddings, "installed", lambda: True)
-    monkeypatch.setattr(text_embeddings.text_encoders, "identified", lambda encoder: {"digest": "0" * 64})
+    monkeypatch.setattr(text_embeddings.text_encoders, "identified", lambda *_: {"digest": "0" * 64})
     monkeypatch.setattr(text_embeddings.text_encoders, "Frozen", Frozen)
     found = text_embeddings.embedder(None, Bytes(), torch.device("cpu"))
     assert found.name == "minilm 000000000000"
