@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +10,7 @@ from pipeline.artifacts import Artifact
 from pipeline.data.index import Index
 from pipeline.data.video_files import there
 from pipeline.files import read_json, sha256_file
+from tests.integration.modality import is_equal_bit_for_bit_once_stopped, is_refused_by_verbs_of_images
 from tests.unit.pipeline.data.clips import animation
 
 CONFIG = """\
@@ -103,48 +102,12 @@ def test_from_files_to_a_model_that_makes_clips(small):
     said = small.run("run", "data.max_quarantine=0.1")
     assert said.code == 0 and all(len(small.manifests(stage)) == 1 for stage in ("ingest", "autoencoder", "evaluate"))
 
-    picture = small.folder / "a.png"
-    small.draw("a.png", 0)
-    for verb, *more in (
-        ("inpaint", model, str(picture), "--pad", "2"),
-        ("restore", model, str(picture), "--task", "denoise"),
-        ("edit", model, str(picture), "--set", "a=1"),
-        ("compose", model, str(picture), str(picture), "--between", "3"),
-        ("features", model, str(small.folder / "images")),
-        ("augment", model, str(small.folder / "images")),
-        ("audit", model, "--root", str(small.root)),
-        ("export", model),
-    ):
-        said = small.ldm(verb, *more, "--out", str(small.folder / verb))
-        assert said.code == 2 and "is for models of images, and this one is of clips" in said.err, said.err
-        assert len(said.err.strip().splitlines()) == 1
+    is_refused_by_verbs_of_images(small, model, "clips")
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
 def test_stopped_and_gone_on_with_is_equal_bit_for_bit(small, stage, monkeypatch):
-    from pipeline.training import loop
-
-    whole, parts = small.folder / "whole", small.folder / "parts"
-    assert small.run(stage, f"run.root={whole}").code == 0
-    step, calls = loop.Engine.step, 0
-
-    def dies(self, *arguments, **more):
-        nonlocal calls
-        calls += 1
-        if calls == (3 if stage == "autoencoder" else 7):  # behind the checkpoint of step 2
-            raise KeyboardInterrupt
-        return step(self, *arguments, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Engine, "step", dies)
-        assert small.run(stage, f"run.root={parts}").code != 0
-    assert small.run(stage, f"run.root={parts}").code == 0
-    one, two = (
-        Artifact.load(next(Path(root).glob(f"artifacts/{stage}/*/manifest.json")).parent) for root in (whole, parts)
-    )
-    assert one.fingerprint == two.fingerprint
-    for name in ("ema.safetensors", "live.safetensors"):
-        assert sha256_file(one.path / name) == sha256_file(two.path / name)
+    is_equal_bit_for_bit_once_stopped(small, stage, monkeypatch)
 
 
 def test_windows_are_a_function_of_the_position_and_shards_hold_all_frames(small):
