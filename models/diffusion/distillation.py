@@ -16,65 +16,41 @@ with its weights. No image is needed, only what images are told; and no derivati
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.conditioning import PLACES, Conditions
-from models.diffusion import grids
-from models.diffusion.denoiser import denoiser, start_time
-from models.diffusion.guidance import guided
+from models.diffusion.denoiser import Denoiser
 from models.diffusion.objectives import mean
 from models.diffusion.process import Path
 from models.diffusion.samplers import dpmpp_2m
 
 
-def walk(
-    teacher: nn.Module,
-    guidance: float,
-    steps: int,
-    noise: Tensor,
-    condition: Conditions,
-    null: Conditions,
-    path: Path,
-    prediction: str,
-) -> tuple[Tensor, Tensor]:
-    """Where `steps` jumps of the teacher's walk begin and end: times float64 [steps + 1] and points float32 [steps + 1,
-    n, C, *sides]. noise: standard normal [n, C, *sides]; guidance, null: as of `guidance.guided`."""
-    times = grids.walk(steps, path, start_time(path, prediction))
-    lead = guided(denoiser(teacher, path, prediction), guidance, null)
+@torch.no_grad()
+def walk(teacher: Denoiser, times: Tensor, noise: Tensor, condition: Conditions, path: Path) -> Tensor:
+    """Where the teacher's walk is at each of `times` (float64 [steps + 1], down to 0; `grids.walk`): float32
+    [steps + 1, n, C, *sides], from standard normal noise [n, C, *sides]."""
     seen: list[Tensor] = []
 
-    def watched(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
+    def watched(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:  # dpmpp_2m asks once a step
         seen.append(x)
-        return lead(x, t, condition)
+        return teacher(x, t, condition)
 
-    with torch.no_grad():
-        x = noise.float() * path.sigma(times[0]).float()
-        end = dpmpp_2m(watched, path, x, times, condition)  # one evaluation a step
-    each = len(seen) // steps
-    return times[::each], torch.stack([*seen[::each], end])
+    end = dpmpp_2m(watched, path, noise.float() * path.sigma(times[0]).float(), times, condition)
+    return torch.stack([*seen, end])
 
 
 def loss(
-    student: nn.Module,
-    teacher: nn.Module,
-    guidance: float,
-    steps: int,
-    noise: Tensor,
-    condition: Conditions,
-    null: Conditions,
-    path: Path,
-    prediction: str,
+    student: Denoiser, jumps: int, teacher: Denoiser, times: Tensor, noise: Tensor, condition: Conditions, path: Path
 ) -> Tensor:
-    """Squared distance of the student's answers at `steps` jumps to those that make the jumps, a mean over elements and
-    jumps: float32 [n]. Arguments as of `walk`; all jumps are one batch of steps * n."""
-    times, points = walk(teacher, guidance, steps, noise, condition, null, path, prediction)
-    n = len(noise)
+    """Squared distance of the student's answers at `jumps` equally long stretches of the teacher's `walk` to those that
+    make the jumps, a mean over elements and jumps: float32 [n]. All jumps are one batch of jumps * n."""
+    each, n = (len(times) - 1) // jumps, len(noise)
+    points, times = walk(teacher, times, noise, condition, path)[::each], times[::each]
     shape = (-1, *[1] * noise.dim())
     alpha, sigma = (value.float().to(noise.device).view(shape) for value in (path.alpha(times), path.sigma(times)))
     before, after, r = points[:-1], points[1:], sigma[1:] / sigma[:-1]
-    wanted = (after - r * before) / (alpha[1:] - r * alpha[:-1])  # [steps, n, C, *sides]
-    told = {name: torch.cat([rows] * steps) for name, rows in condition.items()}
+    wanted = (after - r * before) / (alpha[1:] - r * alpha[:-1])  # [jumps, n, C, *sides]
+    told = {name: torch.cat([rows] * jumps) for name, rows in condition.items()}
     t = times[:-1].float().to(noise.device).repeat_interleave(n)
-    answer = denoiser(student, path, prediction)(before.flatten(0, 1), t, told)
-    far: Tensor = mean((answer - wanted.flatten(0, 1)).square(), told.get(PLACES))
-    return far.view(steps, n).mean(0)
+    far: Tensor = mean((student(before.flatten(0, 1), t, told) - wanted.flatten(0, 1)).square(), told.get(PLACES))
+    return far.view(jumps, n).mean(0)

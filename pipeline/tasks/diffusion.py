@@ -127,7 +127,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     """The network with its first weights, and what the loop needs to know about this stage."""
     import torch
 
-    from models.diffusion import distillation, objectives, self_conditioning
+    from models.diffusion import distillation, grids, objectives, self_conditioning
+    from models.diffusion.denoiser import denoiser, start_time
+    from models.diffusion.guidance import guided
     from models.diffusion.process import make_path
     from pipeline.data import loader, tokens
     from pipeline.data.balance import training_order
@@ -181,11 +183,12 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         if teacher is not None and section.distil:
             said = {name: rows for name, rows in condition.items() if name in untold}
             nothing = {name: torch.as_tensor(untold[name]).to(rows)[None] for name, rows in said.items()}
-            lead, jumps = section.distil.guidance, section.distil.steps
+            jumps = section.distil.steps
+            way = grids.walk(jumps, path, start_time(path, section.prediction))
+            student, lead = (denoiser(each, path, section.prediction) for each in (network, teacher))
+            lead = guided(lead, section.distil.guidance, nothing)
             with half:
-                return distillation.loss(
-                    network, teacher, lead, jumps, batch["noise"], condition, nothing, path, section.prediction
-                )
+                return distillation.loss(student, jumps, lead, way, batch["noise"], condition, path)
         x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, *sides]
         t = times(batch["u"], path)
         if section.self_conditioning:

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from models.diffusion import distillation
-from models.diffusion.denoiser import Conditions
+from models.diffusion.denoiser import Conditions, denoiser
 from models.diffusion.gaussian import gaussian_denoiser
 from models.diffusion.grids import grid, walk
+from models.diffusion.guidance import guided
 from models.diffusion.objectives import convert
 from models.diffusion.process import EDM, RectifiedFlow, VariancePreserving, like
 from models.diffusion.samplers import sample
@@ -63,13 +64,15 @@ def test_who_makes_the_teachers_jumps_has_no_loss(path, steps: int) -> None:
     teacher = Network(lambda x, t: mean_of(x, t, path), path, prediction)
     right = Network(lambda x, t: jump_of(x, t, path, times), path, prediction)
 
+    way, lead = walk(steps, path), denoiser(teacher, path, prediction)
+
     def loss(student: nn.Module) -> torch.Tensor:
-        return distillation.loss(student, teacher, 1.0, steps, noise, {}, {}, path, prediction)
+        return distillation.loss(denoiser(student, path, prediction), steps, lead, way, noise, {}, path)
 
     assert loss(right).shape == (64,)
     assert loss(right).mean() < 0.1 * loss(teacher).mean()  # what is left is the error of a walk of ten steps
-    known, points = distillation.walk(teacher, 1.0, steps, noise, {}, {}, path, prediction)
-    assert torch.equal(known, times)
+    points = distillation.walk(lead, way, noise, {}, path)[:: (len(way) - 1) // steps]
+    assert len(points) == len(times)
 
     def found(x: torch.Tensor, t: torch.Tensor, told: Conditions | None = None) -> torch.Tensor:
         """What makes the step of DDIM end on the walk."""
@@ -99,5 +102,6 @@ def test_guidance_of_the_teacher_is_in_what_is_learned() -> None:
     )
     noise, told = torch.randn(4, 1, 2, 2), {"class": torch.ones(4, dtype=torch.int64)}
     null = {"class": torch.zeros(1, dtype=torch.int64)}
-    _, points = distillation.walk(teacher, 3.0, 2, noise, told, null, path, "velocity")
+    lead = guided(denoiser(teacher, path, "velocity"), 3.0, null)
+    points = distillation.walk(lead, walk(2, path), noise, told, path)
     torch.testing.assert_close(points[-1], torch.full_like(noise, 3.0))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.conditioning import PLACES, Conditions
 from models.diffusion import distillation, objectives, samplers
 from models.diffusion.denoiser import build_network, denoiser
-from models.diffusion.grids import grid
+from models.diffusion.grids import grid, walk
 from models.diffusion.guidance import autoguided, composed, guided, only
 from models.diffusion.process import RectifiedFlow
 
@@ -65,13 +65,12 @@ def test_no_gradient_comes_from_the_padding(network):
 
 def test_the_loss_of_a_student(network):
     x0, noise, told = batch(2.0)
-    how = (network.null(1), PATH, "velocity")
-    found = distillation.loss(network, network, 2.0, 2, noise, told, *how)
+    student = denoiser(network, PATH, "velocity")
+    how = (student, 2, guided(student, 2.0, network.null(1)), walk(2, PATH))
+    found = distillation.loss(*how, noise, told, PATH)
     for i in range(3):
         own = (alone(i, x0, noise)[1], {"class": told["class"][i : i + 1]})
-        torch.testing.assert_close(
-            found[i : i + 1], distillation.loss(network, network, 2.0, 2, *own, *how), rtol=1e-4, atol=1e-7
-        )
+        torch.testing.assert_close(found[i : i + 1], distillation.loss(*how, *own, PATH), rtol=1e-4, atol=1e-7)
 
 
 def guidances(network: Any) -> dict[str, Any]:
