@@ -146,37 +146,22 @@ def led(
 ) -> Denoiser:
     """The model's denoiser under the guidance that a request asks for; arguments as of `latents`. It is to be called
     with `conditions[0]`. One that is told its own last guess remembers it: a walk's."""
-    denoise = _led(network, weaker, options, request, conditions, null)
-    return remembering(denoise) if options.get("self_conditioning") else denoise
-
-
-def _led(
-    network: nn.Module,
-    weaker: Callable[[], nn.Module],
-    options: Mapping[str, Any],
-    request: Mapping[str, Any],
-    conditions: Sequence[Conditions],
-    null: Conditions,
-) -> Denoiser:
     path = make_path(**options["path"])
-    denoise = denoiser.denoiser(network, path, options["prediction"])
+    alone = plain = denoiser.denoiser(network, path, options["prediction"])
     scale, rescale = float(request["guidance"]), float(request["guidance_rescale"])
     scales: Mapping[str, float] = request.get("scales", {})
-    if scale == 1.0 and not scales and len(conditions) == 1:
-        return denoise
-    network_alone = plain = denoise
     if len(conditions) > 1:
-        plain = composed(network_alone, _terms({}, 1.0, conditions, null), null)
+        plain = composed(alone, _terms({}, 1.0, conditions, null), null)
+    denoise = plain
     if scales or len(conditions) > 1:
-        denoise = composed(network_alone, _terms(scales, scale, conditions, null), null, rescale)
-    elif request["guidance_kind"] == "autoguidance":
-        weak = denoiser.denoiser(weaker(), path, options["prediction"])
-        denoise = autoguided(plain, weak, scale, rescale)
-    else:
+        denoise = composed(alone, _terms(scales, scale, conditions, null), null, rescale)
+    elif scale != 1.0 and request["guidance_kind"] == "autoguidance":
+        denoise = autoguided(plain, denoiser.denoiser(weaker(), path, options["prediction"]), scale, rescale)
+    elif scale != 1.0:
         denoise = guided(plain, scale, null, rescale)
-    if request["guidance_interval"] is not None:
+    if denoise is not plain and request["guidance_interval"] is not None:
         denoise = within(denoise, plain, path, *request["guidance_interval"])
-    return denoise
+    return remembering(denoise) if options.get("self_conditioning") else denoise
 
 
 def _terms(
