@@ -315,6 +315,11 @@ class Data(Section):
         return height, width
 
     @property
+    def noun(self) -> str:
+        """What people call its samples, in lines that they read; names of metrics say images of all kinds."""
+        return {"text": "passages", "clips": "clips", "sound": "sounds"}.get(self.source.kind, "images")
+
+    @property
     def measured(self) -> bool:
         """Whether models see other than pictures of 8 bits: what values mean is said by a `ValueMap`."""
         return self.values is not None or self.sound is not None

@@ -92,7 +92,7 @@ def run(
         images += count
         rate = images / (time.monotonic() - begun)
         spool.metrics({"encode/images_per_second": rate}, done)
-        print(f"encode: shard {done} of {len(missing)}, {rate:.0f} images/s", flush=True)
+        print(f"encode: shard {done} of {len(missing)}, {rate:.0f} {config.data.noun}/s", flush=True)
     entries = [{**job, "lost": [], **read_json(entry_path(job["path"]))} for job in jobs]
     listed = ("split", "bucket", "shard", "count", "bytes", "sha256")
     shards = [{k: e[k] for k in listed if k in e} | {"file": Path(e["path"]).name} for e in entries]
