@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from jobs.cli import main
-from jobs.common import PATH, PLACE
+from jobs.common import PATH, PLACE, for_terminal
 
 
 @click.command("chat")
@@ -40,7 +40,7 @@ def command(model: str, steps: int | None, guidance: float | None, seed: int, ro
             yield line
 
     for said in replies(generator, asked(), seed, **how):
-        print(said, flush=True)
+        print(for_terminal(said), flush=True)
     if typed:
         print()
 

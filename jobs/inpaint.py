@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from jobs.cli import main
-from jobs.common import PATH, PLACE
+from jobs.common import PATH, PLACE, for_terminal
 from jobs.sample import pairs
 
 STEPS = 12
@@ -97,7 +97,7 @@ def write(model: str, text: str, gap: int, count: int, to: dict[str, Any], seed:
         check_untold(generator, "inpaint", "--set", "text")
     request = request_of(generator, to, count, seed=seed, **{**HOW, **how})
     for found in infill(generator, given, request):
-        print(cleaned(found), flush=True)
+        print(for_terminal(cleaned(found)), flush=True)
 
 
 if __name__ == "__main__":
