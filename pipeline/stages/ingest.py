@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data import clips, sources, twins
+from pipeline.data import array_members, clips, sources, twins
 from pipeline.data.assign import assign, untrained
 from pipeline.data.buckets import bucket_recipe
 from pipeline.data.held_out import folds
@@ -195,7 +195,8 @@ def index_all(
 ) -> tuple[list[str] | None, list[dict[str, str]], list[dict[str, Any]]]:
     assert data.source.kind == "webdataset"
     classes = tar_classes(data.source)
-    plans = [TarPlan(f"shard-{number:05d}", tar, image=data.source.image) for number, tar in enumerate(tars)]
+    image = data.source.image or (array_members.MEMBER if data.values else None)
+    plans = [TarPlan(f"shard-{number:05d}", tar, image=image) for number, tar in enumerate(tars)]
 
     if data.limit is not None:
         plans = limit_tars(data, plans, data.limit, cluster)
