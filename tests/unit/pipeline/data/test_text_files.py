@@ -87,10 +87,9 @@ def test_a_row_without_a_document_is_one_of_its_own(tmp_path):
     (tmp_path / "t.csv").write_text("text,book\na,1\nb,\nc, \nd,1\n")
     for end, book, first in (("parquet", "1.0", 1), ("jsonl", "1.0", 2), ("csv", "1", 3)):
         rows = list_text(source(tmp_path / f"t.{end}", document="book")).rows
-        own = [f"t/{first + number:08d}" for number in range(2)]
-        assert [row.together for row in rows] == [book, *own, book] and [row.attributes["document"] for row in rows] == [
-            book, *own, book,
-        ]  # fmt: skip
+        expected = [book, *(f"t/{first + number:08d}" for number in range(2)), book]
+        assert [row.together for row in rows] == expected
+        assert [row.attributes["document"] for row in rows] == expected
 
 
 def test_what_is_no_text_goes_to_quarantine_with_its_reason(tmp_path):
