@@ -36,12 +36,13 @@ NODATA, METADATA = 42113, 42112  # GDAL's tags (gdal.org/drivers/raster/gtiff.ht
 class Held:
     """What a file holds. count: images; read: the values [C, H, W] of one of them, as the file has them in its unit,
     BadImage where there are none. subject: whom they are of (identifying: for comparing only). blocks: of tiles the
-    block of each."""
+    block of each. sides: (height, width) of what tiles are cut of, as the header says; () of medical files."""
 
     count: int
     read: Callable[[int], Array]
     subject: str | None = None
     blocks: tuple[str, ...] = ()
+    sides: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -236,7 +237,7 @@ def _held(
             raise BadImage(WITHOUT_DATA, f"places without data ({missing:g})")
         return np.asarray(values if scales is None else values * scales[0] + scales[1])
 
-    return Held(len(corners), read, blocks=tuple(blocks))
+    return Held(len(corners), read, blocks=tuple(blocks), sides=tuple(shape[2:]))
 
 
 def small(height: int, width: int, values: int, data: Data) -> None:

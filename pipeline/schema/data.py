@@ -349,6 +349,9 @@ class Data(Section):
                 "`values` and `source.kind: rasters` go together: files of measured values, and what these mean (also "
                 "of .npy members of `webdataset`)"
             )
+        bands = self.source.bands if self.source.kind == "rasters" else None
+        if bands and len(bands) != self.channels:
+            raise ValueError(f"`source.bands` are {len(bands)}, and `channels` is {self.channels}: give as many")
         if not self.measured and self.channels not in (1, 3):
             raise ValueError(f"`channels` {self.channels}: 1 is gray, 3 RGB; others need `values`")
         if self.values is not None and self.filters:

@@ -31,6 +31,15 @@ def test_a_scene_is_cut_into_tiles_and_split_by_blocks(tmp_path: Path) -> None:
     assert data.values and data.values.dtype == "uint16"
 
 
+def test_the_bands_of_scenes_of_one_file_each_are_those_of_the_size_that_most_have(tmp_path: Path) -> None:
+    for name in ("LC08_1", "LC08_2"):
+        for band, side in (("B2", 160), ("B3", 160), ("B10", 160), ("B8", 320)):
+            tifffile.imwrite(tmp_path / f"{name}_SR_{band}.TIF", noise(side, side), photometric="minisblack")
+    data = written(look(str(tmp_path))).data
+    assert data.source.bands == ("_SR_B2.TIF", "_SR_B3.TIF", "_SR_B10.TIF")
+    assert (data.channels, data.source.tile, data.split.column) == (3, 32, "block")
+
+
 @pytest.mark.parametrize(
     ("values", "dtype"), [(noise(30, 40, 40, dtype="int16"), "int16"), (noise(30, 40, 40, dtype="float32"), "float32")]
 )
