@@ -112,8 +112,7 @@ def main(command: Any = group) -> None:
 
     75 (EX_TEMPFAIL): stopped by a notice (SIGUSR1, a drain); the same command is to be given again elsewhere.
     """
-    from jobs.common import for_terminal
-    from pipeline.errors import Notice, UserError
+    from pipeline.errors import Notice, UserError, for_terminal
     from pipeline.files import disk_trouble
 
     caught: list[int] = []

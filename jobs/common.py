@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,16 +40,6 @@ class PathPlace(Place):
 
 
 PLACE, PATH = Place(), PathPlace()
-# of Unicode's bidirectional algorithm (UAX 9): embeddings, overrides and isolates, which reorder what is around them
-BIDIRECTIONAL = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-
-
-def for_terminal(text: str) -> str:
-    """Text of a model, of data or of a file's name as a terminal may have it: without control characters (C0, C1, and
-    so escape sequences) but tabs and ends of lines, and without what turns the order of other text. Files keep it all.
-    """
-    kept = (c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and ord(c) not in BIDIRECTIONAL))
-    return "".join(kept)
 
 
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:

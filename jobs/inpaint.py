@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from jobs.cli import main
-from jobs.common import PATH, PLACE, for_terminal
+from jobs.common import PATH, PLACE
 from jobs.sample import pairs
 
 STEPS = 12
@@ -88,6 +88,7 @@ def write(model: str, text: str, gap: int, count: int, to: dict[str, Any], seed:
     """Print what fits into the gaps of a text."""
     from pipeline.applications.edit import check_untold, request_of
     from pipeline.data.captions import cleaned
+    from pipeline.errors import for_terminal
     from pipeline.generate.folder import load_pretrained
     from pipeline.generate.infill import HOW, infill, parsed
 

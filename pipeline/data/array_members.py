@@ -36,7 +36,7 @@ def values_of(content: bytes, data: Data) -> Array:
         raise BadImage("undecodable", f"an array of {list(shape)}, which holds nothing")
     small(0, 0, count, data)  # before numpy makes anything of such a shape
     planned = by_bands(np.broadcast_to(np.uint8(0), shape), data.channels).shape
-    small(*planned[2:], count, data)
+    small(planned[2], planned[3], count, data)
     if planned[0] != 1:
         raise BadImage("several images", f"an array of {list(shape)}; expected one image of {data.channels} bands")
     if count * dtype.itemsize != len(content) - start:

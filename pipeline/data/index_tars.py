@@ -28,7 +28,7 @@ from pipeline.files import atomic_path, read_json
 from pipeline.schema.data import Data
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 LATER = ("avif", "jfif", "jpe", *transforms.HEIF)
 
@@ -168,7 +168,7 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
                 if place in plan.repeats:
                     raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
                 extension, content = member.name.rpartition(".")[2].lower(), read_member(file, member)
-                image: Image.Image | Bands
+                image: Any
                 if data.values is not None:
                     image = Bands(array_members.values_of(content, data))
                 else:

@@ -46,7 +46,7 @@ def name_of(first: Path, bands: Sequence[str]) -> str:
 def opened(first: Path, data: Data, open_file: Callable[[Path, Data], Held]) -> Held:
     """The images of a scene, [C, h, w] of one band of each file. Raises BadImage for a file that cannot be read, and
     UserError for files of unlike sizes."""
-    bands = data.source.bands  # type: ignore[union-attr]
+    bands: Sequence[str] = data.source.bands  # type: ignore[union-attr, assignment]
     single = data.model_copy(update={"channels": 1})
     files = files_of(first, bands)
     held = [open_file(file, single) for file in files]
