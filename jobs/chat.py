@@ -23,6 +23,7 @@ def command(model: str, steps: int | None, guidance: float | None, seed: int, ro
     input (Ctrl-D). It is told as many of the last turns as it read in training; the same lines and seed give the same
     replies."""
     from pipeline.applications.chat import lines_of, replies
+    from pipeline.errors import for_terminal
     from pipeline.generate.folder import load_pretrained
 
     how: dict[str, Any] = {key: value for key, value in (("steps", steps), ("guidance", guidance)) if value is not None}
@@ -40,7 +41,7 @@ def command(model: str, steps: int | None, guidance: float | None, seed: int, ro
             yield line
 
     for said in replies(generator, asked(), seed, **how):
-        print(said, flush=True)
+        print(for_terminal(said), flush=True)
     if typed:
         print()
 

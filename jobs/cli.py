@@ -112,7 +112,7 @@ def main(command: Any = group) -> None:
 
     75 (EX_TEMPFAIL): stopped by a notice (SIGUSR1, a drain); the same command is to be given again elsewhere.
     """
-    from pipeline.errors import Notice, UserError
+    from pipeline.errors import Notice, UserError, for_terminal
     from pipeline.files import disk_trouble
 
     caught: list[int] = []
@@ -133,10 +133,11 @@ def main(command: Any = group) -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         more = f"; `{context.command_path} --help` says what there is" if context else ""
-        print(f"error: {' '.join(error.format_message().split()).rstrip('.')}{more}", file=sys.stderr)
+        said = for_terminal(" ".join(error.format_message().split()))
+        print(f"error: {said.rstrip('.')}{more}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {for_terminal(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # click takes one for Ctrl-D; nothing here asks a person

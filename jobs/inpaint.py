@@ -86,16 +86,19 @@ def command(
 
 def write(model: str, text: str, gap: int, count: int, to: dict[str, Any], seed: int, root: Path, **how: Any) -> None:
     """Print what fits into the gaps of a text."""
-    from pipeline.applications.edit import request_of
+    from pipeline.applications.edit import check_untold, request_of
     from pipeline.data.captions import cleaned
+    from pipeline.errors import for_terminal
     from pipeline.generate.folder import load_pretrained
     from pipeline.generate.infill import HOW, infill, parsed
 
     generator = load_pretrained(model, root=root)
     given = parsed(generator, text, gap)
+    if not to:
+        check_untold(generator, "inpaint", "--set", "text")
     request = request_of(generator, to, count, seed=seed, **{**HOW, **how})
     for found in infill(generator, given, request):
-        print(cleaned(found), flush=True)
+        print(for_terminal(cleaned(found)), flush=True)
 
 
 if __name__ == "__main__":

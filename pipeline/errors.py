@@ -1,6 +1,12 @@
-"""Exceptions that end a command: a user's mistake (one line, exit code 2), a notice (exit code 75)."""
+"""Exceptions that end a command: a user's mistake (one line, exit code 2), a notice (exit code 75); and what of a text
+that others wrote a terminal may have."""
 
 from __future__ import annotations
+
+import unicodedata
+
+# of Unicode's bidirectional algorithm (UAX 9): embeddings, overrides and isolates, which reorder what is around them
+BIDIRECTIONAL = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
 class UserError(Exception):
@@ -14,3 +20,11 @@ class Notice(KeyboardInterrupt):
 def brief(error: BaseException) -> str:
     """An exception in one line of at most 200 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+def for_terminal(text: str) -> str:
+    """Text of a model, of data or of a file's name as a terminal may have it: without control characters (C0, C1, and
+    so escape sequences) but tabs and ends of lines, and without what turns the order of other text. Files keep it all.
+    """
+    kept = (c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and ord(c) not in BIDIRECTIONAL))
+    return "".join(kept)

@@ -52,9 +52,16 @@ def check_model(model: Generator, verb: str, untold: str | None) -> None:
     model.pictures_only(f"`ldm {verb}`")
     if "student" in model.options:
         raise UserError(f"{verb}: this model is a student, whose answers are no means; give its teacher")
-    if untold and told.names(model.options) and not model.options["condition"].get("drop"):
+    if untold:
+        check_untold(model, verb, untold)
+
+
+def check_untold(model: Generator, verb: str, option: str, what: str = "image") -> None:
+    """UserError for a model that was always told something: what stands for nothing was never trained. option: what
+    would tell it."""
+    if told.names(model.options) and not model.options["condition"].get("drop"):
         raise UserError(
-            f"{verb}: this model knows no image of which nothing is told (`condition.drop` 0); say {untold}"
+            f"{verb}: this model knows no {what} of which nothing is told (`condition.drop` 0); say {option}"
         )
 
 

@@ -8,18 +8,21 @@ have no unit of their own, and left where they have.
 
 from __future__ import annotations
 
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data import bounded
 from pipeline.data.raster_files import Array, Held, reading, small
 from pipeline.data.transforms import BadImage
 
 if TYPE_CHECKING:
     from pipeline.schema.data import Data
 
+DEFLATED = "1.2.840.10008.1.2.1.99"  # Deflated Explicit VR Little Endian: all behind the file's own head
 WHOM = ("PatientID", "PatientName", "StudyInstanceUID")  # the first that is there says which files are of one subject
 
 
@@ -37,6 +40,7 @@ def open_dicom(path: Path, data: Data) -> Held:
     import pydicom
 
     with reading("no DICOM file"):
+        _check_deflated(path, data)
         head = pydicom.dcmread(path, stop_before_pixels=True)
         subject = next((f"{name} {head[name].value}" for name in WHOM if name in head and head[name].value), None)
         count, rows, columns = int(head.get("NumberOfFrames") or 1), head.get("Rows"), head.get("Columns")
@@ -59,6 +63,20 @@ def open_dicom(path: Path, data: Data) -> Held:
             return frame_of(file, frame, getattr(data.source, "rescale", True))
 
     return Held(count, read, subject)
+
+
+def _check_deflated(path: Path, data: Data) -> None:
+    """BadImage for a deflated DICOM file of more than 8 bytes for each pixel of `data.max_pixels`. pydicom unpacks all
+    of such a file before its header can be read."""
+    from pydicom import filereader
+
+    with open(path, "rb") as file:
+        filereader.read_preamble(file, force=False)
+        if filereader._read_file_meta_info(file).get("TransferSyntaxUID") != DEFLATED:
+            return
+        most = 8 * data.max_pixels + bounded.HARMLESS
+        if bounded.inflates_over(file.read(), most, -zlib.MAX_WBITS):
+            raise BadImage("oversized", f"a deflated file that becomes over {most:,} bytes (8 by data.max_pixels)")
 
 
 def frame_of(file: Any, frame: int, rescale: bool) -> Array:

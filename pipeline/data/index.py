@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from pipeline.data import transforms, waves
+from pipeline.data import array_members, transforms, waves
 from pipeline.data.cache import local_copy
 from pipeline.data.generated import marked
 from pipeline.data.tars import is_remote
@@ -121,7 +121,11 @@ def read_pixels(index: Index, i: int, data: Data) -> Read:
 
 
 def _loaded(content: bytes, data: Data, shape: Shape | None) -> Array:
-    return waves.load(content, data) if data.sound else transforms.load_with_margin(content, data, shape)
+    if data.sound:
+        return waves.load(content, data)
+    if data.values and data.source.kind == "webdataset":  # members as others have written them
+        return array_members.load(content, data, shape)
+    return transforms.load_with_margin(content, data, shape)
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data import shards, tars, transforms, twins
+from pipeline.data import array_members, shards, tars, transforms, twins
 from pipeline.data.cache import local_copy
 from pipeline.data.folders import unread
 from pipeline.data.generated import marked, may_be_marked
@@ -22,7 +22,7 @@ from pipeline.data.look_through import WORDS, animated
 from pipeline.data.report import TRAIN, VAL, Statistics
 from pipeline.data.shard_result import bucket_number, bucket_shape, finish, finished, sidecar_row
 from pipeline.data.tars import Tar
-from pipeline.data.transforms import BadImage
+from pipeline.data.transforms import BadImage, Bands
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, read_json
 from pipeline.schema.data import Data
@@ -148,7 +148,8 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
     result_file = work / f"{plan.name}.json"
     if finished(plan.name, folder, result_file):
         return dict(read_json(result_file))
-    local, statistics = _local(plan.tar, data), Statistics(data.channels)
+    counted = bool(data.values and data.values.percentiles)
+    local, statistics = _local(plan.tar, data), Statistics(data.channels, counted)
     rows: list[tuple[Any, ...]] = []
     seen: set[str] = set()
     pixels: list[tuple[bytes, str]] = []
@@ -167,9 +168,13 @@ def index_tar(plan: TarPlan, data: Data, classes: list[str] | None, folder: Path
                 if place in plan.repeats:
                     raise BadImage("duplicate", f"the same pixels as {plan.repeats[place]}")
                 extension, content = member.name.rpartition(".")[2].lower(), read_member(file, member)
-                image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
-                if animated(content):
-                    left_out.add(WORDS, key)
+                image: Any
+                if data.values is not None:
+                    image = Bands(array_members.values_of(content, data))
+                else:
+                    image = transforms.decode(content, data.channels, data.background, data.max_pixels, extension)
+                    if animated(content):
+                        left_out.add(WORDS, key)
             except BadImage as error:
                 statistics.bad(shown, error)
                 pixels.append((twins.NONE, shown))

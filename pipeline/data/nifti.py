@@ -7,13 +7,16 @@ shape, type, affine and scaling is used.
 
 from __future__ import annotations
 
+import gzip
 import math
+import struct
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data import bounded
 from pipeline.data.raster_files import Array, Held, reading, small
 from pipeline.data.transforms import BadImage
 
@@ -22,8 +25,6 @@ if TYPE_CHECKING:
 
 AXES = {"sagittal": (0, (2, 1)), "coronal": (1, (2, 0)), "axial": (2, (1, 0))}  # across; down and along the slice
 
-DEFLATED = 1032  # bytes that a byte of deflated data can hold, at most (zlib.net/zlib_tech.html)
-
 
 def open_nifti(path: Path, data: Data) -> Held:
     """The slices of a volume [x, y, z], of several [x, y, z, t] one after the other, or of t bands."""
@@ -31,6 +32,7 @@ def open_nifti(path: Path, data: Data) -> Held:
     from nibabel.orientations import io_orientation
 
     with reading("no NIfTI file"):
+        _check_head(path)
         volume = nibabel.load(path)
         proxy, affine = volume.dataobj, volume.affine
         shape, kind = tuple(int(side) for side in proxy.shape), proxy.dtype
@@ -47,7 +49,7 @@ def open_nifti(path: Path, data: Data) -> Held:
     if (
         not 0
         < math.prod(shape) * kind.itemsize
-        <= path.stat().st_size * (DEFLATED if path.suffix.lower() == ".gz" else 1)
+        <= path.stat().st_size * (bounded.DEFLATED if path.suffix.lower() == ".gz" else 1)
     ):
         raise BadImage("truncated", f"a volume of {list(shape)}, more than the file can hold")
     banded = times == data.channels > 1
@@ -72,3 +74,22 @@ def open_nifti(path: Path, data: Data) -> Held:
         return values[:, ::down, ::along]
 
     return Held(slices if banded else slices * times, read)
+
+
+def _check_head(path: Path) -> None:
+    """BadImage for a NIfTI file that is in two parts, or whose values begin where no header's extensions are so long:
+    nibabel reads these whole."""
+    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rb") as file:
+        head = file.read(540)
+    for order in "<>":
+        if len(head) >= 348 and struct.unpack(f"{order}i", head[:4]) == (348,) and head[344:348] == b"n+1\0":
+            start = struct.unpack(f"{order}f", head[108:112])[0]
+        elif len(head) >= 540 and struct.unpack(f"{order}i", head[:4]) == (540,) and head[4:8] == b"n+2\0":
+            start = struct.unpack(f"{order}q", head[168:176])[0]
+        else:
+            continue
+        if not 0 <= start <= bounded.HARMLESS:
+            raise BadImage("oversized", f"a header of {start:g} bytes, {bounded.HARMLESS:,} are read at most")
+        return
+    raise BadImage("undecodable", "no NIfTI file of one part")

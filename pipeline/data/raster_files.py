@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data import bounded
 from pipeline.data.transforms import BadImage, check_png
 from pipeline.schema.values import MOST_CHANNELS
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 WITHOUT_DATA = "without data"  # the reason of tiles that are left out, and are no fault of the source
+DEFLATE, LZMA = (8, 32946, 50013), 34925  # compressions
 NODATA, METADATA = 42113, 42112  # GDAL's tags (gdal.org/drivers/raster/gtiff.html)
 
 
@@ -36,12 +38,13 @@ NODATA, METADATA = 42113, 42112  # GDAL's tags (gdal.org/drivers/raster/gtiff.ht
 class Held:
     """What a file holds. count: images; read: the values [C, H, W] of one of them, as the file has them in its unit,
     BadImage where there are none. subject: whom they are of (identifying: for comparing only). blocks: of tiles the
-    block of each."""
+    block of each. sides: (height, width) of what tiles are cut of, as the header says; () of medical files."""
 
     count: int
     read: Callable[[int], Array]
     subject: str | None = None
     blocks: tuple[str, ...] = ()
+    sides: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -153,10 +156,11 @@ def open_tiff(path: Path, data: Data) -> Held:
 
     def whole() -> Array:
         with reading("its pixels cannot be read"):
+            _check_segments(path)
             try:
                 values: Array = tifffile.imread(path, series=0)
-            except ValueError as error:
-                if "imagecodecs" in str(error):
+            except (ValueError, ModuleNotFoundError) as error:  # the latter of zstd, which newer Pythons have
+                if "imagecodecs" in str(error) or isinstance(error, ModuleNotFoundError):
                     imagecodecs("a TIFF of this compression")
                 raise
         values = ordered(values, axes, data.channels)
@@ -170,6 +174,28 @@ def open_tiff(path: Path, data: Data) -> Held:
     scales = scaling(known, data.channels) if getattr(data.source, "rescale", True) else None
     planned = ordered(np.broadcast_to(np.uint8(0), shape), axes, data.channels).shape
     return _held(whole, planned, data, missing, scales)
+
+
+def _check_segments(path: Path) -> None:
+    """BadImage for a strip or tile of the first series of a TIFF file that is more than its header says. imagecodecs is
+    told how much room there is; what tifffile has in place of it is not."""
+    import tifffile
+
+    if importlib.util.find_spec("imagecodecs") is not None:
+        return
+    with tifffile.TiffFile(path) as file, open(path, "rb") as content:
+        for page in file.series[0].pages:
+            if page is None or page.keyframe.compression not in (*DEFLATE, LZMA):
+                continue
+            most = 2 * math.prod(page.keyframe.chunks) * page.keyframe.dtype.itemsize + bounded.HARMLESS
+            deflated = page.keyframe.compression != LZMA
+            over: Callable[[bytes, int], bool] = bounded.inflates_over if deflated else bounded.unpacks_over
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+                if deflated and count * bounded.DEFLATED <= bounded.HARMLESS:
+                    continue
+                content.seek(offset)
+                if over(content.read(count), most):
+                    raise BadImage("oversized", f"a strip or tile of {count:,} bytes that becomes over {most:,}")
 
 
 def ordered(values: Array, axes: str, channels: int) -> Array:
@@ -236,7 +262,7 @@ def _held(
             raise BadImage(WITHOUT_DATA, f"places without data ({missing:g})")
         return np.asarray(values if scales is None else values * scales[0] + scales[1])
 
-    return Held(len(corners), read, blocks=tuple(blocks))
+    return Held(len(corners), read, blocks=tuple(blocks), sides=tuple(shape[2:]))
 
 
 def small(height: int, width: int, values: int, data: Data) -> None:

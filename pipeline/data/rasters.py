@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data import dicom, nifti, raster_files
+from pipeline.data import dicom, nifti, raster_files, scenes
 from pipeline.data.folders import files_under
 from pipeline.data.listing import Digests, LeftOut, Listing, Row, class_order, existing, keys_of, plain
 from pipeline.data.raster_files import Array, Held
@@ -66,18 +66,22 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
     source: Any = data.source
     root = existing(source.path)
     found, left_out = files_under(root, lambda path: kind_of(path) is not None)
+    private = any(kind_of(root / name if root.is_dir() else root) in MEDICAL for name in found)
+    if source.bands:
+        if private:
+            raise UserError("data.source.bands: are of TIFF, PNG and .npy files; leave them out for DICOM and NIfTI")
+        found = scenes.grouped(found, source.bands, left_out)
     digests = digests if digests.reads else Digests(None)  # names stand in no key, so that digests are needed always
     files = [
         _File(root / name if root.is_dir() else root, name, str(kind_of(root / name if root.is_dir() else root)), "")
         for name in found
     ]
     _packages(files)
-    private = any(file.kind in MEDICAL for file in files)
     seen: set[str] = set()
     kept: list[_File] = []
     for file in files:
         try:
-            file.digest = digests.of(file.path)
+            file.digest = _digest(file.path, source, digests.of)
         except OSError as error:
             raise UserError(f"data.source: a file of {source.path} cannot be read: {error.strerror}") from None
         if file.digest in seen and private:
@@ -85,15 +89,29 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
             continue
         seen.add(file.digest)
         try:
-            held = OPEN[file.kind](file.path, data)
+            held = opened(file.path, data)
             file.count, file.subject, file.blocks = held.count, held.subject, held.blocks
         except BadImage:
             pass
         kept.append(file)
     if private:
         left_out = LeftOut({reason: (count, UNNAMED) for reason, (count, _) in left_out.json().items()})
-    rows = [row for file, key, subject in _named(kept) for row in _rows(file, key, subject, source)]
+    rows = [row for file, key, subject in _named(kept, source) for row in _rows(file, key, subject, source)]
     return Listing(rows, class_order(row.label for row in rows if row.label), [], left_out)
+
+
+def opened(path: Path, data: Data) -> Held:
+    """What a file holds, or with `data.source.bands` the scene whose first band it has. Raises BadImage, and UserError
+    for a scene of unlike bands."""
+
+    def file(path: Path, data: Data) -> Held:
+        return OPEN[str(kind_of(path))](path, data)
+
+    return scenes.opened(path, data, file) if data.source.bands else file(path, data)  # type: ignore[union-attr]
+
+
+def _digest(path: Path, source: Any, of: Callable[[Any], str]) -> str:
+    return digest([of(file) for file in scenes.files_of(path, source.bands)]) if source.bands else of(path)
 
 
 def _packages(files: list[_File]) -> None:
@@ -105,11 +123,12 @@ def _packages(files: list[_File]) -> None:
             )
 
 
-def _named(files: list[_File]) -> list[tuple[_File, str, str | None]]:
+def _named(files: list[_File], source: Any) -> list[tuple[_File, str, str | None]]:
     """Each file with the key of its images and, beside files of patients, the pseudonym of its subject, in order of
     key."""
     if not any(file.kind in MEDICAL for file in files):
-        keys = keys_of([file.name.as_posix() for file in files])
+        names = [scenes.name_of(file.name, source.bands) if source.bands else file.name.as_posix() for file in files]
+        keys = keys_of(names)
         return sorted(((file, key, None) for file, key in zip(files, keys, strict=True)), key=lambda one: one[1])
     whose: dict[str, list[str]] = defaultdict(list)
     for file in files:
@@ -153,13 +172,13 @@ def reader(data: Data) -> Callable[[Row], Array]:
     for a file that is another one than was listed."""
 
     @lru_cache(maxsize=2)
-    def opened(path: str) -> tuple[str, Held]:
-        return sha256_file(path), OPEN[str(kind_of(Path(path)))](Path(path), data)
+    def known(path: str) -> tuple[str, Held]:
+        return _digest(Path(path), data.source, sha256_file), opened(Path(path), data)
 
     def read(row: Row) -> Array:
         path, _, number = str(row.location).rpartition("#")
         try:
-            found, held = opened(path)
+            found, held = known(path)
         except OSError:
             raise BadImage("missing", "the file cannot be read any more") from None
         if digest_of(found, int(number), data.source) != row.digest:

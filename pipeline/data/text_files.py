@@ -146,9 +146,15 @@ def _of_table(source: TextSource, labels: Labels) -> Iterator[Text]:
         if value is not None and not isinstance(value, (str, bytes)):
             raise UserError(f"{where}: column {source.column!r} holds {type(value).__name__}, expected text")
         name = f"{file.name}:{number}"
-        document = plain(str(record[source.document])) if source.document else f"{file.stem}/{number:08d}"
+        document = _document(record[source.document]) if source.document else ""
+        document = document or f"{file.stem}/{number:08d}"  # one of its own: texts that no one groups are no group
         before = _before(record[source.before], source, where) if source.before else ""
         yield Text(name, document, labels(record[source.label], where) if source.label else None, value, before)
+
+
+def _document(value: Any) -> str:
+    """A document's name; empty where a row has none: null, no text, NaN (of a column of numbers with gaps)."""
+    return "" if value is None or value != value else plain(str(value)).strip()
 
 
 def _before(value: Any, source: TextSource, where: str) -> str:

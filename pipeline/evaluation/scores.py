@@ -215,7 +215,7 @@ def draw_samples(
     else:
         made, request = shapes.samples(generator, classes, native.shapes, how, config.seed, told)
         samples, shown = shapes.squares(made, native.side), shapes.cells(made)
-    print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} images/s", flush=True)
+    print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} a second", flush=True)
     return samples, {key: value for key, value in request.items() if key not in LISTS}, shown
 
 

@@ -3,8 +3,10 @@ together."""
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from pipeline.schema.data import Data
 from pipeline.schema.values import MOST_CHANNELS
 
 LOOKED = 12  # files whose header is read, and images whose values are
+BAND = re.compile(r"_(?:SR_)?B\d{1,2}A?(?:_\d+m)?\.tiff?$", re.IGNORECASE)  # of Landsat and Sentinel-2
 FEW, SIDE, TILES = 64, 128, (64, 32)  # images of at least SIDE pixels are cut into tiles where they are FEW
 
 
@@ -62,10 +65,26 @@ def _bands(path: Path) -> int | None:
             shape = numbers(path).shape
             most = 15 if len(shape) == 3 else MOST_CHANNELS  # fewer images than 16 [n, h, w] are no source: bands
             return next((n for n in (shape[-1], shape[-3]) if n <= most), 1) if len(shape) > 2 else 1
-        held = rasters.OPEN[kind](path, _data({"kind": "rasters", "path": str(path)}, 1))
+        held = rasters.opened(path, _data({"kind": "rasters", "path": str(path)}, 1))
         return len(held.read(held.count // 2))
     except (BadImage, OSError):
         return None
+
+
+def _endings(path: Path) -> list[str]:
+    """What names of files end in where scenes have a file a band, by the bands' numbers: of the size that most have."""
+    names, _ = files_under(path, lambda file: rasters.kind_of(file) == "tiff")
+    scenes: dict[str, dict[str, Path]] = defaultdict(dict)
+    for name in (name.as_posix() for name in names if path.is_dir()):
+        if match := BAND.search(name):
+            scenes[name[: match.start()]][match[0]] = path / name
+    shapes: dict[str, tuple[int, int, int]] = {}
+    for ending in set.intersection(*map(set, scenes.values())) if scenes else ():
+        with suppress(BadImage):
+            shapes[ending] = layout(next(iter(scenes.values()))[ending])[0]
+    most = max(shapes.values(), key=list(shapes.values()).count, default=(0, 0, 0))
+    chosen = [ending for ending, shape in shapes.items() if shape == most and most[0] == 1]
+    return sorted(chosen, key=lambda ending: (len(ending), ending)) if len(chosen) > 1 else []
 
 
 def look(path: Path) -> dict[str, Any]:
@@ -73,6 +92,8 @@ def look(path: Path) -> dict[str, Any]:
     bands = [found for found in map(_bands, _some(path)) if found]
     channels = max(set(bands), key=bands.count) if bands else 1
     source: dict[str, Any] = {"kind": "rasters", "path": str(path)}
+    if endings := _endings(path):
+        source["bands"], channels = endings, len(endings)
     listed = sources.chosen(_data(source, channels))
     arrays, bad = _values(listed.rows, source, channels)
     if not arrays:
@@ -122,7 +143,7 @@ def _values(rows: Sequence[Row], source: dict[str, Any], channels: int) -> tuple
     for row in rows[:: -(-len(rows) // LOOKED)]:
         path, _, number = str(row.location).rpartition("#")
         try:
-            found = rasters.OPEN[str(rasters.kind_of(Path(path)))](Path(path), data).read(int(number))
+            found = rasters.opened(Path(path), data).read(int(number))
             if len(found) != channels or not np.isfinite(found).all():
                 raise BadImage("other bands" if len(found) != channels else "not finite", "")
             arrays.append(found)

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data import parquet
+from pipeline.data import parquet, rasters
 from pipeline.data.folders import files_under, walk
 from pipeline.data.held_out import held_out
 from pipeline.data.listing import Listing
@@ -79,6 +79,8 @@ def _of_folder(path: Path) -> dict[str, Any] | None:
     files, _ = files_under(path, lambda file: file.suffix.lower() == ".txt")
     if not files or walk(path).files or any(path.glob("*.tar")):  # captions lie beside images, too
         return None
+    if files_under(path, lambda file: rasters.kind_of(file) is not None)[0]:  # and notes beside scans
+        return None
     folders = Counter(file.parent for file in files)
     several = len(folders) > 1 and Path() not in folders and min(folders.values()) > 1
     return {"kind": "text", "path": str(path), **({"class_from": "folder"} if several else {})}
@@ -134,7 +136,7 @@ def write_config(text: Text, machine: Machine, name: str, quick: bool) -> str:
     why = f"trained on the training passages, {whole / 1e6:.3g} MB" if bpe else "tokenizers is not installed"
     shape = f"length: {LENGTH}, latents: {LENGTH // 2}, latent_channels: 32"
     width, depth, steps = (512, 6, (20_000, 60_000)) if gpu else (192, 2, (6000, 8000))
-    steps = (1000, 1000) if quick else steps
+    steps = ((500, 500) if "before" in text.source else (1000, 1000)) if quick else steps  # what attends costs more
     batch = min(256 if gpu else 64, 1 << (max(2, len(rows) // 2).bit_length() - 1))
     source = ", ".join(f"{key}: {yaml_text(value)}" for key, value in text.source.items())
     passage = 224 if bpe else LENGTH

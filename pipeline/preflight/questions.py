@@ -258,7 +258,7 @@ def _rehearse(
         report.add([Finding("step", "refused", text)])
         return
     report.figures["rehearsal"] = measured
-    report.add(verdicts.steps(measured))
+    report.add(verdicts.steps(measured, config.data.noun))
     report.add(verdicts.collective(measured))
     known = report.figures["nodes"]
     readers = [node for node in nodes if known[node.name]["host"] in measured["hosts"]]  # a head may have no rank
@@ -276,7 +276,7 @@ def _rehearse(
     }
     report.add(verdicts.storage(rates, needs, storage.what, cached=0 < storage.total_bytes < room))
     report.forecast = forecast_of(config, measured, storage.image_bytes, sum(told.values()))
-    report.add(verdicts.outlook(report.forecast))
+    report.add(verdicts.outlook(report.forecast, config.data.noun))
 
 
 def what_is_read(config: Config, steps: list[graph.Step]) -> Storage:

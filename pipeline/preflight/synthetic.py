@@ -23,12 +23,14 @@ def make_inputs(
 ) -> tuple[dict[str, Artifact], list[str]]:
     """The inputs of the trained stages: of the finished artifacts `inputs`, and synthetic ones under `folder`."""
     inputs, notes, store = dict(inputs), [], Store(folder)
+    kind = "rasters" if config.data.values else config.data.source.kind
     if "ingest" not in inputs:
         made, what = {
             "text": (synthetic_text, "text is ingested yet: random words"),
             "sound": (synthetic_sounds, "sounds are ingested yet: noise of the right length"),
+            "rasters": (synthetic_values, "images are ingested yet: noise of the right shape"),
             "clips": (synthetic_clips, "clips are ingested yet: computed ones of the right shape"),
-        }.get(config.data.source.kind, (synthetic_images, "images are ingested yet: computed ones of the right shape"))
+        }.get(kind, (synthetic_images, "images are ingested yet: computed ones of the right shape"))
         inputs["ingest"] = made(config, store)
         notes.append(f"no {what} were used")
     if "diffusion" in stages and "autoencoder" not in inputs:
@@ -62,6 +64,30 @@ def synthetic_images(config: Config, store: Store) -> Artifact:
     of_shapes = config.model_copy(update={"data": data, "run": config.run.model_copy(update={"root": str(store.root)})})
     with store.write("ingest", "rehearsal", {}, {}) as writer:
         return writer.finish(ingest.run(of_shapes, {}, writer, Inline(), None))
+
+
+def synthetic_values(config: Config, store: Store) -> Artifact:
+    """An artifact of noise of the config's bands and depth, written by ingest itself."""
+    import numpy as np
+
+    from pipeline.cluster.inline import Inline
+    from pipeline.schema.data import Split
+    from pipeline.schema.values import RastersSource
+    from pipeline.stages import ingest
+
+    assert config.data.values is not None
+    generator, dtype = np.random.default_rng(0), np.dtype(config.data.values.dtype)
+    for i in range(2 * _images(config)):
+        file = store.root / "rehearsal-values" / "ab"[i % 2] / f"{i}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shape = (config.data.channels, config.data.size, config.data.size)
+        np.save(file, generator.integers(0, 256, shape).astype(dtype))
+    source = RastersSource(kind="rasters", path=str(store.root / "rehearsal-values"), classes=True)
+    changed = {"source": source, "split": Split(val_fraction=0.3), "max_quarantine": 1.0, "limit": None}
+    data = config.data.model_copy(update=changed)
+    of_values = config.model_copy(update={"data": data, "run": config.run.model_copy(update={"root": str(store.root)})})
+    with store.write("ingest", "rehearsal", {}, {}) as writer:
+        return writer.finish(ingest.run(of_values, {}, writer, Inline(), None))
 
 
 def synthetic_text(config: Config, store: Store) -> Artifact:

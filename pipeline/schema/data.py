@@ -100,7 +100,7 @@ class WebDatasetSource(Section):
         None,
         min_length=1,
         description="Which members are the images, by what follows the key's dot, such as png or left.jpg; default: "
-        "the first of a sample that is an image.",
+        "the first of a sample that is an image; with `data.values`: npy.",
         json_schema_extra=LATER,
     )
 
@@ -261,7 +261,8 @@ class Data(Section):
     channels: int = Field(3, ge=1, le=MOST_CHANNELS, description="1: gray, 3: RGB; with `values` the number of bands.")
     values: Values | None = Field(
         None,
-        description="Depth, unit and range of images that are not 8 bits of gray or RGB (`source.kind: rasters`).",
+        description="Depth, unit and range of images that are not 8 bits of gray or RGB (`source.kind: rasters`, or "
+        ".npy members of `webdataset`).",
         json_schema_extra=LATER,
     )
     clip: Clip | None = Field(
@@ -315,6 +316,11 @@ class Data(Section):
         return height, width
 
     @property
+    def noun(self) -> str:
+        """What people call its samples, in lines that they read; names of metrics say images of all kinds."""
+        return {"text": "passages", "clips": "clips", "sound": "sounds"}.get(self.source.kind, "images")
+
+    @property
     def measured(self) -> bool:
         """Whether models see other than pictures of 8 bits: what values mean is said by a `ValueMap`."""
         return self.values is not None or self.sound is not None
@@ -336,12 +342,18 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _values_known(self) -> Data:
-        if (self.values is not None) != (self.source.kind == "rasters"):
+        if (self.values is not None) != (self.source.kind == "rasters") and not (
+            self.values is not None and self.source.kind == "webdataset"
+        ):
             raise ValueError(
-                "`values` and `source.kind: rasters` go together: files of measured values, and what these mean"
+                "`values` and `source.kind: rasters` go together: files of measured values, and what these mean (also "
+                "of .npy members of `webdataset`)"
             )
+        bands = self.source.bands if self.source.kind == "rasters" else None
+        if bands and len(bands) != self.channels:
+            raise ValueError(f"`source.bands` are {len(bands)}, and `channels` is {self.channels}: give as many")
         if not self.measured and self.channels not in (1, 3):
-            raise ValueError(f"`channels` {self.channels}: 1 is gray, 3 RGB; others need `source.kind: rasters`")
+            raise ValueError(f"`channels` {self.channels}: 1 is gray, 3 RGB; others need `values`")
         if self.values is not None and self.filters:
             raise ValueError("`filters` are for 8-bit images, and `values` says that these are not; leave them out")
         if self.values is not None and self.buckets is not None:

@@ -30,7 +30,9 @@ class TextSource(Section):
     column: str = Field("text", min_length=1, description="Of a table: the column of the text.")
     label: str | None = Field(None, description="Of a table: the column of the class; none: texts have no class.")
     document: str | None = Field(
-        None, description="Of a table: the column that names a text's document; none: each row is one."
+        None,
+        description="Of a table: the column that names a text's document; none: each row is one, as is a row where it "
+        "is empty.",
     )
     before: str | None = Field(
         None,

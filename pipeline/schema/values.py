@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.section import Place, Positive, Section
+from pipeline.schema.section import LATER, Place, Positive, Section
 
 MOST_CHANNELS = 64
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -35,11 +35,26 @@ class RastersSource(Section):
         description="Tiles a side of a block of a scene, or slices of a block of a volume; with "
         "`split: {by: column, column: block}` those of a block stay together.",
     )
+    bands: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_CHANNELS,
+        description="Of scenes of one file a band: what the names of these files end in, in the order of the bands, "
+        "such as [_B4.TIF, _B3.TIF, _B2.TIF]; files that are alike before that are one scene.",
+        json_schema_extra=LATER,
+    )
     rescale: bool = Field(
         True,
         description="Values in their unit, by the scale and offset that DICOM, NIfTI and GeoTIFF files state; false: "
         "as they are stored.",
     )
+
+    @model_validator(mode="after")
+    def _bands_differ(self) -> RastersSource:
+        for band in self.bands or ():
+            if sum(other.endswith(band) for other in self.bands or ()) > 1:
+                raise ValueError(f"`bands`: {band!r} is the end of another one as well; write more of the names")
+        return self
 
 
 class Show(Section):

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pipeline.cluster.cluster import Cluster
     from pipeline.cluster.inline import Inline
     from pipeline.data.latents import LatentSpace
-    from pipeline.schema.data import Shape
+    from pipeline.data.value_map import ValueMap
+    from pipeline.schema.data import Data, Shape
     from pipeline.tracking.tracker import Spool
 
 
@@ -51,13 +52,9 @@ def run(
     data, autoencoder = inputs["ingest"], inputs["autoencoder"]
     pool = writer.path.parent.parent.parent / "latents"
     pool.mkdir(parents=True, exist_ok=True)
-    pixels = {name: result_fields(config.data)[name] for name in ("size", "channels", "background", "augment")}
-    if values := Index.open(data.path, "train").values:  # shards hold values, and this what these are to the encoder
-        pixels["values"] = values.json()
+    if values := Index.open(data.path, "train").values:
         _check_values(values.json(), autoencoder)
-    for name in ("clip", "sound"):  # which frames, and what spectrograms of the shards' sounds are
-        if (own := getattr(config.data, name)) is not None:
-            pixels[name] = result_fields(own)
+    pixels = seen(config.data, values)
     moments = {key: value for key, value in recipe(config).items() if key != "statistics"}  # these are not scaled
     jobs: list[dict[str, Any]] = []
     for split in SPLITS:
@@ -92,7 +89,7 @@ def run(
         images += count
         rate = images / (time.monotonic() - begun)
         spool.metrics({"encode/images_per_second": rate}, done)
-        print(f"encode: shard {done} of {len(missing)}, {rate:.0f} images/s", flush=True)
+        print(f"encode: shard {done} of {len(missing)}, {rate:.0f} {config.data.noun}/s", flush=True)
     entries = [{**job, "lost": [], **read_json(entry_path(job["path"]))} for job in jobs]
     listed = ("split", "bucket", "shard", "count", "bytes", "sha256")
     shards = [{k: e[k] for k in listed if k in e} | {"file": Path(e["path"]).name} for e in entries]
@@ -124,6 +121,20 @@ def run(
         "mean": space.mean.tolist(),
         "std": space.std.tolist(),
     }
+
+
+def seen(data: Data, values: ValueMap | None) -> dict[str, Any]:
+    """What decides on what the encoder sees of a shard, besides its bytes, the views and where windows of clips lie
+    (`recipe`): a part of the pool's keys. What decides on which samples a shard has, and how, is in its bytes."""
+    fields = result_fields(data)
+    pixels = {name: fields[name] for name in ("size", "channels", "background", "augment")}
+    if values is not None:  # shards hold values, and this what these are to the encoder
+        pixels["values"] = values.json()
+    if data.clip is not None:  # shards hold all frames of a clip that is taken, at its rate
+        pixels["clip"] = {"frames": data.clip.frames}
+    if data.sound is not None:  # what spectrograms of the shards' sounds are; `dtype` is of samples' files
+        pixels["sound"] = {name: value for name, value in fields["sound"].items() if name != "dtype"}
+    return pixels
 
 
 def _check_values(values: dict[str, Any], autoencoder: Artifact) -> None:

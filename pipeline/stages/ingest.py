@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data import clips, sources, twins
+from pipeline.data import array_members, clips, sources, twins
 from pipeline.data.assign import assign, untrained
 from pipeline.data.buckets import bucket_recipe
 from pipeline.data.held_out import folds
@@ -121,15 +121,18 @@ def run(
 
 def headline(summary: dict[str, Any]) -> str:
     images, classes = summary["images"], len(summary["classes"])
-    kinds = {"text": "passages", "clip": "clips", "sound": "sounds"}
-    what = next((word for key, word in kinds.items() if key in summary), "images")
     filled = [text(row["shape"]) for row in summary.get("buckets", []) if row["train"] or row["val"]]
     buckets = f"buckets {', '.join(filled)}, " if filled else ""
     made = f" ({summary['generated']:,} generated)" if summary.get("generated") else ""
     return (
-        f"{images['train']:,}{made} + {images['val']:,} {what}, {classes} classes, {buckets}"
+        f"{images['train']:,}{made} + {images['val']:,} {_noun(summary)}, {classes} classes, {buckets}"
         f"{summary['quarantined']} in quarantine"
     )
+
+
+def _noun(summary: dict[str, Any]) -> str:
+    kinds = {"text": "passages", "clip": "clips", "sound": "sounds"}
+    return next((word for key, word in kinds.items() if key in summary), "images")
 
 
 def told(summary: dict[str, Any], folder: Path) -> list[str]:
@@ -139,7 +142,7 @@ def told(summary: dict[str, Any], folder: Path) -> list[str]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["quarantine_reasons"].items())
         total = summary["quarantined"] + sum(summary["images"].values())
         lines.append(
-            f"{summary['quarantined']:,} of {total:,} images are in quarantine ({reasons}): "
+            f"{summary['quarantined']:,} of {total:,} {_noun(summary)} are in quarantine ({reasons}): "
             f"{folder / 'quarantine.jsonl'}"
         )
     if summary.get("generated"):
@@ -192,7 +195,8 @@ def index_all(
 ) -> tuple[list[str] | None, list[dict[str, str]], list[dict[str, Any]]]:
     assert data.source.kind == "webdataset"
     classes = tar_classes(data.source)
-    plans = [TarPlan(f"shard-{number:05d}", tar, image=data.source.image) for number, tar in enumerate(tars)]
+    image = data.source.image or (array_members.MEMBER if data.values else None)
+    plans = [TarPlan(f"shard-{number:05d}", tar, image=image) for number, tar in enumerate(tars)]
 
     if data.limit is not None:
         plans = limit_tars(data, plans, data.limit, cluster)

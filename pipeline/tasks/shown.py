@@ -28,12 +28,15 @@ class Said:
 
 
 class Progress:
-    """Shows on the driver what rank 0 wrote last: a bar on a terminal, a plain line now and then in a log."""
+    """Shows on the driver what rank 0 wrote last: a bar on a terminal, a plain line now and then in a log.
+
+    noun: what the samples are called (`Data.noun`).
+    """
 
     LINE_EVERY = 10.0  # seconds between two lines in a log
 
-    def __init__(self, name: str, path: Path) -> None:
-        self.name, self.path = name, path
+    def __init__(self, name: str, path: Path, noun: str) -> None:
+        self.name, self.path, self.noun = name, path, noun
         self.bar: Any = None
         self.shown, self.last = 0.0, -1
         path.unlink(missing_ok=True)
@@ -49,7 +52,7 @@ class Progress:
         self.last = now["step"]
         left = time.strftime("%H:%M:%S", time.gmtime(now["seconds_left"]))
         loss = "not finite" if now["loss"] is None else f"{now['loss']:.4f}"
-        text = f"loss {loss}, {now['images_per_second']:.0f} images/s, {left} left"
+        text = f"loss {loss}, {now['images_per_second']:.0f} {self.noun}/s, {left} left"
         if sys.stdout.isatty():
             self._bar(now, text)
         elif time.monotonic() - self.shown > self.LINE_EVERY or now["step"] == now["steps"]:

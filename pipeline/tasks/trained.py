@@ -68,7 +68,7 @@ def train(
     # A folder for each holder: one that was taken over, and lives on behind a network that is cut, tells us nothing
     mail = writer.work / "mail" / f"{writer.token:06d}"
     mail.mkdir(parents=True, exist_ok=True)
-    progress, said = Progress(name, mail / "progress.json"), Said(name, mail / "said")
+    progress, said = Progress(name, mail / "progress.json", config.data.noun), Said(name, mail / "said")
 
     def watch() -> None:
         writer.lease.check()
@@ -97,7 +97,7 @@ def train(
     if not (mail / "summary.json").exists():  # the ranks saw it before this machine: network file systems cache folders
         raise UserError(f"{writer.work / 'lease'}: {TAKEN_OVER}; this process stops")
     summary = dict(read_json(mail / "summary.json"))
-    print(meter.line(name, summary["efficiency"]), flush=True)
+    print(meter.line(name, summary["efficiency"], config.data.noun), flush=True)
     return summary
 
 

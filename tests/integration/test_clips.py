@@ -55,7 +55,8 @@ def test_from_files_to_a_model_that_makes_clips(small):
     )
     said = small.run("run", "data.max_quarantine=0.1")
     assert said.code == 0, said.err
-    assert "1 of 25 images are in quarantine (1 too short)" in said.out
+    assert "1 of 25 clips are in quarantine (1 too short)" in said.out
+    assert said.out.count("clips/s") >= 5 and "images/s" not in said.out  # encode, two trainings and their ends
     ingest, encode, diffusion, evaluate, register = (
         Artifact.load(small.manifests(stage)[0].parent)
         for stage in ("ingest", "encode", "diffusion", "evaluate", "register")

@@ -54,6 +54,7 @@ def test_from_files_to_a_model_that_sounds(small):
     write(small)
     said = small.run("run")
     assert said.code == 0, said.err
+    assert said.out.count("sounds/s") >= 5 and "images/s" not in said.out
     ingest, autoencoder, encode, diffusion, evaluate, register = (
         Artifact.load(small.manifests(stage)[0].parent)
         for stage in ("ingest", "autoencoder", "encode", "diffusion", "evaluate", "register")

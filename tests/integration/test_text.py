@@ -53,6 +53,7 @@ def test_from_files_to_a_model_that_writes(small, monkeypatch):
 
     said = small.run("run")
     assert said.code == 0, said.err
+    assert said.out.count("passages/s") >= 5 and "images/s" not in said.out
     ingest, autoencoder, encode, diffusion, evaluate, register = (
         Artifact.load(small.manifests(stage)[0].parent)
         for stage in ("ingest", "autoencoder", "encode", "diffusion", "evaluate", "register")

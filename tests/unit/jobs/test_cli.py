@@ -50,6 +50,12 @@ def test_a_path_below_a_file_is_one_line(
     assert "give another path" in said
 
 
+def test_a_name_does_not_steer_the_terminal(capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = ended(capsys, monkeypatch, "ui", "no-such\x1b[31m\u202emodel", "--root", "no-such-root")
+    assert "no-such[31mmodel: no model is there" in said
+
+
 def test_the_printed_command_can_be_pasted(capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["ldm", "init", "--source", "digits", "-o", "my config.yaml"])

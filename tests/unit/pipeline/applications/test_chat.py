@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from click.testing import CliRunner
 
 from pipeline.applications import chat
 from pipeline.errors import UserError
@@ -39,6 +40,17 @@ def test_it_is_told_the_last_turns_that_it_has_room_for(talker, monkeypatch):
     assert told == [["one"], [["two AND three"]], ["so [31m // four"]]  # 23 bytes at most
     monkeypatch.setitem(talker.options, "before", 8)  # as much as it read in training, whatever it could
     assert list(chat.replies(talker, iter(["one", "two", "three"]))) and told[-1] == ["three"]
+
+
+def test_a_terminal_gets_nothing_that_it_would_obey(talker, monkeypatch):
+    from jobs.chat import command
+
+    hostile = "say\x1b]0;x\x07 \x9b2J\u202eevil\u202c \u2066a\u2069 שלום \u200f fine\n"
+    monkeypatch.setattr("pipeline.generate.folder.load_pretrained", lambda name, root: talker)
+    monkeypatch.setattr(type(talker), "texts", lambda self, request: [hostile])
+    shown = CliRunner().invoke(command, ["words"], input=b"hello\n")
+    assert shown.exit_code == 0, shown.output
+    assert shown.output == "say ]0;x 2Jevil a שלום \u200f fine\n"  # marks that only set a direction stay
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,20 @@ def test_tables_of_each_kind_give_the_same_rows(tmp_path):
             list_text(source(tmp_path / f"t.{end}", column="body"))
 
 
+def test_a_row_without_a_document_is_one_of_its_own(tmp_path):
+    names = [1.0, None, float("nan"), 1.0]
+    pq.write_table(pa.table({"text": list("abcd"), "book": names}), tmp_path / "t.parquet")
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"text": text, "book": book}) + "\n" for text, book in zip("abcd", names, strict=True))
+    )
+    (tmp_path / "t.csv").write_text("text,book\na,1\nb,\nc, \nd,1\n")
+    for end, book, first in (("parquet", "1.0", 1), ("jsonl", "1.0", 2), ("csv", "1", 3)):
+        rows = list_text(source(tmp_path / f"t.{end}", document="book")).rows
+        expected = [book, *(f"t/{first + number:08d}" for number in range(2)), book]
+        assert [row.together for row in rows] == expected
+        assert [row.attributes["document"] for row in rows] == expected
+
+
 def test_what_is_no_text_goes_to_quarantine_with_its_reason(tmp_path):
     root = library(tmp_path)
     (root / "bad.txt").write_bytes(b"A line.\n" + b"x" * 10_000_000 + b"\nGr\xfc\xdfe\n\x00\x01\nThe end.\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -58,6 +60,20 @@ def test_known_tokens_come_back_as_they_were(writer):
     assert len(found) == 3 and all(text.startswith("The") and text.endswith(" sat.") for text in found)
     assert infill(writer, given, request) == found
     assert infill(writer, given, writer.request(n=1, seed=5, **{**HOW, "steps": 3})) == found[:1]
+
+
+def test_a_model_that_was_always_told_something_is_told_something(monkeypatch, capsys):
+    from jobs.inpaint import write
+
+    talker = model(told=True)
+    monkeypatch.setattr("pipeline.generate.folder.load_pretrained", lambda name, root: talker)
+    how = {"seed": 0, "root": Path(), "steps": 2}
+    write("words", "a ___ b", 2, 1, {}, **how)  # its `drop` is 0.1
+    monkeypatch.setitem(talker.options, "condition", {**talker.options["condition"], "drop": 0})
+    with pytest.raises(UserError, match=r"knows no text of which nothing is told .* say --set"):
+        write("words", "a ___ b", 2, 1, {}, **how)
+    write("words", "a ___ b", 2, 1, {"caption": "what?"}, **how)
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_answers_are_pulled_to_what_is_known_and_no_further():

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
+from click.testing import CliRunner
 from PIL import Image
 
+from jobs.init import command
 from pipeline.config import Config
+from pipeline.data import rasters
 from pipeline.errors import UserError
 from pipeline.planning import starter
 from pipeline.planning.look import Found, look
@@ -29,6 +32,15 @@ def test_a_scene_is_cut_into_tiles_and_split_by_blocks(tmp_path: Path) -> None:
     data = written(found).data
     assert (found.count, data.channels, data.source.tile, data.split.column) == (100, 6, 32, "block")
     assert data.values and data.values.dtype == "uint16"
+
+
+def test_the_bands_of_scenes_of_one_file_each_are_those_of_the_size_that_most_have(tmp_path: Path) -> None:
+    for name in ("LC08_1", "LC08_2"):
+        for band, side in (("B2", 160), ("B3", 160), ("B10", 160), ("B8", 320)):
+            tifffile.imwrite(tmp_path / f"{name}_SR_{band}.TIF", noise(side, side), photometric="minisblack")
+    data = written(look(str(tmp_path))).data
+    assert data.source.bands == ("_SR_B2.TIF", "_SR_B3.TIF", "_SR_B10.TIF")
+    assert (data.channels, data.source.tile, data.split.column) == (3, 32, "block")
 
 
 @pytest.mark.parametrize(
@@ -83,3 +95,30 @@ def test_a_damaged_file_among_sound_ones_is_counted(tmp_path: Path) -> None:
         Image.fromarray(noise(40, 40)).save(tmp_path / f"{i}.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "0.png").read_bytes()[:25])
     assert look(str(tmp_path)).problems == {"undecodable": 1}
+
+
+def test_what_is_left_out_beside_files_of_patients_is_counted_and_not_named(tmp_path: Path) -> None:
+    """In the listing, so in ingest's report and manifest, in what `ldm init` prints, and in what it refuses."""
+    source = tmp_path / "source"
+    for i in range(16):
+        place = source / f"Doe_Jane{i // 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        dicom(place / f"doe{i}.dcm", noise(32, 32, dtype="int16"), PatientID=f"Doe{i // 2}")
+    place = source / "Doe_Jane0"
+    (place / "doe-again.dcm").write_bytes((place / "doe0.dcm").read_bytes())
+    (place / ".doe-hidden").mkdir()
+    (place / "doe-link.dcm").symlink_to(place / "doe-nowhere.dcm")
+    (source / "doe-folder").symlink_to(place)
+    (place / "doe.txt").write_text("Jane Doe")
+    left_out = look(str(source)).left_out
+    reasons = left_out.json()
+    assert len(reasons) >= 3 and {first for _, first in reasons.values()} == {rasters.UNNAMED}
+    said = CliRunner().invoke(command, ["--source", str(source), "-o", "-"], catch_exceptions=False)
+    assert said.exit_code == 0 and "(not named: files of patients)" in said.output
+    assert "doe" not in said.output.lower(), said.output
+    for path in source.rglob("*.dcm"):
+        if not path.is_symlink():
+            path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"no image of 1[67] can be read") as refused:
+        look(str(source))
+    assert "doe" not in str(refused.value).lower()

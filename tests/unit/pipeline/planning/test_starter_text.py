@@ -83,6 +83,9 @@ def test_replies_are_told_what_they_are_of(tmp_path):
     chosen = config.load(tmp_path / "c.yaml")
     assert chosen.diffusion.condition.caption and chosen.diffusion.condition.caption.tokens == 201
     check_models(chosen)
+    (tmp_path / "c.yaml").write_text(starter_text.write_config(found, CPU, "talks", True))
+    quick = config.load(tmp_path / "c.yaml")
+    assert quick.diffusion.training.steps == 500 and quick.data == chosen.data and not list(doubts(quick))
     rows = [{**row, "context": 3} for row in rows]
     found = starter_text.look(str(table(tmp_path, rows, "other.jsonl")))
     assert found and "before" not in found.source
