@@ -1,6 +1,7 @@
 """Has a model kept its training images? Membership inference and copies, of images in memory; what is done is kept.
 
-    heldout-pixels.npz  errors.npz  reference.npz  samples-000000.npy ...  samples-pixels.npz  features.npz
+    heldout-pixels.npz  errors.npz  reference.npz  samples-000000.npy ...  samples-pixels.npz
+    features-EXTRACTOR.npz
 
 are parts of the work, each whole or not there, in a folder that belongs to one audit: a call that was killed goes on
 with what is missing. Where images come from is `audit_data.py`, what is said of them `audit_report.py`.
@@ -95,7 +96,7 @@ def audit(
     samples = np.concatenate([_block(subject.model, request, parts, begin) for begin in range(0, request["n"], size)])
     _say(f"training images near to {len(samples)} samples")
     near = _nearest(parts / "samples-pixels.npz", lambda: copies.by_pixels(samples, subject.train))
-    seen = _kept(parts / "features.npz", lambda: _by_features(subject, samples))
+    seen = _kept(parts / f"features-{subject.extractor.digest[:12]}.npz", lambda: _by_features(subject, samples))
     by_features = {name: _unpacked(seen, f"{name}_") for name in ("samples", "held_out")}
 
     score = {name: attack.scores(own[name], base[name] if base else None) for name in ("members", "others")}

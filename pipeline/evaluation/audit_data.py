@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     Split = tuple[Images, np.ndarray[Any, np.dtype[Any]]]
 
 
+def check(config: Config, ingest: Artifact) -> None:
+    """UserError for data that an audit can say nothing of: before any of it is read."""
+    from pipeline.data.index import Index
+
+    if config.data.buckets is not None:
+        raise UserError("audit: knows square images only, and `data.buckets` asks for several shapes")
+    count = len(Index.open(ingest.path, "val", config.data.cache))
+    if count < LEAST:
+        raise UserError(f"audit: {count or 'no'} held-out images, {LEAST} at least; hold out more (`data.split`)")
+
+
 def subject_of(
     model: Generator, config: Config, ingest: Artifact, diffusion: Artifact, count: int
 ) -> tuple[Subject, dict[str, Any]]:
@@ -32,13 +43,7 @@ def subject_of(
     from pipeline.evaluation.scores import asked_classes
     from pipeline.generate.class_numbers import Label
 
-    if config.data.buckets is not None:
-        raise UserError("audit: knows square images only, and `data.buckets` asks for several shapes")
-    held_out_count = len(Index.open(ingest.path, "val", config.data.cache))
-    if held_out_count < LEAST:
-        raise UserError(
-            f"audit: {held_out_count or 'no'} held-out images, {LEAST} at least; hold out more (`data.split`)"
-        )
+    check(config, ingest)
     splits = {name: load_split(ingest.path, name, config, config.evaluate.seed) for name in ("train", "val")}
     extractor = extractor_of(config, ingest, lambda: (splits["train"], splits["val"]))
     train, members = _part(model, config, ingest, diffusion, "train", splits["train"], count)
