@@ -41,7 +41,7 @@ def audit(
     config, ingest, diffusion, known = trained_on(model, root)
     if reference:
         audit_data.check_reference(reference, model, ingest, known)
-    audit_data.check(config, ingest)
+    audit_data.check(config, ingest, diffusion)
     model.request(n=count, seed=seed, **how)
     pool, file = pool_path(config, ingest), config.evaluate.extractor.path
     extractor = pool.stem if pool else sha256_file(str(file))

@@ -48,6 +48,7 @@ class Subject:
     """What is audited: a model, and the images that may be in it.
 
     train: all training images [m, H, W, C], of which those of `members` come first; held_out: as many as are looked at.
+    teacher: of a student, whose own answers are jumps and no means, the denoiser that all it knows of images is from.
     """
 
     model: Generator
@@ -56,6 +57,7 @@ class Subject:
     held_out: Part = field(repr=False)
     extractor: Extractor = field(repr=False)
     trained_on: int  # training images there are; `train` may be a part of them
+    teacher: Generator | None = field(default=None, repr=False)
 
 
 def check(subject: Subject) -> None:
@@ -87,7 +89,7 @@ def audit(
 
     _say(f"errors of {len(subject.members.images)} training and {len(others)} held-out images")
     sides = (subject.members, subject.held_out)
-    own = _kept(parts / "errors.npz", lambda: _errors(model, sides, seed, size))
+    own = _kept(parts / "errors.npz", lambda: _errors(subject.teacher or model, sides, seed, size))
     base = None
     if reference:
         other, *theirs = reference
@@ -104,6 +106,7 @@ def audit(
         "membership": {
             **_told_apart(score["members"], score["others"][new]),
             "calibrated": reference is not None,
+            "of_teacher": subject.teacher is not None,
             "levels": [
                 {"level": level, **_auc(_at(own, base, "members", i), _at(own, base, "others", i)[new])}
                 for i, level in enumerate(attack.LEVELS)
