@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data.pictures import Images, grid
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.evaluation import attack
 from pipeline.evaluation.metrics import copies, membership
 from pipeline.evaluation.metrics.classes import wilson
@@ -64,7 +64,7 @@ def check(subject: Subject) -> None:
     """UserError where nothing can be said: before anything is computed."""
     for name, images in (("training", subject.members.images), ("held-out", subject.held_out.images)):
         if len(images) < LEAST:
-            raise UserError(f"audit: {len(images)} {name} images, {LEAST} at least; give more (`data.split`)")
+            raise UserError(f"audit: {many(len(images), f'{name} image')}, {LEAST} at least; give more (`data.split`)")
 
 
 def audit(

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.evaluation.audit import LEAST, Part, Subject
 from pipeline.files import read_json
 from pipeline.generate import adapters
@@ -33,7 +33,7 @@ def check(config: Config, ingest: Artifact, diffusion: Artifact) -> None:
         raise UserError("audit: knows square images only, and `data.buckets` asks for several shapes")
     count = len(Index.open(ingest.path, "val", config.data.cache))
     if count < LEAST:
-        raise UserError(f"audit: {count or 'no'} held-out images, {LEAST} at least; hold out more (`data.split`)")
+        raise UserError(f"audit: {many(count, 'held-out image')}, {LEAST} at least; hold out more (`data.split`)")
     if config.diffusion.distil:
         teacher_file(config, ingest, diffusion.recipe["training"]["init_from"])
 
