@@ -44,7 +44,7 @@ def command(
     from rich.table import Table
 
     from pipeline.applications import agreement
-    from pipeline.errors import UserError
+    from pipeline.errors import UserError, many
     from pipeline.generate.folder import load_pretrained
 
     try:
@@ -62,7 +62,7 @@ def command(
     for row in rows:
         shown.add_row(*row)
     Console(width=None if Console().is_terminal else 200).print(shown)
-    print(f"{values['rows']} rows of {data}; figures in {out / 'agreement.json'}, images in {out / 'grid.png'}")
+    print(f"{many(values['rows'], 'row')} of {data}; figures in {out / 'agreement.json'}, images in {out / 'grid.png'}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def command(
     from pipeline.applications import augment, given_data, labelled, made_images
     from pipeline.applications.recorded import record
     from pipeline.data.sources import digests_folder_of
-    from pipeline.errors import UserError
+    from pipeline.errors import UserError, many
     from pipeline.generate.folder import load_pretrained
 
     chosen = given_data.data_of(data, {"image": image, "label": label})
@@ -72,7 +72,7 @@ def command(
     about = {"data": given.digest, "per_class": per_class, "by": by, "real": real, "seed": seed, **asked}
     made_images.begin(out, generator, [], about)
     if given.generated:
-        print(f"augment: {given.generated:,} images of {data} are marked as generated: left out", flush=True)
+        print(f"augment: {many(given.generated, 'image')} of {data} marked as generated: left out", flush=True)
     sure = augment.fit(job, root / "extractors", **fitted)
     made = augment.augment(job, sure, out, about, real)
     entries = [entry for entry in made["shards"].values() if "drawn" in entry]
@@ -81,9 +81,9 @@ def command(
     counts = {value: sum(e["images"] for e in entries if e["value"] == value) for value in given.classes}
     short = [f"{value} ({count})" for value, count in counts.items() if count < per_class]
     said = (
-        f"{images:,} images of {len(given.classes)} classes in {out}; {passed:,} of {drawn:,} drawn pass: confidence "
-        f"{facts['least']:.3g} or more, as {facts['share_of_real']:.0%} of {facts['unseen_images']:,} real images have "
-        "that the judge had not seen"
+        f"{many(images, 'image')} of {many(len(given.classes), 'class', 'classes')} in {out}; {passed:,} of {drawn:,} "
+        f"drawn pass: confidence {facts['least']:.3g} or more, as {facts['share_of_real']:.0%} of "
+        f"{many(facts['unseen_images'], 'real image')} have that the judge had not seen"
     )
     print(said, flush=True)
     if short:

@@ -36,7 +36,7 @@ def command(
     A, B, then what was made."""
     from pipeline.applications import compose, given_images, made_images
     from pipeline.applications.recorded import record
-    from pipeline.errors import UserError
+    from pipeline.errors import UserError, many
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
 
@@ -77,7 +77,7 @@ def command(
         for way, image in zip(ways, made, strict=True):
             made_images.put(made_images.place(out, name, way), image)
     made_images.finish(out, [name], ways, [[made_images.cell(first), made_images.cell(second)]])
-    said = f"{len(ways)} image{'s' * (len(ways) > 1)} in {out}, beside A and B in {out / made_images.GRID}"
+    said = f"{many(len(ways), 'image')} in {out}, beside A and B in {out / made_images.GRID}"
     print(said, flush=True)
     record(root, "compose", out, said, [made_images.GRID])
 

@@ -31,7 +31,7 @@ def command(
     from rich.table import Table
 
     from pipeline.data import denoise
-    from pipeline.errors import UserError
+    from pipeline.errors import UserError, many
     from pipeline.files import atomic_path
 
     if noise is not None and clean is not None:
@@ -59,7 +59,9 @@ def command(
     for i, name in enumerate(compared.names):
         table.add_row(name, *([f"{compared.psnr[i]:.2f}{' best' * (i == compared.best)}"] if compared.psnr else []))
     Console(soft_wrap=True).print(table)
-    print(f"{len(given)} images, noise of about {compared.noise:.1f} grey levels as estimated; the picture: {out}")
+    print(
+        f"{many(len(given), 'image')}, noise of about {compared.noise:.1f} grey levels as estimated; the picture: {out}"
+    )
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def command(
     from pipeline.applications import given_images, made_images
     from pipeline.applications.edit import edit, requests
     from pipeline.applications.recorded import record
+    from pipeline.errors import many
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
 
@@ -72,7 +73,8 @@ def command(
                 for file, image in zip(some, made, strict=True):
                     made_images.put(made_images.place(out, file, way), image)
     made_images.finish(out, files, ways, shown)
-    print(said := f"{len(files) * len(ways)} images in {out}, side by side in {out / made_images.GRID}", flush=True)
+    said = f"{many(len(files) * len(ways), 'image')} in {out}, side by side in {out / made_images.GRID}"
+    print(said, flush=True)
     record(root, "edit", out, said, [made_images.GRID])
 
 

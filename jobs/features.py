@@ -41,6 +41,7 @@ def command(
     from pipeline.cluster.inline import Inline
     from pipeline.config import ClusterConfig
     from pipeline.data.sources import digests_folder_of
+    from pipeline.errors import many
     from pipeline.generate.folder import load_pretrained
 
     shares = _numbers("--levels", levels, float)
@@ -61,7 +62,8 @@ def command(
             cluster=cluster if workers > 1 else Inline(), source=(model, weights) if workers > 1 else None,
         )  # fmt: skip
     said = "written" if made else "there already"
-    said = f"{len(wanted.names)} features of {len(samples):,} images in {out} ({said}): {', '.join(wanted.names)}"
+    of = f"{many(len(wanted.names), 'feature')} of {many(len(samples), 'image')}"
+    said = f"{of} in {out} ({said}): {', '.join(wanted.names)}"
     print(said, flush=True)
     record(root, "features", out, said, asked=features.asked_of(out))
 

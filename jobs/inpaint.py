@@ -46,7 +46,7 @@ def command(
     from pipeline.applications import given_images, made_images
     from pipeline.applications.inpaint import canvas, check, inpaint, requested
     from pipeline.applications.recorded import record
-    from pipeline.errors import UserError
+    from pipeline.errors import UserError, many
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
 
@@ -80,7 +80,7 @@ def command(
             for way, image in zip(ways, drawn, strict=True):
                 made_images.put(made_images.place(out, file, way), image)
     made_images.finish(out, files, ways, shown)
-    print(said := f"{count * len(files)} images in {out}, side by side in {out / made_images.GRID}", flush=True)
+    print(said := f"{many(count * len(files), 'image')} in {out}, side by side in {out / made_images.GRID}", flush=True)
     record(root, "inpaint", out, said, [made_images.GRID])
 
 

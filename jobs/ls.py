@@ -29,7 +29,7 @@ def command(root: Path, stage: str | None, runs: bool, as_json: bool) -> None:
 
     On a terminal two lines each; into a pipe a line each, whole, with tabs between.
     """
-    from pipeline.errors import UserError
+    from pipeline.errors import UserError, many
     from pipeline.past import history, inventory
     from pipeline.schema.names import STAGES
 
@@ -57,7 +57,7 @@ def command(root: Path, stage: str | None, runs: bool, as_json: bool) -> None:
     total = sum(item.bytes + item.work_bytes for item in found)
     rest = {name: inventory.size(root / name) for name in ("latents", "extractors", "set-aside", "mlartifacts")}
     shown_rest = ", ".join(f"{name} {decimal(size)}" for name, size in rest.items() if size)
-    text = f"{len(found)} artifacts, {decimal(total)}" + (f"; beside them {shown_rest}" if shown_rest else "")
+    text = f"{many(len(found), 'artifact')}, {decimal(total)}" + (f"; beside them {shown_rest}" if shown_rest else "")
     print(text, file=sys.stdout if sys.stdout.isatty() else sys.stderr)  # into a pipe rows only
 
 

@@ -30,7 +30,7 @@ def command(
 
     from pipeline.applications import probe
     from pipeline.applications.recorded import record
-    from pipeline.errors import UserError
+    from pipeline.errors import UserError, many
     from pipeline.files import digest, write_json
 
     if box and target:
@@ -53,8 +53,8 @@ def command(
         shown.add_row(*row)
     Console(width=None if Console().is_terminal else 200).print(shown)
     images = values["images"]
-    told, seen = images["fit"] + images["tune"], f"{seeds} seeds" if seeds > 1 else "one seed"
-    said = f"{told:,} images to learn from, {images['test']:,} to test (held out: {values['held_out']}), {seen}"
+    told, seen = images["fit"] + images["tune"], many(seeds, "seed")
+    said = f"{many(told, 'image')} to learn from, {images['test']:,} to test (held out: {values['held_out']}), {seen}"
     if "gain" in values:
         said += f"\n{values['chosen']}: {100 * values['gain']:+.1f} points over {values['over']} (linear, all labels)"
     print(said, flush=True)

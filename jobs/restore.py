@@ -42,6 +42,7 @@ def command(
     from pipeline.applications.jpeg_tables import quality_of
     from pipeline.applications.recorded import record
     from pipeline.applications.restore import check, requested, restore
+    from pipeline.errors import many
     from pipeline.generate.folder import load_pretrained
 
     files = given_images.files_of(images)
@@ -65,7 +66,8 @@ def command(
             made = restore(generator, pixels[None], task, noise, blur, factor, each, asked, seed, number, **how)
             made_images.put(made_images.place(out, file, None), made[0])
     made_images.finish(out, files, [None], shown)
-    print(said := f"{len(files)} images in {out}, beside what was given in {out / made_images.GRID}", flush=True)
+    said = f"{many(len(files), 'image')} in {out}, beside what was given in {out / made_images.GRID}"
+    print(said, flush=True)
     record(root, "restore", out, said, [made_images.GRID])
 
 

@@ -74,6 +74,7 @@ def command(
     where its data are no 8-bit pictures), a grid, and a JSON file of what made them; of a model of text .txt files and
     samples.jsonl; of clips animated .webp files, and .mp4 where the extra `video` is; of sound .wav files."""
     from pipeline.data.buckets import parsed
+    from pipeline.errors import many
     from pipeline.files import sha256_file
     from pipeline.generate import clip_samples, sound_samples, text_samples
     from pipeline.generate.folder import load_pretrained
@@ -103,7 +104,7 @@ def command(
         sound_samples.check(out, before, generator)
         images = generator.images(request, before.next)
         sound_samples.write_sounds(out, images, sample_info(generator, request), before, generator)
-        print(f"{len(images)} sound{'s' * (len(images) != 1)} in {out}, their spectrograms in {out / 'grid.png'}")
+        print(f"{many(len(images), 'sound')} in {out}, their spectrograms in {out / 'grid.png'}")
         return
     before.check(out, generator, request.get("shape") or generator.shapes[0])
     images = generator.images(request, before.next)
@@ -111,7 +112,7 @@ def command(
     info = {**sample_info(generator, request), **({"maps": files} if files else {})}
     write_samples(out, images, info, before, generator.values)
     more = f" ({before.next:06d}.png and on)" if before.next else ""
-    print(f"{len(images)} image{'s' * (len(images) != 1)} in {out}{more}, the grid in {out / 'grid.png'}")
+    print(f"{many(len(images), 'image')} in {out}{more}, the grid in {out / 'grid.png'}")
 
 
 def asked(

@@ -36,7 +36,7 @@ def command(
     """
     from pipeline.cluster.stopping import Stopped
     from pipeline.data import listing
-    from pipeline.errors import Notice, UserError
+    from pipeline.errors import Notice, UserError, many
     from pipeline.sweeps.plan import plan
     from pipeline.sweeps.report import markdown, points
     from pipeline.sweeps.run import run
@@ -59,11 +59,11 @@ def command(
         except Stopped as stopped:
             raise Notice if stopped.again else KeyboardInterrupt from None
         if busy:
-            print(f"{len(busy)} elements are being run by other processes: {', '.join(map(str, busy))}", flush=True)
+            print(f"{many(len(busy), 'element')} run by other processes now: {', '.join(map(str, busy))}", flush=True)
     print(markdown(study, points(study)))
     failed = [n for n in numbers if (study.folder.result(n) or {}).get("state") == "failed"]
     if failed and not report:
-        raise UserError(f"{len(failed)} elements failed: {', '.join(map(str, failed))}; the table says why")
+        raise UserError(f"{many(len(failed), 'element')} failed: {', '.join(map(str, failed))}; the table says why")
 
 
 if __name__ == "__main__":

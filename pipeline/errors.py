@@ -1,5 +1,5 @@
-"""Exceptions that end a command: a user's mistake (one line, exit code 2), a notice (exit code 75); and what of a text
-that others wrote a terminal may have."""
+"""Exceptions that end a command: a user's mistake (one line, exit code 2), a notice (exit code 75); words of lines, and
+what of a text that others wrote a terminal may have."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def for_terminal(text: str) -> str:
     """
     kept = (c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and ord(c) not in BIDIRECTIONAL))
     return "".join(kept)
+
+
+def many(number: int, one: str, several: str = "") -> str:
+    """A count in words: "1 image", "1,200 images"; several: the plural where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"

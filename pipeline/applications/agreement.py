@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.applications import given_data
+from pipeline.errors import UserError, many
 from pipeline.evaluation import agreement
 from pipeline.files import atomic_path, write_json
 
@@ -63,7 +64,9 @@ def measure(
     real, metas = read(data, told, shape)
     rows = np.random.Generator(np.random.Philox(seed)).permutation(agreement.tellable(generator.classes, metas, label))
     if len(rows) < LEAST:
-        raise UserError(f"{data}: {len(rows)} rows can be told to the model, {LEAST} at least; --label names its class")
+        raise UserError(
+            f"{data}: {many(len(rows), 'row')} can be told to the model, {LEAST} at least; --label names its class"
+        )
     chosen = [metas[i] for i in rows[:count]]
     taught, said = read(train, {**named, "caption": named["caption"] if captions else None}, shape)
     judged = agreement.columns_of(columns, said, options.get("attributes", {}), f"--columns, {train}")
@@ -114,34 +117,27 @@ def read(
     each; rows whose image is not there, or that a model made, are left out, and it is said. UserError for too few."""
     from pipeline.data.generated import marked
     from pipeline.data.listing import Unread
-    from pipeline.data.sources import listing, reader
-    from pipeline.data.transforms import BadImage, decode, shrink, to_array
-    from pipeline.schema.data import Data, TableSource
+    from pipeline.data.sources import listing
+    from pipeline.schema.data import Data
 
-    source = TableSource(kind="table", path=str(table), **{k: v for k, v in named.items() if v is not None})
-    found, load = listing(source, Unread()), reader(source)
+    told = {name: column for name, column in named.items() if column is not None}
+    data = Data.model_validate({"source": {"kind": "table", "path": str(table), **told}})
+    found, load = listing(data.source, Unread()), given_data.reader(data, shape[2], shape[:2])
     if found.missing:
         print(
-            f"agreement: {table}: {len(found.missing):,} images are not there, such as {found.missing[0]}", flush=True
+            f"agreement: {table}: {many(len(found.missing), 'image')} not there, such as {found.missing[0]}", flush=True
         )
     rows = [row for row in found.rows if not marked(row.attributes)]
     if len(rows) < len(found.rows):
         print(
-            f"agreement: {table}: {len(found.rows) - len(rows):,} images are marked as generated: left out", flush=True
+            f"agreement: {table}: {many(len(found.rows) - len(rows), 'image')} marked as generated: left out",
+            flush=True,
         )
     if len(rows) < LEAST:
-        raise UserError(f"{table}: {len(rows)} images, {LEAST} at least")
-    images = np.empty((len(rows), *shape), np.uint8)
-    background, most = (Data.model_fields[name].default for name in ("background", "max_pixels"))
+        raise UserError(f"{table}: {many(len(rows), 'image')}, {LEAST} at least")
+    images = np.stack([load(f"{table}: {row.key}", row.location) for row in rows])
     metas = []
-    for i, row in enumerate(rows):
-        content = load(row.location)
-        assert isinstance(content, bytes)
-        try:
-            image = decode(content, shape[2], background, most)
-        except BadImage as error:
-            raise UserError(f"{table}: {row.key} cannot be used ({error}); mend or remove it") from None
-        images[i] = to_array(shrink(image, shape[0], square=True)).transpose(1, 2, 0)  # [C, H, W] -> [H, W, C]
+    for row in rows:
         known = {"caption": row.caption, named.get("label") or "class": row.label}
         metas.append({**row.attributes, **{k: v for k, v in known.items() if v is not None}, "__key__": row.key})
     return images, metas

@@ -14,6 +14,8 @@ from pipeline.config import Config, load
 from pipeline.errors import UserError
 from pipeline.evaluation import audit_data, audit_report
 from pipeline.evaluation.audit import audit as looked_at
+from pipeline.evaluation.extractors import pool_path
+from pipeline.files import sha256_file
 from pipeline.past import history, lineage
 
 if TYPE_CHECKING:
@@ -39,11 +41,15 @@ def audit(
     config, ingest, diffusion, known = trained_on(model, root)
     if reference:
         audit_data.check_reference(reference, model, ingest, known)
+    audit_data.check(config, ingest, diffusion)
+    model.request(n=count, seed=seed, **how)
+    pool, file = pool_path(config, ingest), config.evaluate.extractor.path
+    extractor = pool.stem if pool else sha256_file(str(file))
+    asked = {"data": ingest.content, "count": count, "seed": seed, "extractor": extractor, **how}
+    made_images.begin(out, model, [], {**asked, **({"reference": reference.about} if reference else {})})
     subject, told = audit_data.subject_of(model, config, ingest, diffusion, count)
     request = audit_data.request_of(model, told, count, seed, **how)
     theirs = (reference, *audit_data.told_to(reference, config, ingest, diffusion, count)) if reference else None
-    asked = {"data": ingest.content, "count": count, "seed": seed, "extractor": subject.extractor.digest, **how}
-    made_images.begin(out, model, [], {**asked, **({"reference": reference.about} if reference else {})})
     report, picture = looked_at(subject, request, out / PARTS, theirs)
     audit_report.write(out, report, picture)
     return report

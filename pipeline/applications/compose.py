@@ -21,7 +21,7 @@ from models.diffusion import blends, denoiser, inversion, samplers
 from models.diffusion.process import make_path
 from pipeline.applications.edit import ITERATIONS, SAMPLER, check_model, request_of
 from pipeline.data.pictures import Images
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.generate import sampling
 from pipeline.generate.generator import Generator
 
@@ -55,7 +55,7 @@ def strip_request(model: Generator, n: int, to: Mapping[str, Any] | None, **how:
     """What `between` asks the model, checked; arguments are those of `between`."""
     check_model(model, "compose", None if to else "--set")
     if n < LEAST:
-        raise UserError(f"between: {n} images given, expected at least {LEAST}: both ends, and one between")
+        raise UserError(f"between: {many(n, 'image')} given, expected at least {LEAST}: both ends, and one between")
     if how.setdefault("guidance", 1.0) != 1:
         raise UserError("guidance: a strip leads back as it came, without; leave it out")
     if how.setdefault("sampler", SAMPLER) != SAMPLER:

@@ -7,7 +7,7 @@
     my.yaml              the source of a config, and its split
 
 Each is listed and read as ingest does it (`pipeline/data/sources.py`); nothing is written. What is done with the images
-is the business of `features.py` and `labelled.py`.
+is the business of `features.py`, `labelled.py` and `agreement.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.data.pictures import Images
 from pipeline.data.split import SPLITS
 from pipeline.data.text_tables import SUFFIXES
 from pipeline.data.transforms import BadImage, cover, decode, from_array, to_array
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 
 if TYPE_CHECKING:
     from pipeline.schema.data import Data, Shape
@@ -105,7 +105,7 @@ def listed(data: Data, digests_folder: Path, most: int | None, split: bool) -> l
             data = data.model_copy(update={"limit": most})
         rows = sources.open_listing(data, digests_folder)
         if rows.missing:
-            print(f"{len(rows.missing):,} images are not there, such as {rows.missing[0]}: left out", flush=True)
+            print(f"{many(len(rows.missing), 'image')} not there, such as {rows.missing[0]}: left out", flush=True)
         found = [
             Sample(row.key, row.location, row.digest, row.label, row.attributes, row.together or row.key)
             for row in rows.rows

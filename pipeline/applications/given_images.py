@@ -66,7 +66,7 @@ def decoded(
     that it covers `shape` (height, width), and cut in the middle; with None it keeps its size. UserError for what is no
     sound image."""
     try:
-        image = decode(content, channels, background, MOST, Path(name).suffix[1:].lower())
+        image = decode(content, channels, background, MOST, Path(name).suffix[1:].lower(), key=False)
     except BadImage as error:
         raise UserError(f"{name}: is no image that can be used ({error}); mend it, or leave it out") from None
     image = image if shape is None else cover(image, shape, whole=False)

@@ -18,7 +18,7 @@ from pipeline.data import tars
 from pipeline.data.generated import marked
 from pipeline.data.listing import class_order
 from pipeline.data.pictures import Images
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import digest
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read(data: Data, samples: Sequence[Sample], column: str | None, shape: tuple
     if not taken:
         raise UserError(f"{where}: no real image with a {what}; name its column (--label or --by), or give other data")
     if len(taken) < len(real):
-        print(f"{where}: {len(real) - len(taken):,} images without a {what} are left out", flush=True)
+        print(f"{where}: {many(len(real) - len(taken), 'image')} without a {what} left out", flush=True)
     load = given_data.reader(data, shape[2], shape[:2])
     names = tars.tar_classes(data.source) if data.source.kind == "webdataset" and column is None else None
     given = [values[sample.key] for sample in taken]

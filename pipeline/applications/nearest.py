@@ -17,7 +17,7 @@ from pipeline.applications.audit import trained_on
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
 from pipeline.data.pictures import Images
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.evaluation.metrics import copies
 from pipeline.evaluation.metrics.features import Extractor
 from pipeline.generate.generator import Generator
@@ -62,7 +62,7 @@ def training_of(model: Generator, root: Path) -> Training:
     seed = config.evaluate.seed
     images, labels = load_split(ingest.path, "train", config, seed)
     if len(images) < LEAST:
-        raise UserError(f"nearest: {len(images)} training images, {LEAST} at least")
+        raise UserError(f"nearest: {many(len(images), 'training image')}, {LEAST} at least")
     extractor = extractor_of(config, ingest, lambda: ((images, labels), load_split(ingest.path, "val", config, seed)))
     index = Index.open(ingest.path, "train", config.data.cache)
     rows = split_order(ingest.path, "train", config, seed)[0][: len(images)]

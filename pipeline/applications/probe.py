@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.data.arrays import open_npz, read_array
 from pipeline.data.held_out import held_out
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.evaluation.metrics.probes import Fit, interval, linear, neighbours, overlap, ridge, right, tuned
 from pipeline.files import canonical_json
 
@@ -103,7 +103,9 @@ def parts(table: Table, seed: int, group: str | None, usable: Array) -> Parts:
     found = Parts(usable[~test & ~tune], usable[tune], usable[test], shared)
     for name, part in (("to fit", found.fit), ("to choose by", found.tune), ("to test", found.test)):
         if len(part) < LEAST:
-            raise UserError(f"{table.path}: {len(part)} images {name}, {LEAST} at least; give more images or groups")
+            raise UserError(
+                f"{table.path}: {many(len(part), 'image')} {name}, {LEAST} at least; give more images or groups"
+            )
     return found
 
 

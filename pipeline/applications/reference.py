@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.data.arrays import open_npz, read_array
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.evaluation.metrics import frechet
 from pipeline.files import atomic_path
 
@@ -93,7 +93,7 @@ def of_images(source: Path, extractor: Any) -> Statistics:
     batches = _of_npz(source) if source.suffix == ".npz" else _of_folder(source)
     features = np.concatenate([extractor(batch) for batch in batches])
     if len(features) < 2:
-        raise UserError(f"{source}: {len(features)} images, and a covariance needs at least two")
+        raise UserError(f"{source}: {many(len(features), 'image')}, and a covariance needs at least two")
     return Statistics(features.mean(0), np.cov(features, rowvar=False), len(features))
 
 

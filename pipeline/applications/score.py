@@ -15,7 +15,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.data.folders import walk
 from pipeline.data.listing import plain
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.evaluation import scores
 from pipeline.evaluation.metrics.frechet import MIN_IMAGES
 from pipeline.evaluation.report import headline, key_figures, lines
@@ -58,7 +58,7 @@ def score(folder: Path, config: Config, resize: bool = False, out: Path | None =
     if len(files) < n:
         fewer = f", or set evaluate.samples={len(files)} here and where you compare with"
         raise UserError(
-            f"{folder}: {len(files)} images, and {n} are compared; give as many"
+            f"{folder}: {many(len(files), 'image')}, and {n} are compared; give as many"
             + (fewer if len(files) >= MIN_IMAGES else f" ({MIN_IMAGES} at least: fewer say nothing of a distribution)")
         )
     order = np.random.Generator(np.random.Philox(config.evaluate.seed)).permutation(

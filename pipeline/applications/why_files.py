@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline.applications import made_images
 from pipeline.applications.why import Why
 from pipeline.applications.why_pictures import under
+from pipeline.errors import many
 from pipeline.files import read_json, write_json
 
 ALL = "why.json"
@@ -87,7 +88,8 @@ def _mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
 def lines(folder: Path) -> list[str]:
     """What was found, for people."""
     written = read_json(folder / ALL)
-    found, said = written["means"], [f"{len(written['samples'])} samples explained in {folder}, figures in {ALL}"]
+    found = written["means"]
+    said = [f"{many(len(written['samples']), 'sample')} explained in {folder}, figures in {ALL}"]
     if "guidance" in found:
         of = found["guidance"]
         most = max(range(len(of["levels"])), key=lambda i: of["together"]["difference"][i])

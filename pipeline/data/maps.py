@@ -39,10 +39,11 @@ def reduced(image: Image.Image, options: Options) -> Array:
     return transforms.to_array(image.resize((side, side), Image.Resampling.BOX, box=box))
 
 
-def read(content: bytes, options: Options, max_pixels: int, extension: str | None = None) -> Array:
-    """The map of a picture's file, opened as carefully as images are (`transforms.decode`). Raises BadImage."""
+def read(content: bytes, options: Options, max_pixels: int, extension: str | None = None, key: bool = True) -> Array:
+    """The map of a picture's file, opened as carefully as images are (`transforms.decode`, also of `key`). Raises
+    BadImage."""
     background = tuple(options["background"])
-    return reduced(transforms.decode(content, options["channels"], background, max_pixels, extension), options)
+    return reduced(transforms.decode(content, options["channels"], background, max_pixels, extension, key), options)
 
 
 def row(given: Array | None, options: Options) -> Array:
@@ -75,9 +76,11 @@ def taken(value: Any, options: Options) -> Array:
 
     try:
         if isinstance(value, str) and value.startswith(PACKED):
-            return read(base64.b64decode(value.removeprefix(PACKED), validate=True), options, MAX_PIXELS, "png")
+            return read(
+                base64.b64decode(value.removeprefix(PACKED), validate=True), options, MAX_PIXELS, "png", key=False
+            )
         if isinstance(value, (str, Path)):
-            return read(Path(value).read_bytes(), options, MAX_PIXELS, Path(value).suffix[1:].lower())
+            return read(Path(value).read_bytes(), options, MAX_PIXELS, Path(value).suffix[1:].lower(), False)
         background = tuple(options["background"])
         if isinstance(value, Image.Image):
             return reduced(transforms.to_mode(value, options["channels"], background), options)

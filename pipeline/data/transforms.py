@@ -75,11 +75,13 @@ class BadImage(Exception):
 
 
 def decode(
-    content: bytes, channels: int, background: tuple[int, int, int], max_pixels: int, extension: str | None = None
-) -> Image.Image:
+    content: bytes, channels: int, background: tuple[int, int, int], max_pixels: int, extension: str | None = None,
+    key: bool = True,
+) -> Image.Image:  # fmt: skip
     """Decode to a Pillow image of mode RGB (3 channels) or L (1), upright, without transparency.
 
     `background`: RGB 0-255 that transparent images are laid on. `extension` (no dot): refuse another format inside.
+    `key`: whether the limit is that of a config, which the error then names.
     Raises BadImage with reason undecodable, truncated, oversized or wrongly named.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -92,7 +94,8 @@ def decode(
             image: Image.Image = Image.open(io.BytesIO(content))
             width, height = image.size
             if width * height > max_pixels:
-                raise BadImage("oversized", f"{width}x{height} is over data.max_pixels = {max_pixels}")
+                most = f"data.max_pixels = {max_pixels}" if key else f"{max_pixels:,} pixels"
+                raise BadImage("oversized", f"{width}x{height} is over {most}")
             if extension in FORMATS and image.format not in FORMATS[extension]:
                 raise BadImage("wrongly named", f".{extension} holds {image.format}")
             image.load()

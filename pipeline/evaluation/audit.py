@@ -1,6 +1,7 @@
 """Has a model kept its training images? Membership inference and copies, of images in memory; what is done is kept.
 
-    heldout-pixels.npz  errors.npz  reference.npz  samples-000000.npy ...  samples-pixels.npz  features.npz
+    heldout-pixels.npz  errors.npz  reference.npz  samples-000000.npy ...  samples-pixels.npz
+    features-EXTRACTOR.npz
 
 are parts of the work, each whole or not there, in a folder that belongs to one audit: a call that was killed goes on
 with what is missing. Where images come from is `audit_data.py`, what is said of them `audit_report.py`.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data.pictures import Images, grid
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.evaluation import attack
 from pipeline.evaluation.metrics import copies, membership
 from pipeline.evaluation.metrics.classes import wilson
@@ -47,6 +48,7 @@ class Subject:
     """What is audited: a model, and the images that may be in it.
 
     train: all training images [m, H, W, C], of which those of `members` come first; held_out: as many as are looked at.
+    teacher: of a student, whose own answers are jumps and no means, the denoiser that all it knows of images is from.
     """
 
     model: Generator
@@ -55,13 +57,14 @@ class Subject:
     held_out: Part = field(repr=False)
     extractor: Extractor = field(repr=False)
     trained_on: int  # training images there are; `train` may be a part of them
+    teacher: Generator | None = field(default=None, repr=False)
 
 
 def check(subject: Subject) -> None:
     """UserError where nothing can be said: before anything is computed."""
     for name, images in (("training", subject.members.images), ("held-out", subject.held_out.images)):
         if len(images) < LEAST:
-            raise UserError(f"audit: {len(images)} {name} images, {LEAST} at least; give more (`data.split`)")
+            raise UserError(f"audit: {many(len(images), f'{name} image')}, {LEAST} at least; give more (`data.split`)")
 
 
 def audit(
@@ -86,7 +89,7 @@ def audit(
 
     _say(f"errors of {len(subject.members.images)} training and {len(others)} held-out images")
     sides = (subject.members, subject.held_out)
-    own = _kept(parts / "errors.npz", lambda: _errors(model, sides, seed, size))
+    own = _kept(parts / "errors.npz", lambda: _errors(subject.teacher or model, sides, seed, size))
     base = None
     if reference:
         other, *theirs = reference
@@ -95,7 +98,7 @@ def audit(
     samples = np.concatenate([_block(subject.model, request, parts, begin) for begin in range(0, request["n"], size)])
     _say(f"training images near to {len(samples)} samples")
     near = _nearest(parts / "samples-pixels.npz", lambda: copies.by_pixels(samples, subject.train))
-    seen = _kept(parts / "features.npz", lambda: _by_features(subject, samples))
+    seen = _kept(parts / f"features-{subject.extractor.digest[:12]}.npz", lambda: _by_features(subject, samples))
     by_features = {name: _unpacked(seen, f"{name}_") for name in ("samples", "held_out")}
 
     score = {name: attack.scores(own[name], base[name] if base else None) for name in ("members", "others")}
@@ -103,6 +106,7 @@ def audit(
         "membership": {
             **_told_apart(score["members"], score["others"][new]),
             "calibrated": reference is not None,
+            "of_teacher": subject.teacher is not None,
             "levels": [
                 {"level": level, **_auc(_at(own, base, "members", i), _at(own, base, "others", i)[new])}
                 for i, level in enumerate(attack.LEVELS)

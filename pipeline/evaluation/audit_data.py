@@ -3,6 +3,7 @@ them. The audit itself is `audit.py`."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,59 @@ import numpy as np
 
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.evaluation.audit import LEAST, Part, Subject
+from pipeline.files import read_json
+from pipeline.generate import adapters
+from pipeline.networks import build_network, load_weights
 
 if TYPE_CHECKING:
     from pipeline.data.pictures import Images
     from pipeline.generate.generator import Generator
 
     Split = tuple[Images, np.ndarray[Any, np.dtype[Any]]]
+
+
+def check(config: Config, ingest: Artifact, diffusion: Artifact) -> None:
+    """UserError for what an audit can say nothing of: before any image is read."""
+    from pipeline.data.index import Index
+
+    if config.data.buckets is not None:
+        raise UserError("audit: knows square images only, and `data.buckets` asks for several shapes")
+    count = len(Index.open(ingest.path, "val", config.data.cache))
+    if count < LEAST:
+        raise UserError(f"audit: {many(count, 'held-out image')}, {LEAST} at least; hold out more (`data.split`)")
+    if config.diffusion.distil:
+        teacher_file(config, ingest, diffusion.recipe["training"]["init_from"])
+
+
+def teacher_file(config: Config, ingest: Artifact, begun: str) -> Path:
+    """The file of the weights that a student began with, by their SHA-256 `begun`. UserError where it is gone, or was
+    trained on other images."""
+    file, _ = adapters.find(begun, [str(config.diffusion.training.init_from)], config.run.root)
+    if file is None:
+        raise UserError(
+            f"audit: the teacher of this student, weights of content {begun[: adapters.SHOWN]}, is neither at "
+            f"{config.diffusion.training.init_from} nor under {config.run.root}; bring it back"
+        )
+    manifest = file.parent / "manifest.json"
+    if manifest.is_file() and read_json(manifest)["inputs"]["ingest"]["content"] != ingest.content:
+        raise UserError(
+            f"audit: the teacher of this student, {file.parent}, was trained on other images than {ingest.name}; "
+            "a student knows of its teacher's alone, so audit that one"
+        )
+    return file
+
+
+def teacher_of(model: Generator, config: Config, ingest: Artifact, diffusion: Artifact) -> Generator | None:
+    """Of a student its teacher, on the same device; None of another model. UserError as of `teacher_file`."""
+    if "student" not in model.options:
+        return None
+    file = teacher_file(config, ingest, diffusion.recipe["training"]["init_from"])
+    options = {name: value for name, value in model.options.items() if name != "student"}
+    network = build_network(options)
+    load_weights(network, file)
+    return dataclasses.replace(model, options=options, network=network.eval().to(model.device))
 
 
 def subject_of(
@@ -32,13 +78,7 @@ def subject_of(
     from pipeline.evaluation.scores import asked_classes
     from pipeline.generate.class_numbers import Label
 
-    if config.data.buckets is not None:
-        raise UserError("audit: knows square images only, and `data.buckets` asks for several shapes")
-    held_out_count = len(Index.open(ingest.path, "val", config.data.cache))
-    if held_out_count < LEAST:
-        raise UserError(
-            f"audit: {held_out_count or 'no'} held-out images, {LEAST} at least; hold out more (`data.split`)"
-        )
+    teacher = teacher_of(model, config, ingest, diffusion)
     splits = {name: load_split(ingest.path, name, config, config.evaluate.seed) for name in ("train", "val")}
     extractor = extractor_of(config, ingest, lambda: (splits["train"], splits["val"]))
     train, members = _part(model, config, ingest, diffusion, "train", splits["train"], count)
@@ -50,7 +90,8 @@ def subject_of(
     if model.classes:
         classes = [Label(c) for c in asked_classes(splits["train"][1], count, len(model.classes))]
     asked = {name: value for name, value in members.told.items() if name != "classes"}
-    return Subject(model, train, members, held_out, extractor, trained_on), {"classes": classes, **asked}
+    subject = Subject(model, train, members, held_out, extractor, trained_on, teacher)
+    return subject, {"classes": classes, **asked}
 
 
 def told_to(model: Generator, config: Config, ingest: Artifact, diffusion: Artifact, count: int) -> tuple[Part, Part]:
@@ -100,6 +141,8 @@ def check_reference(reference: Generator, model: Generator, ingest: Artifact, kn
 
     known: artifacts under the root, by which it is seen what it was trained on.
     """
+    if "student" in reference.options:
+        raise UserError("--reference: is a student, whose answers are no means; give its teacher")
     made_of = {entry["content"] for entry in reference.about.get("lineage", {}).values()}
     for artifact in known:
         if artifact.content in made_of:
@@ -146,6 +189,7 @@ def audited(arguments: dict[str, Any]) -> dict[str, Any]:
     made_of = (inputs["autoencoder"], inputs["encode"], inputs["diffusion"])
     model = from_artifacts(*made_of, device, weights=config.evaluate.weights)
     section = config.evaluate
+    check(config, inputs["ingest"], inputs["diffusion"])
     subject, told = subject_of(model, config, inputs["ingest"], inputs["diffusion"], section.samples)
     request = request_of(model, told, section.samples, section.seed, **settings(config))
     key = digest([model.about["weights"], inputs["ingest"].content, subject.extractor.digest, request])[:16]

@@ -61,8 +61,9 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     """The report as lines of text."""
     own, images = report["membership"], report["images"]
     calibrated = ", calibrated by a reference model" if own["calibrated"] else ""
+    whose = " in the teacher, all that a student learns from" if own["of_teacher"] else ""
     found = [
-        f"membership: AUC {_interval(own, 'auc')}{calibrated}; at 1% false positives {_interval(own, 'tpr')} of "
+        f"membership{whose}: AUC {_interval(own, 'auc')}{calibrated}; at 1% false positives {_interval(own, 'tpr')} of "
         f"{images['members']} training images are found (0.5 and 0.01: nothing is to be told)",
         f"two halves of the held-out images: AUC {_interval(own['halves'], 'auc')} (0.5: the attack invents nothing)",
     ]

@@ -14,7 +14,7 @@ import torch
 from pipeline.data.pictures import Images, grid
 from pipeline.data.tiff_files import read_tiff, write_tiff
 from pipeline.data.value_map import ValueMap
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import atomic_write, read_json, sha256_file, write_json
 from pipeline.generate.class_numbers import class_number
 from pipeline.generate.generator import Generator
@@ -72,7 +72,7 @@ def earlier(folder: Path, add: bool) -> Earlier:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / INFO}: is not what `ldm sample` writes; give a new folder") from None
     if lost:
-        print(f"{folder}: {lost} images that {INFO} lists are gone; it lists them no more", flush=True)
+        print(f"{folder}: {many(lost, 'image')} gone that {INFO} lists; it lists only what is there", flush=True)
     return Earlier(
         {**info, "images": entries}, max(_next(folder), 1 + max((e["index"] for e in info["images"]), default=-1))
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.artifacts import Store
 from pipeline.config import Config, dump
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.planning import memory
 from pipeline.planning.disk import CHECKPOINT_BYTES, disk, kept
 from pipeline.planning.doubts import doubts
@@ -111,7 +111,7 @@ def arithmetic(config: Config, training: Training, default_lanes: int) -> str:
     if isinstance(world, int):
         ranks = largest_world(lane_count, world)  # as a stage chooses them (stages/trained.py)
         micro, count = micro_batches(training, ranks)
-        text += f"; {_many(ranks, 'rank', 'ranks')} x {_many(count, 'pass', 'passes')} x {micro} samples"
+        text += f"; {many(ranks, 'rank')} x {many(count, 'pass', 'passes')} x {micro} samples"
         if ranks < world:
             size, lanes_of_it = nearest_batch(training.batch_size, world)
             text += (
@@ -134,10 +134,6 @@ def memory_words(config: Config, name: str, on_gpu: bool) -> str:
     ranks = largest_world(config.data.lanes or lanes(training.batch_size), world)
     stays, highest = memory.of_rank(config, name, ranks, "cuda" if on_gpu else "cpu")
     return f"; tensors of a rank {highest / GIGABYTE:.3g} GB at most, {stays / GIGABYTE:.2g} GB between steps"
-
-
-def _many(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"
 
 
 def discriminator_parameters(config: Config) -> int:

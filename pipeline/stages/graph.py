@@ -183,8 +183,10 @@ def check_agreement(config: Config, data: Artifact) -> None:
 
 
 def check_gate(config: Config, data: Artifact) -> None:
-    """Refuse data that an audit can say nothing of: before anything is trained, not after."""
+    """Refuse what an audit can say nothing of: before anything is trained, not after."""
     from pipeline.evaluation.audit import LEAST
+    from pipeline.evaluation.audit_data import teacher_file
+    from pipeline.tasks.begin import training_recipe
 
     few = [f"{count} {split}" for split, count in data.summary["images"].items() if count < LEAST]
     if config.register_.gate and few:
@@ -192,6 +194,8 @@ def check_gate(config: Config, data: Artifact) -> None:
             f"`register.gate`: {' and '.join(few)} images, {LEAST} of either split at least are needed; change "
             "`data.split`, give more images, or leave the gate out"
         )
+    if config.register_.gate and config.diffusion.distil:
+        teacher_file(config, data, training_recipe(config, "diffusion")["init_from"])
 
 
 def check_buckets(config: Config, data: Artifact) -> None:

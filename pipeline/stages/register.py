@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from pipeline.tracking.tracker import Spool
 
 
-AUDIT = 1  # raised when an audit measures otherwise
+AUDIT, AUDIT_OF_STUDENT = 1, 2  # raised when an audit measures otherwise
 
 
 def recipe(config: Config) -> dict[str, Any]:
     """The name and how the model samples where it is not told."""
+    audit_format = AUDIT_OF_STUDENT if config.diffusion.distil else AUDIT
     return {
         "name": config.tracking.model_name or config.run.name,
         "alias": config.tracking.alias,
         "defaults": defaults(config),
         **result_fields(config.register_),  # a gate, and what its audit looks at
-        **({"audit": [AUDIT, config.evaluate.samples, config.evaluate.seed]} if config.register_.gate else {}),
+        **({"audit": [audit_format, config.evaluate.samples, config.evaluate.seed]} if config.register_.gate else {}),
     }
 
 

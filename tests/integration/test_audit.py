@@ -43,6 +43,14 @@ def test_a_gate_lets_through_what_is_under_it_and_nothing_else(small: Any) -> No
     assert sorted("FAILED" in text for text in spools) == [False, True] and sum('"model"' in t for t in spools) == 1
     assert len(list(small.root.glob("artifacts/register/*/work/audit/report.md"))) == 2
 
+    few = ["distil", "small", "--root", str(small.root), "--steps", "1", "diffusion.training.steps=2"]
+    said = small.ldm(*few)
+    assert said.code == 0, said.err
+    assert "register: membership in the teacher, all that a student learns from: AUC" in said.out
+    (student,) = (path.parent for path in small.manifests("register") if path.parent != made)
+    own = read_json(student / "model" / "audit" / "report.json")["membership"]
+    assert own == {**report["membership"], "of_teacher": True}  # the same images and noises
+
     out = small.folder / "out"
     words = [str(made / "model"), "--root", str(small.root), "-n", "20", "--steps", "1"]
     said = small.ldm("audit", *words, "--out", str(out))
@@ -56,14 +64,19 @@ def test_a_gate_lets_through_what_is_under_it_and_nothing_else(small: Any) -> No
     (record,) = small.root.glob("pipelines/audit-*")  # one run of both calls, with no name of an image
     assert '"audit/membership_auc"' in next(record.glob("spool/*.jsonl")).read_text()
     assert sorted(path.name for path in record.iterdir()) == ["asked.json", "copies.png", "spool"]
+    pool = (small.root / "extractors").rename(small.root / "moved")
     for more, expected in (
         (["--seed", "1"], "--out .*holds something else than this call makes"),
+        (["--out", str(out / "report.md")], "--out .*: is a file; give a folder"),
         (["--reference", str(made / "model")], "--reference: was trained on the same images"),
+        (["--reference", str(student / "model")], "--reference: is a student, whose answers are no means"),
         (["-n", "3"], "3 is not in the range"),
         (["--root", str(small.folder / "none")], "is not under"),
     ):
         said = small.ldm("audit", *words, "--out", str(out), *more)
         assert said.code == 2 and said.err.count("\n") == 1 and re.search(expected, said.err), said.err
+    assert not (small.root / "extractors").exists()  # none was trained before that was said
+    pool.rename(small.root / "extractors")
 
     out = small.folder / "why"
     words = [str(made / "model"), "--steps", "2", "-n", "2", "-k", "3"]

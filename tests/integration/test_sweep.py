@@ -127,9 +127,7 @@ def test_an_element_that_fails_costs_no_other(small: Any, monkeypatch: Any) -> N
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.cluster.cluster.Cluster.train", dies)
         said = small.ldm("sweep", str(file))
-    assert (
-        said.code == 2 and "Traceback" in said.err and said.err.endswith("1 elements failed: 0; the table says why\n")
-    )
+    assert said.code == 2 and "Traceback" in said.err and said.err.endswith("1 element failed: 0; the table says why\n")
     assert {n: r["state"] for n, r in results(small).items()} == {0: "failed", 1: "finished"}
     assert "failed: RuntimeError: a rank died" in said.out
     assert small.ldm("sweep", str(file)).code == 0 and results(small)[0]["state"] == "finished"

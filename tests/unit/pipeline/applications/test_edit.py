@@ -119,7 +119,7 @@ def test_a_model_that_was_always_told_must_be_told_what_was(model: Generator) ->
     edit(always, faces(0), {"class": "happy"}, {"class": "sad"}, steps=3)
 
 
-def test_files_are_read_at_the_models_size(tmp_path: Path) -> None:
+def test_files_are_read_at_the_models_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.full((20, 30, 4), 200, np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "black.png")
     (tmp_path / "b.jpg").write_bytes(b"no image")
@@ -134,6 +134,9 @@ def test_files_are_read_at_the_models_size(tmp_path: Path) -> None:
         read(tmp_path / "b.jpg", 3, (8, 8))
     with pytest.raises(UserError, match="is not there"):
         files_of([tmp_path / "c.png"])
+    monkeypatch.setattr("pipeline.applications.given_images.MOST", 599)  # 20 x 30 less one
+    with pytest.raises(UserError, match=r"a\.png: .*oversized: 30x20 is over 599 pixels\)"):
+        read(tmp_path / "a.png", 3, (8, 8))  # no key of a config, which no verb takes
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "grid.png")
     assert len(files_of([tmp_path])) == 3
     with pytest.raises(UserError, match="the same file"):

@@ -120,7 +120,7 @@ def test_too_few_images_are_refused(digits: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a folder"):
         score.score(tmp_path / "missing", config)
     Image.new("L", (16, 16)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"1 images, and 80 are compared; give as many \(50 at least"):
+    with pytest.raises(UserError, match=r"1 image, and 80 are compared; give as many \(50 at least"):
         score.score(tmp_path, config)
     for i in range(50):
         Image.new("L", (16, 16)).save(tmp_path / f"{i}.png")

@@ -57,7 +57,7 @@ def test_what_is_gone_is_said_and_its_number_stays_its_own(tmp_path: Path, capsy
     (tmp_path / "000000.png").unlink()
     (tmp_path / "000002.png").unlink()
     before = earlier(tmp_path, add=True)
-    assert "2 images that samples.json lists are gone" in capsys.readouterr().out
+    assert "2 images gone that samples.json lists" in capsys.readouterr().out
     write_samples(tmp_path, WHOLE[3:], info([0]), before)
     assert [e["index"] for e in read_json(tmp_path / "samples.json")["images"]] == [1, 3, 4]
     assert np.array_equal(pixels(tmp_path / "grid.png"), grid(WHOLE[[1, 3, 4]]))

@@ -12,6 +12,8 @@ import pytest
 from jobs import distil
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.evaluation.audit_data import teacher_file
+from pipeline.files import sha256_file, write_json
 from pipeline.past import history
 from pipeline.planning import memory
 from pipeline.planning.fits import check_models
@@ -48,6 +50,19 @@ def test_a_student_s_evaluation_has_its_own_steps_and_grid() -> None:
 def test_all_jumps_of_a_sample_are_in_memory_at_once() -> None:
     needed = [memory.of_rank(config(few(k), k, init_from="teacher"), "diffusion", 1, "cpu")[1] for k in (1, 8)]
     assert needed[1] > 2 * needed[0]
+
+
+def test_an_audit_of_a_student_needs_the_teacher_and_the_images_of_both(tmp_path: Path) -> None:
+    (tmp_path / "ema.safetensors").write_bytes(b"weights")
+    begun, made_of = sha256_file(tmp_path / "ema.safetensors"), SimpleNamespace(content="ab", name="ingest/ab")
+    asked: Any = config(few(2), init_from=str(tmp_path))
+    write_json(tmp_path / "manifest.json", {"inputs": {"ingest": {"content": "ab"}}})
+    assert teacher_file(asked, made_of, begun) == tmp_path / "ema.safetensors"  # type: ignore[arg-type]
+    write_json(tmp_path / "manifest.json", {"inputs": {"ingest": {"content": "cd"}}})
+    with pytest.raises(UserError, match=r"was trained on other images than ingest/ab; .* audit that one"):
+        teacher_file(asked, made_of, begun)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"teacher of this student, weights of content 0{12}, .*; bring it back"):
+        teacher_file(asked, made_of, "0" * 64)  # type: ignore[arg-type]
 
 
 def test_a_student_is_no_teacher(tmp_path: Path) -> None:
