@@ -23,18 +23,20 @@ class Tracer:
     def __init__(self, asked: Profile, folder: Path, log: Log) -> None:
         self.asked, self.folder, self.log = asked, folder, log
         self._profiler: Any = None
+        self._last = 0
 
     def before(self, step: int) -> None:
-        """Steps are numbered from 1."""
+        """Steps are numbered from 1. What is recorded ends as well where steps are left out, or gone back over."""
         first, end = self.asked.from_, self.asked.from_ + self.asked.steps
+        if not first < step < end:
+            self.close(self._last)
         if step == first:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
             self._profiler = torch.profiler.profile(activities=kinds, record_shapes=True)
             self._profiler.start()
-        if step == end:
-            self.close(end - 1)
+        self._last = step
 
     def close(self, last: int) -> None:
         """Write what was recorded, if anything; `last` is the last step in it."""

@@ -64,22 +64,35 @@ def test_the_rate_of_products_is_about_what_a_product_takes() -> None:
     assert 0.05 * rate < 8 * 2 * 512**3 / seconds() < 20 * rate
 
 
-def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path: Path) -> None:
-    class Log:
-        def __init__(self) -> None:
-            self.files: list[tuple[Path, str]] = []
+class Log:
+    def __init__(self) -> None:
+        self.files: list[tuple[Path, str]] = []
 
-        def file(self, path: Any, artifact_path: str = "") -> None:
-            self.files.append((Path(path), artifact_path))
+    def file(self, path: Any, artifact_path: str = "") -> None:
+        self.files.append((Path(path), artifact_path))
 
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ([1, 2, 3, 4, 5], [2, 3]),
+        ([1, 2, 40, 41], [2]),  # steps in between are left out (`training.skip`): the trace ends
+        ([1, 2, 3, 1, 40], [2, 3]),  # a roll-back
+        ([3, 4, 5], []),  # a training that goes on in the middle of them
+    ],
+)
+def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path: Path, steps: list[int], kept: list[int]) -> None:
     log = Log()
     tracer = Tracer(Profile.model_validate({"from": 2, "steps": 2}), tmp_path / "profile", log)
-    for step in range(1, 6):
+    for step in steps:
         tracer.before(step)
         with torch.profiler.record_function(f"step {step}"):
             torch.ones(8, 8) @ torch.ones(8, 8)
-    tracer.close(5)
+    tracer.close(steps[-1])
+    if not kept:
+        assert not log.files
+        return
     ((path, place),) = log.files
-    assert (path.name, place) == ("steps-2-3.json.gz", "profile")
+    assert (path.name, place) == (f"steps-2-{kept[-1]}.json.gz", "profile")
     names = {event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]}
-    assert {"step 2", "step 3", "aten::mm"} <= names and not {"step 1", "step 4"} & names
+    assert "aten::mm" in names and {n for n in names if str(n).startswith("step ")} == {f"step {k}" for k in kept}
