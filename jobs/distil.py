@@ -39,6 +39,10 @@ def command(
     own = read(path, [])
     if own.diffusion.distil:
         raise UserError(f"{run}: is a student already; give the run of its teacher")
+    if name == own.run.name:
+        raise UserError(
+            f"--name {name}: is the teacher's, whose versions and alias the student's would be; give another"
+        )
     training = own.diffusion.training
     if training.lora and not any(word.startswith("diffusion.training.init_from=") for word in overrides):
         raise UserError(
@@ -69,6 +73,8 @@ def command(
         "evaluate.grid=auto",
         f"evaluate.steps={steps}",
         "evaluate.guidance=1",
+        "evaluate.guidance_weak=live",  # the teacher's may name averages that a student has not
+        "evaluate.weights=ema",
         "tracking.model_name=null",
     ]
     words = [*derived, *overrides]

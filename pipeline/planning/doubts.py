@@ -70,6 +70,8 @@ def _intervals(training: Training) -> Iterator[str]:
             yield f"{key}`: {every:,} of {steps:,} steps: {happens}; give fewer"
     if training.snapshot_every and training.snapshot_every > samples:
         yield f"snapshot_every`: {training.snapshot_every:,} of {samples:,} samples: none is stored before the end"
+    if training.profile and training.profile.from_ > steps:
+        yield f"profile`: from step {training.profile.from_:,} of {steps:,}: there is no trace; give an earlier one"
     for start, end in training.skip:
         if start >= samples:
             yield f"skip`: [{start}, {end}) begins after the last of {samples:,} samples: nothing is left out"

@@ -220,6 +220,12 @@ def _check_student(config: Config) -> None:
     student, section = config.diffusion.distil, config.evaluate
     if student and config.diffusion.self_conditioning:
         raise UserError("`diffusion.self_conditioning`: a student's few jumps have no guess before them; leave it out")
+    condition = config.diffusion.condition
+    if student and student.guidance != 1 and not (condition.tells and condition.drop > 0):
+        raise UserError(
+            f"`diffusion.distil.guidance`: {student.guidance:g} needs a teacher that was sometimes told nothing "
+            "(`diffusion.condition.drop` above 0); give 1"
+        )
     if student and (section.sampler, section.guidance, section.steps) != ("few", 1, student.steps):
         raise UserError(
             f"`evaluate`: sampler {section.sampler}, guidance {section.guidance:g}, steps {section.steps}, of a "

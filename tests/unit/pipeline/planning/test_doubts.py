@@ -39,6 +39,7 @@ def config(**training: Any) -> Config:
         ({"log_every": 100}, "log_every`: 100 of 60"),
         ({"average_lengths": [0.1], "snapshot_every": 601}, "snapshot_every`: 601 of 600 samples"),
         ({"skip": [[600, 700]]}, "skip`: [600, 700) begins after the last of 600 samples"),
+        ({"profile": {"from": 61}}, "profile`: from step 61 of 60: there is no trace"),
         ({"half_lives": [600]}, "half_lives`: 600 for a training of 600 samples: 50% of the average"),
     ],
 )  # fmt: skip

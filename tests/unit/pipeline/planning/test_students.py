@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jobs import distil
+from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.audit_data import teacher_file
@@ -90,3 +91,35 @@ def test_guidance_that_is_no_scale_is_not_taken_for_one(tmp_path: Path, monkeypa
         distil.command.callback(guidance=None, **how)  # type: ignore[misc]
     distil.command.callback(guidance=1.5, **how)  # type: ignore[misc]
     assert "diffusion.distil={guidance: 1.5, steps: 2}" in started[0]
+    with pytest.raises(UserError, match=r"--name digits: is the teacher's"):
+        distil.command.callback(guidance=1.5, **{**how, "name": "digits"})  # type: ignore[misc]
+
+
+def test_weights_of_the_teacher_s_evaluation_are_not_the_student_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = config(
+        {"weights": "ema-50", "guidance_kind": "autoguidance", "guidance_weak": "20"}, half_lives=[9, 50, 20]
+    )
+    write_json(tmp_path / "config.yaml", teacher.model_dump(mode="json", by_alias=True))
+    past = SimpleNamespace(
+        folder=tmp_path, root=tmp_path, folders={"diffusion": tmp_path}, summary=lambda stage: {"steps": 10}
+    )
+    monkeypatch.setattr(history, "find", lambda root, run: past)
+    read: list[Config] = []
+    monkeypatch.setattr(distil, "read", lambda path, words, **how: read.append(configs.load(path, words)) or read[-1])
+    monkeypatch.setattr(distil, "run_stages", lambda *given: None)
+    distil.command.callback(  # type: ignore[misc]
+        run="digits", overrides=(), steps=2, guidance=None, name=None, root=tmp_path
+    )
+    assert (read[-1].evaluate.weights, read[-1].evaluate.guidance_weak) == ("ema", "live")
+
+
+@pytest.mark.parametrize("condition", [{"kind": "none"}, {"kind": "class", "drop": 0}])
+def test_guidance_needs_a_teacher_that_knows_images_of_which_nothing_is_told(condition: dict[str, Any]) -> None:
+    asked = config(few(2), init_from="teacher").model_dump(by_alias=True)
+    asked["diffusion"] |= {"condition": condition, "distil": {"steps": 2, "guidance": 1.5}}
+    with pytest.raises(UserError, match=r"`diffusion\.distil\.guidance`: 1\.5 needs a teacher"):
+        check_models(Config.model_validate(asked))
+    asked["diffusion"]["distil"]["guidance"] = 1
+    check_models(Config.model_validate(asked))
