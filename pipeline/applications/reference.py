@@ -40,20 +40,23 @@ def distance(images: Path, reference: Path, extractor: Any, save: Path | None = 
     """
     if save is not None and (save.exists() or save.suffix != ".npz"):
         raise UserError(f"--save {save}: " + ("exists; give a new file" if save.exists() else "expected a name.npz"))
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)  # what cannot be is told before the hours of features
     theirs = statistics(reference, extractor)
-    ours = of_images(images, extractor)
-    if ours.mean.shape != theirs.mean.shape:
+    width = len(theirs.mean) if theirs.images else extractor(np.zeros((1, 32, 32, 3), np.uint8)).shape[1]
+    if len(theirs.mean) != width:
         raise UserError(
-            f"{reference}: statistics of {len(theirs.mean)} features, and the extractor gives {len(ours.mean)}; give "
-            "the weights that they were made with"
+            f"{reference}: statistics of {len(theirs.mean)} features, and the extractor gives {width}; give the "
+            "weights that they were made with"
         )
+    ours = of_images(images, extractor)
     if save is not None:
         with atomic_path(save) as temporary, open(temporary, "wb") as file:
             np.savez(file, mu=ours.mean, sigma=ours.covariance)
-    try:
+    with np.errstate(over="ignore"):
         value = frechet.of_statistics(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
-    except np.linalg.LinAlgError as error:
-        raise UserError(f"{reference}: no distance can be computed ({error}); fetch it again") from None
+    if not np.isfinite(value):
+        raise UserError(f"{reference}: no distance can be computed, its numbers are too large; fetch it again")
     return {
         "distance": value,
         "images": ours.images,
@@ -65,6 +68,7 @@ def distance(images: Path, reference: Path, extractor: Any, save: Path | None = 
 
 def statistics(reference: Path, extractor: Any) -> Statistics:
     """Those in a file, or, where it holds none, those of its images."""
+    _there(reference)
     if reference.suffix != ".npz":
         return of_images(reference, extractor)
     with open_npz(str(reference)) as file:
@@ -83,17 +87,27 @@ def statistics(reference: Path, extractor: Any) -> Statistics:
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{reference}: mu or sigma is not finite; fetch it again")
-    if not np.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6) or (np.diagonal(covariance) < 0).any():
+    symmetric = np.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6)
+    variances = np.linalg.eigvalsh(covariance) if symmetric and len(mean) else np.zeros(1)  # rising
+    if not symmetric or variances[0] < -1e-3 * max(variances[-1], 0):  # in float32 a little below 0
         raise UserError(f"{reference}: sigma is no covariance: symmetric, with no negative variances; fetch it again")
     return Statistics(mean, covariance, None)
 
 
+def _there(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path}: does not exist; give a folder of images or an .npz")
+
+
 def of_images(source: Path, extractor: Any) -> Statistics:
     """Mean and covariance (over n - 1) of the features of all images in a folder, or in an .npz as `arr_0`."""
+    _there(source)
     batches = _of_npz(source) if source.suffix == ".npz" else _of_folder(source)
     features = np.concatenate([extractor(batch) for batch in batches])
     if len(features) < 2:
         raise UserError(f"{source}: {many(len(features), 'image')}, and a covariance needs at least two")
+    if not np.isfinite(features).all():
+        raise UserError(f"{source}: features are not finite; fetch the extractor's weights again")
     return Statistics(features.mean(0), np.cov(features, rowvar=False), len(features))
 
 

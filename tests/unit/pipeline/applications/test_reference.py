@@ -72,6 +72,9 @@ def test_statistics_that_lack_rank_are_compared_too() -> None:
         ({"mu": np.zeros(3), "sigma": np.array([["a"] * 3] * 3)}, "expected real numbers"),
         ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "sigma is no covariance"),
         ({"mu": np.zeros(3), "sigma": np.triu(np.ones((3, 3)))}, "sigma is no covariance"),
+        ({"mu": np.zeros(12), "sigma": np.eye(12) + 3 * np.eye(12)[::-1]}, "sigma is no covariance"),  # variances of -2
+        ({"mu": np.zeros(12), "sigma": 1j * np.eye(12)}, "expected real numbers"),
+        ({"mu": np.full(12, 1e200), "sigma": np.eye(12)}, "no distance can be computed, its numbers are too large"),
         ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, r"arr_0 is uint8\(0, 8, 8, 3\)"),
         ({"x": np.zeros(3)}, "holds x; expected mu and sigma, or images as arr_0"),
         ({"arr_0": np.zeros((4, 8, 8, 3))}, r"arr_0 is float64\(4, 8, 8, 3\); expected uint8"),
@@ -83,6 +86,32 @@ def test_what_is_no_reference_is_refused(tmp_path: Path, arrays: dict[str, Any],
     np.savez(tmp_path / "r.npz", **arrays)
     with pytest.raises(UserError, match=message):
         reference.distance(ours, tmp_path / "r.npz", Means())
+
+
+class Counted(Means):
+    """Tells how many images it has seen; of weights that are not numbers, where they are asked for."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.seen, self.scale = 0, scale
+
+    def __call__(self, images: Any) -> Any:
+        self.seen += len(images)
+        return self.scale * super().__call__(images)
+
+
+def test_what_cannot_be_is_told_before_features_are_made(tmp_path: Path) -> None:
+    ours, extractor = saved(tmp_path / "ours", drawn(0, 9)), Counted()
+    np.savez(tmp_path / "r.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(UserError, match="statistics of 3 features"):
+        reference.distance(ours, tmp_path / "r.npz", extractor)
+    with pytest.raises(UserError, match=r"no\.npz: does not exist; give a folder of images or an \.npz"):
+        reference.distance(ours, tmp_path / "no.npz", extractor)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):  # told in a line by the command line
+        reference.distance(ours, ours, extractor, tmp_path / "file" / "our.npz")
+    assert extractor.seen == 1  # one, for the width
+    with pytest.raises(UserError, match="ours: features are not finite; fetch the extractor's weights"):
+        reference.distance(ours, ours, Counted(np.nan))
 
 
 def test_statistics_in_the_place_of_images_are_told(tmp_path: Path) -> None:
