@@ -84,10 +84,11 @@ class Curve:
         return {self.name: distance, f"{self.name}_real": self.real}
 
     def __str__(self) -> str:
+        student = self.config.diffusion.distil
+        how = f"few, {student.steps}" if student else f"{SAMPLER}, {self.config.diffusion.fd.steps}"
         return (
-            f"{self.name}: Fréchet distance of {self.count} samples ({SAMPLER}, {self.config.diffusion.fd.steps} "
-            f"steps, guidance {GUIDANCE:g}) to {self.count} held-out images, real data {self.real:.3g}, extractor "
-            f"{self.extractor.digest[:12]}"
+            f"{self.name}: Fréchet distance of {self.count} samples ({how} steps, guidance {GUIDANCE:g}) to "
+            f"{self.count} held-out images, real data {self.real:.3g}, extractor {self.extractor.digest[:12]}"
         )
 
     def _features(self, split: str) -> Array:

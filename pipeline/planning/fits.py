@@ -219,7 +219,10 @@ def _check_student(config: Config) -> None:
     others."""
     student, section = config.diffusion.distil, config.evaluate
     if student and config.diffusion.self_conditioning:
-        raise UserError("`diffusion.self_conditioning`: a student's few jumps have no guess before them; leave it out")
+        raise UserError(
+            "`diffusion.self_conditioning`: a student's few jumps have no guess before them, so there is none of a "
+            "teacher that is told its own; give another teacher"
+        )
     condition = config.diffusion.condition
     if student and student.guidance != 1 and not (condition.tells and condition.drop > 0):
         raise UserError(

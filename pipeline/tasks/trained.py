@@ -77,9 +77,12 @@ def train(
         if progress.last > 0 and not (mail / FLOPS).exists():  # here: ranks have no second to spare for counting
             write_json(mail / FLOPS, counted(module, config, inputs))
 
+    values = config.model_dump(mode="json", by_alias=True)
+    if first_weights:  # as planned, of a student its teacher too: an alias may move, ranks may run in another folder
+        values[name]["training"]["init_from"] = str(first_weights)
     arguments = {
         "stage": name,
-        "config": config.model_dump(mode="json", by_alias=True),
+        "config": values,
         "inputs": {key: str(artifact.path) for key, artifact in inputs.items()},
         "path": str(writer.path),
         "mail": str(mail),

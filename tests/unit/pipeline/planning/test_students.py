@@ -14,6 +14,7 @@ from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.audit_data import teacher_file
+from pipeline.evaluation.curve import Curve
 from pipeline.files import sha256_file, write_json
 from pipeline.past import history
 from pipeline.planning import memory
@@ -46,6 +47,21 @@ def test_a_student_s_evaluation_has_its_own_steps_and_grid() -> None:
     for asked, words in ((few(2, grid="karras"), "evaluate.grid.*jumps"), (few(4), "steps 4.*set .*steps: 2")):
         with pytest.raises(UserError, match=words):
             check_models(config(asked, init_from="teacher"))
+
+
+def test_a_teacher_that_is_told_its_own_guess_has_no_student() -> None:
+    asked = config(few(2), init_from="teacher").model_dump(by_alias=True)
+    asked["diffusion"]["self_conditioning"] = True
+    with pytest.raises(UserError, match="no guess before them, so there is none of a teacher that is told its own"):
+        check_models(Config.model_validate(asked))
+
+
+@pytest.mark.parametrize(("student", "how"), [(True, "few, 2 steps"), (False, "heun, 10 steps")])
+def test_a_curve_says_how_its_samples_are_made(student: bool, how: str) -> None:
+    curve = object.__new__(Curve)
+    made = {"real": 1.0, "extractor": SimpleNamespace(digest="ab"), "name": "fd_50", "count": 50}
+    vars(curve).update(made, config=config(few(2), init_from="teacher") if student else config({}))
+    assert f"50 samples ({how}, guidance 1)" in str(curve)
 
 
 def test_all_jumps_of_a_sample_are_in_memory_at_once() -> None:

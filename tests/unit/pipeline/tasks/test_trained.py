@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.generate.finite import NotFinite
+from pipeline.tasks import trained
 from pipeline.tasks.shown import Said
 from pipeline.tasks.trained import naming_lost, sayer, where_finite
 
@@ -51,3 +55,26 @@ def test_weights_whose_samples_are_not_finite_show_nothing_and_it_is_said() -> N
     assert where_finite(bad, "preview", told.append)(engine) == {}
     assert told == ["no preview: 4 of 4 images are not finite"]
     assert where_finite(lambda _: {"fd": 1.0}, "measurement", told.append)(engine) == {"fd": 1.0} and len(told) == 1
+
+
+def test_ranks_begin_with_the_weights_that_were_planned_wherever_they_run(tmp_path: Path) -> None:
+    training = {"steps": 3, "batch_size": 2, "init_from": "models:/teacher@latest-good"}
+    config = Config.model_validate(
+        {
+            "run": {"name": "x", "root": str(tmp_path)},
+            "data": {"source": {"kind": "digits"}},
+            "autoencoder": {"training": {"steps": 1}},
+            "diffusion": {"training": training, "distil": {}},
+        }
+    )
+    given: list[dict[str, Any]] = []
+    writer: Any = SimpleNamespace(
+        work=tmp_path / "work", path=tmp_path / "work", token=1, recipe={"training": {"steps": 3}},
+        input_contents=dict, lease=SimpleNamespace(check=lambda: None),
+    )  # fmt: skip
+    cluster: Any = SimpleNamespace(train=lambda rank, arguments, *others: given.append(arguments))
+    spool: Any = SimpleNamespace(run={})
+    with pytest.raises(UserError, match="took over|taken over"):  # nobody has trained here
+        trained.train("diffusion", config, {}, writer, cluster, spool, tmp_path / "ema.safetensors")
+    assert given[0]["config"]["diffusion"]["training"]["init_from"] == str(tmp_path / "ema.safetensors")
+    assert given[0]["first_weights"] == str(tmp_path / "ema.safetensors")
