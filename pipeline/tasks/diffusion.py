@@ -115,11 +115,16 @@ def read_of(inputs: dict[str, Artifact], request: Mapping[str, Any]) -> dict[str
 
 def frozen(config: Config, what: dict[str, Any], ranks: Ranks) -> Any:
     """The teacher of a student: the network of `init_from`, which has to be of the student's own form."""
+    import torch
+
     from pipeline.networks import build_network, load_weights
     from pipeline.tasks.begin import first_weights
 
-    teacher = build_network(what)
+    teacher: Any = build_network(what)
     load_weights(teacher, first_weights(config, "diffusion"))
+    # The network alone: embedded captions are float16, which autocast to bf16 refuses to join
+    half = torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.diffusion.training.precision == "bf16")
+    teacher.forward = half(teacher.forward)
     return teacher.to(ranks.device).eval().requires_grad_(False)
 
 
@@ -167,7 +172,6 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     teacher = frozen(config, what, ranks) if section.distil else None
     untold = {"class": null, **(given["train"].null if given["train"] else {})}  # the rows that stand for no condition
-    half = torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16")
     decoder = load_model(inputs["autoencoder"].path).to(ranks.device)
     tokenizer = tokens.of_model(decoder, inputs["autoencoder"].path)
     inside = None
@@ -182,13 +186,12 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
         condition = loader.told_in(batch)
         if teacher is not None and section.distil:
             said = {name: rows for name, rows in condition.items() if name in untold}
-            nothing = {name: torch.as_tensor(untold[name]).to(rows)[None] for name, rows in said.items()}
+            nothing = {name: torch.tensor(untold[name]).to(rows)[None] for name, rows in said.items()}
             jumps = section.distil.steps
             way = grids.walk(jumps, path, start_time(path, section.prediction))
             student, lead = (denoiser(each, path, section.prediction) for each in (network, teacher))
             lead = guided(lead, section.distil.guidance, nothing)
-            with half:
-                return distillation.loss(student, jumps, lead, way, batch["noise"], condition, path)
+            return distillation.loss(student, jumps, lead, way, batch["noise"], condition, path)
         x0 = space.draw(batch["moments"], batch["posterior"])  # [n, C, *sides]
         t = times(batch["u"], path)
         if section.self_conditioning:
