@@ -52,7 +52,8 @@ def _schedule(training: Training) -> Iterator[str]:
             f"warmup`: {warmup:,} steps of warm-up and {training.decay:.0%} of {steps:,} that fall (`decay`) leave no "
             "plateau, and the peak is not reached; give less of either"
         )
-    if training.schedule != "wsd" and "decay" in training.model_fields_set:
+    usual = Training.model_fields["decay"].default  # as the config of a run that is past has it, which names every key
+    if training.schedule != "wsd" and "decay" in training.model_fields_set and training.decay != usual:
         yield f"decay`: has no effect with `schedule: {training.schedule}`; it goes with wsd"
 
 

@@ -30,6 +30,7 @@ def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
     from models.patches import size_of
     from pipeline.artifacts import Artifact
     from pipeline.data.latents import BROUGHT
+    from pipeline.training.muon import matrices
 
     options, data = config.autoencoder.model, config.data
     if config.autoencoder.from_:
@@ -71,6 +72,8 @@ def check_models(config: Config) -> tuple[int, tuple[int, ...]]:
         caption = config.diffusion.condition.caption
         check_attends(backbone, config.diffusion.backbone, caption.model_dump() if caption else None)
         inside.check(config.diffusion, backbone, data.channels, data.size)
+        if config.diffusion.training.optimizer == "muon":
+            matrices(backbone)
         key = "diffusion.training.lora.targets"
         if lora := config.diffusion.training.lora:
             if importlib.util.find_spec("peft") is None:

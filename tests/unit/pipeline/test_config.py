@@ -188,6 +188,13 @@ def test_adapters_need_peft_before_anything_runs(path: Path, monkeypatch: pytest
         fits.check_models(asked)
 
 
+def test_muon_needs_a_network_that_has_matrices_before_anything_runs(path: Path) -> None:
+    muon = "diffusion.training.optimizer=muon"
+    fits.check_models(config.load(path, [muon]))
+    with pytest.raises(UserError, match=r"training\.optimizer: muon is for the matrices of blocks, .*; use adamw"):
+        fits.check_models(config.load(path, [muon, "diffusion.backbone={kind: unet, width: 8, groups: 4, head_width: 8}"]))
+
+
 def test_models_options_are_checked(path: Path) -> None:
     with pytest.raises(UserError, match=r"`diffusion.backbone`: .*did you mean 'width'"):
         fits.check_models(config.load(path, ["diffusion.backbone={kind: dit, widht: 64}"]))

@@ -53,6 +53,10 @@ def test_what_nobody_asked_for_is_not_held_against_a_short_training() -> None:
     assert doubts(config(warmup=30, schedule="wsd", decay=0.5)) == []
     assert doubts(config(save_every=60)) == []
     assert doubts(config(half_lives=[600], init_from="x")) == []
+    whole = config(half_lives=[50], log_every=6).model_dump(
+        by_alias=True
+    )  # as a past run's config, of which `ldm distil` makes its own
+    assert [line for line in doubts(Config.model_validate(whole)) if "decay" in line] == []
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda p: p.name)
