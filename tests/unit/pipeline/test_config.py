@@ -192,7 +192,9 @@ def test_muon_needs_a_network_that_has_matrices_before_anything_runs(path: Path)
     muon = "diffusion.training.optimizer=muon"
     fits.check_models(config.load(path, [muon]))
     with pytest.raises(UserError, match=r"training\.optimizer: muon is for the matrices of blocks, .*; use adamw"):
-        fits.check_models(config.load(path, [muon, "diffusion.backbone={kind: unet, width: 8, groups: 4, head_width: 8}"]))
+        fits.check_models(
+            config.load(path, [muon, "diffusion.backbone={kind: unet, width: 8, groups: 4, head_width: 8}"])
+        )
 
 
 def test_models_options_are_checked(path: Path) -> None:
