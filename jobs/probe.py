@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from jobs.cli import main
 from jobs.common import PATH
 
+if TYPE_CHECKING:
+    from pipeline.applications.probe import Table
+
 
 @click.command("probe")
 @click.argument("features", type=PATH)
 @click.option("--target", default=None, help="Column of the class; default: the labels.")
 @click.option("--box", default=None, help="Four columns of a box in place of a class, such as x0,y0,x1,y1.")
+@click.option("--between", default=None, help="A,B: write the direction between two values instead.")
 @click.option("--group", default=None, help="Column whose images of one value stay together, in training or test.")
 @click.option("--few", default="10,100", show_default=True, help="Labels a class, besides all; empty: all alone.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Draws of images and labels.")
 @click.option("--out", default=None, type=PATH, help="Also write the figures here (JSON).")
 @click.option("--root", default="runs", type=PATH, help="Where the run lies that made the model.")
 def command(
-    features: Path, target: str | None, box: str | None, group: str | None, few: str, seeds: int, out: Path | None,
-    root: Path,
+    features: Path, target: str | None, box: str | None, between: str | None, group: str | None, few: str, seeds: int,
+    out: Path | None, root: Path,
 ) -> None:  # fmt: skip
     """Probe FEATURES, an .npz file of `ldm features`: linear and nearest neighbours on the best level and block, beside
     pixels, patch PCA and the autoencoder's latents."""
@@ -43,6 +48,9 @@ def command(
     table = probe.load(features)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is said now
+    if between is not None:
+        _direction(table, between, target, out)
+        return
     if box:
         values = probe.boxes(table, [name.strip() for name in box.split(",")], group, seeds)
     else:
@@ -64,6 +72,22 @@ def command(
     how = {"target": target, "box": box, "group": group, "few": few, "seeds": seeds, "features": digest(table.about)}
     asked = {"model": table.about.get("model", {}), "how": how}
     record(root, "probe", features, said.replace("\n", "; "), metrics=probe.metrics(values), asked=asked)
+
+
+def _direction(table: Table, between: str, target: str | None, out: Path | None) -> None:
+    """Find and write the direction between two values."""
+    from pipeline.applications import directions
+    from pipeline.errors import UserError
+
+    values = [part.strip() for part in between.split(",")]
+    if len(values) != 2 or not all(values) or values[0] == values[1]:
+        raise UserError(f"--between {between}: expected two values, A,B")
+    if out is None or out.suffix != ".npz":
+        raise UserError("--out: expected a NAME.npz for the direction")
+    direction, about = directions.found(table, *values, target)
+    directions.write(out, direction, about)
+    few, more = about["images"]
+    print(f"from {few:,} images of {values[0]} to {more:,} of {values[1]}: written to {out}", flush=True)
 
 
 if __name__ == "__main__":

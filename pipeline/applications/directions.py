@@ -1,0 +1,83 @@
+"""Directions in the latents, found from labelled images: from those of one value to those of another, for sliders.
+
+d = mean of z over images of B - mean over those of A, z the normalised latents (Larsen et al. 2016, "Autoencoding
+beyond pixels using a learned similarity metric", has it for attributes of faces). Added to latents as it is, it lays one mean
+face over another; `edit.py` adds it to what the denoiser says, at much noise, so that the steps after it make an image
+of that. A direction is a file NAME.npz:
+
+    direction [C, *sides]   float32, normalised latents
+    about                   JSON: the model, from, to, target, how many images of each
+
+No pickle. Found by `ldm probe FEATURES --between A,B`, used by `ldm edit --along`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.applications.probe import LEAST, Table
+from pipeline.data.arrays import open_npz, read_array
+from pipeline.errors import UserError, many
+from pipeline.files import atomic_path, canonical_json
+from pipeline.generate.generator import Generator
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def found(table: Table, before: str, after: str, target: str | None = None) -> tuple[Array, dict[str, Any]]:
+    """The direction float32 [C, *sides] from images labelled `before` to those labelled `after`, and what made it.
+
+    target: the column that says so; none: the labels. Where the features know what training held out, it is left out.
+    UserError for a column that is not there, values of fewer than 20 images, and features without latents (`--bare`).
+    """
+    name = f"column/{target}" if target else "labels"
+    if name not in table.known:
+        there = ", ".join(key.partition("/")[2] for key in table.known if key.startswith("column/")) or "none"
+        raise UserError(f"--target {target}: {table.path} has no such column; it has: {there}")
+    if "latents" not in table.beside:
+        raise UserError(f"{table.path}: has no latents; run `ldm features` without --bare")
+    values, latents = table.known[name], table.array("latents").astype(np.float64)
+    seen = table.known["split"] != "val" if "split" in table.known else np.ones(len(values), bool)
+    means, counts = [], []
+    for value in (before, after):
+        rows = latents[(values == value) & seen]
+        if len(rows) < LEAST:
+            there = ", ".join(sorted(set(values) - {""})[:20])
+            raise UserError(
+                f"--between: {many(len(rows), 'image')} of {value!r}, expected {LEAST} at least; of: {there}"
+            )
+        means.append(rows.mean(0))
+        counts.append(len(rows))
+    about = {"model": table.about.get("model", {}), "from": before, "to": after, "target": target, "images": counts}
+    return (means[1] - means[0]).astype(np.float32), about
+
+
+def write(path: Path, direction: Array, about: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, direction=direction, about=np.array(canonical_json(about)))
+
+
+def read(path: Path, model: Generator) -> tuple[Array, dict[str, Any]]:
+    """A direction float32 [C, *sides] of this model's latents, and what made it. UserError for another file, and for a
+    direction found in the latents of another autoencoder."""
+    if path.suffix != ".npz" or not path.is_file():
+        raise UserError(
+            f"--along {path}: is no .npz file; `ldm probe FEATURES --between A,B --out NAME.npz` writes one"
+        )
+    with open_npz(str(path)) as file:
+        if not {"direction", "about"} <= set(file):
+            raise UserError(f"--along {path}: holds no direction; `ldm probe FEATURES --between A,B` finds one")
+        direction = read_array(file, "direction", str(path))
+        try:
+            about = dict(json.loads(str(read_array(file, "about", str(path)))))
+        except (ValueError, TypeError):
+            raise UserError(f"--along {path}: does not say what it was made of; find it again") from None
+    shape = (model.options["latent"]["channels"], *model.sides[0])
+    if direction.shape != shape or direction.dtype != np.float32 or not np.isfinite(direction).all():
+        raise UserError(f"--along {path}: {direction.dtype}{direction.shape}, expected finite float32 of {shape}")
+    return direction, about
