@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from jobs.sample import pairs
 @click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(
     model: str, images: tuple[Path, ...], out: Path, to: tuple[str, ...], was: tuple[str, ...], strength: str,
-    along: Path | None, by: str, method: str, mask: Path | None, steps: int, guidance: float | None, seed: int, root: Path,
+    along: Path | None, by: str, method: str, mask: Path | None, steps: int, guidance: float | None, seed: int,
+    root: Path,
 ) -> None:  # fmt: skip
     """Edit IMAGES (files, or folders) with MODEL: a PNG each, and grid.png, a row each: the image, what the autoencoder
     makes of it, the edits by strength, or by how far along a direction."""
@@ -49,6 +51,8 @@ def command(
     strengths, amounts = numbers("--strength", strength), numbers("--by", by)
     if not along and amounts != [1.0]:
         raise UserError("--by: how far along a direction; give it with --along")
+    if not all(math.isfinite(amount) for amount in amounts):
+        raise UserError(f"--by {by}: expected finite numbers")
     if len(strengths) > 1 and len(amounts) > 1:
         raise UserError("--by: several, and several of --strength; give one of either")
     asked, true = pairs("--set", to), pairs("--was", was)
@@ -59,14 +63,14 @@ def command(
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
     for value in strengths:
         requests(generator, len(files), asked, true, value, method, seed, along is not None, **how)
-    direction = directions.read(along, generator)[0] if along else None
+    direction = directions.read(along, generator) if along else None
     for file in files:  # what is wrong with any of them is said before the first is edited
         given_images.read(file, channels, shape)
-    more = {"mask": sha256_file(mask)} if mask else {}
+    more: dict[str, Any] = {"mask": sha256_file(mask)} if mask else {}
     more |= {"along": sha256_file(along), "by": amounts} if along else {}
     info = {"set": asked, "was": true, "strength": strengths, "method": method, "seed": seed, **more, **how}
     made_images.begin(out, generator, files, info)
-    pairs_of = [(value, amount) for value in strengths for amount in amounts]
+    each = [(value, amount) for value in strengths for amount in amounts]  # of one of the two there is one
     several = amounts if len(amounts) > 1 else strengths
     ways = [f"{value:g}" for value in several] if len(several) > 1 else [None]
     shown = []
@@ -75,7 +79,7 @@ def command(
         pixels = given_images.stacked(some, channels, shape)
         plain = generator.decode(generator.encode(pixels))
         shown += [[made_images.cell(one) for one in pair] for pair in zip(pixels, plain, strict=True)]
-        for (value, amount), way in zip(pairs_of, ways, strict=True):
+        for (value, amount), way in zip(each, ways, strict=True):
             if made_images.missing(out, some, [way]):
                 gone = None if direction is None else amount * direction
                 made = edit(generator, pixels, asked, true, value, method, held, seed, first, gone, **how)

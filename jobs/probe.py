@@ -38,8 +38,8 @@ def command(
     from pipeline.errors import UserError, many
     from pipeline.files import digest, write_json
 
-    if box and target:
-        raise UserError("--box: a box has no class; leave --target out")
+    if box and (target or between):
+        raise UserError("--box: a box has no class; leave --target and --between out")
     counts = [part.strip() for part in few.split(",") if part.strip()]
     if not all(part.isdecimal() and int(part) > 1 for part in counts):
         raise UserError(f"--few {few}: expected whole numbers above 1, separated by commas")
@@ -49,7 +49,7 @@ def command(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is said now
     if between is not None:
-        _direction(table, between, target, out)
+        _direction(table, between, target, out, root)
         return
     if box:
         values = probe.boxes(table, [name.strip() for name in box.split(",")], group, seeds)
@@ -74,20 +74,25 @@ def command(
     record(root, "probe", features, said.replace("\n", "; "), metrics=probe.metrics(values), asked=asked)
 
 
-def _direction(table: Table, between: str, target: str | None, out: Path | None) -> None:
-    """Find and write the direction between two values."""
+def _direction(table: Table, between: str, target: str | None, out: Path | None, root: Path) -> None:
+    """Find, write and record the direction between two values."""
     from pipeline.applications import directions
-    from pipeline.errors import UserError
+    from pipeline.applications.recorded import record
+    from pipeline.errors import UserError, many
+    from pipeline.files import digest
 
-    values = [part.strip() for part in between.split(",")]
-    if len(values) != 2 or not all(values) or values[0] == values[1]:
+    before, _, after = (part.strip() for part in between.partition(","))
+    if not before or not after or "," in after or before == after:
         raise UserError(f"--between {between}: expected two values, A,B")
     if out is None or out.suffix != ".npz":
-        raise UserError("--out: expected a NAME.npz for the direction")
-    direction, about = directions.found(table, *values, target)
+        raise UserError("--between: give --out NAME.npz, where the direction shall lie")
+    direction, about = directions.found(table, before, after, target)
     directions.write(out, direction, about)
     few, more = about["images"]
-    print(f"from {few:,} images of {values[0]} to {more:,} of {values[1]}: written to {out}", flush=True)
+    said = f"a direction from {many(few, 'image')} of {before} to {more:,} of {after}: {out}"
+    print(said, flush=True)
+    how = {"between": between, "target": target, "features": digest(table.about)}
+    record(root, "probe", out.parent, said, [out.name], asked={"model": about["model"], "how": how})
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Directions in the latents, found from labelled images: from those of one value to those of another, for sliders.
 
-d = mean of z over images of B - mean over those of A, z the normalised latents (Larsen et al. 2016, "Autoencoding
-beyond pixels using a learned similarity metric", has it for attributes of faces). Added to latents as it is, it lays one mean
-face over another; `edit.py` adds it to what the denoiser says, at much noise, so that the steps after it make an image
-of that. A direction is a file NAME.npz:
+d = mean of z over images of B - mean over images of A, of normalised latents z (Larsen et al. 2016, "Autoencoding
+beyond pixels using a learned similarity metric", has it for attributes of faces). Added to an image's latents it lays
+one mean image over it; `edit.py` adds it to what the denoiser says at much noise, so that the steps after it make an
+image of that. A direction is a file NAME.npz, with no pickle in it:
 
-    direction [C, *sides]   float32, normalised latents
-    about                   JSON: the model, from, to, target, how many images of each
+    direction    float32 [C, *sides], in normalised latents
+    about        JSON: the model in whose latents it lies, from, to, target, how many images of each
 
-No pickle. Found by `ldm probe FEATURES --between A,B`, used by `ldm edit --along`.
+Found by `ldm probe FEATURES --between A,B`, used by `ldm edit --along`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from pipeline.files import atomic_path, canonical_json
 from pipeline.generate.generator import Generator
 
 Array = np.ndarray[Any, np.dtype[Any]]
+FINDS = "`ldm probe FEATURES --between A,B`"
 
 
 def found(table: Table, before: str, after: str, target: str | None = None) -> tuple[Array, dict[str, Any]]:
     """The direction float32 [C, *sides] from images labelled `before` to those labelled `after`, and what made it.
 
-    target: the column that says so; none: the labels. Where the features know what training held out, it is left out.
-    UserError for a column that is not there, values of fewer than 20 images, and features without latents (`--bare`).
+    target: the column that says so; none: the labels. Images that training held out, where the features say so, are
+    left out, so that they may show what it does. UserError for a column that is not there, values of fewer than 20
+    images, and features without latents (`--bare`).
     """
     name = f"column/{target}" if target else "labels"
     if name not in table.known:
@@ -48,7 +50,7 @@ def found(table: Table, before: str, after: str, target: str | None = None) -> t
         if len(rows) < LEAST:
             there = ", ".join(sorted(set(values) - {""})[:20])
             raise UserError(
-                f"--between: {many(len(rows), 'image')} of {value!r}, expected {LEAST} at least; of: {there}"
+                f"--between: {many(len(rows), 'image')} of {value!r}, expected {LEAST} at least; values: {there}"
             )
         means.append(rows.mean(0))
         counts.append(len(rows))
@@ -62,16 +64,14 @@ def write(path: Path, direction: Array, about: dict[str, Any]) -> None:
         np.savez(file, direction=direction, about=np.array(canonical_json(about)))
 
 
-def read(path: Path, model: Generator) -> tuple[Array, dict[str, Any]]:
-    """A direction float32 [C, *sides] of this model's latents, and what made it. UserError for another file, and for a
-    direction found in the latents of another autoencoder."""
+def read(path: Path, model: Generator) -> Array:
+    """A direction float32 [C, *sides] in the latents of `model`. UserError for another file, and for a direction in
+    other latents."""
     if path.suffix != ".npz" or not path.is_file():
-        raise UserError(
-            f"--along {path}: is no .npz file; `ldm probe FEATURES --between A,B --out NAME.npz` writes one"
-        )
+        raise UserError(f"--along {path}: is no .npz file; {FINDS} --out NAME.npz writes one")
     with open_npz(str(path)) as file:
         if not {"direction", "about"} <= set(file):
-            raise UserError(f"--along {path}: holds no direction; `ldm probe FEATURES --between A,B` finds one")
+            raise UserError(f"--along {path}: holds no direction; {FINDS} finds one")
         direction = read_array(file, "direction", str(path))
         try:
             about = dict(json.loads(str(read_array(file, "about", str(path)))))
@@ -80,4 +80,12 @@ def read(path: Path, model: Generator) -> tuple[Array, dict[str, Any]]:
     shape = (model.options["latent"]["channels"], *model.sides[0])
     if direction.shape != shape or direction.dtype != np.float32 or not np.isfinite(direction).all():
         raise UserError(f"--along {path}: {direction.dtype}{direction.shape}, expected finite float32 of {shape}")
-    return direction, about
+    if _latents(about.get("model")) != _latents(model.about):
+        raise UserError(f"--along {path}: was found in other latents; find it again in features of this model")
+    return direction
+
+
+def _latents(about: Any) -> Any:
+    """Which latents a model has: those of an encode stage, where it says so."""
+    lineage = about.get("lineage") if isinstance(about, dict) else None
+    return lineage.get("encode") if isinstance(lineage, dict) else None
