@@ -18,7 +18,7 @@ from jobs.sample import pairs
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option("--out", required=True, type=PATH, help="Folder for the edited images and grid.png.")
 @click.option("--set", "to", multiple=True, help="NAME=VALUE that shall be true: an attribute, class or caption.")
-@click.option("--along", default=None, type=PATH, help="A direction (.npz, of `ldm probe --between`) to go along.")
+@click.option("--along", default=None, type=PATH, help="A direction, of `ldm probe --between`, to go along.")
 @click.option("--by", default="1", show_default=True, help="How far along it, and back below 0; several: -2,-1,1,2.")
 @click.option("--was", multiple=True, help="NAME=VALUE that is true of the images; guidance leads away from it.")
 @click.option("--strength", default="0.6", show_default=True, help="How far, above 0 to 1; several: 0.3,0.5,0.7.")

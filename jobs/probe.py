@@ -84,8 +84,8 @@ def _direction(table: Table, between: str, target: str | None, out: Path | None,
     before, _, after = (part.strip() for part in between.partition(","))
     if not before or not after or "," in after or before == after:
         raise UserError(f"--between {between}: expected two values, A,B")
-    if out is None or out.suffix != ".npz":
-        raise UserError("--between: give --out NAME.npz, where the direction shall lie")
+    if out is None or out.suffix != ".safetensors":
+        raise UserError("--between: give --out NAME.safetensors, where the direction shall lie")
     direction, about = directions.found(table, before, after, target)
     directions.write(out, direction, about)
     few, more = about["images"]

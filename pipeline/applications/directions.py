@@ -3,10 +3,8 @@
 d = mean of z over images of B - mean over images of A, of normalised latents z (Larsen et al. 2016, "Autoencoding
 beyond pixels using a learned similarity metric", has it for attributes of faces). Added to an image's latents it lays
 one mean image over it; `edit.py` adds it to what the denoiser says at much noise, so that the steps after it make an
-image of that. A direction is a file NAME.npz, with no pickle in it:
-
-    direction    float32 [C, *sides], in normalised latents
-    about        JSON: the model in whose latents it lies, from, to, target, how many images of each
+image of that. A direction is a file NAME.safetensors of one tensor, `direction` float32 [C, *sides], with metadata
+`about` in JSON: the model in whose latents it lies, from, to, target, how many images of each.
 
 Found by `ldm probe FEATURES --between A,B`, used by `ldm edit --along`.
 """
@@ -18,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 
 from pipeline.applications.probe import LEAST, Table
-from pipeline.data.arrays import open_npz, read_array
 from pipeline.errors import UserError, many
 from pipeline.files import atomic_path, canonical_json
 from pipeline.generate.generator import Generator
@@ -60,28 +60,32 @@ def found(table: Table, before: str, after: str, target: str | None = None) -> t
 
 def write(path: Path, direction: Array, about: dict[str, Any]) -> None:
     """Whole or not at all."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, direction=direction, about=np.array(canonical_json(about)))
+    with atomic_path(path) as temporary:
+        save_file({"direction": torch.from_numpy(direction)}, temporary, {"about": canonical_json(about)})
 
 
 def read(path: Path, model: Generator) -> Array:
-    """A direction float32 [C, *sides] in the latents of `model`. UserError for another file, and for a direction in
-    other latents."""
-    if path.suffix != ".npz" or not path.is_file():
-        raise UserError(f"--along {path}: is no .npz file; {FINDS} --out NAME.npz writes one")
-    with open_npz(str(path)) as file:
-        if not {"direction", "about"} <= set(file):
-            raise UserError(f"--along {path}: holds no direction; {FINDS} finds one")
-        direction = read_array(file, "direction", str(path))
-        try:
-            about = dict(json.loads(str(read_array(file, "about", str(path)))))
-        except (ValueError, TypeError):
-            raise UserError(f"--along {path}: does not say what it was made of; find it again") from None
+    """`decoded` of a file."""
+    try:
+        return decoded(f"--along {path}", path.read_bytes(), model)
+    except OSError as error:
+        raise UserError(f"--along {path}: cannot be read ({error.strerror})") from None
+
+
+def decoded(name: str, content: bytes, model: Generator) -> Array:
+    """A direction float32 [C, *sides] in the latents of `model`, of a file's bytes. UserError for another file, and for
+    a direction in other latents. name: begins the message."""
+    try:
+        direction = load(content)["direction"].numpy()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about = json.loads(header["__metadata__"]["about"])
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        raise UserError(f"{name}: is no direction; {FINDS} --out NAME.safetensors writes one") from None
     shape = (model.options["latent"]["channels"], *model.sides[0])
     if direction.shape != shape or direction.dtype != np.float32 or not np.isfinite(direction).all():
-        raise UserError(f"--along {path}: {direction.dtype}{direction.shape}, expected finite float32 of {shape}")
-    if _latents(about.get("model")) != _latents(model.about):
-        raise UserError(f"--along {path}: was found in other latents; find it again in features of this model")
+        raise UserError(f"{name}: {direction.dtype}{direction.shape}, expected finite float32 of {shape}")
+    if _latents(about.get("model") if isinstance(about, dict) else None) != _latents(model.about):
+        raise UserError(f"{name}: was found in other latents; find it again in features of this model")
     return direction
 
 

@@ -5,7 +5,7 @@
     python tests/benchmarks/faces_asked.py judge FOLDER --guidance 1,2,3      # prints the tables
     python tests/benchmarks/faces_asked.py edit FOLDER --guidance 1,2 --strength 0.5,0.6,0.7
     ldm features faces FOLDER/faces.yaml -n 1500 -o f.npz --levels 0.1 --root FOLDER/runs
-    ldm probe f.npz --between neutral,happiness --out FOLDER/smile.npz --root FOLDER/runs
+    ldm probe f.npz --between neutral,happiness --out FOLDER/smile.safetensors --root FOLDER/runs
     python tests/benchmarks/faces_asked.py slide FOLDER --by 1,1.5,2
 
 FACES: a folder with labels.csv of the columns image, expression, person (faces of 64 pixels). `prepare` adds a column
@@ -149,7 +149,7 @@ def main() -> None:
     elif given.what == "edit":
         change(given.folder, asked(scales, strengths))
     else:
-        change(given.folder, along(given.folder / "smile.npz", amounts))
+        change(given.folder, along(given.folder / "smile.safetensors", amounts))
 
 
 if __name__ == "__main__":

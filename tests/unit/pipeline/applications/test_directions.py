@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import save_file
 
 from jobs.edit import command as edit_command
 from jobs.probe import command as probe_command
@@ -48,7 +50,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def direction(features: Path) -> Path:
-    out = features.with_name("smile.npz")
+    out = features.with_name("smile.safetensors")
     asked = [str(features), "--between", "no,yes", "--target", "smile", "--out", str(out)]
     said = CliRunner().invoke(probe_command, asked, catch_exceptions=False).output
     assert f"from {N} images of no to {N} of yes" in said
@@ -91,12 +93,21 @@ def test_a_direction_of_no_length_changes_nothing(model: Generator) -> None:  # 
         (["--between", "no,no"], "expected two values"),
         (["--between", "no,maybe"], "0 images of 'maybe', expected 20 at least; values: no, yes"),
         (["--between", "a,b", "--target", "hat"], "no such column; it has: smile"),
-        (["--out", "direction.json"], "give --out NAME.npz"),
+        (["--out", "direction.json"], "give --out NAME.safetensors"),
         (["--box", "a,b,c,d"], "leave --target and --between out"),
     ],
 )
 def test_what_cannot_be_found_is_one_line(features: Path, tmp_path: Path, given: list[str], said: str) -> None:
-    asked = [str(features), "--between", "no,yes", "--target", "smile", "--out", str(tmp_path / "d.npz"), *given]
+    asked = [
+        str(features),
+        "--between",
+        "no,yes",
+        "--target",
+        "smile",
+        "--out",
+        str(tmp_path / "d.safetensors"),
+        *given,
+    ]
     with pytest.raises(UserError, match=said):
         CliRunner().invoke(probe_command, asked, catch_exceptions=False)
     assert not list(tmp_path.iterdir())
@@ -110,15 +121,18 @@ def test_features_without_latents_are_refused(features: Path, tmp_path: Path) ->
 
 
 def test_another_file_is_no_direction(direction: Path, features: Path, tmp_path: Path, model: Generator) -> None:  # noqa: F811
-    (tmp_path / "no.npz").write_bytes(b"no archive")
-    np.savez(tmp_path / "small.npz", direction=np.zeros((3, 4, 4), np.float32), about=np.array("{}"))
-    np.savez(tmp_path / "mute.npz", direction=np.zeros((3, SIDE, SIDE), np.float32), about=np.array("no JSON"))
-    other = {"model": {"lineage": {"encode": {"fingerprint": "0", "content": "1"}}}}
-    directions.write(tmp_path / "other.npz", directions.read(direction, model), other)
-    for path, said in ((tmp_path / "none.npz", "is no .npz file"), (tmp_path / "no.npz", "not a readable .npz"),
-                       (features, "holds no direction"), (tmp_path / "small.npz", "expected finite float32 of"),
-                       (tmp_path / "mute.npz", "does not say"),
-                       (tmp_path / "other.npz", "in other latents")):  # fmt: skip
+    found = directions.read(direction, model)
+    (tmp_path / "cut").write_bytes(direction.read_bytes()[:-1])
+    directions.write(tmp_path / "small", found[:, :4].copy(), ABOUT)
+    directions.write(tmp_path / "nan", found * np.float32("nan"), ABOUT)
+    directions.write(tmp_path / "double", found.astype(np.float64), ABOUT)
+    save_file({"direction": torch.from_numpy(found)}, tmp_path / "mute")
+    directions.write(tmp_path / "other", found, {"model": {"lineage": {"encode": {"fingerprint": "0"}}}})
+    for path, said in ((tmp_path / "none", "cannot be read"), (tmp_path, "cannot be read"),
+                       (features, "is no direction"), (tmp_path / "cut", "is no direction"),
+                       (tmp_path / "mute", "is no direction"), (tmp_path / "small", "expected finite float32 of"),
+                       (tmp_path / "nan", "expected finite"), (tmp_path / "double", "float64"),
+                       (tmp_path / "other", "in other latents")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             directions.read(path, model)
 
