@@ -31,22 +31,27 @@ def command(
     from pipeline.applications import probe
     from pipeline.applications.recorded import record
     from pipeline.errors import UserError, many
-    from pipeline.files import digest, write_json
+    from pipeline.files import digest, make_folder, write_json
 
     if box and target:
         raise UserError("--box: a box has no class; leave --target out")
     counts = [part.strip() for part in few.split(",") if part.strip()]
     if not all(part.isdecimal() and int(part) > 1 for part in counts):
         raise UserError(f"--few {few}: expected whole numbers above 1, separated by commas")
-    if out is not None and out.exists():
-        raise UserError(f"--out {out}: exists; give a new file")
     table = probe.load(features)
+    how = {"target": target, "box": box, "group": group, "few": few, "seeds": seeds, "features": digest(table.about)}
+    asked = {"model": table.about.get("model", {}), "how": how}
+    values = None
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is said now
-    if box:
-        values = probe.boxes(table, [name.strip() for name in box.split(",")], group, seeds)
-    else:
-        values = probe.classes(table, target, group, seeds, [int(part) for part in counts])
+        make_folder(out.parent)  # where it cannot be, that is said now
+        values = probe.earlier(out, asked)
+    if values is None:
+        if box:
+            values = probe.boxes(table, [name.strip() for name in box.split(",")], group, seeds)
+        else:
+            values = probe.classes(table, target, group, seeds, [int(part) for part in counts])
+        if out is not None:
+            write_json(out, {**values, "few": counts, "asked": asked})
     header, rows = probe.rows(values)
     shown = Table(*header, box=None, pad_edge=False)
     for row in rows:
@@ -59,10 +64,7 @@ def command(
         said += f"\n{values['chosen']}: {100 * values['gain']:+.1f} points over {values['over']} (linear, all labels)"
     print(said, flush=True)
     if out is not None:
-        write_json(out, {**values, "few": counts})
         print(f"written to {out}", flush=True)
-    how = {"target": target, "box": box, "group": group, "few": few, "seeds": seeds, "features": digest(table.about)}
-    asked = {"model": table.about.get("model", {}), "how": how}
     record(root, "probe", features, said.replace("\n", "; "), metrics=probe.metrics(values), asked=asked)
 
 
