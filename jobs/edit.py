@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from jobs.cli import main
-from jobs.common import PATH, PLACE
+from jobs.common import PATH, PLACE, numbers
 from jobs.sample import pairs
 
 
@@ -89,19 +89,6 @@ def command(
     said = f"{many(len(files) * len(ways), 'image')} in {out}, side by side in {out / made_images.GRID}"
     print(said, flush=True)
     record(root, "edit", out, said, [made_images.GRID])
-
-
-def numbers(option: str, text: str) -> list[float]:
-    """Numbers separated by commas. UserError where there is none, and for two that are written alike."""
-    from pipeline.errors import UserError
-
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option} {text}: expected numbers, separated by commas") from None
-    if len({f"{value:g}" for value in found}) < len(found):
-        raise UserError(f"{option} {text}: names a number twice")
-    return found
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ d = mean of z over images of B - mean over images of A, of normalised latents z 
 beyond pixels using a learned similarity metric", has it for attributes of faces). Added to an image's latents it lays
 one mean image over it; `edit.py` adds it to what the denoiser says at much noise, so that the steps after it make an
 image of that. A direction is a file NAME.safetensors of one tensor, `direction` float32 [C, *sides], with metadata
-`about` in JSON: the model in whose latents it lies, from, to, target, how many images of each.
+`about` in JSON: the model in whose latents it lies, from, to, target, how many images of each, digest of the features.
 
 Found by `ldm probe FEATURES --between A,B`, used by `ldm edit --along`.
 """
@@ -22,7 +22,7 @@ from safetensors.torch import load, save_file
 
 from pipeline.applications.probe import LEAST, Table
 from pipeline.errors import UserError, many
-from pipeline.files import atomic_path, canonical_json
+from pipeline.files import atomic_path, canonical_json, digest
 from pipeline.generate.generator import Generator
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -54,14 +54,22 @@ def found(table: Table, before: str, after: str, target: str | None = None) -> t
             )
         means.append(rows.mean(0))
         counts.append(len(rows))
-    about = {"model": table.about.get("model", {}), "from": before, "to": after, "target": target, "images": counts}
-    return (means[1] - means[0]).astype(np.float32), about
+    about = {"from": before, "to": after, "target": target, "images": counts, "features": digest(table.about)}
+    return (means[1] - means[0]).astype(np.float32), {"model": table.about.get("model", {}), **about}
 
 
 def write(path: Path, direction: Array, about: dict[str, Any]) -> None:
     """Whole or not at all."""
     with atomic_path(path) as temporary:
         save_file({"direction": torch.from_numpy(direction)}, temporary, {"about": canonical_json(about)})
+
+
+def said(path: Path) -> Any:
+    """What a file says that a direction was made of; None where it says nothing."""
+    try:
+        return _about(path.read_bytes())
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def read(path: Path, model: Generator) -> Array:
@@ -76,9 +84,7 @@ def decoded(name: str, content: bytes, model: Generator) -> Array:
     """A direction float32 [C, *sides] in the latents of `model`, of a file's bytes. UserError for another file, and for
     a direction in other latents. name: begins the message."""
     try:
-        direction = load(content)["direction"].numpy()
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        about = json.loads(header["__metadata__"]["about"])
+        direction, about = load(content)["direction"].numpy(), _about(content)
     except (SafetensorError, KeyError, TypeError, ValueError):
         raise UserError(f"{name}: is no direction; {FINDS} --out NAME.safetensors writes one") from None
     shape = (model.options["latent"]["channels"], *model.sides[0])
@@ -87,6 +93,12 @@ def decoded(name: str, content: bytes, model: Generator) -> Array:
     if _latents(about.get("model") if isinstance(about, dict) else None) != _latents(model.about):
         raise UserError(f"{name}: was found in other latents; find it again in features of this model")
     return direction
+
+
+def _about(content: bytes) -> Any:
+    """Of the JSON header behind 8 bytes that say how long it is, the metadata `about`."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header["__metadata__"]["about"])
 
 
 def _latents(about: Any) -> Any:

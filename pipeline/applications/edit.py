@@ -41,6 +41,7 @@ def request_of(model: Generator, of: Mapping[str, Any], n: int, **how: Any) -> d
     values = {name: value for name, value in of.items() if name not in ("class", "caption")}
     label, caption = of.get("class"), of.get("caption")
     if not of and {**model.defaults, **how}["guidance_kind"] == "classifier_free":
+        sampling.check_guidance(how.get("guidance", 1.0))  # what is not used is a number as well
         how["guidance"] = 1.0  # from nothing to nothing: the same answers, at twice the evaluations
     found = model.request(
         None if label is None else [label],

@@ -52,8 +52,11 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def direction(features: Path) -> Path:
     out = features.with_name("smile.safetensors")
     asked = [str(features), "--between", "no,yes", "--target", "smile", "--out", str(out)]
-    said = CliRunner().invoke(probe_command, asked, catch_exceptions=False).output
-    assert f"from {N} images of no to {N} of yes" in said
+    for _ in range(2):  # the second time it is there
+        said = CliRunner().invoke(probe_command, asked, catch_exceptions=False).output
+        assert f"from {N} images of no to {N} of yes" in said
+    with pytest.raises(UserError, match="holds something else"):
+        CliRunner().invoke(probe_command, [*asked, "--between", "yes,no"], catch_exceptions=False)
     return out
 
 
