@@ -23,7 +23,7 @@ from pipeline.cluster.joining import join, mind_job_stop, start_few_servers
 from pipeline.cluster.reach import reach
 from pipeline.cluster.stopping import Stopped, in_main_thread, in_thread
 from pipeline.config import ClusterConfig
-from pipeline.errors import UserError, brief
+from pipeline.errors import UserError, brief, many
 from pipeline.files import SOURCE, disk_trouble, read_json
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Cluster:
         if self.config.workers == "auto":
             return room
         if self.config.workers > room:
-            print(f"cluster: {self.config.workers} workers asked for, room for {room}", flush=True)
+            print(f"cluster: {many(self.config.workers, 'worker')} asked for, room for {room}", flush=True)
         return min(self.config.workers, room)
 
     def threads(self, workers: int) -> int:
