@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from jobs.cli import main
-from jobs.common import PATH, PLACE
+from jobs.common import PATH, PLACE, numbers
 from jobs.sample import SAMPLERS
 
 
@@ -43,14 +43,12 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.applications import agreement
-    from pipeline.errors import UserError, many
+    from pipeline.applications import agreement, made_images
+    from pipeline.applications.recorded import record
+    from pipeline.errors import many
     from pipeline.generate.folder import load_pretrained
 
-    try:
-        scales = [float(text) for text in guidance.split(",")]
-    except ValueError:
-        raise UserError(f"--guidance {guidance}: expected numbers separated by commas, such as 1,2,3") from None
+    scales = numbers("--guidance", guidance)
     values = agreement.measure(
         load_pretrained(model, root=root, weights=weights),
         data, train, out, root=root, scales=scales,
@@ -62,7 +60,9 @@ def command(
     for row in rows:
         shown.add_row(*row)
     Console(width=None if Console().is_terminal else 200).print(shown)
-    print(f"{many(values['rows'], 'row')} of {data}; figures in {out / 'agreement.json'}, images in {out / 'grid.png'}")
+    of = f"{many(values['rows'], 'row')} of {data}"
+    print(f"{of}; figures in {out / agreement.FIGURES}, images in {out / made_images.GRID}", flush=True)
+    record(root, "agreement", out, of, [made_images.GRID], agreement.figures(values))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,20 @@ class PathPlace(Place):
 PLACE, PATH = Place(), PathPlace()
 
 
+def numbers(option: str, text: str, kind: Callable[[str], Any] = float) -> list[Any]:
+    """Numbers separated by commas. UserError for what is none, and for two that are written alike."""
+    from pipeline.errors import UserError
+
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        whole = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"{option} {text}: expected {whole}, separated by commas") from None
+    if len({f"{value:g}" for value in found}) < len(found):
+        raise UserError(f"{option} {text}: names a number twice")
+    return found
+
+
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     """What may follow on the command line: the config's file, config keys and their values."""
     from jobs.completion import complete_override

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from jobs.cli import main
-from jobs.common import PATH, PLACE
+from jobs.common import PATH, PLACE, numbers
 
 
 @click.command("features")
@@ -44,14 +42,14 @@ def command(
     from pipeline.errors import many
     from pipeline.generate.folder import load_pretrained
 
-    shares = _numbers("--levels", levels, float)
+    shares = numbers("--levels", levels)
     chosen = given_data.data_of(data, {"image": image, "label": label})
     generator = load_pretrained(model, root=root, weights=weights)
     generator.pictures_only("`ldm features`")
     depth = len(getattr(generator.network.backbone, "blocks", ()))
     behind = {None: sorted({max(1, depth // 2), depth}), "all": list(range(1, depth + 1))}.get(blocks)
     wanted = features.Wanted(
-        tuple(sorted(shares)), tuple(sorted(behind or _numbers("--blocks", blocks or "", int))), maps, seed, not bare
+        tuple(sorted(shares)), tuple(sorted(behind or numbers("--blocks", blocks or "", int))), maps, seed, not bare
     )
     features.check(generator, wanted)
     samples = given_data.listed(chosen, digests_folder_of(root), count, given_data.is_config(data))
@@ -66,16 +64,6 @@ def command(
     said = f"{of} in {out} ({said}): {', '.join(wanted.names)}"
     print(said, flush=True)
     record(root, "features", out, said, asked=features.asked_of(out))
-
-
-def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """Numbers separated by commas. UserError for what is none."""
-    from pipeline.errors import UserError
-
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option} {text}: expected numbers separated by commas") from None
 
 
 if __name__ == "__main__":

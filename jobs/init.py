@@ -22,7 +22,7 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     from dataclasses import replace
 
     from pipeline.config import load
-    from pipeline.errors import UserError
+    from pipeline.errors import UserError, many
     from pipeline.files import atomic_write, plain
     from pipeline.planning import starter, starter_clips, starter_sound, starter_text
     from pipeline.planning.fits import check_models
@@ -56,10 +56,10 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     else:
         chosen = starter.plan(found, machine, named, quick)
         text = starter.write_config(found, chosen, machine)
-        classes = f"{len(found.classes) or 'no'} class{'es' * (len(found.classes) != 1)}"
+        classes = many(len(found.classes), "class", "classes")
         shape = f"{chosen.size}x{chosen.size}x{chosen.channels}"
         captions = ", captions" if captioned(found) else ""
-        lines = [f"{found.count:,} images, {classes}{captions}, shown at {shape}", *chosen.told, *found.notes]
+        lines = [f"{many(found.count, 'image')}, {classes}{captions}, shown at {shape}", *chosen.told, *found.notes]
     if target is None:
         print(text, end="")
         return

@@ -22,7 +22,9 @@ STEPS = 12
 @click.option("--gap", default=4, show_default=True, type=click.IntRange(1), help="With --text: tokens of a gap.")
 @click.option("--mask", default=None, type=PATH, help="A picture of the images' size: white where they are drawn anew.")
 @click.option("--pad", default=0, type=click.IntRange(0), help="Pixels that are added on all sides, and drawn.")
-@click.option("-n", "--count", default=1, show_default=True, type=click.IntRange(1), help="Drawings of each image.")
+@click.option(
+    "-n", "--count", default=1, show_default=True, type=click.IntRange(1, 1000), help="Drawings of each image."
+)
 @click.option("--set", "to", multiple=True, help="NAME=VALUE that shall be true: an attribute, class or caption.")
 @click.option(
     "--steps", default=None, type=click.IntRange(1), help="Steps from noise to image; default: 12, of a text 40."

@@ -16,7 +16,7 @@ def command(root: Path) -> None:
     """Hash every file of every artifact again; exit code 2 if one differs, or an adapter's base is gone."""
     from pipeline.artifacts import Artifact
     from pipeline.data.latent_pool import damaged
-    from pipeline.errors import UserError
+    from pipeline.errors import UserError, many
     from pipeline.generate.adapters import without_base
 
     if not (root / "artifacts").is_dir():
@@ -36,8 +36,8 @@ def command(root: Path) -> None:
         count, lonely = count + len(wrong), lonely + len(gone)
         state = f"damaged: {', '.join(wrong)}" if wrong else f"whole, but {gone[0]}" if gone else "whole"
         print(f"{artifact.stage}/{artifact.fingerprint}: {state}")
-    told = [f"{count} damaged files; move their artifacts away and run again"] if count else []
-    told += [f"{lonely} adapters without their base; bring it back"] if lonely else []
+    told = [f"{many(count, 'damaged file')}; move their artifacts away and run again"] if count else []
+    told += [f"{many(lonely, 'adapter')} without a base; bring it back"] if lonely else []
     if told:
         raise UserError(f"{root}: {'; '.join(told)}")
 

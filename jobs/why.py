@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from jobs.cli import main
-from jobs.common import PATH, PLACE
+from jobs.common import PATH, PLACE, numbers
 from jobs.sample import asked
 from jobs.sample import command as sample
 
@@ -48,7 +48,7 @@ def command(
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
 
-    drawn = numbers(levels) if levels else list(LEVELS)
+    drawn = list(LEVELS) if levels is None else numbers("--levels", levels)
     check_levels(drawn)
     told = asked(prompts, file, negative, values, maps, scales)
     shape = parsed(size) if size else None
@@ -77,16 +77,6 @@ def command(
     said = why_files.lines(out)
     print("\n".join(said), flush=True)
     record(root, "why", out, "; ".join(said), [f"{part}.png" for part in parts])
-
-
-def numbers(text: str) -> list[float]:
-    """Numbers separated by commas."""
-    from pipeline.errors import UserError
-
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--levels {text}: expected numbers, separated by commas") from None
 
 
 if __name__ == "__main__":

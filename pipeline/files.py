@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 SOURCE = Path(__file__).resolve().parents[1]  # the folder that holds pipeline/ and models/
 NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)  # no path where a file or folder can be
 
@@ -71,6 +71,14 @@ def plain(path: str | Path) -> Path:
     return Path(*parts[:upto]).resolve().joinpath(*parts[upto:]) if upto else Path(*parts)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it. UserError where none can be, as below /proc."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}); give another path") from None
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is flushed to disk and renamed onto `path`, else removed.
@@ -79,7 +87,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     and ends in `.tmp`, so that readers that list a folder can ignore it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary

@@ -81,6 +81,16 @@ def autoguided(denoise: Denoiser, weak: Denoiser, scale: float, rescale: float =
     return with_guidance
 
 
+def along(denoise: Denoiser, direction: Tensor) -> Denoiser:
+    """x0 + direction, [C, *sides] or [n, C, *sides]: each step of a walk goes on towards what lies there, and those
+    after it make an image of that (`within` says at which noise levels)."""
+
+    def led(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
+        return denoise(x, t, condition) + direction
+
+    return led
+
+
 def within(inside: Denoiser, outside: Denoiser, path: Path, low: float, high: float) -> Denoiser:
     """`inside` at times whose noise level sigma / alpha is in (low, high], else `outside`; t is one time for all.
 

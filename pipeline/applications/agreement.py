@@ -2,6 +2,10 @@
 
 Judges are trained on another table of real images (`evaluation/judges.py`), the figures are those of the stage evaluate
 (`evaluation/agreement.py`), at each guidance scale from the same noise.
+
+    asked.json       first: what was asked (`made_images.py`)
+    grid.png         the first rows, their real images and samples
+    agreement.json   last: all figures; where it is there, nothing is made again
 """
 
 from __future__ import annotations
@@ -12,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.applications import given_data
+from pipeline.applications import given_data, made_images
 from pipeline.errors import UserError, many
 from pipeline.evaluation import agreement
-from pipeline.files import atomic_path, write_json
+from pipeline.files import atomic_path, digest, read_json, write_json
 
 if TYPE_CHECKING:
     from pipeline.data.pictures import Images
     from pipeline.generate.generator import Generator
 
-FILES = ("agreement.json", "grid.png")
+FIGURES = "agreement.json"
 SHOWN = 8  # rows in the picture
 LEAST = 20  # images of either table
 CELL, MARGIN, LINES = 120, 80, 4  # of the picture: pixels of an image at least, of the names before, lines of text
@@ -45,7 +49,7 @@ def measure(
     **how: Any,
 ) -> dict[str, Any]:
     """Sample `count` rows of the table `data` at each guidance scale, judge them, write agreement.json and grid.png to
-    `out`; returns what the JSON file holds.
+    `out`; returns what the JSON file holds. A call that was killed goes on with the judges that are trained.
 
     train: the table of real images that the judges are trained on. named: the columns `image`, `caption` and `label`
     of both tables, by these names; a caption is read where the model is told one, or is judged by it. how: as of
@@ -53,27 +57,47 @@ def measure(
     """
     if not columns and not captions:
         raise UserError("agreement: nothing is judged; give --columns, or --captions")
-    for file in FILES:
-        if (out / file).exists():
-            raise UserError(f"--out {out}: holds {file} already; give a new folder")
     generator.pictures_only("`ldm agreement`")
     options = generator.options["condition"]
     label = named.get("label") or "class"
     shape = size_of(generator)
     told = {**named, "caption": named["caption"] if captions or options.get("caption") else None}
-    real, metas = read(data, told, shape)
+    real, metas, content = read(data, told, shape, root)
     rows = np.random.Generator(np.random.Philox(seed)).permutation(agreement.tellable(generator.classes, metas, label))
     if len(rows) < LEAST:
         raise UserError(
             f"{data}: {many(len(rows), 'row')} can be told to the model, {LEAST} at least; --label names its class"
         )
     chosen = [metas[i] for i in rows[:count]]
-    taught, said = read(train, {**named, "caption": named["caption"] if captions else None}, shape)
+    taught, said, learnt = read(train, {**named, "caption": named["caption"] if captions else None}, shape, root)
     judged = agreement.columns_of(columns, said, options.get("attributes", {}), f"--columns, {train}")
     agreement.rows_of(judged, chosen, strict=f"--columns, {data}")  # before anything is trained
+    requests = {
+        f"{scale:g}": agreement.request_of(generator, chosen, label, seed, guidance=scale, **how) for scale in scales
+    }
     for name, own in options.get("attributes", {}).items():
         if all(meta.get(own.get("column", name)) is None for meta in chosen):
             print(f"agreement: {data} has no {own.get('column', name)!r}: the model is not told it", flush=True)
+    given = {key: value for key, value in how.items() if value is not None}
+    judging = {
+        "train": learnt,
+        "columns": list(columns),
+        "captions": captions,
+        "judge_steps": judge_steps,
+        "flip": flip,
+    }
+    asked = {
+        "data": content,
+        "label": label,
+        "count": count,
+        "seed": seed,
+        "guidance": list(scales),
+        **judging,
+        **given,
+    }
+    made_images.begin(out, generator, [], asked)
+    if (out / FIGURES).is_file():
+        return dict(read_json(out / FIGURES))
     reader = agreement.reader_of(generator)
     judges = agreement.train(
         taught, said, judged, captions, root / "extractors", judge_steps, seed, flip, f"--captions, {train}", reader
@@ -81,10 +105,10 @@ def measure(
     real = real[rows[:count]]
     decoded = generator.decode(generator.encode(real))
     found, shown = {}, {"real": real[:SHOWN], "real decoded": decoded[:SHOWN]}
-    for scale in scales:
-        samples = agreement.draw(generator, chosen, label, seed, guidance=scale, **how)
-        found[f"{scale:g}"] = agreement.measure(judges, samples, real, decoded, chosen)
-        shown[f"guidance {scale:g}"] = samples[:SHOWN]
+    for scale, request in requests.items():
+        samples = generator.images(request)
+        found[scale] = agreement.measure(judges, samples, real, decoded, chosen)
+        shown[f"guidance {scale}"] = samples[:SHOWN]
     values = {
         "model": generator.about,
         "data": str(data.absolute()),
@@ -92,13 +116,12 @@ def measure(
         "columns": judged,
         "rows": len(chosen),
         "seed": seed,
-        "sampling": {key: value for key, value in how.items() if value is not None},
+        "sampling": given,
         "guidance": found,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out / "grid.png") as temporary:
+    with atomic_path(out / made_images.GRID) as temporary:
         picture(shown, [words(meta, judged) for meta in chosen[:SHOWN]]).save(temporary, format="PNG")
-    write_json(out / "agreement.json", values)
+    write_json(out / FIGURES, values)
     return values
 
 
@@ -111,36 +134,38 @@ def size_of(generator: Generator) -> tuple[int, int, int]:
 
 
 def read(
-    table: Path, named: Mapping[str, str | None], shape: tuple[int, int, int]
-) -> tuple[Images, list[dict[str, Any]]]:
-    """Images uint8 [n, H, W, C] of a table, brought to the model's size as those of a data set are, and the columns of
-    each; rows whose image is not there, or that a model made, are left out, and it is said. UserError for too few."""
+    table: Path, named: Mapping[str, str | None], shape: tuple[int, int, int], root: Path
+) -> tuple[Images, list[dict[str, Any]], str]:
+    """Images uint8 [n, H, W, C] of a table, brought to the model's size as those of a data set are, the columns of
+    each, and a digest of both; rows whose image is not there, or that a model made, are left out, and it is said.
+    UserError for too few."""
     from pipeline.data.generated import marked
-    from pipeline.data.listing import Unread
-    from pipeline.data.sources import listing
+    from pipeline.data.sources import digests_folder_of
     from pipeline.schema.data import Data
 
     told = {name: column for name, column in named.items() if column is not None}
     data = Data.model_validate({"source": {"kind": "table", "path": str(table), **told}})
-    found, load = listing(data.source, Unread()), given_data.reader(data, shape[2], shape[:2])
-    if found.missing:
-        print(
-            f"agreement: {table}: {many(len(found.missing), 'image')} not there, such as {found.missing[0]}", flush=True
-        )
-    rows = [row for row in found.rows if not marked(row.attributes)]
-    if len(rows) < len(found.rows):
-        print(
-            f"agreement: {table}: {many(len(found.rows) - len(rows), 'image')} marked as generated: left out",
-            flush=True,
-        )
+    found = given_data.listed(data, digests_folder_of(root), None, split=False)
+    load, rows = given_data.reader(data, shape[2], shape[:2]), [row for row in found if not marked(row.columns)]
+    if len(rows) < len(found):
+        print(f"agreement: {table}: {many(len(found) - len(rows), 'image')} marked as generated: left out", flush=True)
     if len(rows) < LEAST:
         raise UserError(f"{table}: {many(len(rows), 'image')}, {LEAST} at least")
-    images = np.stack([load(f"{table}: {row.key}", row.location) for row in rows])
+    images = np.stack([load(f"{table}: {row.key}", row.place) for row in rows])
     metas = []
     for row in rows:
         known = {"caption": row.caption, named.get("label") or "class": row.label}
-        metas.append({**row.attributes, **{k: v for k, v in known.items() if v is not None}, "__key__": row.key})
-    return images, metas
+        metas.append({**row.columns, **{k: v for k, v in known.items() if v is not None}, "__key__": row.key})
+    return images, metas, digest([[row.digest, str(meta)] for row, meta in zip(rows, metas, strict=True)])
+
+
+def figures(values: Mapping[str, Any]) -> dict[str, float]:
+    """The figures by names as a tracker takes them, of each guidance scale."""
+    return {
+        f"guidance_{scale}/{name.removeprefix('agreement/')}": value
+        for scale, found in values["guidance"].items()
+        for name, value in agreement.key_figures(found).items()
+    }
 
 
 def words(meta: Mapping[str, Any], columns: Mapping[str, Any]) -> str:

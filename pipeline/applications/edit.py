@@ -5,10 +5,14 @@ hang on the condition comes back as it was (Song, Meng and Ermon 2021; the walk 
 `models/diffusion/inversion.py`). "noise" starts from the image under fresh noise (SDEdit, Meng et al. 2022). `strength`
 is how far towards noise both go. Where it is said what is true (`was`), guidance leads away from that, instead of from
 what is told nothing.
+
+A third, with either: along a direction of the latents (`directions.py`), by any amount, also for what the model was not
+told in training.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.diffusion import denoiser, inverse, inversion, operators, samplers
+from models.diffusion import denoiser, guidance, inverse, inversion, operators, samplers
 from models.diffusion.guidance import only
 from models.diffusion.process import make_path
 from pipeline.data.pictures import Images
@@ -28,6 +32,7 @@ METHODS = ("inversion", "noise")
 SAMPLER = "ddim"  # the one that inversion undoes
 # of each step of the inversion: 50 steps there and back leave 0.1% of the deviation on straight paths, 0.6% on VP
 ITERATIONS = 4
+LEVEL = 1 / 3  # noise level sigma / alpha above which a direction is added; below it the details are made
 
 
 def request_of(model: Generator, of: Mapping[str, Any], n: int, **how: Any) -> dict[str, Any]:
@@ -36,6 +41,7 @@ def request_of(model: Generator, of: Mapping[str, Any], n: int, **how: Any) -> d
     values = {name: value for name, value in of.items() if name not in ("class", "caption")}
     label, caption = of.get("class"), of.get("caption")
     if not of and {**model.defaults, **how}["guidance_kind"] == "classifier_free":
+        sampling.check_guidance(how.get("guidance", 1.0))  # what is not used is a number as well
         how["guidance"] = 1.0  # from nothing to nothing: the same answers, at twice the evaluations
     found = model.request(
         None if label is None else [label],
@@ -82,15 +88,17 @@ def requests(
     strength: float,
     method: str,
     seed: int,
+    along: bool = False,
     **how: Any,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What `edit` asks the model, and what it says was true, checked; arguments are those of `edit`."""
+    """What `edit` asks the model, and what it says was true, checked; arguments are those of `edit`. along: whether
+    there is a direction."""
     if method not in METHODS:
         raise UserError(f"method: {method!r} given, expected {' or '.join(METHODS)}")
     if not 0 < strength <= 1:
         raise UserError(f"strength: {strength:g} given, expected more than 0 and at most 1")
-    if not to:
-        raise UserError("edit: nothing is asked for; say what shall be true")
+    if not to and not along:
+        raise UserError("edit: nothing is asked for; say what shall be true, or along what to go")
     check_model(model, "edit", None if was else "--was")
     if method == "inversion" and how.setdefault("sampler", SAMPLER) != SAMPLER:
         raise UserError(f"sampler: inversion undoes {SAMPLER} alone; leave it out, or give method noise")
@@ -118,24 +126,25 @@ def edit(
     mask: np.ndarray[Any, Any] | None = None,
     seed: int = 0,
     first: int = 0,
+    along: np.ndarray[Any, Any] | None = None,
     **how: Any,
 ) -> Images:
     """Edits uint8 [n, H, W, C] of images [n, H, W, C] at the model's size.
 
     to: what shall be true, by name (an attribute, `class`, `caption`, or a list of captions, one an image); was: what
-    is. strength: in (0, 1], the share of
-    the steps that is walked. mask: float [H, W] of 1 where the images may change; elsewhere they stay as they are.
-    first: number of the first image, by which fresh noise is drawn. how: steps, guidance and the like, as
-    `Generator.sample` has them. Raises UserError for values the model does not know.
+    is. strength: in (0, 1], the share of the steps that is walked. mask: float [H, W] of 1 where the images may change;
+    elsewhere they stay as they are. first: number of the first image, by which fresh noise is drawn. along: a direction
+    float32 [C, *sides], as often as it is to be gone. how: steps, guidance and the like, as `Generator.sample` has
+    them. Raises UserError for values the model does not know.
     """
-    request, before = requests(model, len(images), to, was, strength, method, seed, **how)
+    request, before = requests(model, len(images), to, was, strength, method, seed, along is not None, **how)
     if mask is not None:
         check_places(model, "mask")
     made = []
     for begin in range(0, len(images), request["batch_size"]):
         rows = range(begin, min(begin + request["batch_size"], len(images)))
         part, numbers = images[rows.start : rows.stop], range(first + rows.start, first + rows.stop)
-        z = _edited(model, part, request, before, rows, numbers, strength, method, mask)
+        z = _edited(model, part, request, before, rows, numbers, strength, method, mask, along)
         made.append(model.decode(z))
     found = np.concatenate(made)
     if mask is None:
@@ -154,6 +163,7 @@ def _edited(
     strength: float,
     method: str,
     mask: np.ndarray[Any, Any] | None,
+    along: np.ndarray[Any, Any] | None,
 ) -> Tensor:
     """Normalised latents [n, C, *sides] of the edits of images: `rows` of the requests, of the given `numbers`."""
     path = make_path(**model.options["path"])
@@ -165,6 +175,9 @@ def _edited(
     if before:
         (true, *_), _ = model.told(before, rows)
     lead = model.led(request, asked, true)
+    if along is not None:
+        step = guidance.along(lead, torch.from_numpy(along).to(z))
+        lead = guidance.within(step, lead, path, LEVEL, math.inf)
 
     def noise(purpose: str) -> Tensor:
         return sampling.noise_of(request["seed"], purpose, numbers, z.shape[1:], model.device)

@@ -38,13 +38,14 @@ from models.diffusion.process import add_noise, make_path
 from models.patches import grid_of
 from pipeline.applications import given_data
 from pipeline.applications.given_data import Sample
+from pipeline.applications.made_images import written
 from pipeline.data.array_files import mapped, save
 from pipeline.data.arrays import open_npz, read_array
 from pipeline.data.latent_pool import entry_path, is_whole
 from pipeline.data.order import Draw, draw_batch
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, canonical_json, digest, write_json
+from pipeline.files import atomic_path, canonical_json, digest, make_folder, write_json
 from pipeline.generate.generator import Generator
 from pipeline.tasks import inside
 
@@ -188,7 +189,7 @@ def extract(
     check(model, wanted)
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: expected a name.npz")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     known = {f"column/{name}": _column(samples, name) for name in columns}
     content = {"options": model.options, "mean": model.space.mean.tolist(), "std": model.space.std.tolist()}
     made_of = digest([model.about.get("weights"), content])
@@ -204,10 +205,8 @@ def extract(
         "columns": list(columns),
         "images": digest([[sample.key, sample.digest, sample.label, sample.split] for sample in samples]),
     }
-    if out.exists():
-        if _about(out) == json.loads(canonical_json(asked)):
-            return False
-        raise UserError(f"--out {out}: holds something else than this call makes; give a new file")
+    if written(out, asked, _about):
+        return False
     shown = {"background": data.background, "filters": [f.model_dump() for f in data.filters], "shape": model.shapes[0]}
     size = SLICE[wanted.maps]
     slices = [samples[begin : begin + size] for begin in range(0, len(samples), size)]

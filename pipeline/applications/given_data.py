@@ -42,6 +42,7 @@ class Sample:
     """One image: its key, where it is, the SHA-256 of what is there, and what is known of it.
 
     together: what the split goes by. split: "train" or "val" in the training of DATA's config, "" where DATA is none.
+    caption: of a table that has one.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Sample:
     together: str
     held_out: bool = False  # by its tar
     split: str = ""
+    caption: str | list[str] | None = None
 
 
 def data_of(text: str, named: Mapping[str, str | None]) -> Data:
@@ -107,7 +109,15 @@ def listed(data: Data, digests_folder: Path, most: int | None, split: bool) -> l
         if rows.missing:
             print(f"{many(len(rows.missing), 'image')} not there, such as {rows.missing[0]}: left out", flush=True)
         found = [
-            Sample(row.key, row.location, row.digest, row.label, row.attributes, row.together or row.key)
+            Sample(
+                row.key,
+                row.location,
+                row.digest,
+                row.label,
+                row.attributes,
+                row.together or row.key,
+                caption=row.caption,
+            )
             for row in rows.rows
         ]
     if not found:
@@ -123,10 +133,11 @@ def _limited(samples: list[Sample], most: int) -> list[Sample]:
 
 
 def _of_tars(source: Any, digests_folder: Path) -> Iterator[Sample]:
+    for pattern in filter(None, (source.path, source.val)):
+        if tars.is_remote(pattern):
+            raise UserError(f"{pattern}: tars are read from this machine's disks here; copy them")
     classes = tars.tar_classes(source)
     for tar in sources.tar_digests(source, digests_folder):
-        if tars.is_remote(tar.location):
-            raise UserError(f"{tar.location}: tars are read from this machine's disks here; copy it")
         with open(tar.location, "rb") as file:
             for key, members, image in samples_of(Path(tar.location), tar.location, image=source.image):
                 if image is None:

@@ -4,12 +4,14 @@
     NAME.png     or NAME-WAY.png where there are several ways; whole or not there
     grid.png     last: a row an image
 
-A call that was killed goes on with what is missing; another call into the same folder is refused.
+A call that was killed goes on with what is missing; another call into the same folder is refused. So it is with the one
+file of a verb that writes a single one, which holds what was asked itself (`written`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from PIL import Image
 from pipeline.data.pictures import Images, grid
 from pipeline.data.transforms import to_png
 from pipeline.errors import UserError
-from pipeline.files import atomic_write, read_json, sha256_file, write_json
+from pipeline.files import atomic_write, canonical_json, make_folder, read_json, sha256_file, write_json
 from pipeline.generate.generator import Generator
 
 ASKED, GRID = "asked.json", "grid.png"
@@ -39,7 +41,7 @@ def begin(folder: Path, model: Generator, files: Sequence[Path], how: Mapping[st
     there = [file for file in folder.iterdir() if file.suffix != ".tmp"] if folder.exists() else []
     if there != [folder / ASKED] and there and _read(folder / ASKED) != asked:
         raise UserError(f"--out {folder}: holds something else than this call makes; give a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(folder / ASKED, asked)
 
 
@@ -49,6 +51,18 @@ def _read(file: Path) -> Any:
         return read_json(file)
     except (FileNotFoundError, ValueError):
         return None
+
+
+def written(out: Path, asked: Any, said: Callable[[Path], Any]) -> bool:
+    """Of a verb that writes one file: whether it is there and was made of what is `asked` now, by what it says of
+    itself (`said`). UserError where it is something else."""
+    if not out.exists():
+        return False
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; give a file")
+    if said(out) != json.loads(canonical_json(asked)):
+        raise UserError(f"--out {out}: holds something else than this call makes; give a new file")
+    return True
 
 
 def place(folder: Path, file: Path, way: str | None) -> Path:

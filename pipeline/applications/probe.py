@@ -22,17 +22,19 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.applications.made_images import written
 from pipeline.data.arrays import open_npz, read_array
 from pipeline.data.held_out import held_out
 from pipeline.errors import UserError, many
 from pipeline.evaluation.metrics.probes import Fit, interval, linear, neighbours, overlap, ridge, right, tuned
-from pipeline.files import canonical_json
+from pipeline.files import canonical_json, read_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FEW = (10, 100)  # labels a class
 TEST, TUNE = 0.2, 0.2  # shares: of all groups, and of those that are not for tests
 PIXELS = 64  # a side, of raw pixels: larger images are averaged
 LEAST = 20  # images in each part
+BESIDE = ("pixels", "latents", "patch PCA", "same box")  # what stands beside features, in this order
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,20 @@ def load(path: Path) -> Table:
     if not names or any(array.dtype.kind != "U" or array.shape != known["keys"].shape for array in known.values()):
         raise UserError(f"{path}: holds no features, or not of each key; run `ldm features` again")
     return Table(path, known, about, names, [name for name in ("pixels", "latents") if name in there])
+
+
+def earlier(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The figures that a call has written to `out`; None where nothing is there. UserError for what is something else
+    than is `asked` now."""
+    return dict(read_json(out)) if written(out, asked, _asked) else None
+
+
+def _asked(out: Path) -> Any:
+    """What a file of figures says that was asked; None where there is nothing sound."""
+    try:
+        return read_json(out)["asked"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------
@@ -329,7 +345,7 @@ def metrics(values: Mapping[str, Any]) -> dict[str, float]:
 def rows(values: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the figures, for people: the features first."""
     figures: Mapping[str, Any] = values["figures"]
-    names = [values["chosen"], *(name for name in figures if name != values["chosen"])]
+    names = [values["chosen"], *(name for name in BESIDE if name in figures)]
     if "columns" in values:
         return ["", "mean IoU"], [[name, _cell(figures[name])] for name in names]
     settings = sorted(figures[names[0]]["linear"], key=lambda text: int(text) if text.isdecimal() else math.inf)

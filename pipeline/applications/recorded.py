@@ -2,7 +2,8 @@
 
 A record is a spool (`tracking/tracker.py`) in a folder of its own, `<root>/pipelines/VERB-KEY`, with copies of what it
 shows. KEY is a digest of what was asked, so the same call again records nothing new. The folder is renamed into place
-when all is in it. A shipper sends it while the verb has ended already: nobody waits for the tracker.
+when all is in it. A shipper sends it while the verb has ended already: nobody waits for the tracker. What a verb makes
+comes first, its record after it: a call that was killed between the two records when it is given again.
 """
 
 from __future__ import annotations
@@ -48,10 +49,14 @@ def record(
         asked = dict(asked or read_json(out / ASKED))
         name = f"{verb}-{digest([verb, asked])[:16]}"
         place, past = root.absolute() / "pipelines" / name, trained_by(root, asked["model"])
-        if past is None or place.exists():
+        if past is None:
             return
         tracking = load(past.folder / "config.yaml").tracking
         uri = resolve_uri(root, tracking.uri)
+        if place.exists():
+            if tracker.left(root, uri):  # by a call that was killed, it may be
+                _send(root, uri, verb, tracking.deadline)
+            return
         tracking_folder(root).mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=tracking_folder(root), suffix=".tmp") as temporary:
             made = Path(temporary) / name

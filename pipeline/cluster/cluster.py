@@ -23,7 +23,7 @@ from pipeline.cluster.joining import join, mind_job_stop, start_few_servers
 from pipeline.cluster.reach import reach
 from pipeline.cluster.stopping import Stopped, in_main_thread, in_thread
 from pipeline.config import ClusterConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief, many
 from pipeline.files import SOURCE, disk_trouble, read_json
 
 if TYPE_CHECKING:
@@ -99,14 +99,19 @@ class Cluster:
             mind_job_stop()
         else:
             start_few_servers()
-            ray.init(
-                address="local",
-                num_cpus=cpus(),
-                include_dashboard=False,
-                object_store_memory=200 * 2**20,  # results are small: shards and latents travel by the file system
-                _temp_dir=f"{self._temporary}/{INNER}",  # which Ray lets everybody write into
-                **common,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=cpus(),
+                    include_dashboard=False,
+                    object_store_memory=200 * 2**20,  # results are small: shards and latents travel by the file system
+                    _temp_dir=f"{self._temporary}/{INNER}",  # which Ray lets everybody write into
+                    **common,
+                )
+            except Exception as error:
+                if type(error) is not Exception:  # Ray raises that where its processes are not up in half a minute
+                    raise
+                raise UserError(f"Ray did not start: {brief(error)} Wait until this machine has less to do") from error
         for number, handler in handlers.items():
             signal.signal(number, handler)  # ray.init puts its own in place
         self.started = True
@@ -201,7 +206,7 @@ class Cluster:
         if self.config.workers == "auto":
             return room
         if self.config.workers > room:
-            print(f"cluster: {self.config.workers} workers asked for, room for {room}", flush=True)
+            print(f"cluster: {many(self.config.workers, 'worker')} asked for, room for {room}", flush=True)
         return min(self.config.workers, room)
 
     def threads(self, workers: int) -> int:

@@ -24,7 +24,7 @@ from pipeline.data.listing import Digests, Listing, Row, class_order, existing, 
 from pipeline.data.tables import list_table
 from pipeline.data.text_tables import SUFFIXES
 from pipeline.data.transforms import FORMATS, BadImage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -96,7 +96,7 @@ def list_clips(source: ClipsSource, digests: Digests) -> Listing:
         raise UserError(f"data.source: {source.path}: expected a folder of clips, or a table ({', '.join(SUFFIXES)})")
     if not video_files.there() and (videos := [row for row in found.rows if suffix(Path(str(row.location))) in VIDEOS]):
         raise UserError(
-            f"data.source: {len(videos):,} files of video, such as {videos[0].key}, need the package av: install the "
+            f"data.source: {many(len(videos), 'file')} of video, such as {videos[0].key}: give the package av, by the "
             "extra `video`"
         )
     return found

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.errors import many
+
 SHOWN = 5  # values in a line
 KEPT = 50  # values in a summary
 
@@ -65,22 +67,22 @@ def lines(report: Mapping[str, Mapping[str, Any]], images: int, cut: int | None 
 
 def _in_words(found: Mapping[str, Any], cut: int | None) -> str:
     if "bad" in found:
-        return f"{found['told']:,} pictures"
+        return many(found["told"], "picture")
     if "captions" in found:
-        several = f" of {found['told']:,} images" if found["captions"] != found["told"] else ""
+        several = f" of {many(found['told'], 'image')}" if found["captions"] != found["told"] else ""
         sizes = (
             f", half of them up to {found['median']:,} bytes, the longest {found['longest']:,}"
             if found["captions"]
             else ""
         )
-        return f"{found['captions']:,} captions{several}{sizes}" + (
-            f"; {cut:,} are longer than the model reads, and cut" if cut else ""
+        return f"{many(found['captions'], 'caption')}{several}{sizes}" + (
+            f"; {cut:,} longer than the model reads, and cut" if cut else ""
         )
     if "mean" in found:
         return f"numbers from {found['low']:g} to {found['high']:g}, {found['mean']:.4g} in the mean"
     shown = [f"{value} {count:,}" for value, count in list(found["values"].items())[:SHOWN]]
     more = ", ..." if found["different"] > SHOWN else ""
-    return f"{found['different']:,} values ({', '.join(shown)}{more})"
+    return f"{many(found['different'], 'value')} ({', '.join(shown)}{more})"
 
 
 def _missing(told: int, images: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.data.listing import existing
 from pipeline.data.values import whole_text
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import read_json
 
 WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0+|,00?)")  # 1.0, 1,0: no 1,000, which is a thousand
@@ -75,12 +75,12 @@ class Labels:
     def notes(self) -> list[str]:
         """What was done to labels, each in a line; nothing where they were clean."""
         shown = f"column {self.column!r}"
-        means = "have no class" if self.empty is None else f"are of class {self.empty!r}"
+        means = "no class" if self.empty is None else f"class {self.empty!r}"
         key = " (`data.source.empty_label` gives them one)" if self.empty is None else ""
         told = {
-            "empty": f"{shown}: {self._did['empty']:,} images with an empty label {means}{key}",
-            "blanks": f"{shown}: blanks around {self._did['blanks']:,} labels were taken off",
-            "fractions": f"{shown}: {self._did['fractions']:,} labels such as 1.0 were read as whole numbers, 1",
+            "empty": f"{shown}: {many(self._did['empty'], 'image')} with an empty label: {means}{key}",
+            "blanks": f"{shown}: blanks taken off around {many(self._did['blanks'], 'label')}",
+            "fractions": f"{shown}: {many(self._did['fractions'], 'label')} such as 1.0 read as whole numbers, 1",
         }
         lines = [line for what, line in told.items() if self._did[what]]
         if len(self._kinds) > 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from pipeline.errors import many
+
 
 class Paths:
     """Finds the files that a table names, beside it, and counts those whose names had to be mended for that."""
@@ -24,7 +26,7 @@ class Paths:
 
     def notes(self) -> list[str]:
         """What was mended, each in a line."""
-        return [f"{self._did[how]:,} paths of images were found without {how.replace(' in', '')}"
+        return [f"{many(self._did[how], 'path')} of images found without {how.replace(' in', '')}"
                 for how in ("blanks around", "backslashes in") if self._did[how]]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pipeline.data.array_names import SPLITS
 from pipeline.data.generated import marked
 from pipeline.data.listing import Listing
 from pipeline.data.report import TRAIN, VAL
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 
 COLUMN = "split"
 
@@ -29,7 +29,7 @@ def own_split(found: Listing) -> Listing:
             f"`data.split.by` is source, but the images are not split into train and val ({there}); use by: key"
         )
     rows = [row for row, split in zip(found.rows, splits, strict=True) if split in ("train", held_out)]
-    notes = [f"{counts['test']:,} images for tests are left out"] if held_out == "val" and counts["test"] else []
+    notes = [f"{many(counts['test'], 'image')} for tests left out"] if held_out == "val" and counts["test"] else []
     return replace(found, rows=rows, notes=[*found.notes, *notes])
 
 

@@ -19,7 +19,7 @@ from pipeline.data.listing import Digests, Listing, Row, Unread, class_order, ex
 from pipeline.data.named_files import Paths
 from pipeline.data.parquet_files import PLACE, holds_lists, missing_images, places, reader, schema_of
 from pipeline.data.values import Values, text_of, whole_text
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 
 if TYPE_CHECKING:
     from pipeline.schema.data import TableSource
@@ -53,7 +53,7 @@ def chosen_files(path: str) -> tuple[list[Path], list[str]]:
     split = {file: split_of_name(file.name) for file in files}
     if {"train", "val", "test"} <= {*split.values()}:
         kept = [file for file in files if split[file] != "test"]
-        return kept, [f"{len(files) - len(kept)} .parquet files named for tests are left out"]
+        return kept, [f"{many(len(files) - len(kept), '.parquet file')} named for tests left out"]
     return files, []
 
 

@@ -23,7 +23,7 @@ from pipeline.data.folders import files_under
 from pipeline.data.listing import Digests, LeftOut, Listing, Row, class_order, existing, keys_of, plain
 from pipeline.data.raster_files import Array, Held
 from pipeline.data.transforms import BadImage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import digest, sha256_file
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _packages(files: list[_File]) -> None:
         count = sum(file.kind == kind for file in files)
         if count and importlib.util.find_spec(package) is None:
             raise UserError(
-                f"data.source: {count:,} {kind.upper()} files need the package {package}: install the extra `medical`"
+                f"data.source: {many(count, f'{kind.upper()} file')}: give the package {package} (the extra `medical`)"
             )
 
 

@@ -24,7 +24,7 @@ from pipeline.data.own_split import own_split
 from pipeline.data.parquet_files import reader as parquet_reader
 from pipeline.data.tables import list_table
 from pipeline.data.tars import Tar, tar_classes, tar_listing
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import digest
 
 if TYPE_CHECKING:
@@ -125,7 +125,9 @@ def listing(source: Any, digests: Digests) -> Listing:
 def _some(found: Listing, source: Any) -> None:
     """UserError where a source has no images."""
     if not found.rows:
-        detail = f" ({len(found.missing)} files named are missing, such as {found.missing[0]})" if found.missing else ""
+        detail = (
+            f" ({many(len(found.missing), 'named file')} missing, such as {found.missing[0]})" if found.missing else ""
+        )
         detail += f" that are read, but {found.left_out}" if found.left_out else ""
         what = {"text": "text", "clips": "clips", "sound": "sounds"}.get(source.kind, "images")
         where = plain(str(getattr(source, "path", "")))

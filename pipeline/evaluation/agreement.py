@@ -142,6 +142,11 @@ def reader_of(generator: Generator) -> Mapping[str, Any] | None:
 
 def draw(generator: Generator, metas: Metas, label: str, seed: int, **how: Any) -> Images:
     """A sample for each row, told all that the model is told: uint8 [n, H, W, C]. label: the column of the class."""
+    return generator.images(request_of(generator, metas, label, seed, **how))
+
+
+def request_of(generator: Generator, metas: Metas, label: str, seed: int, **how: Any) -> dict[str, Any]:
+    """The request of these samples, checked; arguments are those of `draw`."""
     from pipeline.generate import told
 
     if not told.names(generator.options):
@@ -149,7 +154,7 @@ def draw(generator: Generator, metas: Metas, label: str, seed: int, **how: Any) 
     if generator.options["condition"].get("spatial"):
         raise UserError("agreement: this model is told pictures, which these rows have not; nothing to compare")
     classes = [str(meta[label]) for meta in metas] if generator.classes else None
-    return generator.sample(classes, len(metas), seed, **told.of_samples(generator.options, metas), **how)
+    return generator.request(classes, len(metas), seed, **told.of_samples(generator.options, metas), **how)
 
 
 def tellable(generator_classes: Sequence[str], metas: Metas, label: str) -> list[int]:

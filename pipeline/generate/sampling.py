@@ -58,8 +58,7 @@ def check(values: Mapping[str, Any]) -> None:
     for key, names in one_of.items():
         if values[key] not in names:
             raise UserError(f"{key}: {values[key]!r} is none of {', '.join(names)}")
-    if not _number(values["guidance"]) or values["guidance"] < 0:
-        raise UserError(f"guidance: {values['guidance']} given, expected a number of at least 0 (1 is no guidance)")
+    check_guidance(values["guidance"])
     if not _number(values["guidance_rescale"]) or not 0 <= values["guidance_rescale"] <= 1:
         raise UserError(f"guidance_rescale: {values['guidance_rescale']} given, expected a number from 0 to 1")
     if values["shift"] is not None and (not _number(values["shift"]) or values["shift"] <= 0):
@@ -67,6 +66,12 @@ def check(values: Mapping[str, Any]) -> None:
     interval = values["guidance_interval"]
     if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
         raise UserError(f"guidance_interval: {interval} given, expected two noise levels, 0 <= low < high")
+
+
+def check_guidance(scale: Any) -> None:
+    """UserError for what is no scale of guidance."""
+    if not _number(scale) or scale < 0:
+        raise UserError(f"guidance: {scale} given, expected a number of at least 0 (1 is no guidance)")
 
 
 def guidance_of(request: Mapping[str, Any]) -> float | str | None:

@@ -94,17 +94,19 @@ def edit_tab(tab: Tab) -> None:
     """An image as the model would have it if something else were true of it."""
     import streamlit as st
 
-    from pipeline.applications import edit
+    from pipeline.applications import directions, edit
 
     model = tab.model
     with st.sidebar:
         file = widgets.upload("Image", "image")
+        way = st.file_uploader("Direction", ["safetensors"], help="Of `ldm probe --between`: what to go along.")
         within = st.toggle("Only where I paint")
         with st.form("edit"):
             st.markdown("**What shall be true**")
             asked = widgets.conditions(model, "to")
             st.markdown("**What is true of it**")
             true = widgets.conditions(model, "was")
+            by = st.slider("How far along it", -3.0, 3.0, 1.0, 0.25) if way else None
             strength = st.slider("Strength", 0.05, 1.0, 0.6, 0.05, help="How far from the image the walk begins.")
             method = st.selectbox("Method", edit.METHODS, help="From the image's own noise, or from fresh noise.")
             steps, how, seed = widgets.steps(50), widgets.guidance(model), widgets.seed()
@@ -119,12 +121,13 @@ def edit_tab(tab: Tab) -> None:
     if within and pressed and mask is None:
         raise UserError("mask: marks nothing, so nothing would change; paint what may")
     words = [*tab.sets(asked), *tab.sets(true, "--was")]
+    words += tab.words(along=way.name, by=f"{by:g}") if way else []
     words += tab.words(strength=strength, method=method, mask=MASK if within else None, steps=steps, **how, seed=seed)
+    more: dict[str, Any] = {"mask": mask, "seed": seed, "steps": steps, **how}
 
     def make() -> Sequence[Images]:
-        return list(
-            edit.edit(model, image[None], asked, true or None, strength, method, mask, seed, steps=steps, **how)
-        )
+        along = by * directions.decoded(way.name, way.getvalue(), model) if way else None
+        return list(edit.edit(model, image[None], asked, true or None, strength, method, along=along, **more))
 
     with right:
         tab.show(pressed, [file], words, make, mask)

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.artifacts import Artifact, Store
 from pipeline.data.generated import marked
 from pipeline.data.index import Index
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import read_json
 from pipeline.past import history
 from pipeline.schema.names import STAGES
@@ -177,7 +177,7 @@ def _shards(artifact: Artifact, every: bool) -> list[str]:
         for s in shown
     ]
     return lines + (
-        [f"    ... and {len(shards) - len(shown)} more shards (--shards)"] if len(shown) < len(shards) else []
+        [f"    ... and {many(len(shards) - len(shown), 'more shard')} (--shards)"] if len(shown) < len(shards) else []
     )
 
 

@@ -26,7 +26,7 @@ from pipeline.data.folders import hidden, walk
 from pipeline.data.own_split import own_split, split_number
 from pipeline.data.parquet_files import PLACE
 from pipeline.data.text_tables import SUFFIXES
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import sha256_file
 from pipeline.planning import look_arrays, look_rasters, look_tables
 
@@ -168,7 +168,7 @@ def _look_at_files(source: dict[str, Any]) -> Found:
     bad = _pixels(found, (bytes(read(row.location)) for row in decoded))
     found.problems["undecodable"] += round(bad * len(good) / max(1, len(decoded)))
     if not found.sizes:
-        raise UserError(f"{source.get('path')}: none of {len(rows)} files is an image that can be read")
+        raise UserError(f"{source.get('path')}: none of {many(len(rows), 'file')} is an image that can be read")
     return found
 
 

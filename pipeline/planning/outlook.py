@@ -21,6 +21,7 @@ from pipeline.data.condition_shards import KEY, values_of
 from pipeline.data.index_tars import samples_of
 from pipeline.data.listing import LeftOut, Unread
 from pipeline.data.map_sources import located
+from pipeline.errors import many
 from pipeline.planning.look import meta_of, spread
 from pipeline.schema.data import Data
 from pipeline.stages import ingest
@@ -43,7 +44,7 @@ def outlook(data: Data, finished: Artifact | None) -> list[str]:
     if assigned.quarantine:
         counts = Counter(entry["reason"] for entry in assigned.quarantine)
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
-        found.append(f"{len(assigned.quarantine):,} images for quarantine, as far as names tell: {reasons}")
+        found.append(f"{many(len(assigned.quarantine), data.noun)} for quarantine, as far as names tell: {reasons}")
     train, held_out = (Counter(row.label for _, row in rows if row.label is not None) for rows in assigned.rows)
     alone = untrained(train, held_out)
     return [*found, alone] if alone else found

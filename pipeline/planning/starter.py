@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.planning.look import Found
 from pipeline.planning.starter_data import (
     FEWEST,
@@ -77,11 +77,13 @@ class Plan:
 def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan:
     """Choose. Raises UserError for too few images."""
     if found.count < FEWEST:
-        raise UserError(f"{found.count} images: at least {FEWEST} are needed, and a model worth having needs thousands")
+        raise UserError(
+            f"{many(found.count, 'image')}: at least {FEWEST} are needed, and a model worth having needs thousands"
+        )
     copies = round(found.problems["duplicate"] / max(1, found.looked) * found.count)
     if found.count - copies < FEWEST:
         raise UserError(
-            f"{found.count} images, but {found.count - copies} different ones: the others are copies of these; at "
+            f"{many(found.count, 'image')}, but {found.count - copies:,} of them different: the others are copies; at "
             f"least {FEWEST} are needed, and a model worth having needs thousands"
         )
     limit = choose_limit(found) if quick else None
@@ -156,8 +158,9 @@ def _round(value: float) -> int:
 
 def write_config(found: Found, chosen: Plan, machine: Machine) -> str:
     """The config as YAML with comments."""
-    where = f"{machine.gpus} GPUs" if machine.gpus else f"{machine.cpus} CPU cores"
-    head = f"# Written by `ldm init` for {found.count:,} images and {where}. `ldm explain KEY` says what a key means."
+    where = many(machine.gpus, "GPU") if machine.gpus else many(machine.cpus, "CPU core")
+    images = many(found.count, "image")
+    head = f"# Written by `ldm init` for {images} and {where}. `ldm explain KEY` says what a key means."
     rows = [
         head,
         *(["# Quick: it ends in minutes, to see all stages work; the model is no good."] if chosen.quick else []),
@@ -329,7 +332,7 @@ def about_classes(found: Found, chosen: Plan) -> list[str]:
     common = found.classes.most_common()
     shown = ", ".join(f"{name}: {count:,}" for name, count in common[:5]) + (", ..." if len(common) > 5 else "")
     ((name, count),) = common[-1:]
-    lines = [f"{len(common)} classes: {shown}".replace("\n", " ")]
+    lines = [f"{many(len(common), 'class', 'classes')}: {shown}".replace("\n", " ")]
     if chosen.classes and count * 10 < common[0][1]:
         lines.append(
             f"They are uneven ({name}: {count}): `balance: {{power: 0.5}}` meets rare ones more often.".replace(
@@ -358,7 +361,7 @@ def about_split(found: Found, chosen: Plan) -> str:
 
 def about_problems(found: Found) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in found.problems.most_common() if count)
-    return f"of {found.looked:,} images looked at: {reasons}; these are left out"
+    return f"of {many(found.looked, 'image')} looked at: {reasons}; these are left out"
 
 
 def about_flip(found: Found) -> str:

@@ -15,7 +15,7 @@ from pipeline.data.held_out import held_out
 from pipeline.data.listing import Listing, Unread
 from pipeline.data.text_tables import SUFFIXES, TextTable
 from pipeline.data.transforms import FORMATS, BadImage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.planning.starter_data import yaml_text
 from pipeline.schema.clips import ClipsSource
 from pipeline.schema.data import Data
@@ -121,7 +121,7 @@ def _measured(file: Path) -> tuple[float, int, int]:
 def told(found: Clips) -> list[str]:
     """What there is and what is left out, a line each."""
     listing = found.listing
-    lines = [f"{len(listing.rows):,} clips, {len(listing.classes) or 'no'} classes"]
+    lines = [f"{many(len(listing.rows), 'clip')}, {many(len(listing.classes), 'class', 'classes')}"]
     lines += [f"Not taken from the source: {listing.left_out}."] if listing.left_out else []
     if found.still:
         lines.append(f"{found.still:.0%} of the files looked at are of one frame: they go to quarantine.")
@@ -138,12 +138,12 @@ def write_config(found: Clips, machine: Machine, name: str, quick: bool) -> str:
     count = round(len(rows) * (1 - share))
     if count < FEWEST:
         least = f"at least {FEWEST} are needed, and a model worth having needs thousands"
-        raise UserError(f"about {count} clips that move: {least}")
+        raise UserError(f"about {many(count, 'moving clip')}: {least}")
     fraction = 0.1 if len(rows) >= 100 else 0.25
     keys = {row.together or row.key for row in rows}
     val = sum(held_out(key, fraction) for key in keys)
     if not 0 < val < len(keys):
-        raise UserError(f"{len(keys)} clips cannot be split into training and held-out ones; give more")
+        raise UserError(f"{many(len(keys), 'clip')} cannot be split into training and held-out ones; give more")
     shortest = sorted(found.seconds)[len(found.seconds) // 10]
     # the slowest of the usual rates at which nine clips of ten are half as long again as a window, or else as long
     usual = [rate for rate in RATES if rate <= max(RATES[0], statistics.median(found.rates))]

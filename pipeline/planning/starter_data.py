@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.data.assign import untrained
 from pipeline.data.held_out import held_out
 from pipeline.data.limit import chosen as chosen_places
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.planning.look import Found
 
 QUICK = 4000  # images of a quick config, of a million pixels at most; fewer of larger ones
@@ -56,7 +56,7 @@ def choose_split(found: Found, quick: bool = False) -> tuple[str, int, int, floa
             by = f"by: column, column: {yaml_text(column)}" if column else "by: key"
             return f"{{{by}, val_fraction: {fraction:g}}}", len(values) - val, val, fraction
         fraction = round(fraction + 0.01, 2)
-    raise UserError(f"{found.count} images cannot be split into training and held-out ones; give more")
+    raise UserError(f"{many(found.count, 'image')} cannot be split into training and held-out ones; give more")
 
 
 def choose_quarantine(found: Found) -> float:
@@ -80,7 +80,7 @@ def about_losses(found: Found, fraction: float | None) -> list[str]:
         refused = bad > limit * found.looked
         end = "ingest will refuse them: mend them, or raise `data.max_quarantine` yourself" if refused else "left out"
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in found.problems.most_common() if count)
-        lines.append(f"Of {found.looked:,} images looked at {bad:,} cannot be used ({reasons}), {end}.")
+        lines.append(f"Of {many(found.looked, 'image')} looked at {bad:,} cannot be used ({reasons}), {end}.")
     values = found.groups[1] if found.groups else found.keys
     if fraction is not None and len(values) == len(found.labels):
         counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())

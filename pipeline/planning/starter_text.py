@@ -16,7 +16,7 @@ from pipeline.data.listing import Listing
 from pipeline.data.parquet_files import opened
 from pipeline.data.text_files import list_text
 from pipeline.data.text_tables import SUFFIXES, TextTable
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.planning import look_tables
 from pipeline.planning.starter_data import yaml_text
 from pipeline.schema.text import TextSource
@@ -65,13 +65,14 @@ def told(text: Text) -> list[str]:
     listing = text.listing
     documents = len({row.together for row in listing.rows})
     lines = [
-        f"{len(listing.rows):,} passages of text in {documents:,} documents, {len(listing.classes) or 'no'} classes"
+        f"{many(len(listing.rows), 'passage')} of text in {many(documents, 'document')}, "
+        f"{many(len(listing.classes), 'class', 'classes')}"
     ]
     lines += [f"Not taken from the source: {listing.left_out}."] if listing.left_out else []
     if listing.bad:
         reasons = Counter(entry["reason"] for entry in listing.bad)
         shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        lines.append(f"{len(listing.bad):,} texts cannot be used ({shown}): they go to quarantine.")
+        lines.append(f"{many(len(listing.bad), 'text')} cannot be used ({shown}): to quarantine.")
     return lines + listing.notes
 
 
@@ -124,11 +125,13 @@ def write_config(text: Text, machine: Machine, name: str, quick: bool) -> str:
     rows, gpu = text.listing.rows, machine.gpus > 0
     if len(rows) < FEWEST:
         least = f"at least {FEWEST} are needed, and a model worth having needs thousands"
-        raise UserError(f"{len(rows)} passages of text: {least}")
+        raise UserError(f"{many(len(rows), 'passage')} of text: {least}")
     documents = {row.together or row.key for row in rows}
     val = sum(held_out(document, HELD_OUT) for document in documents)
     if not 0 < val < len(documents):
-        raise UserError(f"{len(documents)} documents cannot be split into training and held-out ones; give more")
+        raise UserError(
+            f"{many(len(documents), 'document')} cannot be split into training and held-out ones; give more"
+        )
     whole = sum(len(str(row.location).encode()) for row in rows)
     bpe = importlib.util.find_spec("tokenizers") is not None
     vocabulary = (4096 if whole > 1_000_000 else 1024) if bpe else 257

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.errors import brief
+from pipeline.errors import brief, many
 
 GB = 1e9
 CLOCK_WARN = 1.0  # s: beyond it, lines of two nodes' logs and points of a curve stand in the wrong order
@@ -200,14 +200,15 @@ def tracker(uri: str, trouble: str, seconds: float, required: bool) -> list[Find
     return [Finding("tracker", "warning", text)]
 
 
-def steps(measured: dict[str, Any], noun: str = "images") -> list[Finding]:
-    """One real step of each trained stage. noun: what samples are called (`Data.noun`)."""
-    where = f"{measured['world']} ranks on {len(set(measured['hosts']))} nodes ({measured['device']})"
+def steps(measured: dict[str, Any], noun: str) -> list[Finding]:
+    """One real step of each trained stage. noun: what a sample is called (`Data.noun`)."""
+    nodes = many(len(set(measured["hosts"])), "node")
+    where = f"{many(measured['world'], 'rank')} on {nodes} ({measured['device']})"
     found = []
     for name, one in measured["stages"].items():
         text = (
-            f"{name}: {one['images']:g} {noun} in {one['step']:.3f} s on {where}, "
-            f"{one['images'] / one['step']:.0f} {noun}/s, {one['memory'] / GB:.2f} GB a rank"
+            f"{name}: {many(round(one['images']), noun)} in {one['step']:.3f} s on {where}, "
+            f"{one['images'] / one['step']:.0f} {noun}s/s, {one['memory'] / GB:.2f} GB a rank"
         )
         lost = one["loss"] is None
         found.append(Finding("step", "warning" if lost else "ok", text + ("; its loss is not finite" if lost else "")))
@@ -259,13 +260,13 @@ def storage(rates: dict[str, float | Exception], needs: dict[str, float], what: 
     return found
 
 
-def outlook(stages: dict[str, Any], noun: str = "images") -> list[Finding]:
-    """Hours and bottleneck of each stage, in words."""
+def outlook(stages: dict[str, Any], noun: str) -> list[Finding]:
+    """Hours and bottleneck of each stage, in words. noun: what a sample is called (`Data.noun`)."""
     found = []
     for name, one in stages.items():
         second, rate = sorted(one["parts"].items(), key=lambda part: part[1])[1]
         text = (
-            f"{name}: {duration(one['hours'])} at {one['images_per_second']:.0f} {noun}/s; "
+            f"{name}: {duration(one['hours'])} at {one['images_per_second']:.0f} {noun}s/s; "
             f"bottleneck: {one['bottleneck']} ({second} would allow {rate:.0f})"
         )
         found.append(Finding("forecast", "ok", text))

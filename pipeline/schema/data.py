@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -201,6 +201,7 @@ class Balance(Section):
 
 Shape = tuple[int, int]  # height and width, in pixels
 MOST_SHAPES = 128
+NOUNS = {"text": "passage", "clip": "clip", "sound": "sound"}  # of what is no image
 
 
 class Buckets(Section):
@@ -317,8 +318,8 @@ class Data(Section):
 
     @property
     def noun(self) -> str:
-        """What people call its samples, in lines that they read; names of metrics say images of all kinds."""
-        return {"text": "passages", "clips": "clips", "sound": "sounds"}.get(self.source.kind, "images")
+        """What people call a sample, in lines that they read; names of metrics say images of all kinds."""
+        return noun_of([self.source.kind, *(["clip"] if self.clip else [])])
 
     @property
     def measured(self) -> bool:
@@ -400,6 +401,11 @@ class Data(Section):
                 "give the images as a folder or table"
             )
         return self
+
+
+def noun_of(about: Collection[str]) -> str:
+    """What people call a sample of data, by what is said of them: a kind of source, or a key of ingest's summary."""
+    return next((noun for key, noun in NOUNS.items() if key in about), "image")
 
 
 def text(shape: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ from pipeline.data.map_sources import content, located
 from pipeline.data.sources import digests_folder_of
 from pipeline.data.split import SPLITS
 from pipeline.data.text_encoders import frozen_encoder
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import atomic_write, write_json
 from pipeline.networks import latent_side
 from pipeline.schema.section import result_fields
@@ -258,12 +258,12 @@ def opened_empty(path: Path) -> dict[str, str]:
 
 
 def headline(summary: dict[str, Any]) -> str:
-    parts = [f"{name} ({len(own['values'])} values)" if "values" in own else name
+    parts = [f"{name} ({many(len(own['values']), 'value')})" if "values" in own else name
              for name, own in summary["attributes"].items()]  # fmt: skip
     parts += [f"{name} (pictures)" for name in summary.get("spatial", {})]
     if summary["caption"]:
-        parts.append(f"{summary['captions']:,} captions")
-    return f"{summary['images']:,} images: {', '.join(parts)}"
+        parts.append(many(summary["captions"], "caption"))
+    return f"{many(summary['images'], 'image')}: {', '.join(parts)}"
 
 
 def _without_drop(values: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.data import clips
 from pipeline.data.latent_pool import entry_path, is_whole
 from pipeline.data.split import SPLITS
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import atomic_write, digest, read_json, write_json
 from pipeline.schema.section import result_fields
 from pipeline.tasks.encoding import encode_shard, load_encoder
@@ -89,7 +89,7 @@ def run(
         images += count
         rate = images / (time.monotonic() - begun)
         spool.metrics({"encode/images_per_second": rate}, done)
-        print(f"encode: shard {done} of {len(missing)}, {rate:.0f} {config.data.noun}/s", flush=True)
+        print(f"encode: shard {done} of {len(missing)}, {rate:.0f} {config.data.noun}s/s", flush=True)
     entries = [{**job, "lost": [], **read_json(entry_path(job["path"]))} for job in jobs]
     listed = ("split", "bucket", "shard", "count", "bytes", "sha256")
     shards = [{k: e[k] for k in listed if k in e} | {"file": Path(e["path"]).name} for e in entries]
@@ -180,6 +180,6 @@ def headline(summary: dict[str, Any]) -> str:
     shape = "x".join(map(str, summary["shape"]))
     if "buckets" in summary:
         filled = sum(bool(row["train"] or row["val"]) for row in summary["buckets"])
-        shape = f"of {summary['shape'][0]} channels in {filled} buckets"
+        shape = f"of {summary['shape'][0]} channels in {many(filled, 'bucket')}"
     count = sum(summary["images"].values())
-    return f"{count:,} latents {shape}, {summary['encoded']} of {summary['shards']} shards encoded"
+    return f"{many(count, 'latent')} {shape}, {summary['encoded']} of {many(summary['shards'], 'shard')} encoded"

@@ -30,9 +30,9 @@ from pipeline.data.report import contact_sheet, highest_label, report, save_png,
 from pipeline.data.tars import tar_classes
 from pipeline.data.waves import transform_of
 from pipeline.data.write_shards import Plan, write_shard
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import atomic_write, write_json
-from pipeline.schema.data import Data, text
+from pipeline.schema.data import Data, noun_of, text
 from pipeline.schema.section import result_fields
 
 if TYPE_CHECKING:
@@ -120,19 +120,14 @@ def run(
 
 
 def headline(summary: dict[str, Any]) -> str:
-    images, classes = summary["images"], len(summary["classes"])
+    images, classes = summary["images"], many(len(summary["classes"]), "class", "classes")
     filled = [text(row["shape"]) for row in summary.get("buckets", []) if row["train"] or row["val"]]
     buckets = f"buckets {', '.join(filled)}, " if filled else ""
     made = f" ({summary['generated']:,} generated)" if summary.get("generated") else ""
     return (
-        f"{images['train']:,}{made} + {images['val']:,} {_noun(summary)}, {classes} classes, {buckets}"
+        f"{images['train']:,}{made} + {many(images['val'], noun_of(summary))}, {classes}, {buckets}"
         f"{summary['quarantined']} in quarantine"
     )
-
-
-def _noun(summary: dict[str, Any]) -> str:
-    kinds = {"text": "passages", "clip": "clips", "sound": "sounds"}
-    return next((word for key, word in kinds.items() if key in summary), "images")
 
 
 def told(summary: dict[str, Any], folder: Path) -> list[str]:
@@ -142,7 +137,7 @@ def told(summary: dict[str, Any], folder: Path) -> list[str]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["quarantine_reasons"].items())
         total = summary["quarantined"] + sum(summary["images"].values())
         lines.append(
-            f"{summary['quarantined']:,} of {total:,} {_noun(summary)} are in quarantine ({reasons}): "
+            f"{summary['quarantined']:,} of {many(total, noun_of(summary))} are in quarantine ({reasons}): "
             f"{folder / 'quarantine.jsonl'}"
         )
     if summary.get("generated"):

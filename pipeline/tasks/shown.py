@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import many
 from pipeline.files import read_json
 
 
@@ -30,7 +31,7 @@ class Said:
 class Progress:
     """Shows on the driver what rank 0 wrote last: a bar on a terminal, a plain line now and then in a log.
 
-    noun: what the samples are called (`Data.noun`).
+    noun: what a sample is called (`Data.noun`).
     """
 
     LINE_EVERY = 10.0  # seconds between two lines in a log
@@ -48,11 +49,13 @@ class Progress:
         if now["step"] == self.last:
             return
         if self.last < 0:
-            print(f"{self.name}: {len(now['hosts'])} ranks on {', '.join(sorted(set(now['hosts'])))}", flush=True)
+            print(
+                f"{self.name}: {many(len(now['hosts']), 'rank')} on {', '.join(sorted(set(now['hosts'])))}", flush=True
+            )
         self.last = now["step"]
         left = time.strftime("%H:%M:%S", time.gmtime(now["seconds_left"]))
         loss = "not finite" if now["loss"] is None else f"{now['loss']:.4f}"
-        text = f"loss {loss}, {now['images_per_second']:.0f} {self.noun}/s, {left} left"
+        text = f"loss {loss}, {now['images_per_second']:.0f} {self.noun}s/s, {left} left"
         if sys.stdout.isatty():
             self._bar(now, text)
         elif time.monotonic() - self.shown > self.LINE_EVERY or now["step"] == now["steps"]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.files import SOURCE, atomic_path
 from pipeline.tracking.links import public_uri, read_store, resolve_uri, tracking_folder
 from pipeline.tracking.spool import process_identity, spool_ends, spool_files, spool_stem, whole_lines
@@ -194,7 +194,7 @@ def left_message(root: str | Path, uri: str, lines: int) -> str:
     """The one line that tells what did not reach the tracker, why, and what to type."""
     why = read_store(root, uri).get("trouble") or "it was slow"
     where = public_uri(uri)
-    return f"tracker {where}: {lines} lines not sent yet ({why}); nothing is lost, `ldm mlflow sync` sends them"
+    return f"tracker {where}: {many(lines, 'line')} not sent yet ({why}); nothing is lost, `ldm mlflow sync` sends them"
 
 
 def refused(root: str | Path, uri: str) -> int:
@@ -205,9 +205,9 @@ def refused(root: str | Path, uri: str) -> int:
 def refused_message(root: str | Path, uri: str) -> str:
     """The one line that tells what the tracker refuses, and why."""
     why = list(dict.fromkeys(entry["why"] for entry in read_store(root, uri).get("kept", [])))
-    more = f" (and {len(why) - 1} other reasons: tracking/shipper.log)" if len(why) > 1 else ""
+    more = f" (and {many(len(why) - 1, 'other reason')}: tracking/shipper.log)" if len(why) > 1 else ""
     return (
-        f"tracker {public_uri(uri)}: refused {refused(root, uri)} lines: {why[0]}{more}; they are kept, "
+        f"tracker {public_uri(uri)}: refused {many(refused(root, uri), 'line')}: {why[0]}{more}; they are kept, "
         "`ldm mlflow sync` tries again"
     )
 

@@ -344,7 +344,9 @@ def _log(
     if stats.loss_scale != 1:
         values["loss_scale"] = stats.loss_scale
     points = {f"{name}/{key}": value for key, value in values.items()}
-    points |= {key: value for key, value in read.items() if key.startswith(("efficiency/", "system/"))}
+    # by stage, as all else: in the pipeline's run lie the curves of all its stages
+    own = {key.replace("efficiency/", f"efficiency/{name}_"): value for key, value in read.items()}
+    points |= {key: value for key, value in own.items() if key.startswith(("efficiency/", "system/"))}
     log.metrics({key: value for key, value in points.items() if math.isfinite(value)}, step)
     left = (training.steps - step) * training.batch_size / rate
     loss = stats.loss if math.isfinite(stats.loss) else None

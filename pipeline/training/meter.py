@@ -152,9 +152,9 @@ def product_rate(ranks: Ranks, precision: str) -> float:
     return ranks.sum_floats([2 * side**3 / best])[0]
 
 
-def line(name: str, values: dict[str, float], noun: str = "images") -> str:
-    """A stage's training in a line. noun: what its samples are called."""
-    text = f"{name}: {values['images_per_second']:.4g} {noun}/s"
+def line(name: str, values: dict[str, float], noun: str) -> str:
+    """A stage's training in a line. noun: what a sample is called."""
+    text = f"{name}: {values['images_per_second']:.4g} {noun}s/s"
     if "efficiency/tflops" in values:
         text += f", {values['efficiency/tflops']:.3g} TFLOP/s"
     if "efficiency/utilisation" in values:

@@ -4,12 +4,16 @@
     OMP_NUM_THREADS=1 ldm run FOLDER/faces.yaml
     python tests/benchmarks/faces_asked.py judge FOLDER --guidance 1,2,3      # prints the tables
     python tests/benchmarks/faces_asked.py edit FOLDER --guidance 1,2 --strength 0.5,0.6,0.7
+    ldm features faces FOLDER/faces.yaml -n 1500 -o f.npz --levels 0.1 --root FOLDER/runs
+    ldm probe f.npz --between neutral,happiness --out FOLDER/smile.safetensors --root FOLDER/runs
+    python tests/benchmarks/faces_asked.py slide FOLDER --by 1,1.5,2
 
 FACES: a folder with labels.csv of the columns image, expression, person (faces of 64 pixels). `prepare` adds a column
 `age` by face-api's network, which thus teaches the age and is no judge of it; the split holds persons out. `judge`
 draws 200 samples each of happiness and neutral, and of two ages, and shows beside them real held-out faces and these
-after the autoencoder. `edit` makes happy held-out faces neutral, and neutral ones happy, and says how far that is from
-who they were. The judges are those of `face_judges.py`. Half an hour of two cores with bf16.
+after the autoencoder. `edit` makes happy held-out faces neutral, and neutral ones happy, and says how far that is
+from who they were; `slide` does so along a direction in the latents. The judges are those of `face_judges.py`. Half
+an hour of two cores with bf16.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ import yaml
 from PIL import Image
 from restoration import opened as trained
 
+from pipeline.applications import directions
 from pipeline.applications.edit import edit
 from pipeline.generate.generator import Generator
 
@@ -87,9 +92,9 @@ def judge(folder: Path, scales: list[float]) -> None:
         print(f"asked age {years}, guidance {scales[-1]:g}: by the teacher's own eye {found.mean():.1f} in the mean")
 
 
-def change(folder: Path, scales: list[float], strengths: list[float]) -> None:
+def change(folder: Path, ways: Callable[[Generator, Any, str, str], Iterator[tuple[str, Any]]]) -> None:
     """Print what the judges say of held-out faces that were edited to the other expression, and how far these are from
-    what they were by the network of identity."""
+    what they were by the network of identity. ways: what was done, and the edits, of (model, faces, was, to)."""
     model, pixels, labels, says = opened(folder)
     person = judges.load(folder / "judges", "face_recognition_model")
     for was, to in (ASKED, ASKED[::-1]):
@@ -99,28 +104,52 @@ def change(folder: Path, scales: list[float], strengths: list[float]) -> None:
         print(f"| as they are | {says(real, to)} | 0 |")
         plain = model.decode(model.encode(real))
         print(f"| after the autoencoder | {says(plain, to)} | {judges.apart(real, plain, person).mean():.2f} |")
+        for name, made in ways(model, real, was, to):
+            print(f"| {name} | {says(made, to)} | {judges.apart(real, made, person).mean():.2f} |", flush=True)
+
+
+def asked(scales: list[float], strengths: list[float]) -> Callable[..., Iterator[tuple[str, Any]]]:
+    """Edits by what the model is told."""
+
+    def ways(model: Generator, real: Any, was: str, to: str) -> Iterator[tuple[str, Any]]:
         for scale, strength in itertools.product(scales, strengths):
             made = edit(model, real, {"class": to}, {"class": was}, strength, steps=30, guidance=scale)
-            far = judges.apart(real, made, person).mean()
-            print(f"| guidance {scale:g}, strength {strength:g} | {says(made, to)} | {far:.2f} |", flush=True)
+            yield f"guidance {scale:g}, strength {strength:g}", made
+
+    return ways
+
+
+def along(file: Path, amounts: list[float]) -> Callable[..., Iterator[tuple[str, Any]]]:
+    """Edits along a direction from ASKED[1] to ASKED[0], and back."""
+
+    def ways(model: Generator, real: Any, was: str, to: str) -> Iterator[tuple[str, Any]]:
+        direction = directions.read(file, model)
+        for far in amounts if to == ASKED[0] else [-far for far in amounts]:
+            yield f"by {far:g}", edit(model, real, {}, along=np.float32(far) * direction, steps=30)
+
+    return ways
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("prepare", "judge", "edit"))
+    parser.add_argument("what", choices=("prepare", "judge", "edit", "slide"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--faces", type=Path)
     parser.add_argument("--guidance", default="1,2,3")
     parser.add_argument("--strength", default="0.5,0.6,0.7")
+    parser.add_argument("--by", default="1,1.5,2")
     given = parser.parse_args()
-    scales, strengths = ([float(one) for one in text.split(",")] for text in (given.guidance, given.strength))
+    numbers = (given.guidance, given.strength, given.by)
+    scales, strengths, amounts = ([float(one) for one in text.split(",")] for text in numbers)
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.what == "prepare":
         prepare(given.folder, given.faces)
     elif given.what == "judge":
         judge(given.folder, scales)
+    elif given.what == "edit":
+        change(given.folder, asked(scales, strengths))
     else:
-        change(given.folder, scales, strengths)
+        change(given.folder, along(given.folder / "smile.safetensors", amounts))
 
 
 if __name__ == "__main__":

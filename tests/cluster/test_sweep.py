@@ -79,7 +79,7 @@ def test_a_sweep_as_an_array_of_4(lab: Lab) -> None:
         assert len(list(root.glob(f"artifacts/{stage}/*/manifest.json"))) == made
     starts = [event for event in events(root, "autoencoder") if event["kind"] == "start"]
     assert len(starts) == 1  # by one process, in one go
-    assert sum("autoencoder: 1 ranks on" in task.log for task in tasks) == 1
+    assert sum("autoencoder: 1 rank on" in task.log for task in tasks) == 1
     assert len({line for task in tasks for line in task.log.splitlines() if "Ray's head is" in line}) == 5
     curves = [task.losses() for task in tasks]
     assert all(sorted(curve) == list(range(1, STEPS + 1)) for curve in curves)

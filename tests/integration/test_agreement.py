@@ -74,6 +74,8 @@ def test_samples_are_judged_by_rows(small: Any, told: list[str]) -> None:
         ([], "nothing is judged; give --columns, or --captions"),
         (["--columns", "mod"], "--columns, .*images.csv: no image has a value of 'mod'; did you mean 'mood'"),
         (["--columns", "mood", "--guidance", "1,x"], "--guidance 1,x: expected numbers"),
+        (["--columns", "mood", "--guidance", "1,nan"], "guidance: nan given"),
+        (["--columns", "mood", "--guidance", "1,1.0"], "--guidance 1,1.0: names a number twice"),
         (
             ["--columns", "mood", "--label", "mood"],
             "0 rows can be told to the model, 20 at least; --label names its class",
@@ -81,7 +83,17 @@ def test_samples_are_judged_by_rows(small: Any, told: list[str]) -> None:
         (["--columns", "mood", "--caption", "says"], "no column 'says'; there are image"),
     ):
         _refused(small, [*words, *arguments, "--out", str(small.folder / "bad")], expected)
-    _refused(small, [*words, *several, "--out", str(small.folder / "one")], "holds agreement.json already")
+    one = [*words, *several, "--out", str(small.folder / "one")]
+    (small.folder / "one" / "agreement.json").unlink()  # as if killed before
+    times = []
+    for _ in range(2):  # the second makes nothing
+        said = small.ldm("agreement", *one)
+        assert said.code == 0 and read_json(small.folder / "one" / "agreement.json") == figures[0][0], said.err
+        times.append((small.folder / "one" / "grid.png").stat().st_mtime_ns)
+    assert times[0] == times[1]
+    _refused(small, [*one, "--seed", "1"], "holds something else than this call makes")
+    (record,) = small.root.glob("pipelines/agreement-*")
+    assert '"agreement/guidance_2/mood_shuffled"' in next(record.glob("spool/*.jsonl")).read_text()
     assert not (small.folder / "bad").exists()
 
 

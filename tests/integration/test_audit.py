@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import Any
 
+from jobs.cli import group
 from pipeline.files import read_json, sha256_file
+from tests.killed import content, goes_on
 
 FEW = ["data.split.val_fraction=0.6", "evaluate.samples=20", "evaluate.steps=1", "evaluate.bootstrap=2",
        "evaluate.extractor.steps=2"]  # fmt: skip
@@ -64,6 +67,11 @@ def test_a_gate_lets_through_what_is_under_it_and_nothing_else(small: Any) -> No
     (record,) = small.root.glob("pipelines/audit-*")  # one run of both calls, with no name of an image
     assert '"audit/membership_auc"' in next(record.glob("spool/*.jsonl")).read_text()
     assert sorted(path.name for path in record.iterdir()) == ["asked.json", "copies.png", "spool"]
+    copied, killed = small.folder / "copied", small.folder / "killed"
+    shutil.copytree(small.root, copied, ignore=shutil.ignore_patterns("audit-*"))
+    call = ["audit", *words, "--root", str(copied), "--out", str(killed)]
+    assert goes_on(lambda: group.main(call, standalone_mode=False), killed, content(out)) > 8
+    assert len(list(copied.glob("pipelines/audit-*"))) == 1
     pool = (small.root / "extractors").rename(small.root / "moved")
     for more, expected in (
         (["--seed", "1"], "--out .*holds something else than this call makes"),

@@ -86,4 +86,4 @@ def test_verify_counts_adapters_without_their_base_apart(
         main()
     said = capsys.readouterr()
     assert "whole, but the base of this adapter" in said.out and "damaged" not in said.out + said.err
-    assert said.err.strip().endswith("1 adapters without their base; bring it back")
+    assert said.err.strip().endswith("1 adapter without a base; bring it back")

@@ -64,6 +64,7 @@ def test_a_look_is_of_the_other_and_the_layout_is_kept(model: Generator) -> None
         (["--between", "4", "--steps", "1"], "at least 2"),
         (["--look", "--strength", "nan"], "strength: nan"),
         (["--look", "--set", "class=hapy"], "hapy"),
+        (["--look", "--guidance", "inf"], "guidance: inf"),
         (["--mask", "white.png"], "white everywhere"),
         (["--mask", "a.png"], "black everywhere"),
         (["--mask", "none.png"], "cannot be read"),

@@ -227,6 +227,8 @@ def test_a_killed_call_goes_on_and_another_is_refused(
     for data, said in (("none", "is not there"), ("classes.json", "is no data"), ("runs", "holds no images")):
         with pytest.raises(UserError, match=said):
             call(model, monkeypatch, folder / data, *asked[1:])
+    with pytest.raises(UserError, match=r"s3://no/\*\.tar: tars are read from this machine's disks here"):
+        call(model, monkeypatch, "s3://no/*.tar", *asked[1:])
     (folder / "images" / "dark" / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="dark/1: is no image that can be used"):
         call(model, monkeypatch, folder / "images", "-o", folder / "h.npz", "--root", root)

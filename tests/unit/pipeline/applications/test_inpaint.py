@@ -107,6 +107,7 @@ def test_windows_cover_every_hole(top: int, left: int, side: int) -> None:
         ({"temperature": 1.5}, "temperature: 1.5 given"),
         ({"to": {"smile": "big"}}, "smile"),
         ({"steps": 0}, "steps: 0 given"),
+        ({"guidance": float("nan")}, "guidance: nan given"),  # also where nothing is told, and it is not used
     ],
 )
 def test_what_cannot_be_is_one_line(model: Generator, given: dict[str, Any], said: str) -> None:

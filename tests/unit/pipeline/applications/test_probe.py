@@ -185,5 +185,11 @@ def test_the_verb_prints_and_writes_the_figures(file: Path, tmp_path: Path) -> N
     assert "t0.10/block1" in said and "points over latents" in said and "held out: by who" in said
     values = read_json(tmp_path / "p.json")
     assert values["few"] == ["10"] and values["images"]["test"] > 40 and values["seeds"] == 1
-    with pytest.raises(UserError, match="exists; give a new file"):
-        CliRunner().invoke(command, asked, catch_exceptions=False)
+    again = CliRunner().invoke(command, asked, catch_exceptions=False).output
+    assert "probe: seed" in said and "probe: seed" not in again and again in said  # nothing is fitted anew
+    with pytest.raises(UserError, match="holds something else than this call makes"):
+        CliRunner().invoke(command, [*asked, "--seeds", "2"], catch_exceptions=False)
+    for content in ("{", "[]"):
+        (tmp_path / "p.json").write_text(content)
+        with pytest.raises(UserError, match="holds something else than this call makes"):
+            CliRunner().invoke(command, asked, catch_exceptions=False)

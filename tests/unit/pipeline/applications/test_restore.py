@@ -115,6 +115,7 @@ def test_windows_cover_and_come_together_again() -> None:
         ({"images": np.zeros((1, 500, 500, 3), np.uint8), "task": "superres", "factor": 16}, "8000 x 8000 pixels"),
         ({"to": {"smile": "big"}}, "smile"),
         ({"steps": 0}, "steps: 0 given"),
+        ({"guidance": float("nan")}, "guidance: nan given"),  # also where nothing is told, and it is not used
     ],
 )
 def test_what_cannot_be_is_one_line(model: Generator, given: dict[str, Any], said: str) -> None:

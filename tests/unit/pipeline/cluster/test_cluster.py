@@ -11,6 +11,7 @@ from pipeline.cluster import cluster
 from pipeline.cluster.cluster import Cluster
 from pipeline.cluster.stopping import Stopped
 from pipeline.config import ClusterConfig
+from pipeline.errors import UserError
 
 
 def node(name: str, cpus: int, alive: bool = True) -> dict[str, Any]:
@@ -42,3 +43,16 @@ def test_where_no_node_is_left_the_run_is_to_go_on_elsewhere(
     with pytest.raises(Stopped) as stopped:
         room(monkeypatch, [node("a", 4, alive)], leaving)
     assert stopped.value.again
+
+
+def test_a_machine_too_busy_for_ray_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with (
+        pytest.raises(UserError, match="Ray did not start: The current node timed out"),
+        Cluster(ClusterConfig()) as started,
+    ):
+        started.start()

@@ -159,7 +159,7 @@ def test_folders_are_classes_and_tables_have_columns(tmp_path):
 def test_without_av_video_is_refused_in_a_line(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_bytes(b"....ftyp")
     monkeypatch.setattr(video_files, "there", lambda: False)
-    with pytest.raises(UserError, match=r"1 files of video, such as a, need the package av: install the extra `video`"):
+    with pytest.raises(UserError, match=r"1 file of video, such as a: give the package av, by the extra `video`"):
         sources.listing(data(tmp_path).source, sources.Digests(None))
 
 

@@ -107,7 +107,7 @@ def test_a_folder_of_hugging_face_with_its_own_split(tmp_path: Path) -> None:
     found = sources.open_listing(data(tmp_path, split="source", label="label"))
     assert [row.attributes["split"] for row in found.rows] == ["train"] * 8 + ["val"] * 4
     assert found.rows[0].key == "data/train-00000-of-00002/00000000"
-    assert "1 .parquet files named for tests are left out" in found.notes
+    assert "1 .parquet file named for tests left out" in found.notes
     pattern = data(tmp_path / "data" / "test-*.parquet")
     assert len(sources.open_listing(pattern).rows) == 4
     assert len(sources.open_listing(data(tmp_path, limit=6, split="source", label="label")).rows) == 6

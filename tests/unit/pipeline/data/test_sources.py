@@ -79,7 +79,7 @@ def test_csv_and_jsonl_say_the_same(tmp_path):
         ("t.jsonl", "{oh}\n", "t.jsonl:1: not JSON"),
         ("t.txt", "", "neither .csv, .tsv, .jsonl nor .parquet"),
         ("t.csv", "image\n", "holds no images"),
-        ("t.csv", "image\nno.png\n", "1 files named are missing, such as no.png"),
+        ("t.csv", "image\nno.png\n", "1 named file missing, such as no.png"),
     ],
 )
 def test_bad_tables(tmp_path, name, content, message):

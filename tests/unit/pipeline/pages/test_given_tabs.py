@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from jobs.cli import group
+from pipeline.applications import directions
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
 from pipeline.generate import folder
@@ -95,6 +96,21 @@ def test_edit(page: Any) -> None:
     assert not page.code  # of the image before
 
 
+def test_edit_along_a_direction(page: Any) -> None:
+    step = np.zeros((3, SIDE, SIDE), np.float32)
+    step[0] = 0.25
+    directions.write(Path("red.safetensors"), step, {})
+    at(page, "Edit", "a.png", "red.safetensors")
+    menu(page, "slider", "How far along it", -2.0)
+    menu(page, "slider", "Steps", 6)
+    words = made_twice(page)
+    assert words[4:8] == ["--along", "red.safetensors", "--by", "-2"]
+    Path("other.safetensors").write_bytes(Path("b.png").read_bytes())
+    at(page, "Edit", "a.png", "other.safetensors")
+    page.button[0].click().run(timeout=60)
+    assert [error.value.partition(";")[0] for error in page.error] == ["other.safetensors: is no direction"]
+
+
 def test_inpaint_with_a_painted_mask(page: Any) -> None:
     at(page, "Inpaint", "a.png")
     menu(page, "slider", "Drawings", 2)
@@ -137,7 +153,9 @@ def test_compose(page: Any, way: str) -> None:
 def test_a_mistake_is_one_line_and_leaves_nothing(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     at(page, "Edit", "a.png")
     page.button[0].click().run(timeout=60)
-    assert [error.value for error in page.error] == ["edit: nothing is asked for; say what shall be true"]
+    assert [error.value for error in page.error] == [
+        "edit: nothing is asked for; say what shall be true, or along what to go"
+    ]
     assert not page.code and not page.exception
     Path("bad.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     Path("page.png").write_bytes(b"<script>alert(1)</script>")

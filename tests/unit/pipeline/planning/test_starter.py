@@ -296,7 +296,7 @@ def test_a_limit_is_raised_for_broken_files_and_never_to_hide_a_loss() -> None:
 def test_copies_are_no_images(tmp_path: Path) -> None:
     for i in range(40):
         Image.new("RGB", (32, 32), (i % 3, 0, 0)).save(tmp_path / f"{i}.png")
-    with pytest.raises(UserError, match="40 images, but 3 different ones"):
+    with pytest.raises(UserError, match="40 images, but 3 of them different"):
         starter.plan(look.look(str(tmp_path)), CPU, "x")
 
 
@@ -360,7 +360,7 @@ def test_a_dry_run_says_what_ingest_would_leave_out(tmp_path: Path) -> None:
         }
     )
     missing, alone = outlook(table, None)
-    assert missing == "1 images for quarantine, as far as names tell: 1 missing"
+    assert missing == "1 image for quarantine, as far as names tell: 1 missing"
     assert alone.startswith("1 class has no training image, and no model can learn it: 'b' (1 held out)")
 
 

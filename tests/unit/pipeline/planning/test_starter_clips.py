@@ -74,5 +74,5 @@ def test_tables_of_clips(tmp_path):
     (tmp_path / "few").mkdir()
     animation(tmp_path / "few" / "a.gif", picture(0, 5), 100)
     few = starter_clips.look(str(tmp_path / "few"))
-    with pytest.raises(UserError, match="about 1 clips that move: at least 16 are needed"):
+    with pytest.raises(UserError, match="about 1 moving clip: at least 16 are needed"):
         starter_clips.write_config(few, CPU, "few", False)

@@ -326,8 +326,8 @@ def test_a_slow_network_and_a_loss_that_is_not_finite() -> None:
     heavy = verdicts.collective(measured(parameters=1e8))  # 400 MB at 160 MB/s against half a second
     assert states(heavy) == ["warning"] and "500%" in heavy[0].text
     assert verdicts.collective({**measured(), "collective": []})[0].text.startswith("one rank")
-    assert states(verdicts.steps(measured())) == ["ok"]
-    assert states(verdicts.steps(measured(loss=None))) == ["warning"]
+    assert states(verdicts.steps(measured(), "image")) == ["ok"]
+    assert states(verdicts.steps(measured(loss=None), "image")) == ["warning"]
 
 
 def test_the_forecast_names_what_is_slowest(tmp_path: Path) -> None:

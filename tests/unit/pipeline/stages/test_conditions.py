@@ -141,7 +141,7 @@ def test_missing_values_and_cut_captions_are_counted(tmp_path: Path, capsys: pyt
     said = capsys.readouterr().out
     expected = [
         "mood: 2 values (glad 11, sad 11); 2 of 24 images (8%) have none",
-        "caption: 24 captions, half of them up to 9 bytes, the longest 50; 1 are longer than the model reads, and cut",
+        "caption: 24 captions, half of them up to 9 bytes, the longest 50; 1 longer than the model reads, and cut",
     ]
     assert [f"conditions: {line}" for line in expected] == said.splitlines()[-2:]
     assert summary["seen"]["mood"] == {"told": 22, "different": 2, "values": {"glad": 11, "sad": 11}}

@@ -364,7 +364,7 @@ def test_the_sources_own_split_decides(tmp_path):
     marks = ["split", *(("train", "train", "val", "TEST")[i % 4] for i in range(len(lines) - 1))]
     (tmp_path / "in" / "t.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, marks, strict=True)))
     summary, folder = run(tmp_path, source=source, size=8, split={"by": "source"})
-    assert summary["images"] == {"train": 30, "val": 15} and summary["notes"] == ["15 images for tests are left out"]
+    assert summary["images"] == {"train": 30, "val": 15} and summary["notes"] == ["15 images for tests left out"]
     val = Index.open(folder, "val")
     assert {val.meta(i)["split"] for i in range(len(val))} == {"val"}
     (tmp_path / "in" / "t.csv").write_text("\n".join(lines))

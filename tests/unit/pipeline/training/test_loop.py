@@ -103,6 +103,7 @@ def test_what_is_logged_and_when(tmp_path: Path) -> None:
     assert record.points[6]["test/train_loss"] == record.losses[20]  # the loss of step 6, which begins at position 20
     assert not any("odd" in key for values in record.points.values() for key in values)
     assert record.points[3]["test/images_per_second"] > 0
+    assert record.points[3]["efficiency/test_step_ms"] > 0 and "efficiency/step_ms" not in record.points[3]
     assert record.lines[0].startswith("test: step 3/12, loss ")
 
 

@@ -45,8 +45,10 @@ def test_parts_rates_and_shares_are_of_the_interval(monkeypatch: pytest.MonkeyPa
     assert second["efficiency/tflops"] == pytest.approx(2.0) and second["efficiency/utilisation"] == pytest.approx(2.0)
     whole = clock.summary()
     assert whole["images_per_second"] == pytest.approx(80 / 20) and whole["efficiency/data_ms"] == pytest.approx(800)
-    assert meter.line("diffusion", whole).startswith("diffusion: 4 images/s, 0.8 TFLOP/s (80% of what large products")
-    assert meter.line("diffusion", whole, "sounds").startswith("diffusion: 4 sounds/s")
+    assert meter.line("diffusion", whole, "image").startswith(
+        "diffusion: 4 images/s, 0.8 TFLOP/s (80% of what large products"
+    )
+    assert meter.line("diffusion", whole, "sound").startswith("diffusion: 4 sounds/s")
 
 
 def test_curves_of_the_machine_have_mlflows_names() -> None:
