@@ -31,7 +31,7 @@ def command(
     from pipeline.applications import probe
     from pipeline.applications.recorded import record
     from pipeline.errors import UserError, many
-    from pipeline.files import digest, make_folder, write_json
+    from pipeline.files import digest, write_json
 
     if box and target:
         raise UserError("--box: a box has no class; leave --target out")
@@ -41,10 +41,7 @@ def command(
     table = probe.load(features)
     how = {"target": target, "box": box, "group": group, "few": few, "seeds": seeds, "features": digest(table.about)}
     asked = {"model": table.about.get("model", {}), "how": how}
-    values = None
-    if out is not None:
-        make_folder(out.parent)  # where it cannot be, that is said now
-        values = probe.earlier(out, asked)
+    values = None if out is None else probe.earlier(out, asked)
     if values is None:
         if box:
             values = probe.boxes(table, [name.strip() for name in box.split(",")], group, seeds)
