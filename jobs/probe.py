@@ -36,7 +36,7 @@ def command(
     from pipeline.applications import probe
     from pipeline.applications.recorded import record
     from pipeline.errors import UserError, many
-    from pipeline.files import digest, make_folder, write_json
+    from pipeline.files import digest, write_json
 
     if box and (target or between):
         raise UserError("--box: a box has no class; leave --target and --between out")
@@ -49,10 +49,7 @@ def command(
     if between is not None:
         _direction(table, between, target, out, root)
         return
-    values = None
-    if out is not None:
-        make_folder(out.parent)  # where it cannot be, that is said now
-        values = probe.earlier(out, asked)
+    values = None if out is None else probe.earlier(out, asked)
     if values is None:
         if box:
             values = probe.boxes(table, [name.strip() for name in box.split(",")], group, seeds)

@@ -45,7 +45,7 @@ from pipeline.data.latent_pool import entry_path, is_whole
 from pipeline.data.order import Draw, draw_batch
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, canonical_json, digest, make_folder, write_json
+from pipeline.files import atomic_path, canonical_json, digest, write_json
 from pipeline.generate.generator import Generator
 from pipeline.tasks import inside
 
@@ -189,7 +189,6 @@ def extract(
     check(model, wanted)
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: expected a name.npz")
-    make_folder(out.parent)
     known = {f"column/{name}": _column(samples, name) for name in columns}
     content = {"options": model.options, "mean": model.space.mean.tolist(), "std": model.space.std.tolist()}
     made_of = digest([model.about.get("weights"), content])

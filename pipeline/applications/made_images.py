@@ -11,6 +11,7 @@ file of a verb that writes a single one, which holds what was asked itself (`wri
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,13 @@ def _read(file: Path) -> Any:
 
 def written(out: Path, asked: Any, said: Callable[[Path], Any]) -> bool:
     """Of a verb that writes one file: whether it is there and was made of what is `asked` now, by what it says of
-    itself (`said`). UserError where it is something else."""
+    itself (`said`). UserError where it is something else, and where none can be written."""
     if not out.exists():
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out.parent).close()  # whoever we are, and whatever is mounted there
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written ({error.strerror}); give another path") from None
         return False
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; give a file")

@@ -81,7 +81,7 @@ def load(path: Path) -> Table:
 
 def earlier(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """The figures that a call has written to `out`; None where nothing is there. UserError for what is something else
-    than is `asked` now."""
+    than is `asked` now, and where nothing can be written."""
     return dict(read_json(out)) if written(out, asked, _asked) else None
 
 

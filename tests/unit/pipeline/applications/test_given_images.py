@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.applications.given_images import read
+from pipeline.applications.made_images import written
 from pipeline.errors import UserError
 from pipeline.files import disk_trouble, make_folder
 from tests.unit.pipeline.data.clips import animation, frames
@@ -17,6 +18,9 @@ from tests.unit.pipeline.data.clips import animation, frames
 def test_where_nothing_can_be_written_is_one_line() -> None:
     with pytest.raises(UserError, match=r"/proc/none: cannot be made \(No such file or directory\); give another path"):
         make_folder(Path("/proc/none"))
+    for file in ("/proc/none.json", f"{__file__}/none.json"):
+        with pytest.raises(UserError, match=rf"--out {file}: cannot be written \(.*\); give another path"):
+            written(Path(file), {}, Path.read_text)
     for number in (errno.EACCES, errno.EPERM, errno.EROFS):
         with pytest.raises(UserError, match=r"here/x: .*give rights there"), disk_trouble():
             raise OSError(number, os.strerror(number), "here/x")
