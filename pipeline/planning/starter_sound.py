@@ -13,7 +13,7 @@ from pipeline.data.held_out import held_out
 from pipeline.data.listing import Listing, Unread
 from pipeline.data.text_tables import SUFFIXES, TextTable
 from pipeline.data.transforms import BadImage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.planning.starter_data import yaml_text
 from pipeline.schema.data import Data
 
@@ -62,7 +62,8 @@ def look(given: str) -> Sounds | None:
         rates.append(held.rate)
         counts[held.channels] += 1
     if not lengths:
-        raise UserError(f"{given}: none of {len(rows)} files is a sound that can be read")
+        reasons = f" ({', '.join(f'{count} {reason}' for reason, count in bad.most_common())})" if bad else ""
+        raise UserError(f"{given}: none of {many(len(rows), 'file')} is a sound that can be read{reasons}")
     columns = [name for name in GROUPS if len({row.attributes.get(name) for row in rows}) > 2]
     stereo = 1 - counts[1] / counts.total()
     return Sounds(source, listing, sorted(lengths), rates, stereo, bad, columns[0] if columns else None)
@@ -110,7 +111,9 @@ def write_config(found: Sounds, machine: Machine, name: str, quick: bool) -> str
     pieces = found.lengths[len(found.lengths) // 2] > 4 * seconds
     count = len(rows) if not pieces else int(sum(found.lengths) / len(found.lengths) * len(rows) / seconds)
     if count < FEWEST:
-        raise UserError(f"{count} sounds: at least {FEWEST} are needed, and a model worth having needs thousands")
+        raise UserError(
+            f"{many(count, 'sound')}: at least {FEWEST} are needed, and a model worth having needs thousands"
+        )
     column, what = found.groups, found.groups or "files"
     values = [str(row.attributes.get(column)) if column else row.together or row.key for row in rows]
     if not 0 < sum(held_out(value, HELD_OUT) for value in values) < len(values):

@@ -16,7 +16,7 @@ from pipeline.data.listing import Listing
 from pipeline.data.parquet_files import opened
 from pipeline.data.text_files import list_text
 from pipeline.data.text_tables import SUFFIXES, TextTable
-from pipeline.errors import UserError
+from pipeline.errors import UserError, many
 from pipeline.planning import look_tables
 from pipeline.planning.starter_data import yaml_text
 from pipeline.schema.text import TextSource
@@ -69,10 +69,14 @@ def told(text: Text) -> list[str]:
     ]
     lines += [f"Not taken from the source: {listing.left_out}."] if listing.left_out else []
     if listing.bad:
-        reasons = Counter(entry["reason"] for entry in listing.bad)
-        shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        lines.append(f"{len(listing.bad):,} texts cannot be used ({shown}): they go to quarantine.")
+        lines.append(f"{_unusable(listing)}: quarantine.")
     return lines + listing.notes
+
+
+def _unusable(listing: Listing) -> str:
+    reasons = Counter(entry["reason"] for entry in listing.bad)
+    shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    return f"{many(len(listing.bad), 'text')} cannot be used ({shown})"
 
 
 def _of_folder(path: Path) -> dict[str, Any] | None:
@@ -124,7 +128,8 @@ def write_config(text: Text, machine: Machine, name: str, quick: bool) -> str:
     rows, gpu = text.listing.rows, machine.gpus > 0
     if len(rows) < FEWEST:
         least = f"at least {FEWEST} are needed, and a model worth having needs thousands"
-        raise UserError(f"{len(rows)} passages of text: {least}")
+        bad = f" (and {_unusable(text.listing)})" if text.listing.bad else ""
+        raise UserError(f"{many(len(rows), 'passage')} of text{bad}: {least}")
     documents = {row.together or row.key for row in rows}
     val = sum(held_out(document, HELD_OUT) for document in documents)
     if not 0 < val < len(documents):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,8 +96,8 @@ def run(
     for split in ("train", "val"):
         if summary["images"][split] == 0:
             raise UserError(
-                f"no {split} images among {sum(summary['images'].values())}: change data.split (val_fraction, column) "
-                "or give more images"
+                f"no {split} {_noun(summary)} among {sum(summary['images'].values())}: change data.split "
+                f"(val_fraction, column) or give more {_noun(summary)}"
             )
     if data.sound is not None:
         transform_of(data.sound).values(data.channels).save(folder)
@@ -130,9 +130,10 @@ def headline(summary: dict[str, Any]) -> str:
     )
 
 
-def _noun(summary: dict[str, Any]) -> str:
-    kinds = {"text": "passages", "clip": "clips", "sound": "sounds"}
-    return next((word for key, word in kinds.items() if key in summary), "images")
+def _noun(told: Collection[str]) -> str:
+    """What samples are called. told: the keys of a summary, or the kind of a source."""
+    kinds = {"text": "passages", "clip": "clips", "clips": "clips", "sound": "sounds"}
+    return next((word for key, word in kinds.items() if key in told), "images")
 
 
 def told(summary: dict[str, Any], folder: Path) -> list[str]:
@@ -164,8 +165,9 @@ def _check_quarantine(data: Data, quarantine: list[dict[str, str]], good: int, f
     if len(quarantine) > data.max_quarantine * total:
         first, counts = quarantine[0], Counter(entry["reason"] for entry in quarantine)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        noun = _noun([data.source.kind])
         raise UserError(
-            f"{len(quarantine)} of {total} images are unusable ({reasons}; the first: {first['key']}: "
+            f"{len(quarantine)} of {total} {noun} are unusable ({reasons}; the first: {first['key']}: "
             f"{plain(first['detail'])}), over data.max_quarantine = {data.max_quarantine}: "
             f"see {folder / 'quarantine.jsonl'}, mend them or raise it"
         )
