@@ -23,7 +23,8 @@ MODALITIES = ("text", "sound", "clips", "rasters")
 def made(request: pytest.FixtureRequest, train: Callable[[list[dict[str, Any]]], None], tmp_path_factory: Any) -> Path:
     """The runs of a modality."""
     root = tmp_path_factory.mktemp(request.param)
-    common = {"root": str(root), "stage": ZERO, "accumulation": 1, "modality": request.param}
+    sizes = [f"{stage}.training.batch_size={test_resume.BATCH}" for stage in ("autoencoder", "diffusion")]
+    common = {"root": str(root), "stage": ZERO, "accumulation": 1, "modality": request.param, "overrides": sizes}
     runs = [{**common, "kind": "prepare", "subject": "autoencoder", "out": str(root / "prepare"), "world": 1}]
     for stage in ("autoencoder", "diffusion"):
         for name, folder, more in (
