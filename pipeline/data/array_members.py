@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -23,12 +23,7 @@ def values_of(content: bytes, data: Data) -> Array:
     last. Its header is held against `data.max_pixels` and its own length before values are read; one of Python's
     objects (a pickle) is never opened. Raises BadImage."""
     file = io.BytesIO(content)
-    with reading("no .npy member"):
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):  # 3.0 is written for names of fields beyond Latin-1
-            raise BadImage("undecodable", f".npy of version {version[0]}.{version[1]}: expected numbers")
-        head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = head(file)
+    shape, fortran, dtype = header(file)
     if dtype.kind not in "biuf":
         raise BadImage("undecodable", f"an array of {dtype}, expected one of numbers")
     count, start = math.prod(shape), file.tell()
@@ -43,6 +38,18 @@ def values_of(content: bytes, data: Data) -> Array:
         raise BadImage("truncated", f"{len(content) - start:,} bytes of values, and {list(shape)} {dtype} has others")
     flat = np.frombuffer(content, dtype, count, start)
     return fitting(by_bands(flat.reshape(shape, order="F" if fortran else "C"), data.channels)[0], data)
+
+
+def header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it lies in Fortran's order, and type of a .npy file, which is then read up to its values. Raises
+    BadImage."""
+    with reading("no .npy member"):
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):  # 3.0 is written for names of fields beyond Latin-1
+            raise BadImage("undecodable", f".npy of version {version[0]}.{version[1]}: expected numbers")
+        head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = head(file)
+    return shape, fortran, dtype
 
 
 def load(content: bytes, data: Data, shape: Shape | None = None) -> Array:

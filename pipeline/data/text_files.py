@@ -105,6 +105,8 @@ def _of_files(source: TextSource) -> Iterator[Text]:
         except OSError as error:
             raise UserError(f"{plain(str(where / inside))}: {error.strerror}; give rights to read it") from None
         label = _class_of(inside, source.class_from)
+        if not content.strip():
+            yield Text(document, document, label, content)
         for number, part in enumerate(_units(content, source.unit), 1):
             if part.strip():  # what lies between two empty lines is no text
                 yield Text(f"{document}:{source.unit} {number}", document, label, part)

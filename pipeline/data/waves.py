@@ -91,7 +91,11 @@ def _taps(up: int, down: int) -> Array:
 def spectrogram(wav: bytes, sound: Sound, channels: int) -> Array:
     """float32 [channels, mels, frames] in dB of a member of a shard. Raises BadImage."""
     values, rate = from_wav(wav)
-    return transform_of(sound).decibels(heard(values, rate, sound, channels))
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = transform_of(sound).decibels(heard(values, rate, sound, channels))
+    if not np.isfinite(found).all():  # the square of a float of 1e20 has no float32
+        raise BadImage("not finite", f"its spectrogram, of values of up to {np.abs(values).max():.3g}")
+    return found
 
 
 @lru_cache(maxsize=4)

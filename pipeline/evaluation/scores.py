@@ -139,7 +139,7 @@ def compare(
         "extractor": {key: getattr(extractor, key) for key in ("kind", "digest", "description", "facts")},
         **found,
         "conditions": {**conditions, "real": digest, "guidance": guidance},
-        "verdict": comparable.verdict(found["frechet"], extractor.kind),
+        "verdict": comparable.verdict(found["frechet"], found["gap"], extractor.kind),
     }
 
 

@@ -293,9 +293,10 @@ class Generator:
     def pictures_only(self, what: str) -> None:
         """UserError for a model of other than images of 8 bits of gray or RGB, which is all that `what` knows."""
         self.only_images(what)
+        if self.sound:  # whose spectrograms are pictures to all that decodes them
+            raise UserError(f"{what}: is for models of images, and this one is of sound")
         if self.values is not None:
-            name = self.about.get("name", "this model")
-            made = "sounds" if self.sound else f"images of {self.channels} x {self.values.dtype}"
+            name, made = self.about.get("name", "this model"), f"images of {self.channels} x {self.values.dtype}"
             raise UserError(f"{name}: makes {made}, and {what} knows 8-bit pictures only")
 
     def _decoded(self, latents: Tensor) -> tuple[Images, Tensor]:

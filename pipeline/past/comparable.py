@@ -69,8 +69,9 @@ def text(found: Mapping[str, Any]) -> str:
     return f"{found['images']} images a set of {size}, extractor {_short(found['extractor'])}{guidance}"
 
 
-def verdict(figures: Mapping[str, Any], kind: str) -> str | None:
-    """Is it the autoencoder or the denoiser? In a few words, from report["frechet"]; None without its three figures.
+def verdict(figures: Mapping[str, Any], gap: Mapping[str, Any], kind: str) -> str | None:
+    """Is it the autoencoder or the denoiser? In a few words, from report["frechet"] and report["gap"]; None without the
+    three figures.
 
     What the samples are further from real images than other real images are is the whole gap; the same of the
     reconstructions is the autoencoder's part, that no denoiser can be better than. The Fréchet distance is no sum, so
@@ -80,11 +81,13 @@ def verdict(figures: Mapping[str, Any], kind: str) -> str | None:
         return None
     if kind in UNTAUGHT:
         return "no verdict on autoencoder and denoiser: the features are untrained, and know nothing of the images"
-    real, samples, passed = (figures[key] for key in ("real", "samples", "reconstructions"))
-    if samples["interval"][0] <= real["interval"][1] or samples["value"] <= real["value"]:
-        return "samples are not told from real images by this distance at this count"
-    gap, own = samples["value"] - real["value"], max(0.0, passed["value"] - real["value"])
-    part = min(1.0, own / gap)
+    low, high = gap["interval"]
+    if low <= 0:  # how large a gap the count would hide is in its upper end
+        return (
+            f"samples are not told from real images by this distance at this count: a gap of {gap['value']:.3g} "
+            f"[{low:.3g}, {high:.3g}]"
+        )
+    part = min(1.0, max(0.0, figures["reconstructions"]["value"] - figures["real"]["value"]) / gap["value"])
     who = "mostly the denoiser" if part < 1 / 3 else "mostly the autoencoder" if part > 2 / 3 else "both networks"
     return f"the gap to real images is {who} (autoencoder: {part:.0%})"
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from pipeline.data.parquet_files import PLACE
 from pipeline.data.text_tables import SUFFIXES
 from pipeline.errors import UserError, many
 from pipeline.files import sha256_file
-from pipeline.planning import look_arrays, look_rasters, look_tables
+from pipeline.planning import look_arrays, look_members, look_rasters, look_tables
 
 HEADERS = 20_000  # files whose header is read, at most, evenly spread
 STRETCHES = 16  # of rows in Parquet files, which are read by the batch
@@ -322,23 +321,26 @@ def _look_at_tars(pattern: str) -> Found:
         train = prefixes[rest]
         source |= {"path": str(folder / f"{rest}*.tar"), "val": str(folder / f"{held_out[0]}*.tar")}
     found = Found(source, 0)
-    per_tar = max(1, DECODED // len(train))
+    arrays_in = look_members.arrays_in(train[0])
+    per_tar = max(1, (look_rasters.LOOKED if arrays_in else DECODED) // len(train))
     contents: list[bytes] = []
-    names = _class_names(folder)
+    names = look_members.class_names(folder)
     for path in train:
-        samples = list(index_tars.samples_of(path, str(path), found.left_out))
+        samples = list(index_tars.samples_of(path, str(path), found.left_out, arrays_in))
         found.count += len(samples)
         found.keys += [key for key, _, _ in samples]
         with open(path, "rb") as file:
             for i, (_, members, image) in enumerate(samples):
                 _count_label(found, file, members, names)
                 if len(found.metas) < HEADERS:
-                    found.metas.append(meta_of(file, members))
+                    found.metas.append(look_members.meta_of(file, members))
                     found.captions.append(_caption(found.metas[-1].get("caption")))
                 if i % max(1, len(samples) // per_tar) == 0:
-                    _count_image(found, file, image, contents)
+                    _count_image(found, file, image, contents, arrays_in is not None)
     if len(train) < len(paths):
         found.held_out = sum(len(list(shards.samples(shards.scan(path)))) for path in prefixes[held_out[0]])
+    if arrays_in:
+        return replace(found, **look_members.measured(contents, arrays_in, source, found.problems))
     bad = _pixels(found, iter(contents))
     found.problems["undecodable"] += bad
     if not found.sizes:
@@ -347,12 +349,6 @@ def _look_at_tars(pattern: str) -> Found:
             f"{pattern}: no images in the {len(paths)} tars (members of {', '.join(transforms.FORMATS)}){left_out}"
         )
     return found
-
-
-def _class_names(folder: Path) -> list[str] | None:
-    from pipeline.schema.data import WebDatasetSource
-
-    return tars.tar_classes(WebDatasetSource(kind="webdataset", path=str(folder / "*.tar")))
 
 
 def _count_label(found: Found, file: Any, members: dict[str, Any], names: list[str] | None) -> None:
@@ -366,26 +362,11 @@ def _count_label(found: Found, file: Any, members: dict[str, Any], names: list[s
     found.classes[str(found.labels[-1])] += 1
 
 
-def meta_of(file: Any, members: Mapping[str, Any]) -> dict[str, Any]:
-    """The caption and other columns of a tar's sample, as ingest would take them; nothing where they cannot be read."""
-    member = members.get("json") or members.get("txt")
-    if member is None:
-        return {}
-    file.seek(member.offset)
-    content = file.read(member.length)
-    if "json" not in members:
-        return {"caption": content.decode("utf-8", "replace")}
-    with contextlib.suppress(ValueError):  # ingest says where it is
-        if isinstance(known := json.loads(content), dict):
-            return known
-    return {}
-
-
 def _caption(value: Any) -> str:
     return next(iter(captions_of(value)), "")
 
 
-def _count_image(found: Found, file: Any, member: shards.Member | None, contents: list[bytes]) -> None:
+def _count_image(found: Found, file: Any, member: shards.Member | None, contents: list[bytes], arrays: bool) -> None:
     found.looked += 1
     if member is None:
         found.problems["no image"] += 1
@@ -394,7 +375,8 @@ def _count_image(found: Found, file: Any, member: shards.Member | None, contents
     file.seek(member.offset)
     content = file.read(member.length)
     try:
-        found.sizes.append(_header(io.BytesIO(content), extension))
+        if not arrays:
+            found.sizes.append(_header(io.BytesIO(content), extension))
         contents.append(content)
     except transforms.BadImage as error:
         found.problems[error.reason] += 1

@@ -65,7 +65,7 @@ def _bands(path: Path) -> int | None:
             shape = numbers(path).shape
             most = 15 if len(shape) == 3 else MOST_CHANNELS  # fewer images than 16 [n, h, w] are no source: bands
             return next((n for n in (shape[-1], shape[-3]) if n <= most), 1) if len(shape) > 2 else 1
-        held = rasters.opened(path, _data({"kind": "rasters", "path": str(path)}, 1))
+        held = rasters.opened(path, data_of({"kind": "rasters", "path": str(path)}, 1))
         return len(held.read(held.count // 2))
     except (BadImage, OSError):
         return None
@@ -94,7 +94,7 @@ def look(path: Path) -> dict[str, Any]:
     source: dict[str, Any] = {"kind": "rasters", "path": str(path)}
     if endings := _endings(path):
         source["bands"], channels = endings, len(endings)
-    listed = sources.chosen(_data(source, channels))
+    listed = sources.chosen(data_of(source, channels))
     arrays, bad = _values(listed.rows, source, channels)
     if not arrays:
         raise UserError(f"{path}: no image of {len(listed.rows)} can be read ({'; '.join(sorted(set(bad)))})")
@@ -103,19 +103,14 @@ def look(path: Path) -> dict[str, Any]:
     if not medical and len(listed.rows) < FEW and min(height, width) >= SIDE:
         for tile in TILES:
             source = {**source, "tile": tile, "block": 2}
-            listed = sources.chosen(_data(source, channels))
+            listed = sources.chosen(data_of(source, channels))
             if len(listed.rows) >= FEW:
                 break
         arrays, bad = _values(listed.rows, source, channels)
     columns = [
         column for column in ("subject", "block") if len({row.attributes.get(column) for row in listed.rows}) > 2
     ]
-    low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
-    whole = all(array.dtype.kind in "biu" or bool((array == np.rint(array)).all()) for array in arrays)
-    kinds = [kind for kind in ("uint8", "uint16", "int16") if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max]
-    dtype = kinds[0] if whole and kinds else "float32"
-    values = {"dtype": dtype, "percentiles": [0.1, 99.9]}
-    notes = [f"Values of {len(arrays)} images that were read go from {low:g} to {high:g}."]
+    values, notes = values_of(arrays)
     if medical:
         notes.append("Of patients' files neither names nor attributes are kept; `window: [40, 400]` shows soft tissue.")
     rows = listed.rows
@@ -137,9 +132,18 @@ def look(path: Path) -> dict[str, Any]:
     }
 
 
+def values_of(arrays: Sequence[Array]) -> tuple[dict[str, Any], list[str]]:
+    """`data.values` that hold all values of some images [C, h, w], and what is to be said of them."""
+    low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
+    whole = all(array.dtype.kind in "biu" or bool((array == np.rint(array)).all()) for array in arrays)
+    kinds = [kind for kind in ("uint8", "uint16", "int16") if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max]
+    values = {"dtype": kinds[0] if whole and kinds else "float32", "percentiles": [0.1, 99.9]}
+    return values, [f"Values of {len(arrays)} images that were read go from {low:g} to {high:g}."]
+
+
 def _values(rows: Sequence[Row], source: dict[str, Any], channels: int) -> tuple[list[Array], list[str]]:
     """Values [C, h, w] of some images, evenly spread, and why others could not be read."""
-    data, arrays, bad = _data(source, channels), [], []
+    data, arrays, bad = data_of(source, channels), [], []
     for row in rows[:: -(-len(rows) // LOOKED)]:
         path, _, number = str(row.location).rpartition("#")
         try:
@@ -152,6 +156,7 @@ def _values(rows: Sequence[Row], source: dict[str, Any], channels: int) -> tuple
     return arrays, bad
 
 
-def _data(source: dict[str, Any], channels: int) -> Data:
+def data_of(source: dict[str, Any], channels: int) -> Data:
+    """A section `data` that takes values as they are."""
     values = {"dtype": "float32", "range": [0, 1]}
     return Data.model_validate({"source": source, "channels": channels, "values": values})

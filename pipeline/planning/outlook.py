@@ -22,7 +22,8 @@ from pipeline.data.index_tars import samples_of
 from pipeline.data.listing import LeftOut, Unread
 from pipeline.data.map_sources import located
 from pipeline.errors import many
-from pipeline.planning.look import meta_of, spread
+from pipeline.planning.look import spread
+from pipeline.planning.look_members import meta_of
 from pipeline.schema.data import Data
 from pipeline.stages import ingest
 from pipeline.stages.conditions import asked, check

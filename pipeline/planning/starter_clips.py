@@ -28,7 +28,7 @@ COLUMNS = ("clip", "video", "animation")  # names of a table's column of paths
 CLASSES = ("label", "class", "category", "action")
 FEWEST = 16  # clips that are worth a config
 RATES = (4, 6, 8, 12)  # frames a second to choose from on a CPU
-FRAMES = 9  # of a sample: one, and a power of two
+FRAMES = (9, 5, 3)  # of a sample: one, and a power of two; the first that clips are long enough for
 TIME = 2  # frames of a latent
 
 
@@ -131,6 +131,19 @@ def told(found: Clips) -> list[str]:
     return lines + listing.notes
 
 
+def _window(found: Clips) -> tuple[int, int]:
+    """Frames of a sample, and frames a second: the slowest of the usual rates, or else the clips' own, at which nine
+    clips of ten are half as long again as a window, or else as long. UserError for clips of two frames."""
+    shortest, own = sorted(found.seconds)[len(found.seconds) // 10], statistics.median(found.rates) + 1e-6
+    rates = [rate for rate in RATES if rate <= max(RATES[0], own)]
+    rates += [math.floor(own)] if math.floor(own) > rates[-1] else []
+    for frames, room in ((frames, room) for frames in FRAMES for room in (1.5, 1)):
+        if rate := next((rate for rate in rates if rate * shortest + 1e-6 >= room * frames), None):
+            return frames, rate
+    length = f"{shortest:.3g} s, {own:.3g} frames a second"
+    raise UserError(f"most clips have fewer than {FRAMES[-1]} frames ({length}): give longer ones")
+
+
 def write_config(found: Clips, machine: Machine, name: str, quick: bool) -> str:
     """YAML with reasons. UserError where there are too few clips."""
     rows, gpu = found.listing.rows, machine.gpus > 0
@@ -144,10 +157,7 @@ def write_config(found: Clips, machine: Machine, name: str, quick: bool) -> str:
     val = sum(held_out(key, fraction) for key in keys)
     if not 0 < val < len(keys):
         raise UserError(f"{many(len(keys), 'clip')} cannot be split into training and held-out ones; give more")
-    shortest = sorted(found.seconds)[len(found.seconds) // 10]
-    # the slowest of the usual rates at which nine clips of ten are half as long again as a window, or else as long
-    usual = [rate for rate in RATES if rate <= max(RATES[0], statistics.median(found.rates))]
-    rate = next((rate for room in (1.5, 1) for rate in usual if rate * shortest >= room * FRAMES), usual[-1])
+    frames, rate = _window(found)
     side = statistics.median(found.sides)
     size = next((size for size in ((128, 64) if gpu else ()) if size <= side), 32)
     steps = (60, 80) if quick else (20_000, 40_000) if gpu else (2000, 3000)
@@ -170,7 +180,7 @@ run:
 data:
   source: {{{source}}}
   size: {size}                        # of frames, which are made square; their shorter side is {side:g} pixels
-  clip: {{frames: {FRAMES}, rate: {rate}}}       # {FRAMES / rate:.3g} s; clips are of {length}
+  clip: {{frames: {frames}, rate: {rate}}}       # {frames / rate:.3g} s; clips are of {length}
   split: {{val_fraction: {fraction}}}
   shard_size: 64
   max_quarantine: {bound:.2g}            # {share:.0%} of the files looked at cannot be used{limit}

@@ -62,7 +62,8 @@ def look(given: str) -> Sounds | None:
         rates.append(held.rate)
         counts[held.channels] += 1
     if not lengths:
-        raise UserError(f"{given}: none of {many(len(rows), 'file')} is a sound that can be read")
+        reasons = f" ({', '.join(f'{count} {reason}' for reason, count in bad.most_common())})" if bad else ""
+        raise UserError(f"{given}: none of {many(len(rows), 'file')} is a sound that can be read{reasons}")
     columns = [name for name in GROUPS if len({row.attributes.get(name) for row in rows}) > 2]
     stereo = 1 - counts[1] / counts.total()
     return Sounds(source, listing, sorted(lengths), rates, stereo, bad, columns[0] if columns else None)

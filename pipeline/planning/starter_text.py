@@ -70,10 +70,14 @@ def told(text: Text) -> list[str]:
     ]
     lines += [f"Not taken from the source: {listing.left_out}."] if listing.left_out else []
     if listing.bad:
-        reasons = Counter(entry["reason"] for entry in listing.bad)
-        shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        lines.append(f"{many(len(listing.bad), 'text')} cannot be used ({shown}): to quarantine.")
+        lines.append(f"{_unusable(listing)}: quarantine.")
     return lines + listing.notes
+
+
+def _unusable(listing: Listing) -> str:
+    reasons = Counter(entry["reason"] for entry in listing.bad)
+    shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    return f"{many(len(listing.bad), 'text')} cannot be used ({shown})"
 
 
 def _of_folder(path: Path) -> dict[str, Any] | None:
@@ -125,7 +129,8 @@ def write_config(text: Text, machine: Machine, name: str, quick: bool) -> str:
     rows, gpu = text.listing.rows, machine.gpus > 0
     if len(rows) < FEWEST:
         least = f"at least {FEWEST} are needed, and a model worth having needs thousands"
-        raise UserError(f"{many(len(rows), 'passage')} of text: {least}")
+        bad = f" (and {_unusable(text.listing)})" if text.listing.bad else ""
+        raise UserError(f"{many(len(rows), 'passage')} of text{bad}: {least}")
     documents = {row.together or row.key for row in rows}
     val = sum(held_out(document, HELD_OUT) for document in documents)
     if not 0 < val < len(documents):

@@ -96,8 +96,8 @@ def run(
     for split in ("train", "val"):
         if summary["images"][split] == 0:
             raise UserError(
-                f"no {split} images among {sum(summary['images'].values())}: change data.split (val_fraction, column) "
-                "or give more images"
+                f"no {split} {data.noun}s among {sum(summary['images'].values())}: change data.split "
+                f"(val_fraction, column) or give more {data.noun}s"
             )
     if data.sound is not None:
         transform_of(data.sound).values(data.channels).save(folder)
@@ -160,7 +160,7 @@ def _check_quarantine(data: Data, quarantine: list[dict[str, str]], good: int, f
         first, counts = quarantine[0], Counter(entry["reason"] for entry in quarantine)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         raise UserError(
-            f"{len(quarantine)} of {total} images are unusable ({reasons}; the first: {first['key']}: "
+            f"{len(quarantine)} of {many(total, data.noun)} are unusable ({reasons}; the first: {first['key']}: "
             f"{plain(first['detail'])}), over data.max_quarantine = {data.max_quarantine}: "
             f"see {folder / 'quarantine.jsonl'}, mend them or raise it"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,15 +37,19 @@ tracking: {{deadline: 1}}
 """
 
 
-@pytest.fixture
-def small(small):
-    """Two classes of twelve clips of ten frames each, in place of images."""
+def write(folder: Path, root: Path) -> None:
+    """small.yaml, and two classes of twelve clips of ten frames each."""
     for i in range(24):
         rng = np.random.default_rng(i)
         frames = rng.integers(0, 255, (10, 12, 12, 3), np.uint8)
-        file = small.folder / "clips" / "ab"[i % 2] / f"{i:02d}.{'webp' if i % 3 else 'gif'}"
-        animation(file, frames, 100)
-    small.config.write_text(CONFIG.format(root=small.root, folder=small.folder / "clips"))
+        animation(folder / "clips" / "ab"[i % 2] / f"{i:02d}.{'webp' if i % 3 else 'gif'}", frames, 100)
+    (folder / "small.yaml").write_text(CONFIG.format(root=root, folder=folder / "clips"))
+
+
+@pytest.fixture
+def small(small):
+    """Clips in place of images."""
+    write(small.folder, small.root)
     return small
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.artifacts import Artifact
 from pipeline.files import read_json, sha256_file
+from tests.integration.modality import is_equal_bit_for_bit_once_stopped, is_refused_by_verbs_of_images
 
 CONFIG = """\
 run: {{name: small, root: {root}}}
@@ -32,17 +33,17 @@ tracking: {{deadline: 1}}
 """
 
 
-def write(small) -> None:
-    """Decaying tones of two classes, mono; models see them as stereo."""
+def write(folder: Path, root: Path) -> None:
+    """small.yaml, and decaying tones of two classes, mono; models see them as stereo."""
     from scipy.io import wavfile
 
     for i in range(24):
         t = np.arange(1500 + 40 * i) / 8000
         wave = 0.5 * np.exp(-9 * t) * np.sin(2 * np.pi * (300 + 50 * i + 600 * (i % 2)) * t)
-        file = small.folder / "sounds" / "ab"[i % 2] / f"{i:02d}.wav"
+        file = folder / "sounds" / "ab"[i % 2] / f"{i:02d}.wav"
         file.parent.mkdir(parents=True, exist_ok=True)
         wavfile.write(file, 8000, (wave * 32767).astype(np.int16))
-    small.config.write_text(CONFIG.format(root=small.root, folder=small.folder / "sounds"))
+    (folder / "small.yaml").write_text(CONFIG.format(root=root, folder=folder / "sounds"))
 
 
 def test_from_files_to_a_model_that_sounds(small):
@@ -51,7 +52,7 @@ def test_from_files_to_a_model_that_sounds(small):
     from pipeline.pages.commands import python_lines
     from pipeline.pages.sampling_page import archive
 
-    write(small)
+    write(small.folder, small.root)
     said = small.run("run")
     assert said.code == 0, said.err
     assert said.out.count("sounds/s") >= 5 and "images/s" not in said.out
@@ -98,20 +99,13 @@ def test_from_files_to_a_model_that_sounds(small):
     said = small.run("run")
     assert said.code == 0 and all(len(small.manifests(stage)) == 1 for stage in ("ingest", "autoencoder", "evaluate"))
 
-    small.draw("a.png", 0)
-    picture = str(small.folder / "a.png")
-    for verb, *more in (
-        ("inpaint", name, picture, "--pad", "2"),
-        ("restore", name, picture, "--task", "denoise"),
-        ("edit", name, picture, "--set", "class=b"),
-        ("compose", name, picture, picture, "--between", "3"),
-        ("features", name, str(small.folder / "images")),
-        ("augment", name, str(small.folder / "images")),
-        ("audit", name, "--root", str(small.root)),
-        ("export", name),
-    ):
-        said = small.ldm(verb, *more, "--out", str(small.folder / verb))
-        assert said.code == 2 and "makes sounds" in said.err and len(said.err.strip().splitlines()) == 1, said.err
+    is_refused_by_verbs_of_images(small, name, "sound")
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_stopped_and_gone_on_with_is_equal_bit_for_bit(small, stage, monkeypatch):
+    write(small.folder, small.root)
+    is_equal_bit_for_bit_once_stopped(small, stage, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +123,6 @@ def test_from_files_to_a_model_that_sounds(small):
     ],
 )
 def test_what_does_not_go_with_sound(small, key, said):
-    write(small)
+    write(small.folder, small.root)
     found = small.run("run", key)
     assert found.code == 2 and said in found.err and len(found.err.strip().splitlines()) == 1, found.err

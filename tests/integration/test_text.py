@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,16 +33,21 @@ tracking: {{deadline: 1}}
 WORDS = ("old", "river", "ran", "past", "quiet", "town", "grey", "birds", "sang", "of", "rain", "wind", "in", "may")
 
 
-@pytest.fixture
-def small(small):
-    """Two genres of six documents each, in place of images."""
+def write(folder: Path, root: Path) -> None:
+    """small.yaml, and two genres of six documents each."""
     rng = np.random.default_rng(0)
     for i in range(12):
         sentences = [" ".join(rng.choice(WORDS, 6)).capitalize() + "." for _ in range(6)]
-        file = small.folder / "texts" / "ab"[i % 2] / f"{i:02d}.txt"
+        file = folder / "texts" / "ab"[i % 2] / f"{i:02d}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n\n".join(sentences), encoding="utf-8")
-    small.config.write_text(CONFIG.format(root=small.root, folder=small.folder / "texts"))
+    (folder / "small.yaml").write_text(CONFIG.format(root=root, folder=folder / "texts"))
+
+
+@pytest.fixture
+def small(small):
+    """Text in place of images."""
+    write(small.folder, small.root)
     return small
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -235,6 +236,8 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
     (root / "images.csv").write_text("\n".join(["image,class,said,mood,age,worn,other", *rows]) + "\n")
     path = root / "small.yaml"
     path.write_text(conftest.CONFIG.format(root=path.parent / "pipeline", images=path.parent / "images"))
+    if modality := scenario.get("modality"):  # other data, and a config of its own, by the test of that name
+        importlib.import_module(f"tests.integration.test_{modality}").write(root, root / "pipeline")
     if scenario.get("subject") == "lora":
         conftest.make_base(root / "base")
     if scenario.get("subject") == "distil":
@@ -246,8 +249,6 @@ def prepare(scenario: dict[str, Any], rank: int, store: str) -> None:
 
 def build_stage(scenario: dict[str, Any], ranks: Any) -> tuple[nn.Module, Any, Any]:
     """Network, task and section `training` of a trained stage, on what `prepare` made."""
-    import importlib
-
     from models.diffusion import inside
     from pipeline import config
     from pipeline.artifacts import Store

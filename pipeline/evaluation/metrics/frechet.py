@@ -104,11 +104,21 @@ def figure(
     resamples: int,
     seed: int,
 ) -> Figure:
-    """The distance of two sets of equal count, with its interval. ValueError with the reason if it says nothing.
+    """The distance of two sets of equal count, with its interval. ValueError with the reason if it says nothing."""
+    return measured(first, second, extractor=extractor, real=real, resamples=resamples, seed=seed)[0]
 
-    The interval is the spread of the distance over pairs of resamples, moved to the figure: a resample repeats images,
-    which enlarges its distance as a smaller count would, so that plain percentiles would miss the figure itself.
-    """
+
+def measured(
+    first: Features,
+    second: Features,
+    *,
+    extractor: str,
+    real: str,
+    resamples: int,
+    seed: int,
+) -> tuple[Figure, Features]:
+    """`figure`, and the distances of its pairs of resamples, [resamples]: of a seed and a count the k-th pair takes the
+    same rows, whatever the two sets hold, so that figures that share a set are resampled together (`gap`)."""
     if len(first) != len(second):
         raise ValueError(f"sets of {len(first)} and {len(second)} images: the distance depends on the count")
     if len(first) < MIN_IMAGES:
@@ -119,10 +129,10 @@ def figure(
     for k in range(resamples):
         rows = random.integers(n, size=(2, n))
         values[k] = fast_distance(first[rows[0]], second[rows[1]])
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - values.mean() + value
-    return Figure(
+    low, high = _interval(values, value)
+    found = Figure(
         value=value,
-        interval=(max(0.0, float(low)), float(high)),
+        interval=(max(0.0, low), high),
         images=n,
         features=first.shape[1],
         extractor=extractor,
@@ -130,6 +140,24 @@ def figure(
         bootstrap=resamples,
         rank_deficient=n <= first.shape[1],
     )
+    return found, values
+
+
+def gap(shown: tuple[Figure, Features], baseline: tuple[Figure, Features]) -> dict[str, Any]:
+    """What a distance is above its baseline's, both `measured` against one set: value and interval.
+
+    The difference is taken resample by resample: what the common set does to both distances falls out. Two intervals of
+    their own may overlap widely where this one is clear of 0.
+    """
+    value = shown[0].value - baseline[0].value
+    return {"value": value, "interval": list(_interval(shown[1] - baseline[1], value))}
+
+
+def _interval(values: Features, value: float) -> tuple[float, float]:
+    """The spread of a figure over resamples, moved to the figure: a resample repeats images, which enlarges its
+    distance as a smaller count would, so that plain percentiles would miss the figure itself."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - values.mean() + value
+    return float(low), float(high)
 
 
 def why_not_comparable(first: Figure, second: Figure) -> str | None:

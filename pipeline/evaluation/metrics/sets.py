@@ -25,7 +25,8 @@ def measure(
     features: `train`, `held_out` and `samples`, and `reconstructions` of the held-out images where there are any. The
     pairs: `real`, training against held-out images, the baseline. `samples`, against held-out images. `reconstructions`
     against training images, which is `real` with one side passed through the autoencoder (rFD). A kind is given for all
-    pairs or for none, since no figure means anything without its baseline.
+    pairs or for none, since no figure means anything without its baseline. Beside the kinds `gap`: what the Fréchet
+    distance of the samples is above that of real images, value and interval; {} where there is none.
     """
     pairs = {
         "real": (features["train"], features["held_out"]),
@@ -34,21 +35,24 @@ def measure(
     if "reconstructions" in features:
         pairs["reconstructions"] = (features["train"], features["reconstructions"])
     cut = {name: (first[:n], second[:n]) for name, (first, second) in pairs.items()}
-    found: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
-    missing = {}
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS, "gap")}
+    missing, drawn = {}, {}
     for kind in KINDS:
         try:
             for name, (first, second) in cut.items():
                 if kind == "frechet":
-                    shown: Any = frechet.figure(
+                    drawn[name] = frechet.measured(
                         first, second, extractor=extractor, real=real, resamples=resamples, seed=seed
                     )
+                    shown: Any = drawn[name][0]
                 elif kind == "kernel":
                     shown = kernel.figure(first, second, extractor=extractor, real=real)
                 else:  # the second set is the real one, but for reconstructions
                     one, other = (first, second) if name == "reconstructions" else (second, first)
                     shown = manifold.measure(one, other, extractor=extractor, real_digest=real)
                 found[kind][name] = shown.json()
+            if kind == "frechet":
+                found["gap"] = frechet.gap(drawn["samples"], drawn["real"])
         except ValueError as error:
             found[kind], missing[kind] = {}, str(error)
     return found, missing

@@ -100,7 +100,7 @@ def test_what_is_no_text_goes_to_quarantine_with_its_reason(tmp_path):
         ("bad:line 2", "too long"), ("bad:line 3", "not UTF-8"), ("bad:line 4", "empty"),
     ]  # fmt: skip
     assert sum(row.together == "bad" for row in found.rows) == 2
-    with pytest.raises(UserError, match=r"3 of 2[0-9] images are unusable"):
+    with pytest.raises(UserError, match=r"3 of 2[0-9] passages are unusable"):
         run(tmp_path, data(root, {"unit": "line"}), "refused")
     summary, folder = run(tmp_path, data(root, {"unit": "line"}, max_quarantine=0.2, split={"val_fraction": 0.3}))
     assert summary["quarantine_reasons"] == {"too long": 1, "not UTF-8": 1, "empty": 1}

@@ -45,9 +45,14 @@ def test_conditions_of_a_report() -> None:
         comparable.conditions({"frechet": {}})
 
 
-def figures(real: float, samples: float, reconstructions: float, spread: float = 0.1) -> dict[str, Any]:
+def figures(real: float, samples: float, reconstructions: float) -> dict[str, Any]:
     values = {"real": real, "samples": samples, "reconstructions": reconstructions}
-    return {name: {"value": value, "interval": [value - spread, value + spread]} for name, value in values.items()}
+    return {name: {"value": value} for name, value in values.items()}
+
+
+def gap(found: dict[str, Any], spread: float = 0.2) -> dict[str, Any]:
+    value = found["samples"]["value"] - found["real"]["value"]
+    return {"value": value, "interval": [value - spread, value + spread]}
 
 
 @pytest.mark.parametrize(
@@ -58,17 +63,18 @@ def figures(real: float, samples: float, reconstructions: float, spread: float =
         (figures(1, 9, 5), "both networks (autoencoder: 50%)"),
         (figures(1, 9, 12), "mostly the autoencoder (autoencoder: 100%)"),
         (figures(1, 9, 0.5), "mostly the denoiser (autoencoder: 0%)"),
-        (figures(1, 1.1, 1), "not told from real images"),
+        (figures(1, 1.1, 1), "not told from real images by this distance at this count: a gap of 0.1 [-0.1, 0.3]"),
+        (figures(1, 0.5, 1), "not told from real images"),
     ],
 )
 def test_the_verdict(found: dict[str, Any], words: str) -> None:
     for kind in ("classifier", "inception", "torchscript"):
-        assert words in str(comparable.verdict(found, kind))
-    told = str(comparable.verdict(found, "random"))
+        assert words in str(comparable.verdict(found, gap(found), kind))
+    told = str(comparable.verdict(found, gap(found), "random"))
     assert told.startswith("no verdict") and "untrained" in told and "%" not in told
 
 
 def test_no_verdict_without_all_three() -> None:
     found = figures(1, 9, 2)
     del found["reconstructions"]
-    assert comparable.verdict(found, "random") is None and comparable.verdict({}, "classifier") is None
+    assert comparable.verdict(found, {}, "random") is None and comparable.verdict({}, {}, "classifier") is None

@@ -18,6 +18,8 @@ from pipeline.errors import UserError
 from pipeline.planning import starter
 from pipeline.planning.look import Found, look
 from tests.unit.pipeline.data.rasters import dicom, nifti, noise
+from tests.unit.pipeline.data.test_array_members import npy
+from tests.unit.pipeline.data.test_foreign_tars import make, png
 from tests.unit.pipeline.planning.test_starter import CPU
 
 
@@ -122,3 +124,40 @@ def test_what_is_left_out_beside_files_of_patients_is_counted_and_not_named(tmp_
     with pytest.raises(UserError, match=r"no image of 1[67] can be read") as refused:
         look(str(source))
     assert "doe" not in str(refused.value).lower()
+
+
+def arrays(count: int, *shape: int, dtype: str = "int16", name: str = "npy") -> list[tuple[str, bytes]]:
+    return [(f"{i:03d}.{name}", npy(noise(*shape, dtype=dtype))) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "name", "channels"),
+    [((32, 32, 5), "int16", "npy", 5), ((2, 32, 32), "float32", "npy", 2), ((32, 32), "uint16", "image.npy", 1)],
+)
+def test_tars_of_arrays(tmp_path: Path, shape: tuple[int, ...], dtype: str, name: str, channels: int) -> None:
+    classes = [(f"{i:03d}.cls", str(i % 2).encode()) for i in range(40)]
+    other = [(f"{i:03d}.mask.npz", b"") for i in range(40)]
+    for tar in ("train-0", "train-1", "val-0"):
+        members = [*arrays(40, *shape, dtype=dtype, name=name), *classes, *other]
+        make(tmp_path / f"{tar}.tar", sorted(members))
+    found = look(str(tmp_path))
+    data = written(found).data
+    assert data.values and (data.values.dtype, data.channels, data.source.kind) == (dtype, channels, "webdataset")
+    assert (data.split.by, data.source.image) == ("shards", None if name == "npy" else name)
+    assert (found.count, found.held_out, found.classes, found.problems) == (80, 40, {"0": 40, "1": 40}, {})
+
+
+def test_a_damaged_array_in_a_tar_is_counted_and_none_at_all_is_one_line(tmp_path: Path) -> None:
+    make(tmp_path / "a.tar", [*arrays(20, 32, 32), ("x.npy", b"no array"), ("y.npy", npy(noise(32, 32, 2)))])
+    found = look(str(tmp_path / "a.tar"))
+    assert found.problems["undecodable"] <= 1 and found.channels == 1 and found.source["kind"] == "webdataset"
+    make(tmp_path / "b.tar", [("x.npy", b"no array"), ("y.npy", npy(np.array([{}], dtype=object)))])
+    with pytest.raises(UserError, match=r"b\.tar: no image of 2 can be read \(undecodable\)"):
+        look(str(tmp_path / "b.tar"))
+
+
+def test_arrays_beside_images_are_no_images(tmp_path: Path) -> None:
+    images = [(f"{i:03d}.png", png(i)) for i in range(20)]
+    make(tmp_path / "a.tar", sorted([*images, *arrays(20, 512)]))
+    found = look(str(tmp_path / "a.tar"))
+    assert found.values is None and found.sizes[0] == (9, 8)

@@ -76,3 +76,17 @@ def test_tables_of_clips(tmp_path):
     few = starter_clips.look(str(tmp_path / "few"))
     with pytest.raises(UserError, match="about 1 moving clip: at least 16 are needed"):
         starter_clips.write_config(few, CPU, "few", False)
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "window"), [(30, 10, (9, 6)), (10, 10, (9, 10)), (6, 10, (5, 10)), (3, 25, (3, 25))]
+)
+def test_a_window_is_no_longer_than_clips_are(frames, rate, window):
+    found = starter_clips.Clips({}, None, [frames / rate] * 20, [40] * 20, [float(rate)] * 20, 0.0, {}, 20)
+    assert starter_clips._window(found) == window and window[0] <= window[1] * frames / rate
+
+
+def test_clips_of_two_frames_are_one_line():
+    found = starter_clips.Clips({}, None, [0.2] * 20, [40] * 20, [10.0] * 20, 0.0, {}, 20)
+    with pytest.raises(UserError, match=r"fewer than 3 frames \(0.2 s, 10 frames a second\)"):
+        starter_clips._window(found)

@@ -136,3 +136,15 @@ def test_line_has_all_that_belongs_to_a_figure_and_json_comes_back() -> None:
     for part in ("real data", "60 images", "0123456789ab", f"{found.interval[0]:.3g}", f"{found.value:.3g}"):
         assert part in text
     assert frechet.Figure.of({**found.json(), "interval": list(found.interval)}) == found
+
+
+def test_a_gap_to_the_baseline_is_seen_where_both_intervals_overlap() -> None:
+    """Few images of heavy tails: what the common set does to both distances is no part of the gap."""
+    how = {"extractor": "e", "real": "r", "resamples": 100, "seed": 0}
+    train, held_out, other = (np.random.default_rng(i).standard_t(4, (90, 8)) for i in range(3))
+    real, near, far = (frechet.measured(rows, held_out, **how) for rows in (train, other, 1.35 * other))
+    assert far[0].interval[0] < real[0].interval[1]  # by these two alone samples would not be told from real ones
+    told, untold = frechet.gap(far, real), frechet.gap(near, real)
+    assert told["interval"][0] > 0 and told["value"] == far[0].value - real[0].value
+    assert untold["interval"][0] < 0 < untold["interval"][1]
+    assert frechet.figure(train, held_out, **how) == real[0]
