@@ -355,7 +355,7 @@ def test_a_limited_table_is_the_same_each_time_and_what_a_listing_tells_is_kept(
     assert len(summary["notes"]) == 3
     assert all(f"ingest: {note}" in capsys.readouterr().out for note in summary["notes"][:1])
     summary, _ = run(tmp_path, "named", source={**source, "empty_label": "dog"}, size=8)
-    assert summary["classes"] == ["cat", "dog"] and "are of class 'dog'" in " ".join(summary["notes"])
+    assert summary["classes"] == ["cat", "dog"] and "with an empty label: class 'dog'" in " ".join(summary["notes"])
 
 
 def test_the_sources_own_split_decides(tmp_path):
