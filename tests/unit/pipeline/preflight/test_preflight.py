@@ -347,5 +347,5 @@ def test_the_forecast_names_what_is_slowest(tmp_path: Path) -> None:
     assert outlook(4e4)["bottleneck"] == "the step"  # of another stage than this one
     assert outlook(1e9, "autoencoder", load=2.0)["bottleneck"] == "the loader"
     assert outlook(1e9, "autoencoder", parameters=1e9)["bottleneck"] == "the collective"
-    text = str(verdicts.outlook({"autoencoder": usual})[0])
+    text = str(verdicts.outlook({"autoencoder": usual}, "image")[0])
     assert "bottleneck: the step" in text and "107 images/s" in text
