@@ -39,8 +39,10 @@ def judge_of(
     seed: int,
     device: torch.device,
     before: Sequence[str] | None = None,
+    half: bool = False,
 ) -> Model:
-    """The judge of these passages: from the pool, or trained and put there. UserError where it did not learn."""
+    """The judge of these passages: from the pool, or trained and put there, in bf16 if half. UserError where it did not
+    learn."""
     import torch
 
     from models.baselines import autoregressive as gpt
@@ -55,6 +57,7 @@ def judge_of(
         config = replace(config, prefix=min(PREFIX, longest + 1))
         prefix = _prefix(tokenizer, before, config.prefix).to(device)
         how.append(digest([config.prefix, prefix.tolist()]))
+    how += ["bf16"] if half else []  # so that those of fp32 are found as they were
     path = pool / f"gpt-{digest([FORMAT, shape, digest(found.tolist()), *how])[:16]}.safetensors"
     if path.exists():
         model = gpt.Model(config)
@@ -68,7 +71,7 @@ def judge_of(
         if step % max(1, section.steps // LOOKS) == 0 or step == section.steps:
             print(f"evaluate: judge, step {step} of {section.steps}: loss {loss:.3g} nats a token", flush=True)
 
-    model = gpt.train(config, rows, section.steps, section.batch_size, section.learning_rate, seed, say, prefix)
+    model = gpt.train(config, rows, section.steps, section.batch_size, section.learning_rate, seed, say, prefix, half)
     if not np.isfinite(losses[-1]):
         raise UserError("`evaluate.judge`: its loss is not finite; give a smaller `learning_rate`")
     pool.mkdir(parents=True, exist_ok=True)

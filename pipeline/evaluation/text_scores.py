@@ -283,8 +283,9 @@ def _judged(
     assert section.judge and tokenizer
     shape = (generator.autoencoder.config.vocabulary, generator.autoencoder.length)
     pool, device = Path(config.run.root) / "extractors", generator.device
+    half = config.diffusion.training.precision == "bf16"  # where it is faster: as the stage was trained
     judge = text_judge.judge_of(
-        section.judge, tokenizer, train, *shape, pool, section.seed, device, said and said.train
+        section.judge, tokenizer, train, *shape, pool, section.seed, device, said and said.train, half
     )
     own = text_judge.write(judge, tokenizer, len(samples), section.seed, before=said and said.samples)
     sets = {"samples": (samples, said and said.samples), "real": (real, said and said.real)}

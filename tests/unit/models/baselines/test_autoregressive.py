@@ -70,6 +70,9 @@ def test_it_learns_a_grammar_and_leaves_the_global_generator_alone():
     assert gpt.perplexity(model, rows) < 1.3 < gpt.perplexity(model, rows.flip(1))
     gpt.train(CONFIG, rows, 120, 16, 1e-2, say=lambda step, loss: others.append(loss) if step < 5 else None)
     assert others == losses[:4]
+    halves: list[float] = []
+    gpt.train(CONFIG, rows, 5, 16, 1e-2, say=lambda _, loss: halves.append(loss), half=True)
+    assert halves[0] != losses[0] and halves[0] == pytest.approx(losses[0], rel=0.01) and halves[-1] < halves[0]
     drawn = gpt.sample(model, torch.rand(64, 5, generator=torch.Generator().manual_seed(1)))
     known = {tuple(row) for row in rows.tolist()}
     assert sum(tuple(row) in known for row in drawn.tolist()) > 50
