@@ -79,20 +79,17 @@ def measure(
         if all(meta.get(own.get("column", name)) is None for meta in chosen):
             print(f"agreement: {data} has no {own.get('column', name)!r}: the model is not told it", flush=True)
     given = {key: value for key, value in how.items() if value is not None}
-    judging = {
+    asked = {
+        "data": content,
         "train": learnt,
         "columns": list(columns),
         "captions": captions,
-        "judge_steps": judge_steps,
-        "flip": flip,
-    }
-    asked = {
-        "data": content,
         "label": label,
         "count": count,
         "seed": seed,
         "guidance": list(scales),
-        **judging,
+        "judge_steps": judge_steps,
+        "flip": flip,
         **given,
     }
     made_images.begin(out, generator, [], asked)

@@ -36,13 +36,10 @@ def found(table: Table, before: str, after: str, target: str | None = None) -> t
     left out, so that they may show what it does. UserError for a column that is not there, values of fewer than 20
     images, and features without latents (`--bare`).
     """
-    name = f"column/{target}" if target else "labels"
-    if name not in table.known:
-        there = ", ".join(key.partition("/")[2] for key in table.known if key.startswith("column/")) or "none"
-        raise UserError(f"--target {target}: {table.path} has no such column; it has: {there}")
+    values = table.column("--target", target) if target else table.known["labels"]
     if "latents" not in table.beside:
         raise UserError(f"{table.path}: has no latents; run `ldm features` without --bare")
-    values, latents = table.known[name], table.array("latents").astype(np.float64)
+    latents = table.array("latents").astype(np.float64)
     seen = table.known["split"] != "val" if "split" in table.known else np.ones(len(values), bool)
     means, counts = [], []
     for value in (before, after):

@@ -47,6 +47,17 @@ class Table:
     names: list[str]  # of the features
     beside: list[str]  # "pixels" and "latents", where they are there
 
+    def column(self, option: str, name: str) -> Array:
+        """A column, text [n]. UserError where there is none, as `option` has it."""
+        found = self.known.get(f"column/{name}")
+        if found is None:
+            there = ", ".join(key.partition("/")[2] for key in self.known if key.startswith("column/")) or "none"
+            raise UserError(
+                f"{option} {name}: {self.path} has no such column; it has: {there}; give others to "
+                "`ldm features --columns`"
+            )
+        return found
+
     def array(self, name: str) -> Array:
         """An array of the file, read anew each time: [n, ...]. UserError for what is no finite numbers of each key."""
         with open_npz(str(self.path)) as file:
@@ -110,9 +121,7 @@ class Parts:
 def parts(table: Table, seed: int, group: str | None, usable: Array) -> Parts:
     """The parts of the images `usable` (places). group: a column whose images of one value are in one part. UserError
     for a column that is not there, and where a part has too few images."""
-    if group is not None and f"column/{group}" not in table.known:
-        raise UserError(f"--group {group}: {table.path} has no such column; give it to `ldm features --columns`")
-    values = table.known[f"column/{group}" if group else "keys"][usable]
+    values = (table.known["keys"] if group is None else table.column("--group", group))[usable]
     shared = group is None and "split" in table.known
     test = table.known["split"][usable] == "val" if shared else _drawn(values, f"{seed}/test", TEST)
     tune = ~test & _drawn(values, f"{seed}/tune", TUNE)
@@ -211,10 +220,7 @@ def classes(
     the linear probe with all labels `over` the best of the others. UserError where there are no two classes, or too few
     images.
     """
-    name = f"column/{target}" if target else "labels"
-    if name not in table.known:
-        raise UserError(f"--target {target}: {table.path} has no such column; give it to `ldm features --columns`")
-    text = table.known[name]
+    text = table.column("--target", target) if target else table.known["labels"]
     names, labels = np.unique(text, return_inverse=True)
     usable = np.flatnonzero(text != "")
     if len(np.unique(labels[usable])) < 2 or len(np.unique(labels[usable])) > len(usable) // 4:
@@ -293,11 +299,9 @@ def _boxes(table: Table, columns: Sequence[str]) -> Array:
     """Boxes float64 [n, 4]; NaN where there is none."""
     if len(columns) != 4:
         raise UserError(f"--box {','.join(columns)}: expected four columns: left, top, right and bottom")
-    for name in columns:
-        if f"column/{name}" not in table.known:
-            raise UserError(f"--box {name}: {table.path} has no such column; give it to `ldm features --columns`")
+    corners = [table.column("--box", name).tolist() for name in columns]
     try:
-        found = np.array([[float(v or "nan") for v in table.known[f"column/{name}"].tolist()] for name in columns]).T
+        found = np.array([[float(v or "nan") for v in corner] for corner in corners]).T
     except ValueError as error:
         raise UserError(f"--box {','.join(columns)}: {error}; expected numbers") from None
     there = found[np.isfinite(found).all(1)]

@@ -95,17 +95,10 @@ def of_statistics(mean1: Features, cov1: Features, mean2: Features, cov2: Featur
     return max(0.0, gap + float(np.trace(cov1)) + float(np.trace(cov2)) - 2 * cross)
 
 
-def figure(
-    first: Features,
-    second: Features,
-    *,
-    extractor: str,
-    real: str,
-    resamples: int,
-    seed: int,
-) -> Figure:
-    """The distance of two sets of equal count, with its interval. ValueError with the reason if it says nothing."""
-    return measured(first, second, extractor=extractor, real=real, resamples=resamples, seed=seed)[0]
+def figure(first: Features, second: Features, **how: Any) -> Figure:
+    """The distance of two sets of equal count, with its interval. ValueError with the reason if it says nothing. how:
+    as of `measured`."""
+    return measured(first, second, **how)[0]
 
 
 def measured(
