@@ -34,7 +34,8 @@ def of_rank(config: Config, name: str, world: int, device: str) -> tuple[float, 
     training: Training = getattr(config, name).training
     micro, passes = micro_batches(training, world)
     network, loss = {"autoencoder": _autoencoder, "diffusion": _diffusion}[name](config, micro)
-    step = peak.of_step(network, loss, device, training.precision != "fp32", min(passes, 2))
+    left = training.zero_stage < 3  # ZeRO 3 takes the gradient of a pass into its shares, which stay
+    step = peak.of_step(network, loss, device, training.precision != "fp32", min(passes, 2) if left else 1)
     weights = FP32 * step.parameters
     bucket = min(FP32 * BUCKET, weights)
     copies = 1 + MOMENTS + len(training.half_lives) + len(training.average_lengths)  # fp32 weights among them
