@@ -20,7 +20,11 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted", "few"]
 @click.option("--out", required=True, type=PATH, help="Folder for the images.")
 @click.option("--add", is_flag=True, help="Add to the images in --out: numbered on from there, none overwritten.")
 @click.option(
-    "-n", "--count", default=None, type=click.IntRange(1), help="Number of images; default: 16, or as many as prompts."
+    "-n",
+    "--count",
+    default=None,
+    type=click.IntRange(1, 1_000_000),
+    help="Number of images; default: 16, or as many as prompts.",
 )
 @click.option("--classes", default=None, help="Classes by name or number, separated by commas, in turn; default: all.")
 @click.option(
@@ -75,7 +79,7 @@ def command(
     samples.jsonl; of clips animated .webp files, and .mp4 where the extra `video` is; of sound .wav files."""
     from pipeline.data.buckets import parsed
     from pipeline.errors import many
-    from pipeline.files import sha256_file
+    from pipeline.files import make_folder, sha256_file
     from pipeline.generate import clip_samples, sound_samples, text_samples
     from pipeline.generate.folder import load_pretrained
     from pipeline.generate.samples import earlier, sample_info, write_samples
@@ -88,6 +92,7 @@ def command(
     generator = load_pretrained(model, root=root, weights=weights)
     names = [name if name in generator.classes else name.strip() for name in classes.split(",")] if classes else None
     request = generator.request(names, count, seed, steps, sampler, guidance, batch_size, shape=shape, **told, **how)
+    make_folder(out)
     if generator.tokenizer is not None:
         text_samples.check(out, before, generator)
         texts = generator.texts(request, before.next)

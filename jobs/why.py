@@ -21,7 +21,11 @@ SAME = ("classes", "prompts", "file", "negative", "values", "maps", "scales", "s
 @click.argument("model", type=PLACE)
 @click.option("--out", required=True, type=PATH, help="Folder for the pictures and figures.")
 @click.option(
-    "-n", "--count", default=None, type=click.IntRange(1), help="Number of samples; default: 4, or as many as prompts."
+    "-n",
+    "--count",
+    default=None,
+    type=click.IntRange(1, 1000),
+    help="Number of samples; default: 4, or as many as prompts.",
 )
 @click.option(
     "--show",

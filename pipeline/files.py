@@ -75,7 +75,7 @@ def make_folder(path: Path) -> None:
     """Make a folder, with those above it. UserError where none can be, as below /proc."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path}: cannot be made ({error.strerror}); give another path") from None
 
 

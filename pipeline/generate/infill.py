@@ -40,9 +40,11 @@ class Given(NamedTuple):
 
 def parsed(model: Generator, text: str, gap: int = TOKENS) -> Given:
     """A text with ___ in place of what is missing, `gap` tokens each; one at the end goes on as long as the model does.
-    UserError for a text without a gap, or one that is too long."""
+    UserError for a text without a gap, or one that is too long, and for a model that does not fill gaps."""
     if model.tokenizer is None:
         raise UserError("text: this model is of images; give it pictures, and --mask")
+    if "student" in model.options:
+        raise UserError("text: this model is a student, whose answers are no means; give its teacher")
     first, *rest = GAP.split(cleaned(text))
     if not rest:
         raise UserError("text: nothing is missing; write ___ where something is to be written")

@@ -27,6 +27,20 @@ def test_a_folder_that_is_in_use_is_refused_before_the_model_is_loaded(
             sample("model", "--out", str(out))
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = SimpleNamespace(
+        request=lambda *_, **__: {}, images=lambda *_: pytest.fail("images were made"), classes=[], tokenizer=None,
+        clip=None, sound=None, shapes=[(8, 8)],
+    )  # fmt: skip
+    monkeypatch.setattr(folder, "load_pretrained", lambda *_, **__: made)
+    (tmp_path / "file").write_text("there")
+    for out in (tmp_path / "file" / "out", Path("/proc/out")):
+        with pytest.raises(UserError, match=r"out: cannot be made \(.*\); give another path"):
+            sample("model", "--out", str(out))
+
+
 def test_the_batch_size_is_the_models_where_none_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     counts: list[Any] = []

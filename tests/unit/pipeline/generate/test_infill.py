@@ -53,6 +53,13 @@ def test_what_cannot_be_filled_is_one_line(writer):
             parsed(writer, text, gap)
 
 
+def test_a_student_fills_no_gaps(monkeypatch):
+    student = model(told=False)
+    monkeypatch.setitem(student.options, "student", {"steps": 2})
+    with pytest.raises(UserError, match="is a student, whose answers are no means; give its teacher"):
+        parsed(student, "a ___ b", 3)
+
+
 def test_known_tokens_come_back_as_they_were(writer):
     given = parsed(writer, "The ___ sat.", 3)
     request = writer.request(n=3, seed=5, **{**HOW, "steps": 3})
