@@ -185,17 +185,7 @@ class Cluster:
 
     def _room(self, threads: int, gpus: float) -> int:
         """How many workers of so many threads and GPUs there is room for, each on one node."""
-        import ray
-
-        leaving = _draining()
-        # Ray counts a lost node as alive for some 15 s more, and would ask for ranks there that nobody can place
-        there = (n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving)
-        raylets = ((n, (n["NodeManagerHostname"], n["NodeManagerAddress"], n["NodeManagerPort"])) for n in there)
-        nodes = [n["Resources"] for n, raylet in raylets if not reach([raylet])]
-        if not nodes:  # drained ones are soon gone: Ray ends a node without work at once, whatever time it was given
-            print("cluster: no machine is left to go on with", flush=True)
-            raise Stopped(again=True)
-        rooms = [(n.get("CPU", 0) // threads, n.get("GPU", 0) // gpus if gpus else math.inf) for n in nodes]
+        rooms = [(n.get("CPU", 0) // threads, n.get("GPU", 0) // gpus if gpus else math.inf) for n in _resources()]
         return max(1, sum(int(min(room)) for room in rooms))
 
     def workers(self) -> int:
@@ -220,6 +210,16 @@ class Cluster:
         while threads > 1 and self._room(threads, 1 if _gpus() else 0) < workers:
             threads -= 1
         return threads
+
+    def alone(self) -> int:
+        """CPU threads of a task beside which nothing else runs: those of all ranks, as far as one machine has them."""
+        least, asked = self.config.least_threads, self.config.workers
+        if self.started or self._address():
+            self.start()
+            most = max(int(node.get("CPU", 0)) for node in _resources())
+        else:
+            most = cpus()
+        return max(least, most if asked == "auto" else min(asked * least, most))
 
     def train(
         self,
@@ -333,6 +333,21 @@ def _bounded(submit: Callable[[Any], Any], items: Sequence[Any], limit: int) -> 
 def cpus() -> int:
     """CPUs that this process may use (a Slurm step or a container may allow fewer than the machine has)."""
     return len(os.sched_getaffinity(0))
+
+
+def _resources() -> list[dict[str, float]]:
+    """What each machine has that there is and stays. Stopped where none does: the run goes on elsewhere."""
+    import ray
+
+    leaving = _draining()
+    # Ray counts a lost node as alive for some 15 s more, and would ask for ranks there that nobody can place
+    there = (n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving)
+    raylets = ((n, (n["NodeManagerHostname"], n["NodeManagerAddress"], n["NodeManagerPort"])) for n in there)
+    found = [n["Resources"] for n, raylet in raylets if not reach([raylet])]
+    if not found:  # drained ones are soon gone: Ray ends a node without work at once, whatever time it was given
+        print("cluster: no machine is left to go on with", flush=True)
+        raise Stopped(again=True)
+    return found
 
 
 def _draining() -> set[str]:

@@ -9,6 +9,10 @@ from typing import Any
 class Inline:
     """The same `map` in this process, without Ray: for tests and for work too small to place."""
 
+    def alone(self) -> int:
+        """CPU threads of a task beside which nothing else runs."""
+        return 1
+
     def map(
         self,
         function: Callable[..., Any],

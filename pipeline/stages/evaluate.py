@@ -67,7 +67,7 @@ def run(
     config: Config, inputs: dict[str, Artifact], writer: Writer, cluster: Cluster | Inline, spool: Spool
 ) -> dict[str, Any]:
     """Measure on one worker; write report.json, the grids, and the classifier if one was trained."""
-    threads = config.cluster.least_threads
+    threads = cluster.alone()
     arguments = {
         "config": config.model_dump(mode="json", by_alias=True),
         "inputs": {name: str(artifact.path) for name, artifact in inputs.items()},

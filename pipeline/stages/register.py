@@ -115,7 +115,7 @@ def audit(
     from pipeline.evaluation.audit_data import audited
 
     assert config.register_.gate
-    threads, where = config.cluster.least_threads, writer.work / "audit"
+    threads, where = cluster.alone(), writer.work / "audit"
     arguments = {
         "config": config.model_dump(mode="json", by_alias=True),
         "inputs": {name: str(artifact.path) for name, artifact in inputs.items()},

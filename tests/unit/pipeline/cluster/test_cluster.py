@@ -35,6 +35,23 @@ def test_drained_dead_and_lost_nodes_have_no_room(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
+    ("asked", "threads"),
+    [({}, 6), ({"workers": 2}, 2), ({"workers": 2, "threads": 2}, 4), ({"workers": 9}, 6), ({"threads": 7}, 7)],
+)
+def test_a_task_that_runs_alone_has_the_threads_of_all_ranks(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, int], threads: int
+) -> None:
+    room(monkeypatch, [node("a", 4), node("b", 6), node("c", 8)], {"c"})
+    for started in (True, False):
+        of_machine = Cluster(ClusterConfig(**asked))
+        of_machine.started = started  # else this machine is counted
+        monkeypatch.setattr(cluster, "cpus", lambda: 6)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr(of_machine, "start", lambda: None)
+        assert of_machine.alone() == threads
+
+
+@pytest.mark.parametrize(
     ("alive", "leaving"), [(True, {"a"}), (False, set()), (False, {"a"})], ids=["drained", "gone", "both"]
 )  # a node without work is gone as soon as it is drained, and is no drained one then
 def test_where_no_node_is_left_the_run_is_to_go_on_elsewhere(
