@@ -12,7 +12,7 @@ import secrets
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from pipeline.cluster.folders import INNER, PREFIX, Claim, remove, short_folder,
 from pipeline.cluster.inline import Inline
 from pipeline.cluster.joining import join, mind_job_stop, start_few_servers
 from pipeline.cluster.reach import reach
+from pipeline.cluster.said import Said
 from pipeline.cluster.stopping import Stopped, in_main_thread, in_thread
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError, brief, many
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 2  # tasks submitted ahead of each slot, so that none waits for the driver
 FEW = 2  # tasks that are done here before a local Ray would have started
+LOOK = 0.5  # seconds between two looks at what a task has printed
 START_FAILURES = 2  # times that Ray Train may fail to place the ranks; without a limit it tries for ever
 WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # a process of Ray Train's that looks whether nodes are drained
 HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"  # Ray Train's seconds until a silent rank is given up: 600
@@ -129,8 +131,10 @@ class Cluster:
         threads: int = 1,
         setup: Callable[[], Any] | None = None,
         gpus: float = 0,
+        said: Said | None = None,
     ) -> Iterator[Any]:
-        """`function(item)` for each item, in parallel, results in the order of the items.
+        """`function(item)` for each item, in parallel, results in the order of the items. said: where tasks without
+        `setup` leave what they print, which is shown here as it comes.
 
         With `setup`, actors call it once each (a model that is loaded, say) and then `function(state, item)`.
         A UserError in a task is raised here as it is. A few tasks without `setup` start no local Ray: they run here.
@@ -148,7 +152,8 @@ class Cluster:
         if setup is None:
             call = ray.remote(_call).options(**per_task)
             limit = self._room(threads, gpus) * IN_FLIGHT
-            pending = _bounded(lambda item: call.remote(function, item), items, limit)
+            printed = said.folder if said else None
+            pending = _bounded(lambda item: call.remote(function, item, printed), items, limit)
         else:
             count = min(self.workers(), self._room(threads, gpus), len(items))
             lost = {"max_restarts": self.config.max_failures, "max_task_retries": self.config.max_failures}
@@ -159,6 +164,10 @@ class Cluster:
             )
         try:
             for reference in pending:
+                while said and not ray.wait([reference], timeout=LOOK)[0]:
+                    said()
+                if said:
+                    said()
                 yield ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
@@ -306,8 +315,13 @@ def _variables(threads: int) -> dict[str, str]:
     return {**QUIET, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
-def _call(function: Callable[[Any], Any], item: Any) -> Any:
-    with disk_trouble():
+def _call(function: Callable[[Any], Any], item: Any, printed: Path | None = None) -> Any:
+    with disk_trouble(), ExitStack() as stack:
+        if printed:
+            printed.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(
+                redirect_stdout(stack.enter_context(open(printed / f"{os.getpid()}.txt", "a", buffering=1)))
+            )
         return function(item)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.cluster.said import Said
 
 
 class Inline:
@@ -20,6 +23,7 @@ class Inline:
         threads: int = 1,
         setup: Callable[[], Any] | None = None,
         gpus: float = 0,
+        said: Said | None = None,
     ) -> Iterator[Any]:
         state = [setup()] if setup else []
         for item in items:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.artifacts import Artifact, Writer
+from pipeline.cluster.said import Said
 from pipeline.config import Config
 from pipeline.data.sources import digests_folder_of
 from pipeline.data.split import load_split
@@ -74,7 +75,9 @@ def run(
         "path": str(writer.path),
         "threads": threads,
     }
-    report: dict[str, Any] = next(iter(cluster.map(measure, [arguments], threads=threads, gpus=1)))
+    report: dict[str, Any] = next(
+        iter(cluster.map(measure, [arguments], threads=threads, gpus=1, said=Said(writer.work / "said")))
+    )
     spool.metrics({f"eval/{name}": round(value, 6) for name, value in key_figures(report).items()}, 0)
     from PIL import Image
 

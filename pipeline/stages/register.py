@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Writer
+from pipeline.cluster.said import Said
 from pipeline.config import Config
 from pipeline.schema.section import result_fields
 
@@ -123,7 +124,9 @@ def audit(
         "parts": str(where / "parts"),
         "threads": threads,
     }
-    report: dict[str, Any] = next(iter(cluster.map(audited, [arguments], threads=threads, gpus=1)))
+    report: dict[str, Any] = next(
+        iter(cluster.map(audited, [arguments], threads=threads, gpus=1, said=Said(where / "said")))
+    )
     spool.metrics({f"audit/{name}": round(value, 6) for name, value in audit_report.figures(report).items()}, 0)
     spool.file(where / "report.md")
     with Image.open(where / "copies.png") as picture:

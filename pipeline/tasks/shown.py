@@ -1,4 +1,4 @@
-"""What the driver shows of a training: the lines that ranks have for its user, and how far it is."""
+"""What the driver shows of a training: how far it is. Lines that ranks have for its user: `cluster/said.py`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,6 @@ from typing import Any
 
 from pipeline.errors import many
 from pipeline.files import read_json
-
-
-class Said:
-    """Shows on the driver the lines that ranks have for its user: what they print ends in Ray's logs."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
-        self.shown = {path: path.stat().st_size for path in folder.glob("*.txt")}  # an earlier command's
-
-    def __call__(self) -> None:
-        for path in sorted(self.folder.glob("*.txt")):
-            with open(path, "rb") as file:
-                file.seek(self.shown.get(path, 0))
-                lines = [line for line in file if line.endswith(b"\n")]
-            self.shown[path] = self.shown.get(path, 0) + sum(map(len, lines))
-            for line in lines:
-                print(f"{self.name}: {line.decode().rstrip()}", file=sys.stderr, flush=True)
 
 
 class Progress:

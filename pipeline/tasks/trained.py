@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import TAKEN_OVER, Artifact, Writer, lease_file
+from pipeline.cluster.said import Said
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import canonical_json, disk_trouble, read_json, write_json
 from pipeline.networks import save_weights
 from pipeline.schema.training import Training
 from pipeline.tasks import begin as beginning
-from pipeline.tasks.shown import Progress, Said
+from pipeline.tasks.shown import Progress
 from pipeline.tracking.tracker import Spool
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def train(
     # A folder for each holder: one that was taken over, and lives on behind a network that is cut, tells us nothing
     mail = writer.work / "mail" / f"{writer.token:06d}"
     mail.mkdir(parents=True, exist_ok=True)
-    progress, said = Progress(name, mail / "progress.json", config.data.noun), Said(name, mail / "said")
+    progress, said = Progress(name, mail / "progress.json", config.data.noun), Said(mail / "said", name)
 
     def watch() -> None:
         writer.lease.check()

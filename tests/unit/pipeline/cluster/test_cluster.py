@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import ray
 
 from pipeline.cluster import cluster
 from pipeline.cluster.cluster import Cluster
+from pipeline.cluster.said import Said
 from pipeline.cluster.stopping import Stopped
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
@@ -60,6 +62,45 @@ def test_where_no_node_is_left_the_run_is_to_go_on_elsewhere(
     with pytest.raises(Stopped) as stopped:
         room(monkeypatch, [node("a", 4, alive)], leaving)
     assert stopped.value.again
+
+
+def test_what_a_task_prints_is_shown_while_it_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray without its processes: a task runs as it is submitted, and is done when it was waited for twice."""
+    room(monkeypatch, [node("a", 4)], set())
+    looked: list[str] = []
+
+    def wait(waiting: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        looked.append(capsys.readouterr().err)
+        return (waiting, []) if len(looked) == 2 else ([], waiting)
+
+    class Remote:
+        def __init__(self, function: Any) -> None:
+            self.function = function
+
+        def options(self, **_: Any) -> Remote:
+            return self
+
+        def remote(self, *arguments: Any) -> Any:
+            return self.function(*arguments)
+
+    monkeypatch.setattr(cluster, "_gpus", lambda: False)
+    monkeypatch.setattr(ray, "remote", Remote)
+    monkeypatch.setattr(ray, "get", lambda done: done)
+    monkeypatch.setattr(ray, "wait", wait)
+    of_machine = Cluster(ClusterConfig())
+    of_machine.started = True
+    monkeypatch.setattr(of_machine, "start", lambda: None)
+    told = Said(tmp_path / "said")
+
+    def doubled(number: int) -> int:
+        print(f"halfway to {2 * number}")
+        return 2 * number
+
+    assert list(of_machine.map(doubled, [4], said=told)) == [8]
+    assert looked == ["", "halfway to 8\n"]
+    assert list(of_machine.map(doubled, [5])) == [10] and capsys.readouterr().out == "halfway to 10\n"
 
 
 def test_a_machine_too_busy_for_ray_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

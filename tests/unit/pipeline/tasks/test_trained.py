@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
+from pipeline.cluster.said import Said
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.generate.finite import NotFinite
 from pipeline.tasks import trained
-from pipeline.tasks.shown import Said
 from pipeline.tasks.trained import naming_lost, sayer, where_finite
 
 
 def test_each_line_of_a_rank_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "said"
     sayer(folder / "0.txt")("of an earlier command")
-    said = Said("diffusion", folder)
+    said = Said(folder, "diffusion")
     said()
     for rank in (0, 1):
         sayer(folder / f"{rank}.txt")(f"rank {rank}")
