@@ -45,11 +45,10 @@ SAID = {
     "quality": ("a whole number from 1 to 100", 1, 100),
 }
 HOW: dict[str, Any] = {"sampler": "dpmpp_sde", "steps": 12}
-# noise levels of the walk: from where large shapes are open (a JPEG file leaves details), to where nothing changes more
-FIRST, LAST = dict.fromkeys(TASKS, 3.0) | {"jpeg": 0.4}, 0.05
+FIRST, LAST = 3.0, 0.05  # noise levels of the walk: from where large shapes are open, to where nothing changes more
 LOST = 0.04  # deviation of what an autoencoder loses, of a range of 2: 34 dB
-# of what is wrong at the end, before the measured pixels mend it; a blur hides most of it from the walk
-LEFT = dict.fromkeys(TASKS, LOST) | {"jpeg": 0.08, "deblur": 0.12}
+SHOWN = 1.5  # times what the measured pixels show to be wrong at the end: details are nearest then
+ANY = 3.0  # deviation of what may be wrong, where what is measured is to hold as it is
 ROUNDING = 1 / math.sqrt(12) / 127.5  # deviation of what 8 bits lose
 # deviation of what JPEG takes of a coefficient, of its step: most are rounded to 0 and were near it (0.09 in 64 faces
 # of quality 10, where the others have 0.30)
@@ -273,14 +272,28 @@ def _restored(
         numbers = range(first + rows.start, first + rows.stop)
         return sampling.noise_of(request["seed"], purpose, numbers, z.shape[1:], model.device)
 
-    times = walk(path, FIRST[task], request["steps"])
+    times = walk(path, FIRST, request["steps"])
     with torch.no_grad():
         x = renoised(path, z, noise("restore"), times[0])
         z = samplers.sample(request["sampler"], whole, path, x, times, {}, lambda step: noise(f"restore/{step}"))
         pixels = torch.cat([decode(part) for part in cut(z, places, window, patch).split(size)])
         found = blended(pixels, places, sides, 1)
     operator = measurement(task, given, channels, sides, sides, [(0, 0)], 0.0)([0])
-    return inverse.corrected(operator, seen(operator, y, sides), found, LEFT[task] ** 2, LAST_SOLVES)
+    y = seen(operator, y, sides)
+    if task == "jpeg":  # each coefficient comes within ROUNDED of the file's, the unit here, and no further
+        y = y + (operator.forward(found) - y).clamp(-1, 1)
+        return inverse.corrected(operator, y, found, ANY**2, LAST_SOLVES)
+    left = (SHOWN**2 * wrong(operator, y, found)).clamp(min=LOST**2)
+    return inverse.corrected(operator, y, found, left, LAST_SOLVES)
+
+
+def wrong(operator: Linear, y: Tensor, x: Tensor) -> Tensor:
+    """Variance of what is wrong in images x [n, C, H, W], white, as far as the measured y show it, [n, 1, 1, 1]: r^2 of
+    E |y - A x|^2 = r^2 tr A A^T + m s^2, m numbers in y. The trace is that of one draw of signs (Hutchinson 1989)."""
+    signs = torch.randint(0, 2, y.shape, generator=torch.Generator().manual_seed(0)).to(y) * 2 - 1
+    trace = operator.adjoint(signs).square().sum((1, 2, 3), keepdim=True)
+    beyond = (y - operator.forward(x)).square() - operator.deviation**2
+    return beyond.sum((1, 2, 3), keepdim=True) / trace
 
 
 def _rows(condition: Conditions, numbers: Sequence[int]) -> Conditions:
