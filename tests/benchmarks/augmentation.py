@@ -66,9 +66,9 @@ def read(paths: list[Path]) -> Set:
         with open(path, "rb") as file:
             for _, members, member in index_tars.samples_of(path, str(path)):
                 assert member
-                content = io.BytesIO(index_tars.content_of(file, member))
+                content = io.BytesIO(index_tars.read_member(file, member))
                 images.append(np.asarray(Image.open(content).convert("RGB")))
-                labels.append(int(index_tars.content_of(file, members["cls"])))
+                labels.append(int(index_tars.read_member(file, members["cls"])))
     return np.stack(images), np.array(labels)
 
 
@@ -84,11 +84,11 @@ def few(cifar: Path, shots: int, folder: Path) -> Path:
             with open(source, "rb") as file:
                 for key, members, member in index_tars.samples_of(source, str(source)):
                     assert member
-                    label = int(index_tars.content_of(file, members["cls"]))
+                    label = int(index_tars.read_member(file, members["cls"]))
                     if counts[label] < shots:
                         counts[label] += 1
                         extension = member.name.rpartition(".")[2]
-                        writer.add(f"{key}.{extension}", index_tars.content_of(file, member))
+                        writer.add(f"{key}.{extension}", index_tars.read_member(file, member))
                         writer.add(f"{key}.cls", str(label).encode())
             if min(counts.values()) == shots:
                 break
