@@ -173,6 +173,24 @@ class Layer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
 
+class Causal(Layer):
+    """A layer in which a token sees itself and those before it."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [n, S, W], mask bool [S, S] of what each token sees -> [n, S, W]."""
+        q, k, v = self.attention.projected(self.attention_norm(x))
+        x = x + self.attention.out(out_of_heads(attend(q, k, v, mask)))
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+    def following(self, x: Tensor, before: tuple[Tensor, ...] = ()) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What `forward` gives of one token more, [n, 1, W]; keys and values of those before it, each [n, heads, S, d],
+        go in and come out with its own."""
+        q, *own = self.attention.projected(self.attention_norm(x))
+        k, v = (torch.cat(pair, 2) for pair in zip(before, own, strict=True)) if before else own
+        x = x + self.attention.out(out_of_heads(attend(q, k, v)))
+        return x + self.mlp(self.mlp_norm(x)), (k, v)
+
+
 class GatedMLP(nn.Module):
     """SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): down(SiLU(a) b), with [a, b] = up(x)."""
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.autoencoders.text import END, counted
-from models.layers import Layer, attend, out_of_heads
+from models.layers import Causal
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,6 @@ class Config:
     heads: int = 4  # attention heads
     dropout: float = 0.1  # share of the channels that are dropped behind the embedding and each layer, in training
     prefix: int = 0  # tokens before a passage, which are told
-
-
-class Causal(Layer):
-    """A layer in which a token sees itself and those before it."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [n, S, W], mask bool [S, S] of what each token sees -> [n, S, W]."""
-        q, k, v = self.attention.projected(self.attention_norm(x))
-        x = x + self.attention.out(out_of_heads(attend(q, k, v, mask)))
-        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
 
 class Model(nn.Module):

@@ -26,16 +26,22 @@ LEAST = 0.1  # r at least: else the last answers could not be moved
 
 
 def held(
-    denoise: Denoiser, path: Path, decode: Callable[[Tensor], Tensor], tokens: Tensor, known: Tensor, steps: int = STEPS
+    denoise: Denoiser,
+    path: Path,
+    near: Callable[[Tensor], Callable[[Tensor], Tensor]],
+    tokens: Tensor,
+    known: Tensor,
+    steps: int = STEPS,
 ) -> Denoiser:
-    """A denoiser whose answers say the known tokens. decode: latents [n, C, l] -> logits [n, L, V], differentiable;
-    tokens int64 [n, L], known bool [n, L]: what is in other places is not looked at. t is one time for all."""
+    """A denoiser whose answers say the known tokens. near: an answer x0 [n, C, l] -> the decoder about there, of
+    latents to logits [n, L, V], differentiable; tokens int64 [n, L], known bool [n, L]: what is in other places is not
+    looked at. t is one time for all."""
 
     def with_known(x: Tensor, t: Tensor, condition: Conditions) -> Tensor:
         x0 = denoise(x, t, condition)
         level = max(float(noise_level(path, t[0])), 1e-6)
         r = max(LEAST, (1 + level**-2) ** -0.5)  # 1 where there is noise alone
-        z = x0.detach().clone()
+        decode, z = near(x0.detach()), x0.detach().clone()
         first, second = torch.zeros_like(z), torch.zeros_like(z)
         for step in range(1, steps + 1):
             with torch.enable_grad():

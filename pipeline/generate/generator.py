@@ -318,11 +318,12 @@ class Generator:
         if self.clip is None:
             self.only_images("images")
 
-    def raw(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """What the autoencoder decodes of normalised latents [n, C, *sides], float32 [n, ...] as its kind has it
-        (images in about [-1, 1]), and of which of them all values are finite: bool [n]."""
+    def raw(self, latents: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
+        """What the autoencoder decodes of normalised latents [n, C, *sides] (and `more` that its `decode` takes),
+        float32 [n, ...] as its kind has it (images in about [-1, 1]), and of which of them all values are finite: bool
+        [n]."""
         with torch.no_grad():
-            x = self.autoencoder.decode(self.space.restore(latents.to(self.device))).float()
+            x = self.autoencoder.decode(self.space.restore(latents.to(self.device)), *more).float()
         return x, latents.flatten(1).isfinite().all(1).cpu() & x.flatten(1).isfinite().all(1).cpu()
 
     def _batches(self, request: dict[str, Any], first: int) -> Iterator[Images]:

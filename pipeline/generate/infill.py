@@ -8,7 +8,7 @@ tokens, since the latents are those of a whole passage, each of a few places of 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,8 +84,12 @@ def written(model: Generator, given: list[Given], request: Mapping[str, Any]) ->
         row, known, inner = (torch.from_numpy(np.stack(each)).to(device) for each in zip(*some, strict=True))
         conditions, null = model.told(dict(request), rows)
         led = model.led(dict(request), conditions, null)
-        decode = lambda z: model.autoencoder.decode(model.space.restore(z))  # noqa: E731
-        denoise = known_tokens.held(led, path, decode, row, known)
+
+        def near(x0: torch.Tensor, row: Any = row, known: Any = known) -> Callable[[torch.Tensor], torch.Tensor]:
+            said = model.autoencoder.said(model.space.restore(x0), row, known)
+            return lambda latents: model.autoencoder.decode(model.space.restore(latents), said)
+
+        denoise = known_tokens.held(led, path, near, row, known)
 
         def noise(purpose: str, rows: range = rows) -> torch.Tensor:
             return sampling.noise_of(request["seed"], purpose, rows, shape, device)
@@ -93,7 +97,8 @@ def written(model: Generator, given: list[Given], request: Mapping[str, Any]) ->
         x = noise("infill") * path.sigma(times[0]).float()
         with torch.no_grad():
             walk = (request["sampler"], denoise, path, x, times, conditions[0], lambda step: noise(f"infill/{step}"))
-            logits, sound = model.raw(samplers.sample(*walk))
+            z = samplers.sample(*walk)
+            logits, sound = model.raw(z, model.autoencoder.said(model.space.restore(z), row, known))
         if not sound.all():
             raise UserError("text: the answers are not finite; give less guidance, or more steps")
         logits[..., tokens.END] = torch.where(inner, -torch.inf, logits[..., tokens.END])

@@ -78,6 +78,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
             ):
                 batch = to_device(batch, ranks.device)
                 logits, entropy, kl = parts(engine.module, batch)
+                if model.config.causal:  # as it writes, not told what is right
+                    logits, _ = engine.module(batch["tokens"], batch["noise"], told=False)
                 there, exact = counted(batch["tokens"]).sum(1), right(logits, batch["tokens"]).sum(1)
                 one = torch.ones_like(entropy)
                 values = [
@@ -100,7 +102,7 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     def preview(engine: Engine) -> dict[str, Any]:
         given = torch.from_numpy(tokens.rows(tokenizer, shown, model.length).tokens).to(ranks.device)
         with engine.weights("ema"):  # of the posterior's mean
-            logits, _ = engine.module(given, torch.zeros(len(shown), *latent, device=ranks.device))
+            logits, _ = engine.module(given, torch.zeros(len(shown), *latent, device=ranks.device), told=False)
         back = tokens.texts(tokenizer, logits.argmax(-1).cpu().numpy())
         return {
             "reconstructions/val": picture([part for pair in zip(shown, back, strict=True) for part in (*pair, "")])

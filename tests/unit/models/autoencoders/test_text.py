@@ -38,7 +38,7 @@ def test_shapes_and_a_mean_of_one_size():
 def test_more_noise_adds_up_with_the_posteriors_to_one_gaussian():
     model, x = made(), passages()[:1]
     seen: list[torch.Tensor] = []
-    model.decode = lambda z: seen.append(z) or z  # type: ignore[method-assign]
+    model.decode = lambda z, _: seen.append(z) or z  # type: ignore[method-assign]
     many, noise = x.expand(4000, -1), torch.randn(4000, 6, 4, generator=torch.Generator().manual_seed(2))
     _, moments = model(many, noise, 0.5)
     mean, log_variance = posterior.split(moments)
@@ -57,10 +57,11 @@ def test_what_is_behind_the_end_is_neither_counted_nor_learned():
     assert not logits.grad[0, 3].any() and logits.grad[0, 2].any()
 
 
-def test_every_parameter_learns_with_and_without_checkpointing():
+@pytest.mark.parametrize("causal", [0, 2])
+def test_every_parameter_learns_with_and_without_checkpointing(causal):
     results = []
     for flag in (False, True):
-        model, x = made(), passages()
+        model, x = made(causal=causal), passages()
         if flag:
             registry.checkpoint_activations(model, "text")
         logits, moments = model(x, torch.zeros(3, 6, 4), 0.1)
@@ -69,6 +70,33 @@ def test_every_parameter_learns_with_and_without_checkpointing():
     for name, gradient in results[0].items():
         assert gradient is not None and gradient.any(), name
         assert torch.equal(gradient, results[1][name])
+
+
+def test_one_token_after_the_other():
+    model, x, z = made(causal=2), passages(), torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
+        none = torch.zeros(3, 8, dtype=torch.bool)
+        own, told = model.said(z, x, none), model.decode(z, x)
+        assert torch.equal(model.decode(z).argmax(-1), own)  # kept keys and values are those of all at once
+        assert torch.equal(model.decode(z), model.decode(z, own)) and not torch.equal(told.argmax(-1), own)
+        other = x.clone()
+        other[:, 4] += 1
+        differs = (model.decode(z, other) != told).any(-1)
+        assert not differs[:, :5].any() and differs[:, 5:].all()
+        known = none.clone()
+        known[:, 3:5] = True
+        forced = model.said(z, x, known)
+        assert torch.equal(forced[:, 3:5], x[:, 3:5]) and torch.equal(forced[:, :3], own[:, :3])
+        assert torch.equal(forced, model.decode(z, forced).argmax(-1).where(~known, x))
+        noise = torch.zeros(3, 6, 4)
+        assert torch.equal(model(x, noise)[0], model.decode(posterior.split(model.encode(x))[0], x))
+        assert torch.equal(model(x, noise, told=False)[0], model.decode(posterior.split(model.encode(x))[0]))
+    parallel = made()
+    assert parallel.said(z, x, known) is x and "causal" not in registry.resolve("autoencoders", TINY)
+    with pytest.raises(ValueError, match="causal: expected 0 or more"):
+        made(causal=-1)
 
 
 def test_a_few_passages_are_learned_by_heart():

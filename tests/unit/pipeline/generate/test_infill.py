@@ -93,7 +93,7 @@ def test_answers_are_pulled_to_what_is_known_and_no_further():
         return torch.full_like(x, -0.5)
 
     tokens, known = torch.ones(2, 3, dtype=torch.int64), torch.tensor([[True, False, True]] * 2)
-    denoise = known_tokens.held(answer, PATH, decode, tokens, known, steps=40)
+    denoise = known_tokens.held(answer, PATH, lambda _: decode, tokens, known, steps=40)
     x = torch.zeros(2, 2, 3)
     far, near = (denoise(x, torch.full((2,), t), {}) for t in (1.0, 0.2))
     torch.testing.assert_close(far[:, :, 1], x[:, :, 1] - 0.5)  # what nothing is known of stays
