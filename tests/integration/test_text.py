@@ -20,7 +20,7 @@ data:
   split: {{val_fraction: 0.3}}
 autoencoder:
   model: {{kind: text, tokens: bpe, vocabulary: 300, length: 48, latents: 12, latent_channels: 4, width: 16, depth: 1,
-          heads: 2}}
+          heads: 2, causal: 1}}
   training: {{precision: fp32, steps: 4, batch_size: 8, save_every: 2, half_lives: [100], learning_rate: 1e-2}}
 diffusion:
   backbone: {{kind: dit, width: 16, depth: 1, heads: 2, patch: 1}}
