@@ -90,7 +90,8 @@ def compare(trained: dict[str, Any], options: argparse.Namespace) -> dict[str, d
     distances = make_distances(values, artifacts["ingest"].path, options)
     rows = {}
     for name, (_, made) in trained.items():
-        summary, model = made["autoencoder"].summary, load_model(made["autoencoder"].path)
+        summary = made["autoencoder"].summary
+        model: Any = load_model(made["autoencoder"].path)
         with torch.no_grad():
             y = torch.cat([model.decode(model.encode(part)[:, : model.latent_channels]) for part in x.split(64)])
             y = y.clamp(-1, 1)

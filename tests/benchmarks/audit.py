@@ -54,9 +54,9 @@ def few(data: Path, to: Path, count: int) -> None:
     for path in sorted(data.glob("train-*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
-                content = tar.extractfile(member)
-                assert content
-                samples.setdefault(member.name.partition(".")[0], []).append((member, content.read()))
+                file = tar.extractfile(member)
+                assert file
+                samples.setdefault(member.name.partition(".")[0], []).append((member, file.read()))
     keys = sorted(samples)
     chosen = np.random.Generator(np.random.Philox(SEED)).permutation(len(keys))[:count]
     with atomic_path(to) as temporary, tarfile.open(temporary, "w") as tar:

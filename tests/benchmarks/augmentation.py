@@ -122,9 +122,10 @@ class Block(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(before, after, 3, stride, 1, bias=False)
         self.second = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList([nn.BatchNorm2d(after), nn.BatchNorm2d(after)])
+        last = nn.BatchNorm2d(after)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(after), last])
         self.beside = nn.Conv2d(before, after, 1, stride, bias=False) if before != after else nn.Identity()
-        nn.init.zeros_(self.norms[1].weight)
+        nn.init.zeros_(last.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = functional.relu(self.norms[0](self.first(x)))
@@ -161,7 +162,7 @@ def accuracy(real: Set, more: Set | None, test: Set, seed: int, given: argparse.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     random, rate = np.random.Generator(np.random.Philox(seed)), 0.1
-    model = network(given.width).to(device, memory_format=torch.channels_last)
+    model = network(given.width).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = given.classifier_steps
     plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)

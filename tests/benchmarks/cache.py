@@ -92,8 +92,9 @@ def _ingest(folder: Path) -> Data:
     np.savez(folder / "images.npz", images=pixels, labels=np.arange(IMAGES) % CLASSES)
     source = {"kind": "arrays", "path": str(folder / "images.npz")}
     data = Data(source=source, size=32, channels=3, shard_size=SHARD, split={"val_fraction": 0.05})
-    config = SimpleNamespace(run=SimpleNamespace(root=str(folder)), data=data)
-    ingest.run(config, {}, SimpleNamespace(path=folder / "out", work=folder / "out" / "work"), Inline(), None)
+    config: Any = SimpleNamespace(run=SimpleNamespace(root=str(folder)), data=data)
+    writer: Any = SimpleNamespace(path=folder / "out", work=folder / "out" / "work")
+    ingest.run(config, {}, writer, Inline(), None)
     return data
 
 

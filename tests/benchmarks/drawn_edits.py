@@ -38,7 +38,7 @@ def main() -> None:
     given = parser.parse_args()
     rows = [json.loads(line) for line in (given.folder / "edits.jsonl").read_text().splitlines()][: given.count]
     model = load_pretrained("drawn-faces", root=given.folder / "runs")
-    taught, said = read(given.folder / "seen.jsonl", {}, (*model.shapes[0], model.channels))
+    taught, said, _ = read(given.folder / "seen.jsonl", {}, (*model.shapes[0], model.channels), given.folder / "runs")
     columns = agreement.columns_of(COLUMNS, said, {}, "seen.jsonl")
     pool = given.folder / "runs" / "extractors"
     judge = judges.of_columns(taught, agreement.rows_of(columns, said), columns, pool, 1500, 0, False)

@@ -36,7 +36,7 @@ def class_of(instrument: str, file: str) -> str | None:
 
 def rows(folder: Path) -> list[tuple[str, str, str]]:
     """(path inside `folder`, class, kit) of each sound."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for file in sorted(folder.glob("*/drumkit.xml")):
         root = ElementTree.parse(file).getroot()
         for part in root.iter():

@@ -257,12 +257,12 @@ def pace(configs: Sequence[Config], inputs: Sequence[dict[str, Artifact]], steps
 def reached(points: Sequence[dict[str, float]], name: str, value: float) -> float:
     """Samples where a curve comes down to `value`, straight lines in logarithms between points; infinity: never."""
     best = math.inf
-    for before, after in itertools.pairwise([None, *points]):
+    for before, after in zip([None, *points], points, strict=False):
         if after[name] <= value:
             if before is None or best <= after[name]:
                 return after["samples"]
             share = (math.log(best) - math.log(value)) / (math.log(best) - math.log(max(after[name], 1e-12)))
-            return before["samples"] ** (1 - share) * after["samples"] ** share
+            return float(before["samples"] ** (1 - share) * after["samples"] ** share)
         best = min(best, after[name])
     return math.inf
 
@@ -379,7 +379,7 @@ def main() -> None:
             who = [told(base, inputs), seed]
             first = kept(f"base-{seed}", who, functools.partial(curve, base, inputs, features, samples, seed, {}))
             who = [told(other, theirs), first[-1], seed]
-            make = functools.partial(curve, other, theirs, features, samples, seed, first[-1])
+            make: Callable[[], Any] = functools.partial(curve, other, theirs, features, samples, seed, first[-1])
             second = kept(f"{name}-{seed}", who, make)
             who = [told(base, inputs), told(other, theirs), seed]
             make = functools.partial(pace, (base, other), (inputs, theirs), samples, seed)

@@ -150,13 +150,13 @@ def identity(faces: Faces, w: Weights) -> Tensor:
 def apart(faces: Faces, others: Faces, w: Weights) -> np.ndarray[Any, Any]:
     """Distances [n] between a face and the one of the same number among others, by `identity`."""
     parts = [(identity(faces[i : i + 50], w), identity(others[i : i + 50], w)) for i in range(0, len(faces), 50)]
-    return torch.cat([(a - b).norm(dim=1) for a, b in parts]).numpy()  # type: ignore[no-any-return]
+    return torch.cat([(a - b).norm(dim=1) for a, b in parts]).numpy()
 
 
 @lru_cache(maxsize=1)
 def _interpreter(folder: Path) -> Any:
     sys.path.insert(0, str(folder / "python"))
-    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]
+    from ai_edge_litert.interpreter import Interpreter
 
     found = Interpreter(str(folder / "python" / "fer" / "data" / "emotion_model_quantized.tflite"))
     found.allocate_tensors()
@@ -169,7 +169,7 @@ def expression_b(faces: Faces, folder: Path) -> list[str]:
     given, made = network.get_input_details()[0]["index"], network.get_output_details()[0]["index"]
     names = []
     for face in faces:
-        gray = face.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+        gray = face.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
         network.set_tensor(given, (gray / 127.5 - 1)[None, :, :, None].astype(np.float32))
         network.invoke()
         names.append(NAMES_B[int(network.get_tensor(made)[0].argmax())])

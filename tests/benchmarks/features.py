@@ -22,6 +22,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -97,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> None:
     print((out / "probe.md").read_text())
 
 
-def markdown(values: dict) -> str:
+def markdown(values: dict[str, Any]) -> str:
     header, rows = probe.rows(values)
     tuning = values["tuning"]
     levels, blocks = (sorted({name.split("/")[i] for name in tuning}) for i in (0, 1))

@@ -59,10 +59,11 @@ HOLES: dict[str, Callable[[tuple[int, int], np.random.Generator], Array]] = {"bo
 
 def biharmonic(image: Images, mask: Array) -> Images:
     """scikit-image's answer, uint8 [H, W, C]."""
-    from skimage.restoration import inpaint_biharmonic  # type: ignore[import-not-found]
+    from skimage.restoration import inpaint_biharmonic
 
     found = inpaint_biharmonic(image / 255.0, mask > 0, channel_axis=-1)
-    return np.rint(found.clip(0, 1) * 255).astype(np.uint8)
+    answer: Images = np.rint(found.clip(0, 1) * 255).astype(np.uint8)
+    return answer
 
 
 def mean_colour(image: Images, mask: Array) -> Images:

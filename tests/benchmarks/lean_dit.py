@@ -36,6 +36,9 @@ class Block(nn.Module):
 class LeanDiT(nn.Module):
     """x_t [n, C, size, size], t [n], label [n] -> velocity in patches [n, T, C p p]."""
 
+    positions: Tensor
+    frequencies: Tensor
+
     def __init__(self, width: int, depth: int, heads: int, patch: int, channels: int, size: int, classes: int) -> None:
         super().__init__()
         self.patch, self.width = patch, width
@@ -61,11 +64,13 @@ class LeanDiT(nn.Module):
         for block in self.blocks:
             h = block(h, c)
         shift, scale = self.modulation(c).unsqueeze(1).chunk(2, dim=-1)
-        return self.out(torch.addcmul(shift, F.layer_norm(h, (self.width,)), 1 + scale))
+        velocity: Tensor = self.out(torch.addcmul(shift, F.layer_norm(h, (self.width,)), 1 + scale))
+        return velocity
 
 
 def lean_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rectified flow: the mean squared error of the velocity noise - x0 at (1 - t) x0 + t noise."""
+    assert isinstance(model, LeanDiT)
     mean, log_variance = batch["moments"].chunk(2, dim=1)
     x0, t = mean + torch.exp(0.5 * log_variance) * batch["posterior"], batch["u"].float()
     x_t = torch.lerp(x0, batch["noise"], t.view(-1, 1, 1, 1))

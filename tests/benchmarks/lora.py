@@ -5,6 +5,7 @@ whole network; and the answers of what is trained (peft's layers) against those 
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def measure(rounds: int) -> list[Figure]:
         position[name] += BATCH
         return 1.0
 
-    seconds = interleave({name: lambda name=name: step(name) for name in engines}, rounds)
+    seconds = interleave({name: functools.partial(step, name) for name in engines}, rounds)
     counts = {
         name: sum(p.numel() for p in e.partition.module.parameters() if p.requires_grad) for name, e in engines.items()
     }

@@ -22,8 +22,8 @@ from typing import Any
 import steps
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from models import registry
@@ -35,7 +35,11 @@ from pipeline.training.ranks import Ranks, open_ranks
 BACKBONE, BATCH, STEPS = {"kind": "dit", "width": 256, "depth": 6, "heads": 4, "patch": 2}, 64, 3
 TRAININGS = 3
 CONFIG = Path(__file__).parents[2] / "jobs/configs/cifar10_cpu.yaml"
-WAYS = {"plain": {}, "activation checkpointing": {"activation_checkpointing": True}, "8 a pass": {"micro_batch": 8}}
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "activation checkpointing": {"activation_checkpointing": True},
+    "8 a pass": {"micro_batch": 8},
+}
 
 
 def config_of(zero: int, precision: str, how: dict[str, Any]) -> Any:
@@ -80,7 +84,8 @@ def rank(number: int, world: int, store: str, precision: str) -> None:
     torch.set_num_threads(1)
     gc.disable()
     if world > 1:
-        dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=number, world_size=world)
+        shared = dist.FileStore(store, world)  # type: ignore[attr-defined]  # exported, says its documentation
+        dist.init_process_group("gloo", store=shared, rank=number, world_size=world)
     ranks = open_ranks()
     rows = [(zero, way, config_of(zero, precision, how)) for zero in range(4) for way, how in WAYS.items()]
     # before an engine of ZeRO 3 is made, which puts a linear layer of its own into torch, as no dry run does
@@ -100,4 +105,4 @@ if __name__ == "__main__":
           flush=True)  # fmt: skip
     for size in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(rank, (size, f"{folder}/store", given.precision), nprocs=size)
+            spawn(rank, (size, f"{folder}/store", given.precision), nprocs=size)

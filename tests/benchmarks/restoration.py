@@ -13,6 +13,7 @@ filter of the best distance, restored.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +84,8 @@ def spoilt(images: Images, task: str, given: dict[str, Any]) -> Images:
     if task == "deblur":
         values = ndimage.gaussian_filter(values, (0, given["blur"], given["blur"], 0), mode="nearest")
     noise = np.random.Generator(np.random.Philox(0)).standard_normal(images.shape)
-    return np.rint(values + given.get("noise", 0) * noise).clip(0, 255).astype(np.uint8)
+    noisy: Images = np.rint(values + given.get("noise", 0) * noise).clip(0, 255).astype(np.uint8)
+    return noisy
 
 
 def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -106,7 +108,7 @@ def baselines(y: Images, task: str, given: dict[str, Any]) -> Iterator[tuple[str
         yield "as given", y
     for name, texts in FILTERS.items():
         for text in texts:
-            yield name, each(y, lambda image, text=text: filters.apply(image, (denoise.parse(text),)))
+            yield name, each(y, functools.partial(filters.apply, filters=(denoise.parse(text),)))
     if task == "deblur":
         for share in np.logspace(-5, -1, 9):
             yield "Wiener", wiener(y, given["blur"], share)
@@ -119,7 +121,8 @@ def wiener(y: Images, sigma: float, share: float) -> Images:
     k = [np.exp(-0.5 * (sigma * np.pi * np.arange(side) / side) ** 2) for side in y.shape[1:3]]
     kernel = (k[0][:, None] * k[1])[None, :, :, None]
     found = idctn(dctn(y.astype(np.float64), axes=(1, 2)) * kernel / (kernel**2 + share), axes=(1, 2))
-    return np.rint(found).clip(0, 255).astype(np.uint8)
+    restored: Images = np.rint(found).clip(0, 255).astype(np.uint8)
+    return restored
 
 
 def opened(config: Path, overrides: Sequence[str] = (), limit: int | None = None) -> tuple[Generator, Images, Array]:

@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = {  # name: (rounds, in short)
@@ -65,13 +66,14 @@ def main() -> int:
     return 0
 
 
-def _run(name: str, short: bool) -> list[dict]:
+def _run(name: str, short: bool) -> list[dict[str, Any]]:
     """A benchmark in a process of its own: its memory and its imports are nobody else's."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
         command = [sys.executable, __file__, name, "--child", str(out), *(["--short"] if short else [])]
         subprocess.run(command, env={**os.environ, **ENVIRONMENT}, check=True)
-        return json.loads(out.read_text())
+        figures: list[dict[str, Any]] = json.loads(out.read_text())
+        return figures
 
 
 def _child(name: str, short: bool, out: Path) -> int:
@@ -86,12 +88,12 @@ def _child(name: str, short: bool, out: Path) -> int:
 # ---- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def _plain(figure: dict) -> str:
+def _plain(figure: dict[str, Any]) -> str:
     target = f"  target {figure['target']}: {figure['verdict']}" if figure["target"] else ""
     return f"  {figure['what']:<78} {_value(figure):>24}{target}"
 
 
-def _value(figure: dict) -> str:
+def _value(figure: dict[str, Any]) -> str:
     text = f"{_number(figure['value'])} {figure['unit']}".strip()
     return text if figure["low"] is None else f"{text} ({_number(figure['low'])} to {_number(figure['high'])})"
 
@@ -100,7 +102,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _markdown(results: dict[str, list[dict]], seconds: float) -> str:
+def _markdown(results: dict[str, list[dict[str, Any]]], seconds: float) -> str:
     lines = [
         "# Benchmarks",
         "",

@@ -54,7 +54,7 @@ def random_batch(batch: int, channels: int, size: int) -> Batch:
 
 def bare_step(model: nn.Module, loss: LossFn) -> Callable[[Batch], float]:
     """A step as one writes it by hand: backward, clip, AdamW (fused), average of the weights; gives the loss."""
-    weights = list(model.parameters())
+    weights: list[Tensor] = list(model.parameters())
     adam = torch.optim.AdamW(weights, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     average = [w.detach().clone() for w in weights]
 

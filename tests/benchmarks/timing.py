@@ -42,7 +42,7 @@ class Seconds:
     cpu: list[float]  # of the process with its children: free of what other programs on the machine do
 
     def median(self, clock: str = "cpu") -> float:
-        return statistics.median(getattr(self, clock))
+        return float(statistics.median(getattr(self, clock)))
 
 
 def cpu_seconds() -> float:
