@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from models.diffusion import operators
 from pipeline.applications.jpeg_tables import quality_of, tables
-from pipeline.applications.restore import blended, cut, restore, starts
+from pipeline.applications.restore import blended, cut, restore, starts, wrong
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
 from pipeline.generate.generator import Generator, generator
@@ -161,3 +161,17 @@ def test_the_verb_restores_and_goes_on(model: Generator, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="give a larger one"):
         CliRunner().invoke(command, wrong, catch_exceptions=False)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("lost", [0.05, 0.2])
+def test_measured_pixels_show_how_much_is_wrong(lost: float) -> None:
+    draw = torch.Generator().manual_seed(1)
+    clean = torch.rand(2, 3, 64, 64, generator=draw) * 2 - 1
+    x, noise = clean + lost * torch.randn(clean.shape, generator=draw), 0.1
+    rows = torch.stack([operators.gaussian(64, 1.0)])
+    for operator in (operators.masked(torch.ones(()), noise), operators.gray(noise),
+                     operators.separable(rows, rows, noise)):  # fmt: skip
+        seen = operator.forward(clean)
+        y = seen + noise * torch.randn(seen.shape, generator=draw)
+        assert wrong(operator, y, x).shape == (2, 1, 1, 1)
+        assert (wrong(operator, y, x) / lost**2).sub(1).abs().max() < (0.35 if lost > noise else 1)
