@@ -25,7 +25,7 @@ from models.diffusion.guidance import only
 from models.diffusion.process import make_path
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError
-from pipeline.generate import sampling, told
+from pipeline.generate import sampling, students, told
 from pipeline.generate.generator import Generator
 
 METHODS = ("inversion", "noise")
@@ -56,8 +56,7 @@ def request_of(model: Generator, of: Mapping[str, Any], n: int, **how: Any) -> d
 def check_model(model: Generator, verb: str, untold: str | None) -> None:
     """UserError for a model that cannot change images. untold: the option that would say what is true, if not given."""
     model.pictures_only(f"`ldm {verb}`")
-    if "student" in model.options:
-        raise UserError(f"{verb}: this model is a student, whose answers are no means; give its teacher")
+    students.need_means(model.options, verb)
     if untold:
         check_untold(model, verb, untold)
 

@@ -19,7 +19,7 @@ from models.diffusion.process import make_path
 from pipeline.data import tokens
 from pipeline.data.captions import cleaned
 from pipeline.errors import UserError
-from pipeline.generate import sampling
+from pipeline.generate import sampling, students
 from pipeline.generate.generator import Generator
 
 GAP = re.compile(r"_{3,}")
@@ -43,8 +43,7 @@ def parsed(model: Generator, text: str, gap: int = TOKENS) -> Given:
     UserError for a text without a gap, or one that is too long, and for a model that does not fill gaps."""
     if model.tokenizer is None:
         raise UserError("text: this model is of images; give it pictures, and --mask")
-    if "student" in model.options:
-        raise UserError("text: this model is a student, whose answers are no means; give its teacher")
+    students.need_means(model.options, "text")
     first, *rest = GAP.split(cleaned(text))
     if not rest:
         raise UserError("text: nothing is missing; write ___ where something is to be written")

@@ -18,6 +18,12 @@ def defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"sampler": "few", "steps": options["student"]["steps"]}
 
 
+def need_means(options: Mapping[str, Any], what: str) -> None:
+    """UserError, begun by what asks, for a student: it answers with samples of its jumps."""
+    if "student" in options:
+        raise UserError(f"{what}: this model is a student, whose answers are no means; give its teacher")
+
+
 def check(options: Mapping[str, Any], filled: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """UserError for a request that a student cannot answer, and for its sampler asked of another model. filled: how is
     sampled; given: what is told."""
