@@ -57,6 +57,41 @@ def test_the_models_of_the_root_are_offered(sampling: str, page: Any) -> None:
     assert not page.locator("[data-testid=stException]").count()
 
 
+CLIPS = """
+import numpy as np
+import streamlit as st
+from pipeline.pages import widgets
+
+red, green = ([[[colour] * 8] * 8] for colour in ([255, 0, 0], [0, 255, 0]))
+st.html(widgets.moving(np.array([red + green], np.uint8), 4.0))
+"""
+
+
+def test_clips_move_in_the_browser(page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit takes out of HTML what it does not trust; the clip is left, and shows its frames in turn."""
+    pytest.importorskip("streamlit", reason="Streamlit is not installed (extra `ui`)")
+    from pipeline.pages import serve
+    from pipeline.tracking.server import free_port
+
+    script = tmp_path / "pipeline" / "pages" / "sampling_page.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(CLIPS)
+    monkeypatch.setenv("PYTHONPATH", str(serve.SOURCE))
+    monkeypatch.setattr(serve, "SOURCE", tmp_path)
+    with serve.sampling_page(tmp_path, free_port(8700)) as address:
+        page.goto(address)
+        clip = page.get_by_alt_text("samples")
+        clip.wait_for()
+        seen = set()
+        for _ in range(80):  # of 250 ms each frame
+            shown = np.asarray(Image.open(io.BytesIO(clip.screenshot())).convert("RGB"))
+            seen.add(tuple(shown[shown.shape[0] // 2, shown.shape[1] // 2].tolist()))
+            if len(seen) == 2:
+                break
+            page.wait_for_timeout(70)
+    assert seen == {(255, 0, 0), (0, 255, 0)}
+
+
 def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
     """A stroke from one place of the canvas to another, as shares of its sides."""
     box = page.locator("canvas.canvas").bounding_box()
