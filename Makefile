@@ -26,8 +26,8 @@ $(VENV)/.runs: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.runs
-	$(UV) --editable '.[dev,lora,medical,s3,sound,sweep,ui,video]' || \
-	  $(PIP) --editable '.[dev,lora,medical,s3,sound,sweep,ui,video]'
+	$(UV) --editable '.[dev,geo,lora,medical,s3,sound,sweep,ui,video]' || \
+	  $(PIP) --editable '.[dev,geo,lora,medical,s3,sound,sweep,ui,video]'
 	touch $@
 
 demo: $(VENV)/.runs

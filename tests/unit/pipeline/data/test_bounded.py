@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from tifffile import _imagecodecs
 
 from pipeline.data import bounded
 from tests.unit.pipeline.data.rasters import dicom, nifti, noise, read, reason
@@ -24,6 +25,8 @@ def little(monkeypatch):
     monkeypatch.setattr(bounded, "CHUNK", 1 << 12)
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "imagecodecs" else there(name))
+    monkeypatch.setattr(tifffile.tifffile, "imagecodecs", _imagecodecs)  # what tifffile has in place of it
+    monkeypatch.setattr(tifffile.TIFF, "DECOMPRESSORS", tifffile.tifffile.CompressionCodec(encode=False))
 
 
 def tiff(path, compression, segment=None, **how):

@@ -36,6 +36,34 @@ def test_tiff_is_read_bit_for_bit(tmp_path, bands, dtype, how):
     assert found.dtype == dtype and found.tobytes() == values.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("bands", "dtype", "how"),
+    [
+        (1, "uint16", {"compression": "lzw"}),
+        (3, "uint16", {"compression": "lzw", "predictor": 2, "photometric": "rgb"}),
+        (6, "int16", {"compression": "lzw", "predictor": 2, "planarconfig": "separate", "tile": (16, 16)}),
+        (1, "uint16", {"compression": "lzw", "predictor": 2, "byteorder": ">"}),
+        (6, "float32", {"compression": "lzw", "predictor": 3, "planarconfig": "separate"}),
+        (1, "float32", {"compression": "zlib", "predictor": 3, "byteorder": ">"}),
+        (1, "uint16", {"compression": "packbits"}),
+        (1, "uint16", {"compression": "zstd"}),
+        (1, "float32", {"compression": "lerc"}),
+        (3, "uint16", {"compression": "jpeg2000", "photometric": "rgb"}),
+    ],
+)
+def test_tiff_that_imagecodecs_unpacks(tmp_path, bands, dtype, how):
+    pytest.importorskip("imagecodecs", reason="imagecodecs is not installed (extra `geo`)")
+    test_tiff_is_read_bit_for_bit(tmp_path, bands, dtype, how)
+
+
+@pytest.mark.parametrize("bands", [2, 3, 4])
+def test_png_of_16_bits_in_colour(tmp_path, bands):
+    imagecodecs = pytest.importorskip("imagecodecs", reason="imagecodecs is not installed (extra `geo`)")
+    values = noise(20, 24, bands)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(values))
+    np.testing.assert_array_equal(read(tmp_path, channels=bands)[0], values.transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_white_is_zero_is_turned_around(tmp_path, dtype):
     stored = noise(20, 24, dtype=dtype)
@@ -94,7 +122,7 @@ def test_a_damaged_tiff_is_told_in_the_project_s_words_alone(tmp_path, capfd, ca
     tifffile.imwrite(tmp_path / "a.tif", noise(64, 64), compression="zlib")
     content = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(content[: len(content) // 2])
-    assert reason(tmp_path) == "undecodable: its pixels cannot be read (error)"
+    assert reason(tmp_path) in [f"undecodable: its pixels cannot be read ({of})" for of in ("error", "DeflateError")]
     tifffile.imwrite(tmp_path / "a.tif", noise(16, 16), metadata=None)
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
         for name in ("ImageWidth", "ImageLength"):
