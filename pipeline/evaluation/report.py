@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.evaluation import agreement, clip_words, sound_scores, text_scores
+from pipeline.evaluation import agreement, band_scores, clip_words, sound_scores, text_scores
 from pipeline.evaluation.metrics import sets
 
 
@@ -23,6 +23,7 @@ def key_figures(report: dict[str, Any]) -> dict[str, float]:
             found[f"nearest_{space}_ratio"] = values["sample_median"] / values["held_out_median"]
     found |= agreement.key_figures(report.get("agreement", {})) | clip_words.key_figures(report)
     found |= sound_scores.key_figures(report.get("sound", {}))
+    found |= band_scores.key_figures(report.get("band_covariance", {}))
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -79,6 +80,6 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"samples, {near['held_out_median']:.3g} of {near['held_out']} held-out images; {near['share_below']:.1%} "
             f"of samples nearer than the first percentile of these ({near['threshold']:.3g})"
         )
-    result += sound_scores.lines(report.get("sound", {}))
+    result += sound_scores.lines(report.get("sound", {})) + band_scores.lines(report.get("band_covariance", {}))
     result += [f"agreement, {line}" for line in agreement.lines(report.get("agreement", {}))]
     return result + [f"{name} is not given: {reason}" for name, reason in report["missing"].items()]

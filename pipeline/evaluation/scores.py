@@ -65,7 +65,7 @@ def evaluate(
     compared. native: where images are of several shapes; the arrays hold squares. told: prompts and attributes of the
     training images, in their order (`generate.told.of_samples`), for a model that knows them.
     """
-    from pipeline.evaluation import shapes, sound_scores
+    from pipeline.evaluation import band_scores, shapes, sound_scores
     from pipeline.generate.sampling import guidance_of
     from pipeline.generate.told import words
 
@@ -100,6 +100,9 @@ def evaluate(
         classify(asked, generator.classes, named, features, held_out_labels[: config.samples], report)
     order = np.arange(len(samples)) if asked is None else np.argsort(asked[:SHOWN], kind="stable")
     report.images["samples"] = picture(shown[order[:SHOWN]], values)
+    if values is not None and generator.sound is None and train.shape[-1] > 1:
+        bands = {name: values.floats_last(images) for name, images in named.items()}
+        report.values["band_covariance"] = band_scores.measure(bands.pop("train"), bands)
     if generator.sound is not None:
         report.values["sound"] = sound_scores.measure(generator, held_out, reconstructions)
         report.files = sound_scores.files(generator, shown[spread(order[:SHOWN], sound_scores.HEARD)])

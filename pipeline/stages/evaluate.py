@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.data.sources import digests_folder_of
 from pipeline.data.split import load_split
 from pipeline.errors import UserError
-from pipeline.evaluation import clip_scores, text_embeddings, text_scores
+from pipeline.evaluation import band_scores, clip_scores, text_embeddings, text_scores
 from pipeline.evaluation import report as words
 from pipeline.evaluation.report import key_figures, lines
 from pipeline.evaluation.scores import evaluate
@@ -49,6 +49,7 @@ def recipe(config: Config) -> dict[str, Any]:
     if text and (name := text_embeddings.frozen_name(digests_folder_of(config.run.root))):
         text["embeddings"] = name  # they come from what is installed, not from the config
     text |= {"clips": clip_scores.MEASURES} if config.data.clip else {}
+    text |= {"bands": band_scores.MEASURES} if config.data.values and config.data.channels > 1 else {}
     return {**values, "mirrored": mirrored(config), "measures": MEASURES, **text}
 
 

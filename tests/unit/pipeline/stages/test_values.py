@@ -391,3 +391,4 @@ def test_the_evaluation_stands_on_the_data_s_own_range(made):
         error = ((images.astype(float) - back) / (high - low)) ** 2
         assert abs(psnr - (-10 * np.log10(error.mean((1, 2, 3)))).mean()) < 1e-3 and -1 <= ssim <= 1
         assert Image.open(writer.path / "samples.png").mode == "RGB"
+        assert set(report["band_covariance"]) == {"samples", "held_out", "reconstructions"}
