@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 
 from pipeline.applications.probe import LEAST, Table
 from pipeline.errors import UserError, many
-from pipeline.files import atomic_path, canonical_json, digest
+from pipeline.files import canonical_json, digest, save_tensors
 from pipeline.generate.generator import Generator
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -57,8 +57,7 @@ def found(table: Table, before: str, after: str, target: str | None = None) -> t
 
 def write(path: Path, direction: Array, about: dict[str, Any]) -> None:
     """Whole or not at all."""
-    with atomic_path(path) as temporary:
-        save_file({"direction": torch.from_numpy(direction)}, temporary, {"about": canonical_json(about)})
+    save_tensors(path, {"direction": torch.from_numpy(direction)}, {"about": canonical_json(about)})
 
 
 def said(path: Path) -> Any:
