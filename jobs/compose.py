@@ -47,8 +47,9 @@ def command(
     asked = pairs("--set", to)
     for file in (a, b):
         if not file.is_file():
-            raise UserError(f"{file}: is not there; give an image")
+            raise UserError(f"{file}: is not there, or is no file; give an image")
     generator = load_pretrained(model, root=root)
+    generator.pictures_only("`ldm compose`")
     shape, channels = generator.shapes[0], generator.channels
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
     info: dict[str, Any] = {"between": between, "look": look, "set": asked, **how}

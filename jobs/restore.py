@@ -49,6 +49,7 @@ def command(
     asked = pairs("--set", to)
     own = [quality_of(file) for file in files] if task == "jpeg" and quality is None else [quality] * len(files)
     generator = load_pretrained(model, root=root)
+    generator.pictures_only("`ldm restore`")
     channels = 1 if task == "colorize" else generator.channels
     chosen = {"steps": steps, "guidance": guidance}
     how: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}

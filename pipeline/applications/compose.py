@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.diffusion import blends, denoiser, inversion, samplers
 from models.diffusion.process import make_path
-from pipeline.applications.edit import ITERATIONS, SAMPLER, check_model, request_of
+from pipeline.applications.edit import ITERATIONS, SAMPLER, check_model, check_sizes, request_of
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError, many
 from pipeline.generate import sampling
@@ -36,6 +36,7 @@ def between(model: Generator, a: Images, b: Images, n: int, to: Mapping[str, Any
     has them, without guidance: both ways are walked without. Raises UserError for values the model does not know.
     """
     request = strip_request(model, n, to, **how)
+    check_both(model, a, b)
     path = make_path(**model.options["path"])
     z = model.encode(np.stack([a, b])).to(model.device)
     times = sampling.times_of(model.options, request, path, z.shape[2:])
@@ -82,6 +83,7 @@ def collage(
     guidance. Raises UserError.
     """
     request = noised_request(model, to, strength, seed, **how)
+    check_both(model, a, b, mask)
     pasted = np.where(mask[:, :, None] > 0, b, a)
     return _sampled(model, model.encode(pasted[None]).to(model.device), request, strength)
 
@@ -98,8 +100,15 @@ def look(
     """uint8 [H, W, C]: what is on image a [H, W, C], in the colours and contrast of b. Arguments are those of
     `collage`. Raises UserError."""
     request = noised_request(model, to, strength, seed, **how)
+    check_both(model, a, b)
     z = model.encode(np.stack([a, b])).to(model.device)
     return _sampled(model, blends.adain(z[:1], z[1:]), request, strength)
+
+
+def check_both(model: Generator, a: Images, b: Images, mask: np.ndarray[Any, Any] | None = None) -> None:
+    """UserError for images [H, W, C] or a mask [H, W] that are not of the model's size."""
+    for image in (a, b):
+        check_sizes(model, image[None], mask)
 
 
 def noised_request(

@@ -26,7 +26,7 @@ from pipeline.files import canonical_json, digest, save_tensors
 from pipeline.generate.generator import Generator
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FINDS = "`ldm probe FEATURES --between A,B`"
+FINDS = "`ldm probe FEATURES --between A,B --out NAME.safetensors`"
 
 
 def found(table: Table, before: str, after: str, target: str | None = None) -> tuple[Array, dict[str, Any]]:
@@ -82,7 +82,7 @@ def decoded(name: str, content: bytes, model: Generator) -> Array:
     try:
         direction, about = load(content)["direction"].numpy(), _about(content)
     except (SafetensorError, KeyError, TypeError, ValueError):
-        raise UserError(f"{name}: is no direction; {FINDS} --out NAME.safetensors writes one") from None
+        raise UserError(f"{name}: is no direction; {FINDS} writes one") from None
     shape = (model.options["latent"]["channels"], *model.sides[0])
     if direction.shape != shape or direction.dtype != np.float32 or not np.isfinite(direction).all():
         raise UserError(f"{name}: {direction.dtype}{direction.shape}, expected finite float32 of {shape}")

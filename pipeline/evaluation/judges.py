@@ -233,7 +233,7 @@ def _trained(
             rate.step()
             if step % max(1, steps // LOOKS) == 0 or step == steps:
                 measured = _looked(network, loss, kept_back)
-                print(f"agreement: {kind}, step {step} of {steps}: loss {measured:.3g} of images kept back", flush=True)
+                print(f"{kind}, step {step} of {steps}: loss {measured:.3g} of images kept back", flush=True)
                 worse = worse + 1 if measured > 1.1 * best else 0
                 if worse == PATIENCE:
                     break
