@@ -75,7 +75,9 @@ def _training(tab: Tab) -> Training:
     def found(key: str) -> Training:
         return training_of(tab.model, tab.root)
 
-    return st.cache_resource(max_entries=1, show_spinner=False)(found)(f"{tab.name} {tab.model.about.get('weights')}")
+    kept = st.cache_resource(max_entries=1, show_spinner=False)(found)
+    training: Training = kept(f"{tab.name} {tab.model.about.get('weights')}")
+    return training
 
 
 def _show(tab: Tab, words: Sequence[str], made: Sequence[Why]) -> None:
