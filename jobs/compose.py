@@ -11,6 +11,8 @@ from jobs.cli import main
 from jobs.common import PATH, PLACE
 from jobs.sample import pairs
 
+TRY = "give more --steps, such as twice as many"
+
 
 @click.command("compose")
 @click.argument("model", type=PLACE)
@@ -70,7 +72,11 @@ def command(
     ways = [str(i) for i in range(between)] if between else [None]
     if made_images.missing(out, [name], ways):
         if between:
-            made = list(compose.between(generator, first, second, between, asked, **how))
+            strip = compose.between(generator, first, second, between, asked, **how)
+            for file, off in zip((a, b), compose.apart(generator, first, second, strip), strict=True):
+                if off > compose.NOTABLE:
+                    print(f"{file}: its end is {off:.0f} gray levels off, since its walk to noise is not undone; {TRY}")
+            made = list(strip)
         elif marked is not None:
             made = [compose.collage(generator, first, second, marked, asked, **far, **how)]
         else:
