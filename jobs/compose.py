@@ -11,6 +11,8 @@ from jobs.cli import main
 from jobs.common import PATH, PLACE
 from jobs.sample import pairs
 
+TRY = "give more --steps, such as twice as many"
+
 
 @click.command("compose")
 @click.argument("model", type=PLACE)
@@ -47,8 +49,9 @@ def command(
     asked = pairs("--set", to)
     for file in (a, b):
         if not file.is_file():
-            raise UserError(f"{file}: is not there; give an image")
+            raise UserError(f"{file}: is not there, or is no file; give an image")
     generator = load_pretrained(model, root=root)
+    generator.pictures_only("`ldm compose`")
     shape, channels = generator.shapes[0], generator.channels
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
     info: dict[str, Any] = {"between": between, "look": look, "set": asked, **how}
@@ -69,7 +72,11 @@ def command(
     ways = [str(i) for i in range(between)] if between else [None]
     if made_images.missing(out, [name], ways):
         if between:
-            made = list(compose.between(generator, first, second, between, asked, **how))
+            strip = compose.between(generator, first, second, between, asked, **how)
+            for file, off in zip((a, b), compose.apart(generator, first, second, strip), strict=True):
+                if off > compose.NOTABLE:
+                    print(f"{file}: its end is {off:.0f} gray levels off, since its walk to noise is not undone; {TRY}")
+            made = list(strip)
         elif marked is not None:
             made = [compose.collage(generator, first, second, marked, asked, **far, **how)]
         else:

@@ -58,6 +58,7 @@ def command(
     asked, true = pairs("--set", to), pairs("--was", was)
     files = given_images.files_of(images)
     generator = load_pretrained(model, root=root)
+    generator.pictures_only("`ldm edit`")
     shape, channels = generator.shapes[0], generator.channels
     held = None if mask is None else given_images.read_mask(mask, shape)
     how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}

@@ -39,7 +39,7 @@ def command(
     """Restore IMAGES (files, or folders) with MODEL, at their own size: a PNG each, and grid.png, a row an image: as it
     was given, then restored."""
     from pipeline.applications import given_images, made_images
-    from pipeline.applications.jpeg_tables import quality_of
+    from pipeline.applications.jpeg_tables import quality_of, turn_of, turned
     from pipeline.applications.recorded import record
     from pipeline.applications.restore import check, requested, restore
     from pipeline.errors import many
@@ -49,6 +49,7 @@ def command(
     asked = pairs("--set", to)
     own = [quality_of(file) for file in files] if task == "jpeg" and quality is None else [quality] * len(files)
     generator = load_pretrained(model, root=root)
+    generator.pictures_only("`ldm restore`")
     channels = 1 if task == "colorize" else generator.channels
     chosen = {"steps": steps, "guidance": guidance}
     how: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
@@ -63,8 +64,10 @@ def command(
         pixels = given_images.read(file, channels, None)
         shown.append([made_images.cell(pixels)])
         if made_images.missing(out, [file], [None]):
-            made = restore(generator, pixels[None], task, noise, blur, factor, each, asked, seed, number, **how)
-            made_images.put(made_images.place(out, file, None), made[0])
+            turn = turn_of(file) if task == "jpeg" else 1  # its blocks lie as the file does
+            given_so = turned(pixels, turn, upright=False)[None]
+            made = restore(generator, given_so, task, noise, blur, factor, each, asked, seed, number, **how)
+            made_images.put(made_images.place(out, file, None), turned(made[0], turn, upright=True))
     made_images.finish(out, files, [None], shown)
     said = f"{many(len(files), 'image')} in {out}, beside what was given in {out / made_images.GRID}"
     print(said, flush=True)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,27 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
     """Write `content` (text as UTF-8) to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Any], about: dict[str, str] | None = None) -> None:
+    """Write contiguous torch tensors as a safetensors file with the texts `about`, whole or not at all.
+
+    It gets the rights of other new files (safetensors gives 0600, whatever the umask), and a disk that is full or
+    read-only is an OSError, as elsewhere (safetensors raises an error of its own, with the number in its text).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        rights = temporary.stat().st_mode
+        try:
+            save_file(dict(tensors), temporary, about)
+        except SafetensorError as error:
+            if found := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+            raise
+        temporary.chmod(rights)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, read_json
+from pipeline.files import read_json, save_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +87,4 @@ def load_model(folder: Path, which: str = "ema") -> nn.Module:
 
 def save_weights(path: Path, weights: dict[str, Any]) -> None:
     """Whole weights as one safetensors file."""
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file({key: value.contiguous().cpu() for key, value in weights.items()}, temporary)
+    save_tensors(path, {key: value.contiguous().cpu() for key, value in weights.items()})

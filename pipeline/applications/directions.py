@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 
 from pipeline.applications.probe import LEAST, Table
 from pipeline.errors import UserError, many
-from pipeline.files import atomic_path, canonical_json, digest
+from pipeline.files import canonical_json, digest, save_tensors
 from pipeline.generate.generator import Generator
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FINDS = "`ldm probe FEATURES --between A,B`"
+FINDS = "`ldm probe FEATURES --between A,B --out NAME.safetensors`"
 
 
 def found(table: Table, before: str, after: str, target: str | None = None) -> tuple[Array, dict[str, Any]]:
@@ -57,8 +57,7 @@ def found(table: Table, before: str, after: str, target: str | None = None) -> t
 
 def write(path: Path, direction: Array, about: dict[str, Any]) -> None:
     """Whole or not at all."""
-    with atomic_path(path) as temporary:
-        save_file({"direction": torch.from_numpy(direction)}, temporary, {"about": canonical_json(about)})
+    save_tensors(path, {"direction": torch.from_numpy(direction)}, {"about": canonical_json(about)})
 
 
 def said(path: Path) -> Any:
@@ -83,7 +82,7 @@ def decoded(name: str, content: bytes, model: Generator) -> Array:
     try:
         direction, about = load(content)["direction"].numpy(), _about(content)
     except (SafetensorError, KeyError, TypeError, ValueError):
-        raise UserError(f"{name}: is no direction; {FINDS} --out NAME.safetensors writes one") from None
+        raise UserError(f"{name}: is no direction; {FINDS} writes one") from None
     shape = (model.options["latent"]["channels"], *model.sides[0])
     if direction.shape != shape or direction.dtype != np.float32 or not np.isfinite(direction).all():
         raise UserError(f"{name}: {direction.dtype}{direction.shape}, expected finite float32 of {shape}")

@@ -70,6 +70,15 @@ def check_untold(model: Generator, verb: str, option: str, what: str = "image") 
         )
 
 
+def check_sizes(model: Generator, images: Images, mask: np.ndarray[Any, Any] | None = None) -> None:
+    """UserError for images [n, H, W, C] that are none of the model's size and channels, and for a mask of another."""
+    if images.ndim != 4 or images.shape[1:3] not in model.shapes or images.shape[3] != model.channels:
+        height, width = model.shapes[0]
+        raise UserError(f"images: {list(images.shape)} given, expected [n, {height}, {width}, {model.channels}]")
+    if mask is not None and mask.shape != images.shape[1:3]:
+        raise UserError(f"mask: {list(mask.shape)} given, expected {list(images.shape[1:3])}, as the images are")
+
+
 def check_places(model: Generator, what: str) -> None:
     """UserError for a model whose latents do not lie over the image, a patch of it each."""
     if (sides := len(model.sides[0])) != 2:
@@ -96,8 +105,6 @@ def requests(
         raise UserError(f"method: {method!r} given, expected {' or '.join(METHODS)}")
     if not 0 < strength <= 1:
         raise UserError(f"strength: {strength:g} given, expected more than 0 and at most 1")
-    if not to and not along:
-        raise UserError("edit: nothing is asked for; say what shall be true, or along what to go")
     check_model(model, "edit", None if was else "--was")
     if method == "inversion" and how.setdefault("sampler", SAMPLER) != SAMPLER:
         raise UserError(f"sampler: inversion undoes {SAMPLER} alone; leave it out, or give method noise")
@@ -105,6 +112,8 @@ def requests(
     if was and chosen["guidance"] != 1 and chosen["guidance_kind"] == "autoguidance":
         raise UserError("was: autoguidance leads away from a weaker network; give guidance_kind classifier_free")
     request = request_of(model, {**(was or {}), **to}, n, seed=seed, **how)  # what is not asked for stays true
+    if not along and not (to and (was or told.of_request(request))):  # an age of nan, a caption of blanks say nothing
+        raise UserError("edit: nothing is asked for; say what shall be true, or along what to go")
     if method == "inversion" and request["steps"] < 2:
         raise UserError("steps: 1 given, and the noise of an image takes at least 2")
     if not was:
@@ -137,6 +146,7 @@ def edit(
     them. Raises UserError for values the model does not know.
     """
     request, before = requests(model, len(images), to, was, strength, method, seed, along is not None, **how)
+    check_sizes(model, images, mask)
     if mask is not None:
         check_places(model, "mask")
     made = []

@@ -56,21 +56,13 @@ class Why:
     maps: dict[str, Array]
 
 
-def conditions_of(request: Mapping[str, Any]) -> list[str]:
-    """The conditions that a request tells anything of, by name."""
-    names = ["class"] if request.get("classes") else []
-    names += [name for name, values in request.get("attributes", {}).items() if any(v is not None for v in values)]
-    names += ["caption"] if any(said(prompt) for prompt in request.get("prompts", [])) else []
-    return [*names, *(name for name, values in request.get("maps", {}).items() if any(v is not None for v in values))]
-
-
 def shown(model: Generator, request: Mapping[str, Any], asked: Collection[str] = ()) -> list[str]:
     """What of `SHOWS` is to be shown of a request's samples: what is `asked` for, or all that this model can show.
     UserError for what it cannot."""
     check_model(model, "why", None)
     if told.composes(request):
         raise UserError("why: a prompt of several pieces (AND); explain one piece at a time")
-    names, condition = conditions_of(request), model.options["condition"]
+    names, condition = told.of_request(request), model.options["condition"]
     reasons: dict[str, str | None] = {"guidance": None, "words": None, "nearest": None}
     if not told.names(model.options):
         reasons["guidance"] = "this model has no conditions"
@@ -113,7 +105,7 @@ def why(
     """
     wanted = shown(model, request, shows or [show for show in shown(model, request) if show != "nearest" or training])
     check_levels(levels)
-    walk, names = _walked(model, request, rows), conditions_of(request)
+    walk, names = _walked(model, request, rows), told.of_request(request)
     facts = [{"number": i, "seed": request["seed"], "told": _told(model, request, i)} for i in rows]
     titles = [", ".join(map(_short, one["told"].values())) for one in facts]
     parts: dict[str, list[Part]] = {}
@@ -136,7 +128,7 @@ def why(
 
 def _told(model: Generator, request: Mapping[str, Any], number: int) -> dict[str, Any]:
     """What a sample is told, for people."""
-    own, names = told.of_rows(request, [number]), conditions_of(request)
+    own, names = told.of_rows(request, [number]), told.of_request(request)
     found = {"class": model.options["classes"][own["classes"][0]]} if "class" in names else {}
     found |= {name: values[0] for name, values in own.get("attributes", {}).items() if values[0] is not None}
     return {**found, **({"caption": said(own["prompts"][0])} if "caption" in names else {})}

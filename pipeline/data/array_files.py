@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.data.index import map_file
 from pipeline.errors import UserError
-from pipeline.files import atomic_path
+from pipeline.files import save_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F16": np.float16, "F32": np.float32}
@@ -21,12 +21,8 @@ DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F16": np.float16, "
 def save(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write the file, whole or not at all; dtypes are those of `DTYPES`."""
     import torch
-    from safetensors.torch import save_file
 
-    with atomic_path(path) as temporary:
-        save_file(
-            {name: torch.from_numpy(np.require(a, requirements=["C", "W"])) for name, a in arrays.items()}, temporary
-        )
+    save_tensors(path, {name: torch.from_numpy(np.require(a, requirements=["C", "W"])) for name, a in arrays.items()})
 
 
 def mapped(path: Path) -> dict[str, Array]:

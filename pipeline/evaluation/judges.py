@@ -29,7 +29,7 @@ from pipeline.data.text_encoders import Frozen
 from pipeline.errors import UserError
 from pipeline.evaluation.extractors import keep
 from pipeline.evaluation.metrics.features import digest
-from pipeline.files import atomic_path, canonical_json
+from pipeline.files import canonical_json, save_tensors
 from pipeline.files import digest as digest_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -59,10 +59,7 @@ class Trained:
 
     def save(self, path: Path) -> None:
         """Write it as safetensors."""
-        from safetensors.torch import save_file
-
-        with atomic_path(path) as temporary:
-            save_file(self.network.state_dict(), str(temporary), metadata={"ldm": canonical_json(self.about)})
+        save_tensors(path, self.network.state_dict(), {"ldm": canonical_json(self.about)})
 
 
 def load(path: Path) -> Trained:
@@ -236,7 +233,7 @@ def _trained(
             rate.step()
             if step % max(1, steps // LOOKS) == 0 or step == steps:
                 measured = _looked(network, loss, kept_back)
-                print(f"agreement: {kind}, step {step} of {steps}: loss {measured:.3g} of images kept back", flush=True)
+                print(f"{kind}, step {step} of {steps}: loss {measured:.3g} of images kept back", flush=True)
                 worse = worse + 1 if measured > 1.1 * best else 0
                 if worse == PATIENCE:
                     break

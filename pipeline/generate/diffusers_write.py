@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, write_json
+from pipeline.files import save_tensors, write_json
 from pipeline.generate.diffusers_names import DIT_BLOCK, NULL_CLASS, TIME, WEIGHTS, Weights
 
 if TYPE_CHECKING:
@@ -42,11 +42,8 @@ def describe(model: nn.Module, **more: Any) -> tuple[dict[str, Any], Weights]:
 
 def write(folder: str | Path, described: dict[str, Any], weights: Weights) -> None:
     """Write what `describe` gave as diffusers would."""
-    from safetensors.torch import save_file
-
-    with atomic_path(Path(folder) / f"{WEIGHTS}.safetensors") as temporary:
-        whole = {name: value.detach().float().contiguous().cpu() for name, value in weights.items()}
-        save_file(whole, temporary, metadata={"format": "pt"})
+    whole = {name: value.detach().float().contiguous().cpu() for name, value in weights.items()}
+    save_tensors(Path(folder) / f"{WEIGHTS}.safetensors", whole, {"format": "pt"})
     write_json(Path(folder) / "config.json", described)
 
 

@@ -89,6 +89,14 @@ def count(request: Mapping[str, Any]) -> int:
                 *map(len, request.get("maps", {}).values())], default=0)  # fmt: skip
 
 
+def of_request(request: Mapping[str, Any]) -> list[str]:
+    """The conditions that a request tells anything of, by name."""
+    found = ["class"] if request.get("classes") else []
+    found += [name for name, values in request.get("attributes", {}).items() if any(v is not None for v in values)]
+    found += ["caption"] if any(said(prompt) for prompt in request.get("prompts", [])) else []
+    return [*found, *(name for name, values in request.get("maps", {}).items() if any(v is not None for v in values))]
+
+
 def of_rows(request: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """A request of the images with these numbers: what it lists for images to take in turn, a value each."""
     taken: dict[str, Any] = {}

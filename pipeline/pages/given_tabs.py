@@ -210,7 +210,10 @@ def restore_tab(tab: Tab) -> None:
         if large > widgets.UPLOAD_PIXELS:
             raise UserError(f"image: {large:,} pixels would come out, and this page makes {widgets.UPLOAD_PIXELS:,}")
         restore.check(model, (1, *image.shape), task, values["factor"])
-        return list(restore.restore(model, image[None], task, **values, to=true, seed=seed, steps=steps, **how))
+        turn = jpeg_tables.turn_of(Path(file.name), file.content) if task == "jpeg" else 1
+        lies = jpeg_tables.turned(image, turn, upright=False)[None]
+        made = restore.restore(model, lies, task, **values, to=true, seed=seed, steps=steps, **how)
+        return [jpeg_tables.turned(made[0], turn, upright=True)]
 
     with right:
         tab.show(pressed, [file], words, make)

@@ -1,5 +1,5 @@
 """The sampling page of `ldm ui`: images by prompts, menus and sliders, and the command and the Python lines that make
-them again. Its other tabs, over a given image, are in `given_tabs.py`.
+them again. Its other tabs, over a given image, are in `given_tabs.py`; the one that explains samples is `why_tab.py`.
 
 A Streamlit script: `serve.py` starts `streamlit run` on it, and Streamlit executes it from top to bottom at each
 change. Sampling itself, and what a model may be told, is `generate/`'s; nothing here decides on an image.
@@ -185,6 +185,7 @@ def page(arguments: Sequence[str]) -> None:
     from pipeline.errors import UserError
     from pipeline.generate.folder import load_pretrained
     from pipeline.pages.given_tabs import TABS, Tab
+    from pipeline.pages.why_tab import why_tab
 
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?")
@@ -193,7 +194,8 @@ def page(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
 
     st.set_page_config(page_title="Images", layout="wide")
-    chosen = st.segmented_control("What to do", [SAMPLE, *TABS], default=SAMPLE, label_visibility="collapsed")
+    tabs = {**TABS, "Why": why_tab}
+    chosen = st.segmented_control("What to do", [SAMPLE, *tabs], default=SAMPLE, label_visibility="collapsed")
     if given.mlflow:
         st.sidebar.markdown(f"[Runs and models in MLflow]({given.mlflow})")
     known = models_in(given.root)
@@ -207,8 +209,8 @@ def page(arguments: Sequence[str]) -> None:
     load = st.cache_resource(max_entries=2, show_spinner="Loading the model ...")(load_pretrained)
     try:
         model = load(name, root=given.root)
-        if chosen in TABS:
-            TABS[chosen](Tab(str(chosen).lower(), model, name, given.root))
+        if chosen in tabs:
+            tabs[chosen](Tab(str(chosen).lower(), model, name, given.root))
         else:
             show(model, name, given.root)
     except UserError as error:

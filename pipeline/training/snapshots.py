@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, canonical_json
+from pipeline.files import atomic_path, canonical_json, save_tensors
 from pipeline.schema.names import length_name
 
 if TYPE_CHECKING:
@@ -88,9 +88,4 @@ def snapshots_in(folder: Path) -> dict[Path, tuple[int, str]]:
 
 def write(path: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Whole weights as one safetensors file that says what they are: one key, so that the bytes are always the same."""
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file(
-            {name: value.contiguous() for name, value in weights.items()}, temporary, {"ldm": canonical_json(about)}
-        )
+    save_tensors(path, {name: value.contiguous() for name, value in weights.items()}, {"ldm": canonical_json(about)})

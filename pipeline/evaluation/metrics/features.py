@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from pipeline.data.value_map import ValueMap, floats
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, canonical_json, sha256_file
+from pipeline.files import canonical_json, save_tensors, sha256_file
 
 if TYPE_CHECKING:
     from pipeline.schema.stages import Extractor as ExtractorSection
@@ -66,15 +66,12 @@ class Extractor:
 
     def save(self, path: Path) -> None:
         """Write the classifier's weights as safetensors, so that a figure can be computed again later."""
-        from safetensors.torch import save_file
-
         if self.module is None:
             raise ValueError(f"the extractor {self.kind} lies in its own file")
         module: Any = self.module
         about: dict[str, Any] = {"kind": self.kind, "digest": self.digest, "description": self.description}
         about |= {"facts": self.facts, "layout": module.layout}
-        with atomic_path(path) as temporary:  # one entry: safetensors writes several in any order
-            save_file(module.state_dict(), str(temporary), metadata={"ldm": canonical_json(about)})
+        save_tensors(path, module.state_dict(), {"ldm": canonical_json(about)})  # one entry: several come in any order
 
 
 class Classifier(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from pipeline.applications import compose
 from pipeline.applications.compose import between, collage, look
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
@@ -34,6 +35,25 @@ def test_a_strip_begins_with_one_image_ends_with_the_other_and_is_of_the_data_be
     assert apart(made[0], a) <= 1 and apart(made[-1], b) <= 1
     assert apart(made[3], a) > 10 and apart(made[3], b) > 10
     assert abs(made[3].std() / 127.5 / VARIANCE**0.5 - 1) < 0.15  # a mean of both would have 0.71 of the deviation
+
+
+def test_an_end_that_does_not_come_back_is_told(
+    model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = faces(1, 2)
+    strip = np.stack([a, b])
+    assert max(compose.apart(model, a, b, strip)) < 1
+    strip[1] = 255 - b
+    assert compose.apart(model, a, b, strip)[0] < 1 and compose.apart(model, a, b, strip)[1] > 20
+    monkeypatch.chdir(tmp_path)
+    for name, image in (("a", a), ("b", b)):
+        Image.fromarray(image).save(f"{name}.png")
+    asked = ["a.png", "b.png", "--between", "3", "--set", "class=neutral", "--steps", "6"]
+    assert "off" not in composed(model, monkeypatch, *asked).output
+    monkeypatch.setattr(compose, "between", lambda *_, **__: np.stack([a, a, 255 - b]))
+    Path("out").rename("before")
+    said = composed(model, monkeypatch, *asked).output
+    assert said.startswith("b.png: its end is ") and "a.png" not in said
 
 
 def test_a_collage_keeps_both_sides_as_strength_allows_and_makes_its_border_of_the_data(model: Generator) -> None:

@@ -97,6 +97,9 @@ def test_outside_the_mask_every_pixel_stays(model: Generator) -> None:
         ({"to": {"class": "angry"}}, "angry"),
         ({"to": {"caption": "a smile"}}, "prompt"),
         ({"to": {}}, "nothing is asked for"),
+        ({"images": faces(0)[:, :4]}, "images: .* 4, 8, 3. given, expected .n, 8, 8, 3"),
+        ({"images": faces(0)[..., :1]}, "images: "),
+        ({"mask": np.ones((4, 8))}, "mask: .4, 8. given, expected .8, 8."),
         ({"strength": 0.0}, "strength: 0 given"),
         ({"strength": float("nan")}, "strength: nan given"),
         ({"method": "magic"}, "method: 'magic' given"),
@@ -108,7 +111,20 @@ def test_outside_the_mask_every_pixel_stays(model: Generator) -> None:
 )
 def test_what_cannot_be_is_one_line(model: Generator, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        edit(model, faces(0), **{"to": {"class": "happy"}, **given})
+        edit(model, **{"images": faces(0), "to": {"class": "happy"}, **given})
+
+
+def test_a_value_that_says_nothing_is_no_edit(model: Generator) -> None:
+    aged = {
+        **OPTIONS,
+        "condition": {**OPTIONS["condition"], "attributes": {"age": {"kind": "continuous", "range": [0, 9]}}},
+    }
+    told = generator(aged, Pixels(), Exact(), model.space, torch.device("cpu"), {"batch_size": 4}, {})
+    for value in ("nan", " "):
+        with pytest.raises(UserError, match="nothing is asked for"):
+            edit(told, faces(0), {"age": value}, steps=3)
+    edit(told, faces(0), {"age": "3"}, steps=3)
+    edit(told, faces(0), {"age": " "}, {"age": "3"}, steps=3)  # no longer told
 
 
 def test_a_model_that_was_always_told_must_be_told_what_was(model: Generator) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from scipy import ndimage
 
 from models.diffusion import operators
-from pipeline.applications.jpeg_tables import quality_of, tables
+from pipeline.applications import given_images
+from pipeline.applications.jpeg_tables import quality_of, tables, turn_of, turned
 from pipeline.applications.restore import blended, cut, restore, starts, wrong
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
@@ -175,3 +176,29 @@ def test_measured_pixels_show_how_much_is_wrong(lost: float) -> None:
         y = seen + noise * torch.randn(seen.shape, generator=draw)
         assert wrong(operator, y, x).shape == (2, 1, 1, 1)
         assert (wrong(operator, y, x) / lost**2).sub(1).abs().max() < (0.35 if lost > noise else 1)
+
+
+def test_blocks_lie_as_in_the_file_whatever_way_its_image_is_turned(
+    model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from jobs.restore import command
+
+    monkeypatch.setattr("pipeline.generate.folder.load_pretrained", lambda *_, **__: model)
+    noise = np.random.Generator(np.random.Philox(0)).integers(0, 256, (18, 20, 3), np.uint8)
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        Image.fromarray(noise).save(tmp_path / f"{turn}.jpg", quality=20, exif=exif)
+        stored = np.asarray(Image.open(tmp_path / f"{turn}.jpg"))
+        assert turn_of(tmp_path / f"{turn}.jpg") == turn
+        upright = given_images.read(tmp_path / f"{turn}.jpg", 3, None)
+        assert (turned(upright, turn, upright=False) == stored).all()
+        assert (turned(stored, turn, upright=True) == upright).all()
+    made = []
+    for turn in (1, 6):
+        asked = ["m", str(tmp_path / f"{turn}.jpg"), "--out", str(tmp_path / f"out{turn}"), "--task", "jpeg"]
+        assert CliRunner().invoke(command, [*asked, "--steps", "1"], catch_exceptions=False).exit_code == 0
+        made.append(np.asarray(Image.open(tmp_path / f"out{turn}" / f"{turn}.png")))
+    assert (made[1] == np.rot90(made[0], -1)).all()
