@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.diffusion import blends, denoiser, inversion, samplers
 from models.diffusion.process import make_path
-from pipeline.applications.edit import ITERATIONS, SAMPLER, check_model, check_sizes, request_of
+from pipeline.applications.edit import SAMPLER, check_model, check_sizes, request_of
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError, many
 from pipeline.generate import sampling
@@ -44,7 +44,7 @@ def between(model: Generator, a: Images, b: Images, n: int, to: Mapping[str, Any
     plain = denoiser.denoiser(model.network, path, model.options["prediction"])
     with torch.no_grad():
         (true, *_), _ = model.told(request, range(2))
-        noises = inversion.exact_inverse(plain, path, z, times, true, ITERATIONS)
+        noises = inversion.exact_inverse(plain, path, z, times, true)
         x = blends.slerp(noises[:1], noises[1:], torch.linspace(0, 1, n))
         made = []
         for rows in np.array_split(np.arange(n), -(-n // request["batch_size"])):
@@ -56,8 +56,7 @@ def between(model: Generator, a: Images, b: Images, n: int, to: Mapping[str, Any
 def apart(model: Generator, a: Images, b: Images, strip: Images) -> list[float]:
     """How far both ends of a strip are from what the autoencoder makes of a and b, in gray levels (root mean square).
 
-    A step of `inversion.exact_inverse` that does not converge leaves another image there: seen on models of few, sharp
-    images, where a little noise more turns one into another.
+    A step of `inversion.exact_inverse` that does not converge would leave another image there.
     """
     plain = model.decode(model.encode(np.stack([a, b]))).astype(np.float64)
     return [float(np.sqrt(np.square(end - one).mean())) for end, one in zip(strip[[0, -1]], plain, strict=True)]

@@ -30,8 +30,6 @@ from pipeline.generate.generator import Generator
 
 METHODS = ("inversion", "noise")
 SAMPLER = "ddim"  # the one that inversion undoes
-# of each step of the inversion: 50 steps there and back leave 0.1% of the deviation on straight paths, 0.6% on VP
-ITERATIONS = 4
 LEVEL = 1 / 3  # noise level sigma / alpha above which a direction is added; below it the details are made
 
 
@@ -197,7 +195,7 @@ def _edited(
     with torch.no_grad():
         if method == "inversion":
             plain = denoiser.denoiser(model.network, path, model.options["prediction"])
-            x = inversion.exact_inverse(plain, path, z, walk, true, ITERATIONS)
+            x = inversion.exact_inverse(plain, path, z, walk, true)
         else:
             x = inversion.renoised(path, z, noise("edit"), walk[0])
         return samplers.sample(request["sampler"], lead, path, x, walk, asked[0], lambda step: noise(f"edit/{step}"))

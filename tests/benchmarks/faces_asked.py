@@ -35,7 +35,7 @@ from restoration import opened as trained
 from models.diffusion import denoiser, inversion, samplers
 from models.diffusion.process import make_path
 from pipeline.applications import directions
-from pipeline.applications.edit import ITERATIONS, edit
+from pipeline.applications.edit import edit
 from pipeline.generate import sampling
 from pipeline.generate.generator import Generator
 
@@ -134,7 +134,7 @@ def round_trip(folder: Path, steps: int = 50, count: int = 48) -> None:
     plain = denoiser.denoiser(model.network, path, model.options["prediction"])
     with torch.no_grad():
         for name, x in (
-            ("exact", inversion.exact_inverse(plain, path, z, times, told, ITERATIONS)),
+            ("exact", inversion.exact_inverse(plain, path, z, times, told)),
             ("plain", inversion.inverse(samplers.ddim, plain, path, z, times, told)),
         ):
             back = samplers.ddim(plain, path, x, times, told)
