@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from models.conditioning import width_of
+
 BESIDE = "channels beside the latents"
 JOINS = {  # modules by which a backbone takes a condition in, that begin with no effect -> in words
     "cross": "attention to the caption",
@@ -129,7 +131,7 @@ def _maps(options: Told) -> dict[str, Any]:
     """Channels of the spatial conditions, by name: what the channels beside the latents are, in the order of names."""
     spatial = (options.get("condition") or {}).get("spatial") or {}
     guess = {"/guess": True} if options.get("self_conditioning") else {}  # no map, but beside the latents as these are
-    return {**{name: own["channels"] for name, own in spatial.items()}, **guess}
+    return {**{name: width_of(own) for name, own in spatial.items()}, **guess}
 
 
 def _joins(names: Iterable[str]) -> set[str]:

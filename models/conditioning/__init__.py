@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from models.conditioning.attributes import Continuous, MultiLabel
 from models.conditioning.embedded import GUESS, PLACES, Conditions, Embedded
 from models.conditioning.labels import ClassCondition
-from models.conditioning.spatial import Spatial, beside
+from models.conditioning.spatial import Spatial, beside, width_of
 from models.conditioning.text import Bytes, Embeddings
 
-__all__ = ["GUESS", "PLACES", "Conditions", "Embedded", "beside", "build"]
+__all__ = ["GUESS", "PLACES", "Conditions", "Embedded", "beside", "build", "width_of"]
 
 
 class NoCondition(nn.Module):
@@ -76,7 +76,7 @@ def build(
 
     kind: "class" where the model is told the class, else "none". attributes: by name {kind: "categorical",
     "multi_label" (with `values`, all that there are) or "continuous"}. caption: {tokens, encoder: {kind: "trained",
-    width, depth, heads}}, or of another kind, which was run before: {kind, width}. spatial: by name {channels}.
+    width, depth, heads}}, or of another kind, which was run before: {kind, width}. spatial: by name {channels, detail}.
     Parts are made in this order, whatever the mapping's: class, attributes by name, caption, spatial by name.
     """
     if kind not in ("none", "class"):
@@ -97,7 +97,7 @@ def build(
     for name, options in sorted((spatial or {}).items()):
         if name in parts:
             raise ValueError(f"condition.spatial: {name!r} is the name of another condition; give another one")
-        parts[name] = Spatial(name, options["channels"], width)
+        parts[name] = Spatial(name, width_of(options), width)
     if not parts:
         return NoCondition(width)
     only = next(iter(parts.values()))

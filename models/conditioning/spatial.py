@@ -43,6 +43,12 @@ class Spatial(nn.Module):
         return {self.name: torch.zeros(n, self.channels + 1, 1, 1, device=device)}
 
 
+def width_of(own: Mapping[str, Any]) -> int:
+    """Channels of a condition {channels, detail}: at each place detail x detail values (1 if it is not said) of each
+    channel of the picture."""
+    return int(own["channels"] * own.get("detail", 1) ** 2)
+
+
 def beside(spatial: Mapping[str, Mapping[str, Any]] | None) -> int:
-    """Channels that these conditions, by name {channels}, put beside the latents."""
-    return sum(own["channels"] + 1 for own in (spatial or {}).values())
+    """Channels that these conditions, by name, put beside the latents."""
+    return sum(width_of(own) + 1 for own in (spatial or {}).values())

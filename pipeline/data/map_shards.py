@@ -40,11 +40,11 @@ def write(
 ) -> dict[str, Any]:
     """Put one shard's maps into the pool, unless they are there; returns its record.
 
-    spatial: by name {channels, side, background, ...}; pictures: of each condition one a sample, None for none.
+    spatial: as `maps.py` has the options, by name; pictures: of each condition one a sample, None for none.
     Record: {file, bytes, sha256, count, told: samples that have one by name, bad: [name, picture, reason, detail]}.
     """
     found = {name: [_digest(picture) for picture in several] for name, several in pictures.items()}
-    recipe = {name: [own["channels"], own["side"], list(own["background"])] for name, own in spatial.items()}
+    recipe = {name: [own["channels"], maps.sides(own), list(own["background"])] for name, own in spatial.items()}
     path = pool / f"{digest(['maps', FORMAT, recipe, max_pixels, found])[:32]}.safetensors"
     if is_whole(path):
         return dict(read_json(entry_path(path)))
@@ -52,7 +52,7 @@ def write(
     bad: list[list[str]] = []
     count = max(map(len, pictures.values()))
     for name, own in spatial.items():
-        arrays[name] = np.zeros((count, own["channels"], own["side"], own["side"]), np.uint8)
+        arrays[name] = np.zeros((count, own["channels"], maps.sides(own), maps.sides(own)), np.uint8)
         arrays[f"{name}.told"] = np.zeros(count, np.uint8)
         for i, picture in enumerate(pictures[name]):
             if picture is None:
@@ -95,9 +95,9 @@ def _digest(picture: Picture | None) -> list[str | None] | None:
 def rows(
     arrays: Mapping[str, Array], spatial: Mapping[str, maps.Options], place: int, mirrored: bool
 ) -> dict[str, Array]:
-    """The rows float32 [K + 1, h, w] of one sample of a shard, from right to left where the image is mirrored."""
+    """The rows (`maps.row`) of one sample of a shard, from right to left where the image is mirrored."""
     found = {}
     for name, options in spatial.items():
-        row = maps.row(arrays[name][place] if arrays[f"{name}.told"][place] else None, options)
-        found[name] = np.ascontiguousarray(row[:, :, ::-1]) if mirrored else row
+        given = arrays[name][place] if arrays[f"{name}.told"][place] else None
+        found[name] = maps.row(given[:, :, ::-1] if mirrored and given is not None else given, options)
     return found

@@ -1,8 +1,9 @@
 """What a spatial condition's value is: a picture as a map on the grid of the latents, and a row of a tensor.
 
-A map is uint8 [K, side, side] of the square in the middle of the picture, which is how the image beside it is cut.
-options: of one condition, as a model has them: {channels, side, background}. How maps of a data set lie on disk is in
-`map_shards.py`, what a network makes of the rows in `models/conditioning/spatial.py`.
+A map is uint8 [K, S, S] of the square in the middle of the picture, which is how the image beside it is cut; S is side
+times detail. options: of one condition, as a model has them: {channels, side, background}, and {detail} where it is
+not 1. How maps of a data set lie on disk is in `map_shards.py`, what a network makes of the rows in
+`models/conditioning/spatial.py`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ PACKED = "data:image/png;base64,"  # how a map is written in JSON (RFC 2397): br
 MAX_PIXELS = 50_000_000  # of a picture in a request, as `data.max_pixels`
 
 
+def sides(options: Options) -> int:
+    """S, the side of a map."""
+    return int(options["side"] * options.get("detail", 1))
+
+
 def reduced(image: Image.Image, options: Options) -> Array:
-    """The map uint8 [K, side, side] of a decoded picture (mode L or RGB): its middle square, each place the mean of the
+    """The map uint8 [K, S, S] of a decoded picture (mode L or RGB): its middle square, each place the mean of the
     pixels that it covers; of fewer pixels than places, the nearest one."""
     from PIL import Image
 
     width, height = image.size
-    edge, side = min(width, height), options["side"]
+    edge, side = min(width, height), sides(options)
     left, top = (width - edge) / 2, (height - edge) / 2
     box = (left, top, left + edge, top + edge)
     return transforms.to_array(image.resize((side, side), Image.Resampling.BOX, box=box))
@@ -47,11 +53,14 @@ def read(content: bytes, options: Options, max_pixels: int, extension: str | Non
 
 
 def row(given: Array | None, options: Options) -> Array:
-    """A map, or none, as float32 [K + 1, side, side]: values in [-1, 1], and 1 where it is told; zeros for none."""
-    channels, side = options["channels"], options["side"]
+    """A map, or none, as float32 [K detail^2 + 1, side, side]: values in [-1, 1], those that lie in a place of the
+    latents as its channels (of each of the K, row by row), and 1 where it is told; zeros for none."""
+    side, detail = options["side"], options.get("detail", 1)
+    channels = options["channels"] * detail**2
     found = np.zeros((channels + 1, side, side), np.float32)
     if given is not None:
-        found[:channels] = given.astype(np.float32) / 127.5 - 1
+        cells = given.reshape(-1, side, detail, side, detail).transpose(0, 2, 4, 1, 3)  # [K, d, d, side, side]
+        found[:channels] = cells.reshape(channels, side, side).astype(np.float32) / 127.5 - 1
         found[channels] = 1.0
     return found
 

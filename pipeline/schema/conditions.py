@@ -120,6 +120,14 @@ class Spatial(Section):
         "KEY.COLUMN.png; default: the condition's name.",
     )
     channels: Literal[1, 3] = Field(1, description="1: gray, 3: RGB.")
+    detail: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Values a side that each place of the latents is told of the picture, as channels; 1: the mean of "
+        "what it covers, the autoencoder's factor: every pixel of a picture of the image's size.",
+        json_schema_extra=LATER,
+    )
     drop: Fraction = Field(0.1, description="Share of the samples from which this one alone is withheld.")
 
 

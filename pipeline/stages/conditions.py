@@ -147,7 +147,11 @@ def asked(config: Config) -> dict[str, Any]:
         caption["encoder"] = encoder
     grid = {"side": latent_side(config), "background": list(config.data.background)} if section.spatial else {}
     pictures = section.spatial.items()
-    spatial = {name: {"column": own.column or name, "channels": own.channels, **grid} for name, own in pictures}
+    spatial = {
+        name: {"column": own.column or name, "channels": own.channels, **grid}
+        | ({"detail": own.detail} if own.detail > 1 else {})
+        for name, own in pictures
+    }
     label = getattr(config.data.source, "label", None)
     return {"attributes": attributes, "caption": caption, "label": label, "spatial": spatial}
 

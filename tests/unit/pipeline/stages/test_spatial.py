@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from models.diffusion.denoiser import build_network
 from pipeline.config import Config
+from pipeline.data import map_shards, maps
 from pipeline.data.condition_pool import maps_of, open_conditions
 from pipeline.data.index import Index
 from pipeline.data.maps import PACKED
@@ -105,6 +108,37 @@ def test_maps_lie_in_the_order_of_the_images(tmp_path: Path) -> None:
             assert np.allclose(row, expected(i), atol=1e-6), i
     packed = maps_of(artifacts[1], "train", [0])["outline"][0]
     assert packed is not None and packed.startswith(PACKED)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_detail_tells_each_place_all_the_pixels_in_it(tmp_path: Path, mirrored: bool) -> None:
+    """Of a map of 16 x 16 on latents of 8 x 8, in RGB: the values that lie in a place, channel by channel, row by row;
+    of a mirrored image those of the mirrored picture."""
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    options = {"channels": 3, "side": 8, "background": [255, 255, 255], "detail": 2}
+    given = maps.taken(pixels, options)
+    assert given.shape == (3, 16, 16)
+    row = map_shards.rows({"a": given[None], "a.told": np.ones(1)}, {"a": options}, 0, mirrored)["a"]
+    shown = pixels[:, ::-1] if mirrored else pixels
+    assert row.shape == (13, 8, 8) and (row[12] == 1).all()
+    for channel, y, x in ((0, 0, 0), (1, 0, 1), (2, 1, 0), (2, 1, 1)):
+        place = row[4 * channel + 2 * y + x]
+        np.testing.assert_allclose(place, shown[y::2, x::2, channel] / 127.5 - 1, atol=1e-6)
+    assert not maps.row(None, options).any() and maps.row(None, options).shape == row.shape
+
+
+def test_detail_comes_through_the_stage_and_to_the_network(tmp_path: Path) -> None:
+    plain, fine = of_table(tmp_path), of_table(tmp_path, spatial={"outline": {"column": "mask", "detail": 2}})
+    assert "detail" not in str(conditions.recipe(plain)) and conditions.recipe(plain) != conditions.recipe(fine)
+    summary, artifacts = made(fine)
+    assert summary["spatial"]["outline"]["detail"] == 2
+    _, rows = rows_of(artifacts, "train")
+    assert rows.shape[1:] == (5, 8, 8)
+    told = {"outline": {"channels": 1, "detail": 2}}
+    backbone = {"kind": "dit", "width": 16, "depth": 1, "heads": 2, "patch": 2}
+    network = build_network(backbone, "none", 4, 8, spatial=told)
+    condition = {"outline": torch.from_numpy(rows[:2])}
+    assert network(torch.zeros(2, 4, 8, 8), torch.full((2,), 0.5), condition).shape == (2, 4, 8, 8)
 
 
 def test_a_changed_picture_is_another_stage_and_costs_one_shard(tmp_path: Path) -> None:
