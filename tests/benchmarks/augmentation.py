@@ -6,9 +6,9 @@ SHARDS: CIFAR-10 as tars train-*.tar and val-*.tar with classes.json. For each n
 taken; `ldm run` trains a generator on it alone, `ldm augment` draws 500 images a class with it, filtered by a judge
 that has seen these real images alone. A small residual network is trained on the real images with crops and mirrored
 images, and on the same with half of each batch generated, for the same number of steps, from five seeds. Prints the
-accuracy on the 10,000 test images, and the difference, paired by seed, with its 95% interval (Student's t). There is
+accuracy on the images of val-*.tar, and the difference, paired by seed, with its 95% interval (Student's t). There is
 one generator for each number: the seeds are the classifier's (first weights, batches, crops). `--arms` has a third,
-the generated images without the filter. A second call goes on where the first was ended.
+the generated images without the filter. A second call goes on where the first was ended. An hour of two cores.
 """
 
 from __future__ import annotations
