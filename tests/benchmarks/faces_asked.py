@@ -12,8 +12,9 @@ FACES: a folder with labels.csv of the columns image, expression, person (faces 
 `age` by face-api's network, which thus teaches the age and is no judge of it; the split holds persons out. `judge`
 draws 200 samples each of happiness and neutral, and of two ages, and shows beside them real held-out faces and these
 after the autoencoder. `edit` says what inversion and sampling leave of latents, then makes happy held-out faces
-neutral, and neutral ones happy, and says how far that is from who they were; `slide` does so along a direction in the
-latents. The judges are those of `face_judges.py`. Half an hour of two cores with bf16.
+neutral, and neutral ones happy, surprised and angry, and says how far that is from who they were; `slide` does the
+first two along a direction in the latents. The judges are those of `face_judges.py`. Half an hour of two cores with
+bf16.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from pipeline.generate import sampling
 from pipeline.generate.generator import Generator
 
 ASKED, AGES, COUNT = ("happiness", "neutral"), (30, 60), 200
+BOTH, RARE = (ASKED, ASKED[::-1]), ("surprise", "anger")  # 368 and 252 faces of 7,125
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "faces64_cpu.yaml"  # to which the age is added
 
 
@@ -96,16 +98,22 @@ def judge(folder: Path, scales: list[float]) -> None:
         print(f"asked age {years}, guidance {scales[-1]:g}: by the teacher's own eye {found.mean():.1f} in the mean")
 
 
-def change(folder: Path, ways: Callable[[Generator, Any, str, str], Iterator[tuple[str, Any]]]) -> None:
-    """Print what the judges say of held-out faces that were edited to the other expression, and how far these are from
-    what they were by the network of identity. ways: what was done, and the edits, of (model, faces, was, to)."""
+def change(
+    folder: Path,
+    ways: Callable[[Generator, Any, str, str], Iterator[tuple[str, Any]]],
+    pairs: Sequence[tuple[str, str]],
+) -> None:
+    """Print what the judges say of held-out faces that were edited to another expression, beside real ones of that, and
+    how far edits are from what they were by the network of identity. ways: what was done, and the edits, of (model,
+    faces, was, to); pairs: of (was, to)."""
     model, pixels, labels, says = opened(folder)
     person = judges.load(folder / "judges", "face_recognition_model")
-    for was, to in (ASKED, ASKED[::-1]):
+    for was, to in pairs:
+        goal = pixels[[i for i, label in enumerate(labels) if model.classes[label] == to][:COUNT]]
         real = pixels[[i for i, label in enumerate(labels) if model.classes[label] == was][:COUNT]]
         print(f"\n| {len(real)} held-out faces, {was} | judge A: {to} | judge B | both | identity |\n"
               "| --- | ---: | ---: | ---: | ---: |")  # fmt: skip
-        print(f"| as they are | {says(real, to)} | 0 |")
+        print(f"| {len(goal)} real, {to} | {says(goal, to)} | |\n| as they are | {says(real, to)} | 0 |")
         plain = model.decode(model.encode(real))
         print(f"| after the autoencoder | {says(plain, to)} | {judges.apart(real, plain, person).mean():.2f} |")
         for name, made in ways(model, real, was, to):
@@ -170,9 +178,9 @@ def main() -> None:
         judge(given.folder, scales)
     elif given.what == "edit":
         round_trip(given.folder)
-        change(given.folder, asked(scales, strengths))
+        change(given.folder, asked(scales, strengths), [*BOTH, *((ASKED[1], to) for to in RARE)])
     else:
-        change(given.folder, along(given.folder / "smile.safetensors", amounts))
+        change(given.folder, along(given.folder / "smile.safetensors", amounts), BOTH)
 
 
 if __name__ == "__main__":
