@@ -244,12 +244,16 @@ def _held(
 ) -> Held:
     """Images, or tiles of them: `whole` gives [n, C, h, w], of this shape, once."""
     tile, block = getattr(data.source, "tile", None), getattr(data.source, "block", 1)
+    stride = getattr(data.source, "stride", None)
     loaded = cache(whole)
     corners: list[tuple[int, int, int]] = [(i, 0, 0) for i in range(shape[0])]
     blocks: list[str] = []
     if tile is not None:
         rows, columns = shape[2] // tile, shape[3] // tile
         corners = [(i, r * tile, c * tile) for i in range(shape[0]) for r in range(rows) for c in range(columns)]
+        if stride is not None:
+            down, across = (_overlapping(count, tile, block, stride) for count in (rows, columns))
+            corners = [(i, y, x) for i in range(shape[0]) for y in down for x in across]
         blocks = [f"{i}-{y // tile // block}-{x // tile // block}" for i, y, x in corners]
         if not corners:
             raise BadImage("too small", f"{shape[2]}x{shape[3]} (height x width) holds no tile of {tile}")
@@ -263,6 +267,12 @@ def _held(
         return np.asarray(values if scales is None else values * scales[0] + scales[1])
 
     return Held(len(corners), read, blocks=tuple(blocks), sides=tuple(shape[2:]))
+
+
+def _overlapping(count: int, tile: int, block: int, stride: int) -> list[int]:
+    """Where tiles of a side of `count` whole ones begin, `stride` pixels apart: each lies in one block."""
+    ends = [(first * tile, min(first + block, count) * tile) for first in range(0, count, block)]
+    return [at for begin, end in ends for at in range(begin, end - tile + 1, stride)]
 
 
 def small(height: int, width: int, values: int, data: Data) -> None:

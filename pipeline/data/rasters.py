@@ -164,7 +164,8 @@ def _rows(file: _File, key: str, subject: str | None, source: Any) -> list[Row]:
 
 def digest_of(file: str, number: int, source: Any) -> str:
     """What identifies an image: the digest of its file, its number in it, and how it is cut out."""
-    return digest([file, number, [VERSION, source.plane, source.tile, source.block, source.rescale]])
+    how = [VERSION, source.plane, source.tile, source.block, source.rescale]
+    return digest([file, number, how if source.stride is None else [*how, source.stride]])
 
 
 def reader(data: Data) -> Callable[[Row], Array]:

@@ -35,6 +35,13 @@ class RastersSource(Section):
         description="Tiles a side of a block of a scene, or slices of a block of a volume; with "
         "`split: {by: column, column: block}` those of a block stay together.",
     )
+    stride: int | None = Field(
+        None,
+        ge=1,
+        description="Pixels from a tile to the next of its block, fewer than `tile`: so tiles overlap, and a small "
+        "scene gives many; none lies in two blocks. null: side by side.",
+        json_schema_extra=LATER,
+    )
     bands: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
         None,
         min_length=1,
@@ -54,6 +61,8 @@ class RastersSource(Section):
         for band in self.bands or ():
             if sum(other.endswith(band) for other in self.bands or ()) > 1:
                 raise ValueError(f"`bands`: {band!r} is the end of another one as well; write more of the names")
+        if self.stride is not None and (self.tile is None or self.stride >= self.tile):
+            raise ValueError(f"`stride`: {self.stride} given, expected fewer pixels than `tile`; or leave it out")
         return self
 
 

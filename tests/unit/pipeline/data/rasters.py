@@ -30,7 +30,7 @@ def data(path, dtype="uint16", channels=1, size=16, **more):
     )
 
 
-SOURCE = ("tile", "block", "plane", "rescale", "classes", "bands")
+SOURCE = ("tile", "block", "plane", "rescale", "classes", "bands", "stride")
 
 
 def read(path, **how) -> list[np.ndarray]:

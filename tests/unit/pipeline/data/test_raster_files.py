@@ -198,3 +198,18 @@ def test_tiles_of_a_block_share_its_name(tmp_path):
     np.testing.assert_array_equal(held.read(7)[0], values[16:32, 32:48])
     assert held.blocks[:6] == ("0-0-0", "0-0-0", "0-0-1", "0-0-1", "0-0-2", "0-0-0")
     assert reason(tmp_path, tile=128) == "too small: 70x85 (height x width) holds no tile of 128"
+
+
+def test_overlapping_tiles_lie_in_one_block_each(tmp_path):
+    values = noise(70, 85)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    held = raster_files.open_tiff(tmp_path / "a.tif", data(tmp_path, tile=16, block=2, stride=8))
+    # 4 x 5 whole tiles: of a side, blocks of 2, 2 and of 2, 2, 1, which hold 3, 3 and 3, 3, 1
+    assert held.count == 6 * 7 and len(set(held.blocks)) == 6 and held.blocks.count("0-1-2") == 3
+    np.testing.assert_array_equal(held.read(8)[0], values[8:24, 8:24])
+    places = {(y, x): f"0-{y // 32}-{x // 32}" for y in (0, 8, 16, 32, 40, 48) for x in (0, 8, 16, 32, 40, 48, 64)}
+    assert held.blocks == tuple(places.values())
+    for number, (y, x) in enumerate(places):
+        np.testing.assert_array_equal(held.read(number)[0], values[y : y + 16, x : x + 16])
+    with pytest.raises(ValueError, match="`stride`: 16 given, expected fewer pixels than `tile`"):
+        data(tmp_path, tile=16, stride=16)
