@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,9 @@ def requested(
             raise UserError(f"{name}: {task} must know it; give {said}")
         if value is not None and name not in needed + allowed:
             raise UserError(f"{name}: {task} is not told it; leave it out")
-        if value is not None and not low <= value <= high:  # NaN is not, either
-            raise UserError(f"{name}: {value:g} given, expected {said}")
+        whole = not isinstance(low, int) or isinstance(value, Integral)
+        if value is not None and not (whole and low <= value <= high):  # NaN is not, either
+            raise UserError(f"{name}: {value} given, expected {said}")
     check_model(model, "restore", None if to else "--set")
     check_places(model, "restore")
     return request_of(model, to or {}, n, seed=seed, **{**HOW, **how})

@@ -24,6 +24,7 @@ from pipeline.schema.values import MOST_CHANNELS
 LOOKED = 12  # files whose header is read, and images whose values are
 BAND = re.compile(r"_(?:SR_)?B\d{1,2}A?(?:_\d+m)?\.tiff?$", re.IGNORECASE)  # of Landsat and Sentinel-2
 FEW, SIDE, TILES = 64, 128, (64, 32)  # images of at least SIDE pixels are cut into tiles where they are FEW
+OVERLAP = 512  # fewer tiles than this overlap: a model soon knows so few by heart
 
 
 def holds_rasters(path: Path) -> bool:
@@ -106,11 +107,16 @@ def look(path: Path) -> dict[str, Any]:
             listed = sources.chosen(data_of(source, channels))
             if len(listed.rows) >= FEW:
                 break
+        if len(listed.rows) < OVERLAP:
+            source["stride"] = source["tile"] // 4
+            listed = sources.chosen(data_of(source, channels))
         arrays, bad = _values(listed.rows, source, channels)
     columns = [
         column for column in ("subject", "block") if len({row.attributes.get(column) for row in listed.rows}) > 2
     ]
     values, notes = values_of(arrays)
+    if "stride" in source:
+        notes.append(f"Tiles begin {source['stride']} pixels apart within their block: side by side they would be few.")
     if medical:
         notes.append("Of patients' files neither names nor attributes are kept; `window: [40, 400]` shows soft tissue.")
     rows = listed.rows

@@ -32,7 +32,8 @@ def test_a_scene_is_cut_into_tiles_and_split_by_blocks(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noise(320, 330, 6), planarconfig="contig", photometric="minisblack")
     found = look(str(tmp_path / "a.tif"))
     data = written(found).data
-    assert (found.count, data.channels, data.source.tile, data.split.column) == (100, 6, 32, "block")
+    assert (found.count, data.channels, data.source.tile, data.split.column) == (625, 6, 32, "block")
+    assert data.source.stride == 8  # side by side there would be 100
     assert data.values and data.values.dtype == "uint16"
 
 
