@@ -16,9 +16,10 @@ TRY = "give more --steps, such as twice as many"
 
 @click.command("compose")
 @click.argument("model", type=PLACE)
-@click.argument("a", type=PATH)
-@click.argument("b", type=PATH)
-@click.option("--out", required=True, type=PATH, help="Folder for the images and grid.png.")
+@click.argument("a", type=PATH, required=False)
+@click.argument("b", type=PATH, required=False)
+@click.option("--out", default=None, type=PATH, help="Folder for the images and grid.png.")
+@click.option("--text", "texts", multiple=True, help="Of a model of text, twice: a strip between these is printed.")
 @click.option("--between", default=None, type=click.IntRange(3, 100), help="A strip of so many images from A to B.")
 @click.option("--mask", default=None, type=PATH, help="A picture: A where it is black, B where it is white.")
 @click.option("--look", is_flag=True, help="What is on A, in the colours and contrast of B.")
@@ -31,29 +32,41 @@ TRY = "give more --steps, such as twice as many"
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of fresh noise.")
 @click.option("--root", default="runs", type=PATH, help="Where runs and MLflow's data base lie.")
 def command(
-    model: str, a: Path, b: Path, out: Path, between: int | None, mask: Path | None, look: bool, to: tuple[str, ...],
-    strength: float | None, steps: int, guidance: float | None, seed: int, root: Path,
+    model: str, a: Path | None, b: Path | None, out: Path | None, texts: tuple[str, ...], between: int | None,
+    mask: Path | None, look: bool, to: tuple[str, ...], strength: float | None, steps: int, guidance: float | None,
+    seed: int, root: Path,
 ) -> None:  # fmt: skip
     """Make images A and B one with MODEL, in one of three ways: --between, --mask or --look. A PNG each, and grid.png:
-    A, B, then what was made."""
+    A, B, then what was made. With --text twice, and --between: texts from one to the other, printed, a line each."""
     from pipeline.applications import compose, given_images, made_images
     from pipeline.applications.recorded import record
-    from pipeline.errors import UserError, many
+    from pipeline.data.captions import cleaned
+    from pipeline.errors import UserError, for_terminal, many
     from pipeline.files import sha256_file
     from pipeline.generate.folder import load_pretrained
 
+    asked = pairs("--set", to)
+    how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
+    if texts:
+        if a or out or mask or look or strength is not None:
+            raise UserError("--text: is printed, and goes with --between alone; leave out images, --out and other ways")
+        if len(texts) != 2 or between is None:
+            raise UserError("--text: give it twice, with --between N, the number of texts from one to the other")
+        for text in compose.between_texts(load_pretrained(model, root=root), *texts, between, asked, **how):
+            print(for_terminal(cleaned(text)), flush=True)
+        return
+    if a is None or b is None or out is None:
+        raise UserError("give images A and B and --out, or --text twice with a model of text")
     if (between is not None) + (mask is not None) + look != 1:
         raise UserError("give one of --between N (a strip), --mask M (a collage) and --look (the look of B on A)")
     if between and strength is not None:
         raise UserError("--strength: a strip goes all the way to noise; leave it out")
-    asked = pairs("--set", to)
     for file in (a, b):
         if not file.is_file():
             raise UserError(f"{file}: is not there, or is no file; give an image")
     generator = load_pretrained(model, root=root)
     generator.pictures_only("`ldm compose`")
     shape, channels = generator.shapes[0], generator.channels
-    how: dict[str, Any] = {"steps": steps, **({"guidance": guidance} if guidance is not None else {})}
     info: dict[str, Any] = {"between": between, "look": look, "set": asked, **how}
     far: dict[str, Any] = {"strength": compose.STRENGTH if strength is None else strength, "seed": seed}
     marked = None

@@ -1,5 +1,5 @@
 """`ldm compose`: two images made one. A strip between them, a collage by a mask, the content of one in the look of the
-other.
+other. Of a model of text, a strip between two texts.
 
 The strip walks both to noise and samples along the sphere between the two noises; the walk is undone exactly
 (`models/diffusion/inversion.py`), so its ends are the two images as the autoencoder has them. The collage is pasted in
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from models.diffusion import blends, denoiser, inversion, samplers
 from models.diffusion.process import make_path
-from pipeline.applications.edit import SAMPLER, check_model, check_sizes, request_of
+from pipeline.applications.edit import SAMPLER, check_model, check_sizes, check_untold, request_of
+from pipeline.data.captions import cleaned
 from pipeline.data.pictures import Images
 from pipeline.errors import UserError, many
-from pipeline.generate import sampling
+from pipeline.generate import sampling, students
 from pipeline.generate.generator import Generator
 
 STRENGTH = 0.25  # of faces at 64 pixels, as looked at: much less leaves the border of a collage, much more the face
@@ -38,8 +39,26 @@ def between(model: Generator, a: Images, b: Images, n: int, to: Mapping[str, Any
     """
     request = strip_request(model, n, to, **how)
     check_both(model, a, b)
-    path = make_path(**model.options["path"])
-    z = model.encode(np.stack([a, b])).to(model.device)
+    return model.decode(_strip(model, model.encode(np.stack([a, b])), request))
+
+
+def between_texts(
+    model: Generator, a: str, b: str, n: int, to: Mapping[str, Any] | None = None, **how: Any
+) -> list[str]:
+    """n texts from a to b, both as the autoencoder says them. Arguments are those of `between`. Raises UserError, also
+    for a text that is longer than the model's passages."""
+    request = strip_request(model, n, to, "text", **how)
+    texts, length = [cleaned(text) for text in (a, b)], model.autoencoder.length
+    for text, ids in zip(texts, model.tokenizer.ids(texts), strict=True):  # type: ignore[union-attr]
+        if not 0 < len(ids) <= length:
+            raise UserError(f"text: {text[:40]!r} is of {many(len(ids), 'token')}, expected 1 to {length}")
+    return model.decode_texts(_strip(model, model.encode_texts(texts), request))
+
+
+def _strip(model: Generator, z: Tensor, request: dict[str, Any]) -> Tensor:
+    """Normalised latents [n, C, *sides] from one of z [2, C, *sides] to the other, of a `strip_request`."""
+    path, n = make_path(**model.options["path"]), request["n"]
+    z = z.to(model.device)
     times = sampling.times_of(model.options, request, path, z.shape[2:])
     plain = denoiser.denoiser(model.network, path, model.options["prediction"])
     with torch.no_grad():
@@ -50,7 +69,7 @@ def between(model: Generator, a: Images, b: Images, n: int, to: Mapping[str, Any
         for rows in np.array_split(np.arange(n), -(-n // request["batch_size"])):
             (true, *_), _ = model.told(request, rows.tolist())
             made.append(samplers.ddim(plain, path, x[rows], times, true))
-    return model.decode(torch.cat(made))
+    return torch.cat(made)
 
 
 def apart(model: Generator, a: Images, b: Images, strip: Images) -> list[float]:
@@ -62,11 +81,20 @@ def apart(model: Generator, a: Images, b: Images, strip: Images) -> list[float]:
     return [float(np.sqrt(np.square(end - one).mean())) for end, one in zip(strip[[0, -1]], plain, strict=True)]
 
 
-def strip_request(model: Generator, n: int, to: Mapping[str, Any] | None, **how: Any) -> dict[str, Any]:
-    """What `between` asks the model, checked; arguments are those of `between`."""
-    check_model(model, "compose", None if to else "--set")
+def strip_request(
+    model: Generator, n: int, to: Mapping[str, Any] | None, what: str = "image", **how: Any
+) -> dict[str, Any]:
+    """What `between` asks the model, checked, or `between_texts` (what: "text"); arguments are theirs."""
+    if what == "image":
+        check_model(model, "compose", None if to else "--set")
+    elif model.tokenizer is None:
+        raise UserError("text: this model is of images; give it two pictures")
+    else:
+        students.need_means(model.options, "compose")
+        if not to:
+            check_untold(model, "compose", "--set", "text")
     if n < LEAST:
-        raise UserError(f"between: {many(n, 'image')} given, expected at least {LEAST}: both ends, and one between")
+        raise UserError(f"between: {many(n, what)} given, expected at least {LEAST}: both ends, and one between")
     if how.setdefault("guidance", 1.0) != 1:
         raise UserError("guidance: a strip leads back as it came, without; leave it out")
     if how.setdefault("sampler", SAMPLER) != SAMPLER:

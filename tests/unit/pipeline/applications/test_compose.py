@@ -16,6 +16,7 @@ from pipeline.applications.compose import between, collage, look
 from pipeline.data.latents import LatentSpace
 from pipeline.errors import UserError
 from pipeline.generate.generator import Generator, generator
+from tests.unit.pipeline.applications import text_models
 from tests.unit.pipeline.applications.test_edit import MEANS, OPTIONS, SIDE, VARIANCE, Exact, Pixels, apart, faces
 
 
@@ -133,3 +134,32 @@ def test_the_verb_writes_a_strip_goes_on_and_refuses_another_call(
         Path("out", name).unlink()
     assert composed(model, monkeypatch, "a.png", "b.png", "--mask", "mask.png").exit_code == 0
     assert sorted(file.name for file in Path("out").iterdir()) == ["asked.json", "collage.png", "grid.png"]
+
+
+def test_between_two_texts_are_texts_and_the_ends_are_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.compose import command
+
+    model = text_models.model(told=False)
+    ends = model.decode_texts(model.encode_texts(["a cat sat", "two dogs"]))
+    strip = compose.between_texts(model, "a cat  sat", "two dogs", 5, steps=20)
+    assert [strip[0], strip[-1]] == ends and len(set(strip)) > 2
+    monkeypatch.setattr("pipeline.generate.folder.load_pretrained", lambda *_, **__: model)
+    asked = ["m", "--between", "5", "--steps", "20", "--text", "a cat sat"]
+    made = CliRunner().invoke(command, [*asked, "--text", "two dogs"], catch_exceptions=False)
+    assert made.exit_code == 0 and made.output.count("\n") == 5
+    for more, said in (
+        ([], "--text: give it twice"),
+        (["--text", ""], "of 0 tokens, expected 1 to 16"),
+        (["--text", "as many as seventeen"], "of 20 tokens"),
+        (["--text", "b", "--look"], "--text: is printed"),
+        (["--text", "b", "--set", "class=verse"], "class"),
+    ):
+        with pytest.raises(UserError, match=said):
+            CliRunner().invoke(command, [*asked, *more], catch_exceptions=False)
+
+
+def test_of_texts_a_model_of_images_is_refused(model: Generator) -> None:
+    with pytest.raises(UserError, match="this model is of images"):
+        compose.between_texts(model, "a", "b", 3)
+    with pytest.raises(UserError, match="models of images"):
+        compose.strip_request(text_models.model(told=False), 3, None)
