@@ -99,7 +99,7 @@ def reader(data: Data) -> Callable[[Row], Heard]:
     listed."""
     source: Any = data.source
     sound = _sound(data)
-    sha256 = lru_cache(maxsize=2)(sha256_file)  # of several sounds of a file, once
+    sha256, look = lru_cache(maxsize=2)(sha256_file), lru_cache(maxsize=2)(sound_files.look)  # once a file
 
     def read(row: Row) -> Heard:
         path, _, number = str(row.location).rpartition("#")
@@ -109,7 +109,7 @@ def reader(data: Data) -> Callable[[Row], Heard]:
             raise BadImage("missing", "the file cannot be read any more") from None
         if digest_of(found, int(number), sound.seconds) != row.digest:
             raise UserError(f"{plain(path)} changed while ingest ran: run it again")
-        held = sound_files.look(Path(path), source.longest)
+        held = look(Path(path), source.longest)
         length = math.ceil(sound.seconds * held.rate)
         values = sound_files.read(held, int(number) * length, length)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -118,7 +118,7 @@ def reader(data: Data) -> Callable[[Row], Heard]:
             piece = source.cut == "all" and held.frames > length
             raise BadImage(SILENCE if piece else "silent", "all samples are 0")
         wav = to_wav(values, held.rate)
-        milliseconds = round(1000 * len(values) / held.rate)
+        milliseconds = max(1, round(1000 * len(values) / held.rate))  # a side of nothing has no bucket
         return Heard(wav, spectrogram(wav, sound, data.channels), milliseconds, held.rate)
 
     return read

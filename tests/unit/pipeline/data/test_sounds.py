@@ -192,6 +192,13 @@ def test_bad_sounds_go_to_quarantine_with_a_reason(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_single_sample_is_a_sound(tmp_path: Path) -> None:
+    source = drums(tmp_path)
+    write(source / "low" / "click.wav", np.array([0.5]))
+    summary, _, _ = ingested(tmp_path, source)
+    assert summary["quarantined"] == 0
+
+
 def test_shards_are_the_same_bytes_and_a_restart_goes_on(tmp_path: Path) -> None:
     source = drums(tmp_path)
     one, folder, _ = ingested(tmp_path, source, "one")
