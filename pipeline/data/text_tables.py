@@ -26,6 +26,8 @@ MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codec
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 HEAD = 1 << 18  # characters from which the delimiter is found
 BLOCK = 1 << 20  # bytes
+CELL = 1 << 24  # characters of a cell at most; where a quotation never ends, the rest of the file is one
+MEND = "save it as UTF-8 with commas, or with `kind: table` set `data.source.encoding` and `delimiter`"
 Record = dict[str, Any]
 
 
@@ -53,9 +55,7 @@ class TextTable:
             with open(self.path, newline="", encoding=self.encoding) as file:
                 yield from self._objects(file) if self.lines else self._records(file)
         except UnicodeError as error:
-            raise UserError(
-                f"{self.path} is not text in {self.encoding} ({error}): set `data.source.encoding`, or save it as UTF-8"
-            ) from error
+            raise UserError(f"{self.path} is not text in {self.encoding} ({error}): {MEND}") from error
 
     def notes(self) -> list[str]:
         """What was found that is not the usual, and what was passed over, each in a line."""
@@ -65,8 +65,7 @@ class TextTable:
             found.append(f"in {self.encoding}")
         if self._delimiter not in (None, usual) and not self._said[0]:
             found.append(f"with {DELIMITERS.get(self._delimiter, repr(self._delimiter))} between columns")
-        keys = "`data.source.delimiter` and `encoding` set it otherwise"
-        lines = [f"{self.path.name} is read as text {' '.join(found)} ({keys})"] if found else []
+        lines = [f"{self.path.name} is read as text {' '.join(found)}; if that is wrong, {MEND}"] if found else []
         for what in ("empty lines passed over", "values left out that are in a column without a name"):
             if self._did[what]:
                 lines.append(f"{self.path.name}: {what}: {self._did[what]:,}")
@@ -76,6 +75,7 @@ class TextTable:
 
     def _records(self, file: Any) -> Iterator[tuple[int, Record]]:
         skipped = self._sep_line(file)
+        csv.field_size_limit(CELL)
         reader = csv.reader(file, delimiter=self._delimiter or "")
         try:
             header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
@@ -151,17 +151,15 @@ def find_encoding(path: Path, latin: bool) -> str:
             return "utf-8-sig"
         except UnicodeDecodeError as error:
             if not latin:
-                raise UserError(f"{path} is not in UTF-8 ({error}): set `data.source.encoding`") from error
+                raise UserError(f"{path} is not in UTF-8 ({error}): {MEND}") from error
             if error.reason == "unexpected end of data":
-                raise UserError(f"{path} ends within a character: copy it again, or set `encoding`") from error
+                raise UserError(f"{path} ends within a character: copy it again, or {MEND}") from error
         file.seek(0)
         try:
             for text in codecs.iterdecode(iter(lambda: file.read(BLOCK), b""), "cp1252"):
                 del text
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is neither in UTF-8, UTF-16 nor cp1252 ({error}): give `data.source.encoding`"
-            ) from error
+            raise UserError(f"{path} is neither in UTF-8, UTF-16 nor cp1252 ({error}): {MEND}") from error
     return "cp1252"
 
 
