@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -80,6 +81,36 @@ def test_webm_is_read_and_one_that_is_cut_off_is_told(tmp_path):
     content, one = file.getvalue(), data(tmp_path, rate=10, size=32)
     assert tones(content, one, "webm") == [0, 1, 2, 3, 4, 5] and not video_files.cut_off(content)
     assert video_files.cut_off(content[:-1]) and reason(content[:-20], one, "webm").startswith("truncated")
+    at = (content.index(b"\x1f\x43\xb6\x75") + len(content)) // 2  # the cluster; the track's length is before it
+    assert reason(content[:at] + bytes(len(content) - at), one, "webm").startswith("truncated: its last frame is at")
+
+
+@pytest.mark.skipif(not video_files.there(), reason="needs av (the extra `video`)")
+@pytest.mark.parametrize(
+    ("matrix", "turned"),
+    [
+        ((0, 1, -1, 0), lambda seen: np.rot90(seen, -1)),
+        ((-1, 0, 0, -1), lambda seen: np.rot90(seen, 2)),
+        ((0, -1, 1, 0), lambda seen: np.rot90(seen, 1)),
+        ((-1, 0, 0, 1), lambda seen: seen[:, ::-1]),  # as front cameras mirror
+        ((1, 0, 0, -1), lambda seen: seen[::-1]),
+        ((0, 1, 1, 0), lambda seen: seen.swapaxes(0, 1)),
+    ],
+)
+def test_videos_are_turned_and_mirrored_as_their_matrix_says(tmp_path, matrix, turned):
+    def packed(a, b, c, d):
+        return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+    seen = np.zeros((32, 64, 3), np.uint8)
+    seen[:16, :16], seen[16:, :32], seen[:16, 32:] = 80, 160, 240
+    content = video_files.mp4(np.stack([seen] * 3), 10)
+    at = content.index(packed(1, 0, 0, 1), content.index(b"tkhd"))
+    content = content[:at] + packed(*matrix) + content[at + 36 :]
+    first = next(clips.opened(content, data(tmp_path), "mp4")).picture()
+    expected = turned(seen)
+    assert (
+        first.size == expected.shape[1::-1] and abs(np.asarray(first, int)[4::8, 4::8] - expected[4::8, 4::8]).max() < 9
+    )
 
 
 def test_frames_are_squared_and_laid_on_the_background(tmp_path):
