@@ -60,12 +60,8 @@ def _of_folder(source: Any, digests: Digests) -> Listing:
     rows = []
     for name, key in zip(names, keys_of([name.as_posix() for name in names]), strict=True):
         path = root / name if root.is_dir() else root
-        try:
-            known = digests.of(path)
-        except OSError as error:
-            raise UserError(f"{plain(str(path))}: {error.strerror}; give rights to read it, or move it away") from None
         label = plain(name.parent.as_posix()) if name.parent != Path() else None
-        rows.append(Row(key, str(path.absolute()), known, label))
+        rows.append(Row(key, str(path.absolute()), digests.of(path), label))
     return Listing(rows, class_order(row.label for row in rows if row.label), [], left_out)
 
 

@@ -157,11 +157,7 @@ def _list_folder(source: FolderSource, digests: Digests) -> Listing:
     for inside, key in zip(found.files, keys_of([file.as_posix() for file in found.files]), strict=True):
         label = plain(inside.parent.as_posix()) if inside.parent != Path() else None
         stem, path = plain(inside.with_suffix("").as_posix()), root / inside
-        try:
-            known = digests.of(path)
-        except OSError as error:
-            raise UserError(f"{plain(str(path))}: {error.strerror}; give rights to read it, or move it away") from None
-        rows.append(Row(key, str(path.absolute()), known, label, together=None if key == stem else stem))
+        rows.append(Row(key, str(path.absolute()), digests.of(path), label, together=None if key == stem else stem))
     return Listing(rows, class_order(row.label for row in rows if row.label), [], found.left_out)
 
 

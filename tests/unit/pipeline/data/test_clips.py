@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -192,6 +193,15 @@ def test_without_av_video_is_refused_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(video_files, "there", lambda: False)
     with pytest.raises(UserError, match=r"1 file of video, such as a: give the package av, by the extra `video`"):
         sources.listing(data(tmp_path).source, sources.Digests(None))
+
+
+def test_what_may_not_be_read_is_said_in_a_line(tmp_path, monkeypatch):
+    animation(tmp_path / "a.webp", frames(3))
+    (tmp_path / "clips.csv").write_text("clip\na.webp\n")
+    monkeypatch.setattr("pipeline.data.listing.sha256_file", Mock(side_effect=PermissionError(13, "Permission denied")))
+    for path in (tmp_path, tmp_path / "clips.csv"):
+        with pytest.raises(UserError, match=r"a\.webp: Permission denied; give rights to read it, or move it away"):
+            sources.open_listing(data(path))
 
 
 def test_windows_lie_where_they_are_asked_for(tmp_path):
