@@ -24,6 +24,7 @@ TYPES = {"PCM_U8": "int16", "PCM_S8": "int16", "PCM_16": "int16", "DOUBLE": "flo
 WHOLE = ("PCM_24", "PCM_32")  # others (companded, Vorbis, Opus) are decoded to floats
 CHUNKS = 10_000  # of a file, that are looked at
 UNKNOWN = 0xFFFFFFFF  # the length of a chunk where a writer did not know it, or four bytes cannot count it
+ENDLESS = (1 << 63) - 1  # samples, as libsndfile says of a file that does not
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -63,6 +64,8 @@ def look(path: Path, longest: float) -> Held:
         raise BadImage("channels", f"{info.channels} channels; {MOST_CHANNELS} at most")
     if info.frames < 1:
         raise BadImage("empty", "holds no sound")
+    if info.frames == ENDLESS:  # of a FLAC file that went through a pipe
+        raise BadImage("undecodable", "its header does not say how long it is: write it to a file, not to a pipe")
     if info.frames > longest * info.samplerate:
         seconds = info.frames / info.samplerate
         raise BadImage("too long", f"{seconds:.6g} s; {longest:g} at most (`data.source.longest`)")
@@ -122,6 +125,8 @@ def _pages(file: BinaryIO) -> str | None:
     """`_cut_off` of the pages of an Ogg file (RFC 3533, section 6)."""
     last = False
     while (head := file.read(27))[:4] == b"OggS" and len(head) == 27:
+        if last and head[5] & 2:
+            raise BadImage("undecodable", "several sounds one behind the other, of which the first one would be read")
         lengths = file.read(head[26])
         body = file.read(sum(lengths))
         if len(lengths) < head[26] or len(body) < sum(lengths):

@@ -80,11 +80,21 @@ def test_a_damaged_page_in_the_middle_is_no_shorter_sound(tmp_path: Path) -> Non
     noise = 0.1 * np.random.default_rng(0).standard_normal(60_000)
     path = write(tmp_path / "a.ogg", noise, rate=48_000)
     content = bytearray(path.read_bytes())
+    path.write_bytes(content * 2)
+    assert reason(path, decode=False) == "undecodable"
     path.write_bytes(content + b"TAG" + bytes(125))  # as some taggers leave files
     assert sound_files.look(path, 600).frames == 60_000
     content[content.rindex(b"OggS") - 100] ^= 1
     path.write_bytes(content)
     assert reason(path, decode=False) == "undecodable"
+
+
+def test_a_flac_file_that_does_not_say_how_long_it_is(tmp_path: Path) -> None:
+    content = bytearray(write(tmp_path / "a.flac").read_bytes())
+    content[21] &= 0xF0  # 36 bits of the STREAMINFO (RFC 9639, 8.2)
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    assert reason(tmp_path / "a.flac", decode=False) == "undecodable"
 
 
 def test_what_is_no_sound_of_ours(tmp_path: Path) -> None:
