@@ -48,6 +48,7 @@ class TextTable:
             (delimiter is not None, encoding is not None),
         )
         self._did: Counter[str] = Counter()
+        self._raw = False  # whether quotation marks are letters
 
     def rows(self) -> Iterator[tuple[int, Record]]:
         """(line number, column -> value) of each row. Raises UserError, naming the line, for what is no table."""
@@ -66,6 +67,8 @@ class TextTable:
         if self._delimiter not in (None, usual) and not self._said[0]:
             found.append(f"with {DELIMITERS.get(self._delimiter, repr(self._delimiter))} between columns")
         lines = [f"{self.path.name} is read as text {' '.join(found)}; if that is wrong, {MEND}"] if found else []
+        if self._raw:
+            lines.append(f"{self.path.name}: quotation marks are kept as they stand, since they enclose no columns")
         for what in ("empty lines passed over", "values left out that are in a column without a name"):
             if self._did[what]:
                 lines.append(f"{self.path.name}: {what}: {self._did[what]:,}")
@@ -76,7 +79,9 @@ class TextTable:
     def _records(self, file: Any) -> Iterator[tuple[int, Record]]:
         skipped = self._sep_line(file)
         csv.field_size_limit(CELL)
-        reader = csv.reader(file, delimiter=self._delimiter or "")
+        self._raw = self._delimiter == "\t" and _lone_quotes(file)
+        how: Any = csv.QUOTE_NONE if self._raw else csv.QUOTE_MINIMAL
+        reader = csv.reader(file, delimiter=self._delimiter or "", quoting=how)
         try:
             header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
             self.repeated = {name for name, count in Counter(header).items() if name and count > 1}
@@ -128,6 +133,20 @@ class TextTable:
             if not isinstance(record, dict):
                 raise UserError(f"{where}: expected an object, got {type(record).__name__}")
             yield number, record
+
+
+def _lone_quotes(file: Any) -> bool:
+    """Whether quotation marks in a table with tabs are those of its text, as in most tables of sentences: read as what
+    encloses a column, some would stand in its middle, never end, or hold whole rows."""
+    start = file.tell()
+    try:
+        return any(
+            "\t" in cell and "\n" in cell for row in csv.reader(file, delimiter="\t", strict=True) for cell in row
+        )
+    except csv.Error:
+        return True
+    finally:
+        file.seek(start)
 
 
 def find_encoding(path: Path, latin: bool) -> str:

@@ -177,3 +177,20 @@ def test_a_name_of_a_file_keeps_its_odd_bytes(folder: Path) -> None:
     (folder / name).write_bytes((folder / "i" / "0.png").read_bytes())
     found = listed(jsonl(folder, line(0, image=name), line(1, image="i/\ud83d.png")))
     assert [row.key for row in found.rows] == [name[:-4]] and found.missing == ["i/\ufffd.png"]
+
+
+@pytest.mark.parametrize(
+    ("second", "found"),
+    [
+        ('"Begins\t2\nb\t3\nand ends" here', ['"Begins', "b", 'and ends" here']),  # one cell of three rows
+        ('"Hello," he said.', ['"Hello," he said.']),
+        ('"never ends', ['"never ends']),
+        ('"in ""marks"""', ['in "marks"']),
+        ('"two\nlines"', ["two\nlines"]),
+    ],
+)
+def test_quotation_marks_of_sentences_are_no_bounds_of_columns(tmp_path: Path, second: str, found: list[str]) -> None:
+    (tmp_path / "t.tsv").write_text(f"text\tn\na\t1\n{second}\t4\n", encoding="utf-8")
+    table = TextTable(tmp_path / "t.tsv")
+    assert [record["text"] for _, record in table.rows()] == ["a", *found]
+    assert bool(table.notes()) == (found[0][0] == '"')
