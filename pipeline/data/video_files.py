@@ -94,23 +94,25 @@ def _decoded(
 ) -> Iterator[tuple[Callable[[], Image.Image], int, float, float]]:
     """A frame is shown until the next one; the last as long as it says, or as an average one."""
     step = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    aspect = float(stream.sample_aspect_ratio or 1)
     before: Any = None
     for frame in container.decode(stream):
-        if frame.width * frame.height > max_pixels:
-            raise BadImage("oversized", f"{frame.width}x{frame.height} is over data.max_pixels = {max_pixels}")
+        if frame.width * frame.height * max(aspect, 1 / aspect) > max_pixels:
+            shown = f"{frame.width}x{frame.height}" + f" in pixels {aspect:.3g} times as wide as high" * (aspect != 1)
+            raise BadImage("oversized", f"{shown} is over data.max_pixels = {max_pixels}")
         if frame.is_corrupt:
             raise BadImage("undecodable", "a frame is damaged")
         if frame.time is None:
             raise BadImage("no duration", "its frames have no times")
         if before is not None:
-            yield partial(_picture, before), before.width * before.height, before.time, frame.time
+            yield partial(_picture, before, aspect), before.width * before.height, before.time, frame.time
         before = frame
     if before is not None:
         last = float(before.duration * before.time_base) if before.duration and before.time_base else step
         told = _end(stream.metadata.get("DURATION", ""))
         if before.time + last + 2 * step < 0.9 * told:
             raise BadImage("truncated", f"its last frame is at {before.time:.3g} s of {told:.3g} s")
-        yield partial(_picture, before), before.width * before.height, before.time, before.time + last
+        yield partial(_picture, before, aspect), before.width * before.height, before.time, before.time + last
 
 
 def _end(text: str) -> float:
@@ -120,12 +122,16 @@ def _end(text: str) -> float:
     return 3600 * int(parts[1]) + 60 * int(parts[2]) + float(parts[3]) if parts else 0.0
 
 
-def _picture(frame: Any) -> Image.Image:
+def _picture(frame: Any, aspect: float) -> Image.Image:
     """A frame as an RGB image, upright: turned and mirrored as its file's matrix says (ISO 14496-12, 8.3.2), where
-    x' = a x + c y and y' = b x + d y."""
+    x' = a x + c y and y' = b x + d y. Pixels that are no squares (of DV, HDV, DVDs; aspect: width over height) are
+    made such, none is lost."""
     from PIL import Image
 
     pixels = frame.to_ndarray(format="rgb24")
+    if aspect != 1:
+        size = round(frame.width * max(1, aspect)), round(frame.height * max(1, 1 / aspect))
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
         return Image.fromarray(pixels)
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from fractions import Fraction
 from unittest.mock import Mock
 
 import numpy as np
@@ -112,6 +113,22 @@ def test_videos_are_turned_and_mirrored_as_their_matrix_says(tmp_path, matrix, t
     assert (
         first.size == expected.shape[1::-1] and abs(np.asarray(first, int)[4::8, 4::8] - expected[4::8, 4::8]).max() < 9
     )
+
+
+@pytest.mark.skipif(not video_files.there(), reason="needs av (the extra `video`)")
+def test_pixels_that_are_no_squares_become_such(tmp_path):
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 36, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 36, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    assert clips.strip(file.getvalue(), data(tmp_path), "mp4")[1] == (48, 48)
+    assert "in pixels 1.33 times as wide" in reason(file.getvalue(), data(tmp_path, max_pixels=2000), "mp4")
 
 
 def test_frames_are_squared_and_laid_on_the_background(tmp_path):
