@@ -94,7 +94,9 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
             held = opened(file.path, data)
             file.count, file.subject, file.blocks = held.count, held.subject, held.blocks
             if held.others:
-                left_out.add("images of TIFF files, of other sizes than their first", str(file.name), held.others)
+                left_out.add(
+                    "images of TIFF files, of other sizes or types than their first", str(file.name), held.others
+                )
         except BadImage:
             pass
         kept.append(file)

@@ -26,6 +26,7 @@ MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codec
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 HEAD = 1 << 18  # characters from which the delimiter is found
 BLOCK = 1 << 20  # bytes
+TAB = "\t"
 CELL = 1 << 24  # characters of a cell at most; where a quotation never ends, the rest of the file is one
 MEND = "save it as UTF-8 with commas, or with `kind: table` set `data.source.encoding` and `delimiter`"
 Record = dict[str, Any]
@@ -48,7 +49,7 @@ class TextTable:
             (delimiter is not None, encoding is not None),
         )
         self._did: Counter[str] = Counter()
-        self._raw = False  # whether quotation marks are letters
+        self._lone = False  # whether some quotation marks enclose no column
 
     def rows(self) -> Iterator[tuple[int, Record]]:
         """(line number, column -> value) of each row. Raises UserError, naming the line, for what is no table."""
@@ -67,8 +68,12 @@ class TextTable:
         if self._delimiter not in (None, usual) and not self._said[0]:
             found.append(f"with {DELIMITERS.get(self._delimiter, repr(self._delimiter))} between columns")
         lines = [f"{self.path.name} is read as text {' '.join(found)}; if that is wrong, {MEND}"] if found else []
-        if self._raw:
-            lines.append(f"{self.path.name}: quotation marks are kept as they stand, since they enclose no columns")
+        if self._lone:
+            lost = (
+                "some quotation marks enclose no column and are lost, with line ends where one never ends: double them"
+            )
+            kept = "quotation marks are kept as they stand, since some enclose no column"
+            lines.append(f"{self.path.name}: {kept if self._delimiter == TAB else lost}")
         for what in ("empty lines passed over", "values left out that are in a column without a name"):
             if self._did[what]:
                 lines.append(f"{self.path.name}: {what}: {self._did[what]:,}")
@@ -79,8 +84,8 @@ class TextTable:
     def _records(self, file: Any) -> Iterator[tuple[int, Record]]:
         skipped = self._sep_line(file)
         csv.field_size_limit(CELL)
-        self._raw = self._delimiter == "\t" and _lone_quotes(file)
-        how: Any = csv.QUOTE_NONE if self._raw else csv.QUOTE_MINIMAL
+        self._lone = _lone_quotes(file, self._delimiter or "")
+        how: Any = csv.QUOTE_NONE if self._lone and self._delimiter == TAB else csv.QUOTE_MINIMAL
         reader = csv.reader(file, delimiter=self._delimiter or "", quoting=how)
         try:
             header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
@@ -135,14 +140,13 @@ class TextTable:
             yield number, record
 
 
-def _lone_quotes(file: Any) -> bool:
-    """Whether quotation marks in a table with tabs are those of its text, as in most tables of sentences: read as what
-    encloses a column, some would stand in its middle, never end, or hold whole rows."""
+def _lone_quotes(file: Any, delimiter: str) -> bool:
+    """Whether some quotation marks are those of the text: read as what encloses a column, they would stand in its
+    middle, never end, or hold whole rows (in a table with tabs, as most of sentences are)."""
     start = file.tell()
     try:
-        return any(
-            "\t" in cell and "\n" in cell for row in csv.reader(file, delimiter="\t", strict=True) for cell in row
-        )
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        return any(delimiter == TAB and TAB in cell and "\n" in cell for row in rows for cell in row)
     except csv.Error:
         return True
     finally:

@@ -194,3 +194,10 @@ def test_quotation_marks_of_sentences_are_no_bounds_of_columns(tmp_path: Path, s
     table = TextTable(tmp_path / "t.tsv")
     assert [record["text"] for _, record in table.rows()] == ["a", *found]
     assert bool(table.notes()) == (found[0][0] == '"')
+
+
+def test_quotation_marks_that_are_lost_are_said(tmp_path: Path) -> None:
+    for row, lost in (('"Hello" he said', True), ('"never ends', True), ('"two\nlines, and a comma"', False)):
+        (tmp_path / "t.csv").write_text(f"text\na\n{row}\n")
+        table = TextTable(tmp_path / "t.csv")
+        assert len(list(table.rows())) == 2 and ("are lost" in " ".join(table.notes())) == lost
