@@ -65,7 +65,7 @@ def look(given: str) -> Sounds | None:
     if not lengths:
         reasons = f" ({', '.join(f'{count} {reason}' for reason, count in bad.most_common())})" if bad else ""
         raise UserError(f"{given}: none of {many(len(rows), 'file')} is a sound that can be read{reasons}")
-    columns = [name for name in GROUPS if len({row.attributes.get(name) for row in rows}) > 2]
+    columns = [name for name in GROUPS if len({str(row.attributes.get(name)) for row in rows}) > 2]
     stereo = 1 - counts[1] / counts.total()
     return Sounds(source, listing, sorted(lengths), rates, stereo, bad, columns[0] if columns else None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def test_one_odd_file_decides_on_nothing(drums: Path, tmp_path: Path) -> None:
         (tmp_path / "in" / "kick" / f"bad{i}.wav").write_bytes(b"no")
     found = starter_sound.look(str(tmp_path / "in"))
     assert found and "8 cannot be used (8 undecodable): ingest will refuse them" in starter_sound.told(found)[1]
+
+
+def test_a_column_of_lists_groups_sounds_as_well(drums: Path) -> None:
+    names = sorted((drums / "in" / "kick").iterdir())
+    lines = [json.dumps({"sound": f"in/kick/{name.name}", "artist": ["a", i % 9]}) for i, name in enumerate(names)]
+    (drums / "t.jsonl").write_text("\n".join(lines))
+    found = starter_sound.look(str(drums / "t.jsonl"))
+    assert found and found.groups == "artist"
 
 
 def test_long_files_are_cut(tmp_path: Path) -> None:
