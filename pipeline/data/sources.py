@@ -128,6 +128,9 @@ def _some(found: Listing, source: Any) -> None:
         detail = (
             f" ({many(len(found.missing), 'named file')} missing, such as {found.missing[0]})" if found.missing else ""
         )
+        if found.bad:
+            count, first = many(len(found.bad), "text"), found.bad[0]
+            detail += f" ({count} cannot be used; {first['key']}: {first['reason']}: {first['detail']})"
         detail += f" that are read, but {found.left_out}" if found.left_out else ""
         what = {"text": "text", "clips": "clips", "sound": "sounds"}.get(source.kind, "images")
         where = plain(str(getattr(source, "path", "")))

@@ -111,6 +111,8 @@ def test_utf_16_is_no_text_of_other_letters(tmp_path):
     (tmp_path / "a.txt").write_bytes("Привет, мир.\n\nЕщё раз.".encode("utf-16"))
     found = list_text(source(tmp_path, unit="line"))
     assert not found.rows and {entry["reason"] for entry in found.bad} == {"not UTF-8"}
+    with pytest.raises(UserError, match=r"holds no text \(3 texts cannot be used; a:line 1: not UTF-8"):
+        source_fingerprint(data(tmp_path, {"unit": "line"}))
 
 
 def test_what_was_found_in_a_table_is_said(tmp_path):
