@@ -40,7 +40,8 @@ def list_sounds(data: Data, digests: Digests) -> Listing:
     source: Any = data.source
     if importlib.util.find_spec("soundfile") is None:
         raise UserError("data.source: sounds need the package soundfile: install the extra `sound`")
-    if Path(source.path).suffix.lower() in (*TABLES, *parquet.SUFFIXES):
+    ending, folder = Path(source.path).suffix.lower(), Path(source.path).is_dir()  # a folder may be called a.csv
+    if ending in parquet.SUFFIXES or (ending in TABLES and not folder):
         found = list_table(_table(source), digests)
     else:
         found = _of_folder(source, digests)

@@ -41,6 +41,11 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     assert found.classes == ["kick", "snare"]
 
 
+def test_a_folder_may_be_called_as_a_table_is(tmp_path: Path) -> None:
+    write(tmp_path / "set.csv" / "a.wav")
+    assert [row.key for row in sounds.list_sounds(data_of(tmp_path / "set.csv"), Digests(None)).rows] == ["a"]
+
+
 def test_tables_have_columns(tmp_path: Path) -> None:
     write(tmp_path / "a.wav")
     write(tmp_path / "b.wav", tone(660))
