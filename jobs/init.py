@@ -40,21 +40,21 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     if target is not None and target.exists():
         raise UserError(f"{target}: is there already; give another name by -o, or move it away")
     found = look(source) if clips is None and sounds is None and text_found is None else None
-    machine = starter.this_machine()
+    machine, run_name = starter.this_machine(), starter.run_name(named)
     if device == "cpu":
         machine = replace(machine, gpus=0, gpu_bytes=0)
     elif device == "gpu" and not machine.gpus:  # the one of a cluster's nodes: what it has is not known here
         machine = replace(machine, gpus=1, gpu_bytes=int(16e9))
     if clips is not None:
-        text, lines = starter_clips.write_config(clips, machine, named, quick), starter_clips.told(clips)
+        text, lines = starter_clips.write_config(clips, machine, run_name, quick), starter_clips.told(clips)
     elif sounds is not None:
-        text, lines = starter_sound.write_config(sounds, machine, named, quick), starter_sound.told(sounds)
+        text, lines = starter_sound.write_config(sounds, machine, run_name, quick), starter_sound.told(sounds)
     elif found is None:
         assert text_found
-        text = starter_text.write_config(text_found, machine, named, quick)
+        text = starter_text.write_config(text_found, machine, run_name, quick)
         lines = starter_text.told(text_found)
     else:
-        chosen = starter.plan(found, machine, named, quick)
+        chosen = starter.plan(found, machine, run_name, quick)
         text = starter.write_config(found, chosen, machine)
         classes = many(len(found.classes), "class", "classes")
         shape = f"{chosen.size}x{chosen.size}x{chosen.channels}"

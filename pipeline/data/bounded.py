@@ -6,8 +6,10 @@ headers against `data.max_pixels`, and asks here whether bytes become more.
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import zlib
+from pathlib import Path
 
 CHUNK = 1 << 20  # bytes that are unpacked at once, and forgotten
 HARMLESS = 1 << 24  # bytes that are unpacked whatever a header says
@@ -34,3 +36,15 @@ def unpacks_over(content: bytes, most: int) -> bool:
         if total > most:
             return True
     return False
+
+
+def gunzips(path: Path, most: int) -> bool:
+    """Whether a .gz file is whole, has its checksums, and holds no more than `most` bytes."""
+    total = 0
+    try:
+        with gzip.open(path, "rb") as file:
+            while total <= most and (count := len(file.read(CHUNK))):
+                total += count
+    except (OSError, EOFError, zlib.error):
+        return False
+    return total <= most

@@ -81,11 +81,15 @@ def _check_deflated(path: Path, data: Data) -> None:
 
 def frame_of(file: Any, frame: int, rescale: bool) -> Array:
     """Values [C, h, w] of a frame. pydicom gives YBR as RGB, while the file's attribute says YBR still."""
+    from pydicom.pixels import get_decoder
     from pydicom.pixels.processing import apply_modality_lut
     from pydicom.pixels.utils import pixel_array
 
     if "PALETTE" in (interpretation := str(file.get("PhotometricInterpretation", ""))):
         raise BadImage("undecodable", "a palette: its numbers are no measured values")
+    syntax = file.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and not get_decoder(syntax).is_available:
+        raise BadImage("undecodable", f"compressed as {syntax.name}: give a package for it, such as pylibjpeg-libjpeg")
     values: Array = pixel_array(file, index=frame)
     values = values.astype(values.dtype.newbyteorder("="))
     if values.ndim == 3:
@@ -96,6 +100,8 @@ def frame_of(file: Any, frame: int, rescale: bool) -> Array:
         values = top - values.astype(np.int64)
     if not rescale:
         return values[None]
+    if slope == 0:
+        raise BadImage("undecodable", "a slope of 0: all values would be one; `data.source.rescale: false` reads them")
     if "ModalityLUTSequence" in file:
         return np.asarray(apply_modality_lut(values, file))[None]
     if slope == int(slope) and intercept == int(intercept) and values.dtype.kind in "iu":

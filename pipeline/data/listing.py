@@ -111,7 +111,15 @@ class Digests:
             self._known = read_json(path)
 
     def of(self, file: str | Path) -> str:
-        """SHA-256 (hex) of a file's bytes. Raises FileNotFoundError."""
+        """SHA-256 (hex) of a file's bytes. UserError where it cannot be read; where names are private, OSError."""
+        try:
+            return self._of(file)
+        except OSError as error:
+            if self._private:
+                raise
+            raise UserError(f"{plain(str(file))}: {error.strerror}; give rights to read it, or move it away") from None
+
+    def _of(self, file: str | Path) -> str:
         name, stat = str(Path(file).absolute()), Path(file).stat()
         if self._private:
             name = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()

@@ -54,6 +54,8 @@ def open_nifti(path: Path, data: Data) -> Held:
         raise BadImage("truncated", f"a volume of {list(shape)}, more than the file can hold")
     banded = times == data.channels > 1
     stored = cache(proxy.get_unscaled)  # of a .nii.gz a slice would be unpacked from its beginning each time
+    most = math.prod(shape) * kind.itemsize + 2 * bounded.HARMLESS
+    whole = cache(lambda: path.suffix.lower() != ".gz" or bounded.gunzips(path, most))
 
     def read(number: int) -> Array:
         time, place = divmod(number, slices)
@@ -61,6 +63,8 @@ def open_nifti(path: Path, data: Data) -> Held:
         where[voxel[across]] = place if turns[voxel[across]][1] > 0 else slices - 1 - place
         if len(shape) == 4:
             where.append(slice(None) if banded else time)
+        if not whole():  # nibabel reads up to the last value, and the checksum stands behind it
+            raise BadImage("undecodable", "the .gz file is damaged or cut off: copy it again")
         with reading("its values cannot be read"):
             values = np.asarray(stored()[tuple(where)])
         if (proxy.slope, proxy.inter) != (1, 0):  # nibabel has 1 and 0 for a slope of 0, NaN or infinity

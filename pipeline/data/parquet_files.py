@@ -59,7 +59,7 @@ def opened(file: Path) -> Iterator[ParquetFile]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as table:
+        with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as table:
             yield table
     except (pa.ArrowException, OSError) as error:
         first = str(error).strip().splitlines()[0]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pipeline.data.index import Index
 
 # an end of a sentence: a full stop or its like, what closes a quotation or bracket, and a blank; scripts of East Asia
-# write none
-SENTENCE = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*""")
+# write none. A row of dots is gone through once, not from each of them
+SENTENCE = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+(?=\s)|[。！？]+[」』”’）]*""")
 BLANK = re.compile(r"\s+")
 
 

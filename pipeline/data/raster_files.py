@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,13 +38,15 @@ NODATA, METADATA = 42113, 42112  # GDAL's tags (gdal.org/drivers/raster/gtiff.ht
 class Held:
     """What a file holds. count: images; read: the values [C, H, W] of one of them, as the file has them in its unit,
     BadImage where there are none. subject: whom they are of (identifying: for comparing only). blocks: of tiles the
-    block of each. sides: (height, width) of what tiles are cut of, as the header says; () of medical files."""
+    block of each. sides: (height, width) of what tiles are cut of, as the header says; () of medical files. others:
+    images of a TIFF file that are of other sizes or types than those read, and no overviews."""
 
     count: int
     read: Callable[[int], Array]
     subject: str | None = None
     blocks: tuple[str, ...] = ()
     sides: tuple[int, ...] = ()
+    others: int = 0
 
 
 @contextmanager
@@ -149,6 +151,8 @@ def open_tiff(path: Path, data: Data) -> Held:
         nodata = page.tags.valueof(NODATA)
         known = str(page.tags.valueof(METADATA) or "")
         height, width = shape[axes.index("Y")], shape[axes.index("X")]
+        more = [one.keyframe for one in file.series[1:]]
+        others = sum(not (page is None or page.is_reduced or page.is_mask) for page in more)
         part = math.prod(page.tile) if page.is_tiled else 0  # one tile is decoded whole, whatever the image's sides
     if photometric >= 3:  # a palette, a mask, CMYK, YCbCr, ...
         raise BadImage("undecodable", f"photometric interpretation {photometric}: these are no measured values")
@@ -173,7 +177,7 @@ def open_tiff(path: Path, data: Data) -> Held:
     missing = None if nodata is None else _number(str(nodata))
     scales = scaling(known, data.channels) if getattr(data.source, "rescale", True) else None
     planned = ordered(np.broadcast_to(np.uint8(0), shape), axes, data.channels).shape
-    return _held(whole, planned, data, missing, scales)
+    return replace(_held(whole, planned, data, missing, scales), others=others)
 
 
 def _check_segments(path: Path) -> None:
@@ -215,7 +219,9 @@ def scaling(metadata: str, channels: int) -> tuple[Array, Array] | None:
     """Scale and offset [C, 1, 1] of GDAL's metadata of each band; None where there are none."""
     found: dict[str, dict[int, float]] = {"SCALE": {}, "OFFSET": {}}
     for name, band, value in re.findall(r'<Item name="(SCALE|OFFSET)" sample="(\d+)"[^>]*>([^<]*)<', metadata):
-        found[name][int(band)] = float(value)
+        if (number := _number(value)) is None or not math.isfinite(number):
+            raise BadImage("undecodable", f"its {name.lower()} is no number; `data.source.rescale: false` needs none")
+        found[name][int(band)] = number
     if not found["SCALE"] and not found["OFFSET"]:
         return None
     scale, offset = (

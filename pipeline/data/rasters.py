@@ -71,7 +71,9 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
         if private:
             raise UserError("data.source.bands: are of TIFF, PNG and .npy files; leave them out for DICOM and NIfTI")
         found = scenes.grouped(found, source.bands, left_out)
-    digests = digests if digests.reads else Digests(None)  # names stand in no key, so that digests are needed always
+    digests = (
+        digests if digests.reads else Digests(None, private=True)
+    )  # names stand in no key, so that digests are needed always
     files = [
         _File(root / name if root.is_dir() else root, name, str(kind_of(root / name if root.is_dir() else root)), "")
         for name in found
@@ -91,6 +93,10 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
         try:
             held = opened(file.path, data)
             file.count, file.subject, file.blocks = held.count, held.subject, held.blocks
+            if held.others:
+                left_out.add(
+                    "images of TIFF files, of other sizes or types than their first", str(file.name), held.others
+                )
         except BadImage:
             pass
         kept.append(file)

@@ -7,9 +7,10 @@ more as int32 (in the upper bits), floats as floats. Read as whole numbers, a fl
 from __future__ import annotations
 
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -22,7 +23,9 @@ MOST_CHANNELS, RATES = 8, (1000, 768_000)
 TYPES = {"PCM_U8": "int16", "PCM_S8": "int16", "PCM_16": "int16", "DOUBLE": "float64", "FLOAT": "float32"}
 WHOLE = ("PCM_24", "PCM_32")  # others (companded, Vorbis, Opus) are decoded to floats
 CHUNKS = 10_000  # of a file, that are looked at
-LAST = 65_307 + 4  # bytes in which an Ogg file's last page begins, at most
+UNKNOWN = 0xFFFFFFFF  # the length of a chunk where a writer did not know it, or four bytes cannot count it
+ENDLESS = (1 << 63) - 1  # samples, as libsndfile says of a file that does not
+MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def look(path: Path, longest: float) -> Held:
         raise BadImage("channels", f"{info.channels} channels; {MOST_CHANNELS} at most")
     if info.frames < 1:
         raise BadImage("empty", "holds no sound")
+    if info.frames == ENDLESS:  # of a FLAC file that went through a pipe
+        raise BadImage("undecodable", "its header does not say how long it is: write it to a file, not to a pipe")
     if info.frames > longest * info.samplerate:
         seconds = info.frames / info.samplerate
         raise BadImage("too long", f"{seconds:.6g} s; {longest:g} at most (`data.source.longest`)")
@@ -90,28 +95,53 @@ def _plain(error: Exception) -> str:
 
 
 def _cut_off(path: Path) -> str | None:
-    """What of a file is missing at its end, in words; None where all is there, or where its decoder says so (FLAC)."""
+    """What of a file is missing at its end, in words; None where all is there, or where its decoder says so (FLAC).
+    BadImage for an Ogg file with a damaged page, which libogg passes over: what is left is another sound."""
     size = os.path.getsize(path)  # noqa: PTH202
     with open(path, "rb") as file:
         head = file.read(12)
-        if head[:4] in (b"RIFF", b"RIFX", b"FORM"):
-            order = "big" if head[:4] != b"RIFF" else "little"
-            at = 12
+        if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
+            order: Literal["big", "little"] = "little" if head[:4] in (b"RIFF", b"RF64") else "big"
+            at, long = 12, 0
             for _ in range(CHUNKS):  # chunks: four letters, length, content, a byte to fill up (RIFF and EA IFF 85)
                 file.seek(at)
                 if len(chunk := file.read(8)) < 8:
                     break
-                length = int.from_bytes(chunk[4:8], order)  # type: ignore[arg-type]
-                if chunk[:4] in (b"data", b"SSND") and length not in (0, 0xFFFFFFFF) and at + 8 + length > size:
+                length = int.from_bytes(chunk[4:8], order)
+                if chunk[:4] == b"ds64":  # of RF64, whose samples may be more than four bytes can count (EBU 3306)
+                    long = int.from_bytes(file.read(16)[8:], order)
+                if chunk[:4] == b"data" and length == UNKNOWN:
+                    length = long or length
+                if chunk[:4] in (b"data", b"SSND") and length not in (0, UNKNOWN) and at + 8 + length > size:
                     return f"its samples should have {length} bytes, and {size - at - 8} are there"
                 at += 8 + length + length % 2
         elif head[:4] == b"OggS":
-            file.seek(max(0, size - LAST))
-            rest = file.read()
-            page = rest.rfind(b"OggS")
-            if page < 0 or len(rest) < page + 27 or not rest[page + 5] & 4:  # RFC 3533, section 6: end of stream
-                return "its last page is missing"
-            segments = rest[page + 27 : page + 27 + rest[page + 26]]
-            if len(rest) < page + 27 + rest[page + 26] + sum(segments):
-                return "its last page is not whole"
+            file.seek(0)
+            return _pages(file)
     return None
+
+
+def _pages(file: BinaryIO) -> str | None:
+    """`_cut_off` of the pages of an Ogg file (RFC 3533, section 6)."""
+    last = False
+    while (head := file.read(27))[:4] == b"OggS" and len(head) == 27:
+        if last and head[5] & 2:
+            raise BadImage("undecodable", "several sounds one behind the other, of which the first one would be read")
+        lengths = file.read(head[26])
+        body = file.read(sum(lengths))
+        if len(lengths) < head[26] or len(body) < sum(lengths):
+            return "its last page is not whole"
+        if _checksum(head[:22] + bytes(4) + head[26:] + lengths + body) != int.from_bytes(head[22:26], "little"):
+            raise BadImage("undecodable", "a page has a wrong checksum")
+        last = bool(head[5] & 4)
+    if last:
+        return None
+    if len(head) == 27:
+        raise BadImage("undecodable", "a page is damaged")
+    return "its last page is missing"
+
+
+def _checksum(page: bytes) -> int:
+    """Ogg's, which has the polynomial of zlib's, but the highest bit of a byte first, and begins and ends with 0."""
+    found = zlib.crc32(page.translate(MIRRORED), UNKNOWN) ^ UNKNOWN
+    return int(f"{found:032b}"[::-1], 2)

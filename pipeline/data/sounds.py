@@ -40,7 +40,8 @@ def list_sounds(data: Data, digests: Digests) -> Listing:
     source: Any = data.source
     if importlib.util.find_spec("soundfile") is None:
         raise UserError("data.source: sounds need the package soundfile: install the extra `sound`")
-    if Path(source.path).suffix.lower() in (*TABLES, *parquet.SUFFIXES):
+    ending, folder = Path(source.path).suffix.lower(), Path(source.path).is_dir()  # a folder may be called a.csv
+    if ending in parquet.SUFFIXES or (ending in TABLES and not folder):
         found = list_table(_table(source), digests)
     else:
         found = _of_folder(source, digests)
@@ -60,12 +61,8 @@ def _of_folder(source: Any, digests: Digests) -> Listing:
     rows = []
     for name, key in zip(names, keys_of([name.as_posix() for name in names]), strict=True):
         path = root / name if root.is_dir() else root
-        try:
-            known = digests.of(path)
-        except OSError as error:
-            raise UserError(f"{plain(str(path))}: {error.strerror}; give rights to read it, or move it away") from None
         label = plain(name.parent.as_posix()) if name.parent != Path() else None
-        rows.append(Row(key, str(path.absolute()), known, label))
+        rows.append(Row(key, str(path.absolute()), digests.of(path), label))
     return Listing(rows, class_order(row.label for row in rows if row.label), [], left_out)
 
 
@@ -99,7 +96,7 @@ def reader(data: Data) -> Callable[[Row], Heard]:
     listed."""
     source: Any = data.source
     sound = _sound(data)
-    sha256 = lru_cache(maxsize=2)(sha256_file)  # of several sounds of a file, once
+    sha256, look = lru_cache(maxsize=2)(sha256_file), lru_cache(maxsize=2)(sound_files.look)  # once a file
 
     def read(row: Row) -> Heard:
         path, _, number = str(row.location).rpartition("#")
@@ -109,7 +106,7 @@ def reader(data: Data) -> Callable[[Row], Heard]:
             raise BadImage("missing", "the file cannot be read any more") from None
         if digest_of(found, int(number), sound.seconds) != row.digest:
             raise UserError(f"{plain(path)} changed while ingest ran: run it again")
-        held = sound_files.look(Path(path), source.longest)
+        held = look(Path(path), source.longest)
         length = math.ceil(sound.seconds * held.rate)
         values = sound_files.read(held, int(number) * length, length)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -118,7 +115,7 @@ def reader(data: Data) -> Callable[[Row], Heard]:
             piece = source.cut == "all" and held.frames > length
             raise BadImage(SILENCE if piece else "silent", "all samples are 0")
         wav = to_wav(values, held.rate)
-        milliseconds = round(1000 * len(values) / held.rate)
+        milliseconds = max(1, round(1000 * len(values) / held.rate))  # a side of nothing has no bucket
         return Heard(wav, spectrogram(wav, sound, data.channels), milliseconds, held.rate)
 
     return read

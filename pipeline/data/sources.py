@@ -128,6 +128,9 @@ def _some(found: Listing, source: Any) -> None:
         detail = (
             f" ({many(len(found.missing), 'named file')} missing, such as {found.missing[0]})" if found.missing else ""
         )
+        if found.bad:
+            count, first = many(len(found.bad), "text"), found.bad[0]
+            detail += f" ({count} cannot be used; {first['key']}: {first['reason']}: {first['detail']})"
         detail += f" that are read, but {found.left_out}" if found.left_out else ""
         what = {"text": "text", "clips": "clips", "sound": "sounds"}.get(source.kind, "images")
         where = plain(str(getattr(source, "path", "")))
@@ -157,11 +160,7 @@ def _list_folder(source: FolderSource, digests: Digests) -> Listing:
     for inside, key in zip(found.files, keys_of([file.as_posix() for file in found.files]), strict=True):
         label = plain(inside.parent.as_posix()) if inside.parent != Path() else None
         stem, path = plain(inside.with_suffix("").as_posix()), root / inside
-        try:
-            known = digests.of(path)
-        except OSError as error:
-            raise UserError(f"{plain(str(path))}: {error.strerror}; give rights to read it, or move it away") from None
-        rows.append(Row(key, str(path.absolute()), known, label, together=None if key == stem else stem))
+        rows.append(Row(key, str(path.absolute()), digests.of(path), label, together=None if key == stem else stem))
     return Listing(rows, class_order(row.label for row in rows if row.label), [], found.left_out)
 
 

@@ -43,7 +43,8 @@ class Text(NamedTuple):
 def list_text(source: TextSource) -> Listing:
     """The passages of a source, in its order; a row's location is the passage itself. UserError for what is none."""
     labels = Labels(source.label or "")
-    texts = _of_table(source, labels) if _is_table(source.path) else _of_files(source)
+    notes: list[str] = []
+    texts = _of_table(source, labels, notes) if _is_table(source.path) else _of_files(source)
     rows: list[Row] = []
     bad: list[dict[str, str]] = []
     numbers: dict[str, int] = {}
@@ -70,7 +71,7 @@ def list_text(source: TextSource) -> Listing:
             number = numbers[text.document] = numbers.get(text.document, -1) + 1
             key, known = f"{text.document}/{number:06d}", {"document": text.document}
             rows.append(Row(key, passage, digest, text.label, text.before or None, known, together=text.document))
-    notes = labels.notes() if source.label else []
+    notes += labels.notes() if source.label else []
     return Listing(rows, class_order(row.label for row in rows if row.label), [], left_out, notes, bad)
 
 
@@ -79,6 +80,8 @@ def _checked(content: str | bytes | None, longest: int) -> str:
     size = 0 if content is None else len(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
     if size > longest:
         raise ValueError("too long", f"{size:,} bytes, `data.source.longest` is {longest:,}")
+    if isinstance(content, bytes) and b"\0" in content:  # UTF-16 of other scripts than Latin would be other letters
+        raise ValueError("not UTF-8", "holds bytes of 0, as UTF-16 and files of no text do: save it as UTF-8")
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content or ""
     except UnicodeDecodeError as error:
@@ -138,8 +141,8 @@ def _is_table(path: str) -> bool:
     return path.lower().endswith((*SUFFIXES, *parquet.SUFFIXES))
 
 
-def _of_table(source: TextSource, labels: Labels) -> Iterator[Text]:
-    for file, number, record in _records(source):
+def _of_table(source: TextSource, labels: Labels, notes: list[str]) -> Iterator[Text]:
+    for file, number, record in _records(source, notes):
         where = f"{file}:{number}"
         for column in (source.column, source.label, source.document, source.before):
             if column and column not in record:
@@ -167,14 +170,17 @@ def _before(value: Any, source: TextSource, where: str) -> str:
     return joined(turns, source.before_bytes)
 
 
-def _records(source: TextSource) -> Iterator[tuple[Path, int, dict[str, Any]]]:
-    """(file, number of the line or row, values by column)."""
-    if not parquet.is_parquet(source.path):
-        path = existing(source.path)
-        for number, record in TextTable(path).rows():
-            yield path, number, record
-        return
+def _records(source: TextSource, notes: list[str]) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """(file, number of the line or row, values by column); to `notes` what was found that is not the usual."""
     wanted = [column for column in (source.column, source.label, source.document, source.before) if column]
+    if not parquet.is_parquet(source.path):
+        table = TextTable(existing(source.path))
+        for number, record in table.rows():
+            if twice := table.repeated.intersection(wanted):
+                raise UserError(f"{table.path}: {min(twice)!r} is the name of more than one column; rename one")
+            yield table.path, number, record
+        notes += table.notes()
+        return
     for path in parquet.files_of(source.path):
         number = 0
         with opened(path) as table:

@@ -26,6 +26,9 @@ MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codec
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 HEAD = 1 << 18  # characters from which the delimiter is found
 BLOCK = 1 << 20  # bytes
+TAB = "\t"
+CELL = 1 << 24  # characters of a cell at most; where a quotation never ends, the rest of the file is one
+MEND = "save it as UTF-8 with commas, or with `kind: table` set `data.source.encoding` and `delimiter`"
 Record = dict[str, Any]
 
 
@@ -46,6 +49,7 @@ class TextTable:
             (delimiter is not None, encoding is not None),
         )
         self._did: Counter[str] = Counter()
+        self._lone = False  # whether some quotation marks enclose no column
 
     def rows(self) -> Iterator[tuple[int, Record]]:
         """(line number, column -> value) of each row. Raises UserError, naming the line, for what is no table."""
@@ -53,9 +57,7 @@ class TextTable:
             with open(self.path, newline="", encoding=self.encoding) as file:
                 yield from self._objects(file) if self.lines else self._records(file)
         except UnicodeError as error:
-            raise UserError(
-                f"{self.path} is not text in {self.encoding} ({error}): set `data.source.encoding`, or save it as UTF-8"
-            ) from error
+            raise UserError(f"{self.path} is not text in {self.encoding} ({error}): {MEND}") from error
 
     def notes(self) -> list[str]:
         """What was found that is not the usual, and what was passed over, each in a line."""
@@ -65,8 +67,13 @@ class TextTable:
             found.append(f"in {self.encoding}")
         if self._delimiter not in (None, usual) and not self._said[0]:
             found.append(f"with {DELIMITERS.get(self._delimiter, repr(self._delimiter))} between columns")
-        keys = "`data.source.delimiter` and `encoding` set it otherwise"
-        lines = [f"{self.path.name} is read as text {' '.join(found)} ({keys})"] if found else []
+        lines = [f"{self.path.name} is read as text {' '.join(found)}; if that is wrong, {MEND}"] if found else []
+        if self._lone:
+            lost = (
+                "some quotation marks enclose no column and are lost, with line ends where one never ends: double them"
+            )
+            kept = "quotation marks are kept as they stand, since some enclose no column"
+            lines.append(f"{self.path.name}: {kept if self._delimiter == TAB else lost}")
         for what in ("empty lines passed over", "values left out that are in a column without a name"):
             if self._did[what]:
                 lines.append(f"{self.path.name}: {what}: {self._did[what]:,}")
@@ -76,7 +83,10 @@ class TextTable:
 
     def _records(self, file: Any) -> Iterator[tuple[int, Record]]:
         skipped = self._sep_line(file)
-        reader = csv.reader(file, delimiter=self._delimiter or "")
+        csv.field_size_limit(CELL)
+        self._lone = _lone_quotes(file, self._delimiter or "")
+        how: Any = csv.QUOTE_NONE if self._lone and self._delimiter == TAB else csv.QUOTE_MINIMAL
+        reader = csv.reader(file, delimiter=self._delimiter or "", quoting=how)
         try:
             header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
             self.repeated = {name for name, count in Counter(header).items() if name and count > 1}
@@ -130,6 +140,19 @@ class TextTable:
             yield number, record
 
 
+def _lone_quotes(file: Any, delimiter: str) -> bool:
+    """Whether some quotation marks are those of the text: read as what encloses a column, they would stand in its
+    middle, never end, or hold whole rows (in a table with tabs, as most of sentences are)."""
+    start = file.tell()
+    try:
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        return any(delimiter == TAB and TAB in cell and "\n" in cell for row in rows for cell in row)
+    except csv.Error:
+        return True
+    finally:
+        file.seek(start)
+
+
 def find_encoding(path: Path, latin: bool) -> str:
     """By the mark in front, by zeros between ASCII letters, else UTF-8 if all of it is, else cp1252 (with `latin`).
 
@@ -151,17 +174,15 @@ def find_encoding(path: Path, latin: bool) -> str:
             return "utf-8-sig"
         except UnicodeDecodeError as error:
             if not latin:
-                raise UserError(f"{path} is not in UTF-8 ({error}): set `data.source.encoding`") from error
+                raise UserError(f"{path} is not in UTF-8 ({error}): {MEND}") from error
             if error.reason == "unexpected end of data":
-                raise UserError(f"{path} ends within a character: copy it again, or set `encoding`") from error
+                raise UserError(f"{path} ends within a character: copy it again, or {MEND}") from error
         file.seek(0)
         try:
             for text in codecs.iterdecode(iter(lambda: file.read(BLOCK), b""), "cp1252"):
                 del text
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is neither in UTF-8, UTF-16 nor cp1252 ({error}): give `data.source.encoding`"
-            ) from error
+            raise UserError(f"{path} is neither in UTF-8, UTF-16 nor cp1252 ({error}): {MEND}") from error
     return "cp1252"
 
 

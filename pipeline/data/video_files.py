@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
@@ -93,28 +94,51 @@ def _decoded(
 ) -> Iterator[tuple[Callable[[], Image.Image], int, float, float]]:
     """A frame is shown until the next one; the last as long as it says, or as an average one."""
     step = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    aspect = float(stream.sample_aspect_ratio or 1)
     before: Any = None
     for frame in container.decode(stream):
-        if frame.width * frame.height > max_pixels:
-            raise BadImage("oversized", f"{frame.width}x{frame.height} is over data.max_pixels = {max_pixels}")
+        if frame.width * frame.height * max(aspect, 1 / aspect) > max_pixels:
+            shown = f"{frame.width}x{frame.height}" + f" in pixels {aspect:.3g} times as wide as high" * (aspect != 1)
+            raise BadImage("oversized", f"{shown} is over data.max_pixels = {max_pixels}")
         if frame.is_corrupt:
             raise BadImage("undecodable", "a frame is damaged")
         if frame.time is None:
             raise BadImage("no duration", "its frames have no times")
         if before is not None:
-            yield partial(_picture, before), before.width * before.height, before.time, frame.time
+            yield partial(_picture, before, aspect), before.width * before.height, before.time, frame.time
         before = frame
     if before is not None:
         last = float(before.duration * before.time_base) if before.duration and before.time_base else step
-        yield partial(_picture, before), before.width * before.height, before.time, before.time + last
+        told = _end(stream.metadata.get("DURATION", ""))
+        if before.time + last + 2 * step < 0.9 * told:
+            raise BadImage("truncated", f"its last frame is at {before.time:.3g} s of {told:.3g} s")
+        yield partial(_picture, before, aspect), before.width * before.height, before.time, before.time + last
 
 
-def _picture(frame: Any) -> Image.Image:
-    """A frame as an RGB image, upright."""
+def _end(text: str) -> float:
+    """Seconds of Matroska's tag DURATION of a track, hours:minutes:seconds, where FFmpeg stops at what is damaged; 0
+    where there is none."""
+    parts = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", text)
+    return 3600 * int(parts[1]) + 60 * int(parts[2]) + float(parts[3]) if parts else 0.0
+
+
+def _picture(frame: Any, aspect: float) -> Image.Image:
+    """A frame as an RGB image, upright: turned and mirrored as its file's matrix says (ISO 14496-12, 8.3.2), where
+    x' = a x + c y and y' = b x + d y. Pixels that are no squares (of DV, HDV, DVDs; aspect: width over height) are
+    made such, none is lost."""
     from PIL import Image
 
-    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image  # both against the clock
+    pixels = frame.to_ndarray(format="rgb24")
+    if aspect != 1:
+        size = round(frame.width * max(1, aspect)), round(frame.height * max(1, 1 / aspect))
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+        return Image.fromarray(pixels)
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if (a or d) and (b or c):  # by no quarter of a circle
+        return Image.fromarray(pixels).rotate(frame.rotation, expand=True)  # both against the clock
+    pixels = pixels.swapaxes(0, 1) if b or c else pixels
+    return Image.fromarray(np.ascontiguousarray(pixels[:: -1 if b + d < 0 else 1, :: -1 if a + c < 0 else 1]))
 
 
 def mp4(frames: np.ndarray[Any, np.dtype[np.uint8]], rate: float) -> bytes:

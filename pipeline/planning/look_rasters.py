@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.data import rasters, sources
 from pipeline.data.folders import files_under
 from pipeline.data.listing import Row
-from pipeline.data.raster_files import Array, layout, numbers
+from pipeline.data.raster_files import WITHOUT_DATA, Array, layout, numbers
 from pipeline.data.transforms import BadImage
 from pipeline.errors import UserError
 from pipeline.schema.data import Data
@@ -143,7 +143,8 @@ def values_of(arrays: Sequence[Array]) -> tuple[dict[str, Any], list[str]]:
     low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
     whole = all(array.dtype.kind in "biu" or bool((array == np.rint(array)).all()) for array in arrays)
     kinds = [kind for kind in ("uint8", "uint16", "int16") if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max]
-    values = {"dtype": kinds[0] if whole and kinds else "float32", "percentiles": [0.1, 99.9]}
+    own = [kind for kind in kinds if {kind} == {str(array.dtype) for array in arrays}]  # others' values may be larger
+    values = {"dtype": (own or kinds)[0] if whole and kinds else "float32", "percentiles": [0.1, 99.9]}
     return values, [f"Values of {len(arrays)} images that were read go from {low:g} to {high:g}."]
 
 
@@ -154,11 +155,14 @@ def _values(rows: Sequence[Row], source: dict[str, Any], channels: int) -> tuple
         path, _, number = str(row.location).rpartition("#")
         try:
             found = rasters.opened(Path(path), data).read(int(number))
+            if found.dtype.kind not in "biuf":
+                raise BadImage("undecodable", "")
             if len(found) != channels or not np.isfinite(found).all():
                 raise BadImage("other bands" if len(found) != channels else "not finite", "")
             arrays.append(found)
         except BadImage as error:
-            bad.append(error.reason)
+            if error.reason != WITHOUT_DATA:  # such tiles are left out
+                bad.append(error.reason)
     return arrays, bad
 
 

@@ -96,7 +96,7 @@ def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan
     batch = (fitting(wanted[0], train), fitting(wanted[1], train))
     labelled = len(found.classes)
     return Plan(
-        name=re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+", "-", name).strip("-.")[:50] or "images",
+        name=run_name(name),
         size=size,
         channels=found.channels or (1 if found.gray >= 0.99 else 3),
         train=train,
@@ -115,6 +115,11 @@ def plan(found: Found, machine: Machine, name: str, quick: bool = False) -> Plan
         told=tuple(about_losses(found, fraction)),
         limit=limit,
     )
+
+
+def run_name(text: str) -> str:
+    """A name as `run.name` takes it, like the one that is given."""
+    return re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+", "-", text).strip("-.")[:50] or "images"
 
 
 def choose_size(found: Found, most: int) -> int:

@@ -66,6 +66,11 @@ def look(given: str) -> Clips | None:
         sides.append(side)
         rates.append(count / length)
     still = bad.pop("one frame", 0) / max(1, len(looked))
+    if not seconds and bad:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
+        raise UserError(
+            f"{given}: none of {many(len(looked), 'file')} looked at is a clip that can be read ({reasons})"
+        )
     if not seconds:
         return None
     return Clips(source, listing, seconds, sides, rates, still, bad, len(looked))

@@ -26,6 +26,7 @@ GROUPS = ("speaker", "kit", "recording", "session", "song", "artist", "group")
 FEWEST = 100  # sounds that are worth a config
 LOOKED = 200  # files whose header is read
 HELD_OUT = 0.15
+BAD = 0.05  # share of sounds that cannot be used, at most
 HOP, STEP = 256, 16  # samples; frames of a spectrogram are a multiple of STEP
 
 
@@ -64,7 +65,7 @@ def look(given: str) -> Sounds | None:
     if not lengths:
         reasons = f" ({', '.join(f'{count} {reason}' for reason, count in bad.most_common())})" if bad else ""
         raise UserError(f"{given}: none of {many(len(rows), 'file')} is a sound that can be read{reasons}")
-    columns = [name for name in GROUPS if len({row.attributes.get(name) for row in rows}) > 2]
+    columns = [name for name in GROUPS if len({str(row.attributes.get(name)) for row in rows}) > 2]
     stereo = 1 - counts[1] / counts.total()
     return Sounds(source, listing, sorted(lengths), rates, stereo, bad, columns[0] if columns else None)
 
@@ -100,7 +101,9 @@ def told(found: Sounds) -> list[str]:
     lines += [f"{many(len(found.listing.missing), 'named file')} missing."] if found.listing.missing else []
     if found.bad:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in found.bad.most_common())
-        lines.append(f"Of those looked at {found.bad.total():,} cannot be used ({reasons}): they go to quarantine.")
+        mend = "ingest will refuse them: mend them, or raise `data.max_quarantine`"
+        end = mend if found.bad.total() > BAD * (found.bad.total() + len(found.lengths)) else "they go to quarantine"
+        lines.append(f"Of those looked at {found.bad.total():,} cannot be used ({reasons}): {end}.")
     return lines + found.listing.notes
 
 
@@ -137,7 +140,7 @@ data:
   channels: 1   # mono; 2: stereo, which {found.stereo:.0%} of the files are
   sound: {{rate: {rate}, seconds: {seconds:g}, mels: 64, hop: {HOP}, window: {4 * HOP}}}   # 64 mels x {frames} frames
   split: {{{split}val_fraction: {HELD_OUT}}}{limit}
-  max_quarantine: 0.05   # silent, damaged, repeated
+  max_quarantine: {BAD}   # silent, damaged, repeated
   shard_size: {max(64, min(2048, _power(count // 8)))}
 autoencoder:
   model: {{kind: kl, width: {width}, multipliers: [1, 2, 4], blocks: {blocks}, latent_channels: 4, groups: 8,
@@ -167,7 +170,7 @@ def _training(steps: int, batch: int, rate: str) -> str:
 
 def _length(found: Sounds, gpu: bool) -> tuple[float, int, int]:
     """Seconds and frames of a sound, and the rate: what nine of ten sounds fit into, a second or two on a CPU."""
-    rate = min(min(found.rates), 22_050 if gpu else 16_000)
+    rate = min(sorted(found.rates)[len(found.rates) // 10], 22_050 if gpu else 16_000)  # of most files; one may be odd
     wanted = min(found.lengths[int(0.9 * (len(found.lengths) - 1))], 4 if gpu else 1.1)
     frames = max(2 * STEP, round(wanted * rate / HOP / STEP) * STEP)
     return frames * HOP / rate, frames, rate

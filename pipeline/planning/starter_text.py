@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -70,8 +71,17 @@ def told(text: Text) -> list[str]:
     ]
     lines += [f"Not taken from the source: {listing.left_out}."] if listing.left_out else []
     if listing.bad:
-        lines.append(f"{_unusable(listing)}: quarantine.")
+        refused = len(listing.bad) > _bound(listing) * (len(listing.rows) + len(listing.bad))
+        end = "ingest will refuse them: mend them, or raise `data.max_quarantine`" if refused else "quarantine"
+        lines.append(f"{_unusable(listing)}: {end}.")
     return lines + listing.notes
+
+
+def _bound(listing: Listing) -> float:
+    """`data.max_quarantine`: above the share of empty texts, with which nothing is lost; where hardly any are, its
+    default."""
+    empty = sum(entry["reason"] == "empty" for entry in listing.bad) / max(1, len(listing.rows) + len(listing.bad))
+    return 0.01 if empty <= 0.005 else min(0.99, math.ceil(150 * empty + 1) / 100)
 
 
 def _unusable(listing: Listing) -> str:
@@ -104,17 +114,20 @@ def _of_file(path: Path) -> dict[str, Any] | None:
         with opened(path) as table:
             rows = next(table.iter_batches(batch_size=ROWS)).to_pylist() if table.metadata.num_rows else []
     column = _named(rows, TEXTS)
-    if column is None or _named(rows, ("image", "img")) or any(not isinstance(row[column], str | None) for row in rows):
+    if column is None or _named(rows, ("image", "img")):
+        return None
+    if any(not isinstance(row.get(column), str | None) for row in rows):
         return None
     label, document = _named(rows, CLASSES), _named(rows, DOCUMENTS)
     if label:  # of all rows: they are often sorted by it
         every = (record for _, record in TextTable(path).rows()) if path.suffix.lower() in SUFFIXES else rows
-        classes = Counter(record.get(label) for record in every)
-        label = label if 2 <= len(classes) <= max(2, classes.total() // 10) else None
-    if document and len({row[document] for row in rows}) < 2 < len(rows) < ROWS:
+        values = [record.get(label) for record in every]
+        several = any(isinstance(value, list | dict) for value in values)  # a text has one class
+        label = label if not several and 2 <= len(set(values)) <= max(2, len(values) // 10) else None
+    if document and len({str(row.get(document)) for row in rows}) < 2 < len(rows) < ROWS:
         document = None
     before = _named(rows, BEFORE)
-    if before and not all(isinstance(row[before], str | list | None) for row in rows):
+    if before and not all(isinstance(row.get(before), str | list | None) for row in rows):
         before = None
     found = {"column": column if column != "text" else None, "before": before, "label": label, "document": document}
     return {"kind": "text", "path": str(path), **{key: value for key, value in found.items() if value}}
@@ -154,13 +167,15 @@ def write_config(text: Text, machine: Machine, name: str, quick: bool) -> str:
     attends = ", tokens: cross" if before else ""
     network = "width: 768, depth: 12, heads: 12" if gpu else "width: 256, depth: 6, heads: 4"
     limit = "\n  limit: 8000                     # --quick" if quick and len(rows) > 8000 else ""
+    bound = _bound(text.listing)
+    empty = f"\n  max_quarantine: {bound:g}           # empty texts" if bound > 0.01 else ""
     return f"""\
 # {len(rows):,} passages of {len(documents):,} documents, {classes or "no"} classes. What a key means: ldm explain KEY
 run:
   name: {yaml_text(name)}
 data:
   source: {{{source}, passage: {passage}}}   # bytes at most
-  split: {{val_fraction: {HELD_OUT}}}     # of the documents: {val:,}{limit}
+  split: {{val_fraction: {HELD_OUT}}}     # of the documents: {val:,}{limit}{empty}
 autoencoder:
   model: {{kind: text, {tokens},   # {why}
           {shape}, width: {width}, depth: {depth}, heads: 4, noise: 0.3}}

@@ -45,7 +45,7 @@ def text(folder: Path) -> dict[str, str]:
         (folder / f"{name}.txt").write_bytes(content)
     unit = ":paragraph 1"
     return {
-        f"long{unit}": "too long", "blank": "empty", "nothing": "empty", f"controls{unit}": "empty",
+        f"long{unit}": "too long", "blank": "empty", "nothing": "empty", f"controls{unit}": "not UTF-8",
         f"latin{unit}": "not UTF-8",
     }  # fmt: skip
 

@@ -63,6 +63,15 @@ def test_the_printed_command_can_be_pasted(capsys, monkeypatch: pytest.MonkeyPat
     assert "ldm run 'my config.yaml' --dry-run" in capsys.readouterr().out
 
 
+def test_any_name_of_a_source_becomes_one_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "my 'tëxt' #1.csv"
+    source.write_text("text\n" + "".join(f"Text {i}.\n" for i in range(120)))
+    monkeypatch.setattr("sys.argv", ["ldm", "init", "--source", str(source), "-o", "c.yaml", "--device", "cpu"])
+    main()
+    assert "name: my-t-xt-1\n" in (tmp_path / "c.yaml").read_text()
+
+
 def test_verify_names_every_damaged_artifact(capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for key in ("a" * 16, "b" * 16):
         folder = tmp_path / "artifacts" / "ingest" / key

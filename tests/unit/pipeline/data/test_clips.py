@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+from fractions import Fraction
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -80,6 +83,52 @@ def test_webm_is_read_and_one_that_is_cut_off_is_told(tmp_path):
     content, one = file.getvalue(), data(tmp_path, rate=10, size=32)
     assert tones(content, one, "webm") == [0, 1, 2, 3, 4, 5] and not video_files.cut_off(content)
     assert video_files.cut_off(content[:-1]) and reason(content[:-20], one, "webm").startswith("truncated")
+    at = (content.index(b"\x1f\x43\xb6\x75") + len(content)) // 2  # the cluster; the track's length is before it
+    assert reason(content[:at] + bytes(len(content) - at), one, "webm").startswith("truncated: its last frame is at")
+
+
+@pytest.mark.skipif(not video_files.there(), reason="needs av (the extra `video`)")
+@pytest.mark.parametrize(
+    ("matrix", "turned"),
+    [
+        ((0, 1, -1, 0), lambda seen: np.rot90(seen, -1)),
+        ((-1, 0, 0, -1), lambda seen: np.rot90(seen, 2)),
+        ((0, -1, 1, 0), lambda seen: np.rot90(seen, 1)),
+        ((-1, 0, 0, 1), lambda seen: seen[:, ::-1]),  # as front cameras mirror
+        ((1, 0, 0, -1), lambda seen: seen[::-1]),
+        ((0, 1, 1, 0), lambda seen: seen.swapaxes(0, 1)),
+    ],
+)
+def test_videos_are_turned_and_mirrored_as_their_matrix_says(tmp_path, matrix, turned):
+    def packed(a, b, c, d):
+        return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+    seen = np.zeros((32, 64, 3), np.uint8)
+    seen[:16, :16], seen[16:, :32], seen[:16, 32:] = 80, 160, 240
+    content = video_files.mp4(np.stack([seen] * 3), 10)
+    at = content.index(packed(1, 0, 0, 1), content.index(b"tkhd"))
+    content = content[:at] + packed(*matrix) + content[at + 36 :]
+    first = next(clips.opened(content, data(tmp_path), "mp4")).picture()
+    expected = turned(seen)
+    assert (
+        first.size == expected.shape[1::-1] and abs(np.asarray(first, int)[4::8, 4::8] - expected[4::8, 4::8]).max() < 9
+    )
+
+
+@pytest.mark.skipif(not video_files.there(), reason="needs av (the extra `video`)")
+def test_pixels_that_are_no_squares_become_such(tmp_path):
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 36, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 36, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    assert clips.strip(file.getvalue(), data(tmp_path), "mp4")[1] == (48, 48)
+    assert "in pixels 1.33 times as wide" in reason(file.getvalue(), data(tmp_path, max_pixels=2000), "mp4")
 
 
 def test_frames_are_squared_and_laid_on_the_background(tmp_path):
@@ -161,6 +210,15 @@ def test_without_av_video_is_refused_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(video_files, "there", lambda: False)
     with pytest.raises(UserError, match=r"1 file of video, such as a: give the package av, by the extra `video`"):
         sources.listing(data(tmp_path).source, sources.Digests(None))
+
+
+def test_what_may_not_be_read_is_said_in_a_line(tmp_path, monkeypatch):
+    animation(tmp_path / "a.webp", frames(3))
+    (tmp_path / "clips.csv").write_text("clip\na.webp\n")
+    monkeypatch.setattr("pipeline.data.listing.sha256_file", Mock(side_effect=PermissionError(13, "Permission denied")))
+    for path in (tmp_path, tmp_path / "clips.csv"):
+        with pytest.raises(UserError, match=r"a\.webp: Permission denied; give rights to read it, or move it away"):
+            sources.open_listing(data(path))
 
 
 def test_windows_lie_where_they_are_asked_for(tmp_path):

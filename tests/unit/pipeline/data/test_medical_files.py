@@ -127,6 +127,31 @@ def test_nifti_scaling(tmp_path, slope, inter, expected):
     np.testing.assert_array_equal(found[1][0], scaled[::-1, ::-1, 1].T.astype(np.float32))
 
 
+@pytest.mark.parametrize("at", [-6, 0.5, None], ids=["checksum", "middle", "end"])
+def test_a_packed_volume_is_held_against_its_checksum(tmp_path, at):
+    nifti(tmp_path / "a.nii.gz", noise(16, 16, 3, dtype="int16"))
+    content = bytearray((tmp_path / "a.nii.gz").read_bytes())
+    if at is None:
+        del content[-4:]
+    else:
+        content[at if at < 0 else int(at * len(content))] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    assert reason(tmp_path, dtype="int16") == "undecodable: the .gz file is damaged or cut off: copy it again"
+
+
+def test_a_slope_of_nothing_and_a_compression_that_nobody_knows(tmp_path):
+    stored = noise(16, 20, dtype="int16")
+    file = dicom(tmp_path / "a.dcm", stored, RescaleSlope="0", RescaleIntercept="0")
+    assert reason(tmp_path, dtype="int16").startswith("undecodable: a slope of 0")
+    np.testing.assert_array_equal(read(tmp_path, dtype="int16", rescale=False)[0][0], stored)
+    file.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2KLossless
+    file.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f"])
+    file["PixelData"].is_undefined_length = True
+    file.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    if not pydicom.pixels.get_decoder(pydicom.uid.HTJ2KLossless).is_available:
+        assert "compressed as High-Throughput JPEG 2000" in reason(tmp_path)
+
+
 def test_a_slope_with_an_intercept_that_is_no_number_is_refused(tmp_path):
     nifti(tmp_path / "a.nii", noise(6, 8, 3, dtype="int16"), slope=2, inter=np.nan)
     assert reason(tmp_path, dtype="float32") == "undecodable: no NIfTI file (HeaderDataError)"

@@ -173,3 +173,16 @@ def test_a_large_row_group_is_read_by_the_batch(tmp_path: Path, monkeypatch: pyt
     path = write(tmp_path / "d.parquet", [bytes([i]) * 10 for i in range(50)], pa.binary(), 50)
     batches = list(parquet_files._images(path, 0, "image"))
     assert max(len(batch) for batch in batches) <= 4 and sum(len(batch) for batch in batches) == 50
+
+
+def test_a_damaged_page_is_told_where_it_has_a_checksum(tmp_path: Path) -> None:
+    texts = [f"Text {i} of many." for i in range(200)]
+    pq.write_table(
+        pa.table({"text": texts}), tmp_path / "t.parquet", compression="none", use_dictionary=False,
+        write_page_checksum=True,
+    )  # fmt: skip
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    content[content.index(b"Text 100 ")] ^= 1
+    (tmp_path / "t.parquet").write_bytes(content)
+    with pytest.raises(UserError, match="no whole Parquet file"), parquet_files.opened(tmp_path / "t.parquet") as table:
+        table.read()

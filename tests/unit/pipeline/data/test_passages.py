@@ -37,6 +37,11 @@ def test_passages_end_where_sentences_do():
     assert passages("", 16) == []
 
 
+def test_rows_of_full_stops_take_no_time():
+    assert passages("." * 100_000 + "x", 65536) == ["." * 65536, "." * 34464 + "x"]
+    assert passages("Chapter 1 ..... 5. Next", 16) == ["Chapter 1 .....", "5. Next"]
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(), st.integers(16, 64))
 def test_nothing_is_lost_but_blanks(text, most):

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pipeline.data import raster_files
+from pipeline.data import raster_files, sources
 from tests.unit.pipeline.data.rasters import data, noise, read, reason
 
 
@@ -69,6 +69,16 @@ def test_white_is_zero_is_turned_around(tmp_path, dtype):
     stored = noise(20, 24, dtype=dtype)
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
     np.testing.assert_array_equal(read(tmp_path, dtype=dtype)[0][0], np.iinfo(dtype).max - stored)
+
+
+def test_images_of_other_sizes_in_a_file_are_counted_and_overviews_are_not(tmp_path):
+    for name, kind in (("a.tif", 0), ("b.tif", 1)):
+        with tifffile.TiffWriter(tmp_path / name) as file:
+            file.write(noise(32, 32), photometric="minisblack")
+            file.write(noise(16, 16), photometric="minisblack", subfiletype=kind)
+    found = sources.open_listing(data(tmp_path))
+    assert len(found.rows) == 2
+    assert list(found.left_out.json().values()) == [[1, "a.tif"]]
 
 
 def test_pages_are_images_of_one_band_or_bands_of_one_image(tmp_path):
@@ -172,6 +182,8 @@ def test_scale_and_offset_of_a_band_give_its_unit(tmp_path):
     expected = np.stack([stored[0], stored[1] * 0.5 - 3]).astype(np.float32)
     np.testing.assert_array_equal(read(tmp_path, dtype="float32", channels=2)[0], expected)
     np.testing.assert_array_equal(read(tmp_path, channels=2, rescale=False)[0], stored)
+    geotiff(tmp_path / "a.tif", stored, metadata=f"<GDALMetadata>{items.replace('0.5', 'half')}</GDALMetadata>")
+    assert reason(tmp_path, channels=2).startswith("undecodable: its scale is no number")
 
 
 @pytest.mark.parametrize(("nodata", "dtype"), [("7", "uint16"), ("nan", "float32")])

@@ -69,6 +69,34 @@ def test_a_file_that_is_cut_off(tmp_path: Path, name: str, share: float) -> None
     assert reason(tmp_path / name) in (("truncated",) if name != "a.flac" else ("truncated", "undecodable"))
 
 
+def test_long_files_of_broadcasters_are_cut_off_as_well(tmp_path: Path) -> None:
+    content = write(tmp_path / "a.wav", tone(), format="RF64", subtype="PCM_16").read_bytes()
+    assert sound_files.look(tmp_path / "a.wav", 600).frames == 4096
+    (tmp_path / "a.wav").write_bytes(content[:4000])
+    assert reason(tmp_path / "a.wav") == "truncated"
+
+
+def test_a_damaged_page_in_the_middle_is_no_shorter_sound(tmp_path: Path) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(60_000)
+    path = write(tmp_path / "a.ogg", noise, rate=48_000)
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content * 2)
+    assert reason(path, decode=False) == "undecodable"
+    path.write_bytes(content + b"TAG" + bytes(125))  # as some taggers leave files
+    assert sound_files.look(path, 600).frames == 60_000
+    content[content.rindex(b"OggS") - 100] ^= 1
+    path.write_bytes(content)
+    assert reason(path, decode=False) == "undecodable"
+
+
+def test_a_flac_file_that_does_not_say_how_long_it_is(tmp_path: Path) -> None:
+    content = bytearray(write(tmp_path / "a.flac").read_bytes())
+    content[21] &= 0xF0  # 36 bits of the STREAMINFO (RFC 9639, 8.2)
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    assert reason(tmp_path / "a.flac", decode=False) == "undecodable"
+
+
 def test_what_is_no_sound_of_ours(tmp_path: Path) -> None:
     for number, content in enumerate((b"", b"RIFF", b"RIFF\0\0\0\0WAVE", b"<html>" * 50)):
         path = tmp_path / f"{number}.wav"

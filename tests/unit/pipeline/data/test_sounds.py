@@ -41,6 +41,11 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     assert found.classes == ["kick", "snare"]
 
 
+def test_a_folder_may_be_called_as_a_table_is(tmp_path: Path) -> None:
+    write(tmp_path / "set.csv" / "a.wav")
+    assert [row.key for row in sounds.list_sounds(data_of(tmp_path / "set.csv"), Digests(None)).rows] == ["a"]
+
+
 def test_tables_have_columns(tmp_path: Path) -> None:
     write(tmp_path / "a.wav")
     write(tmp_path / "b.wav", tone(660))
@@ -190,6 +195,13 @@ def test_bad_sounds_go_to_quarantine_with_a_reason(tmp_path: Path) -> None:
         "no": "undecodable", "cut": "truncated", "long": "too long", "silent": "silent", "nan": "not finite",
         "channels": "channels", "rate": "sample rate", "twin": "duplicate", "empty": "empty",
     }  # fmt: skip
+
+
+def test_a_single_sample_is_a_sound(tmp_path: Path) -> None:
+    source = drums(tmp_path)
+    write(source / "low" / "click.wav", np.array([0.5]))
+    summary, _, _ = ingested(tmp_path, source)
+    assert summary["quarantined"] == 0
 
 
 def test_shards_are_the_same_bytes_and_a_restart_goes_on(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_row_without_a_document_is_one_of_its_own(tmp_path):
 
 def test_what_is_no_text_goes_to_quarantine_with_its_reason(tmp_path):
     root = library(tmp_path)
-    (root / "bad.txt").write_bytes(b"A line.\n" + b"x" * 10_000_000 + b"\nGr\xfc\xdfe\n\x00\x01\nThe end.\n")
+    (root / "bad.txt").write_bytes(b"A line.\n" + b"x" * 10_000_000 + b"\nGr\xfc\xdfe\n\x02\x01\nThe end.\n")
     found = list_text(source(root, unit="line"))
     assert [(entry["key"], entry["reason"]) for entry in found.bad] == [
         ("bad:line 2", "too long"), ("bad:line 3", "not UTF-8"), ("bad:line 4", "empty"),
@@ -105,6 +105,24 @@ def test_what_is_no_text_goes_to_quarantine_with_its_reason(tmp_path):
     summary, folder = run(tmp_path, data(root, {"unit": "line"}, max_quarantine=0.2, split={"val_fraction": 0.3}))
     assert summary["quarantine_reasons"] == {"too long": 1, "not UTF-8": 1, "empty": 1}
     assert len((folder / "quarantine.jsonl").read_text().splitlines()) == 3
+
+
+def test_utf_16_is_no_text_of_other_letters(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Привет, мир.\n\nЕщё раз.".encode("utf-16"))
+    found = list_text(source(tmp_path, unit="line"))
+    assert not found.rows and {entry["reason"] for entry in found.bad} == {"not UTF-8"}
+    with pytest.raises(UserError, match=r"holds no text \(3 texts cannot be used; a:line 1: not UTF-8"):
+        source_fingerprint(data(tmp_path, {"unit": "line"}))
+
+
+def test_what_was_found_in_a_table_is_said(tmp_path):
+    (tmp_path / "t.csv").write_bytes("text;n\nCafé;1\n".encode("cp1252") + b"long " * 60_000 + b";2\n")
+    found = list_text(source(tmp_path / "t.csv"))
+    assert [row.location for row in found.rows] == ["Café"] and [entry["reason"] for entry in found.bad] == ["too long"]
+    assert found.notes[0].startswith("t.csv is read as text in cp1252 with semicolons between columns; if")
+    (tmp_path / "t.csv").write_text("text,text\na,b\n")
+    with pytest.raises(UserError, match="'text' is the name of more than one column"):
+        list_text(source(tmp_path / "t.csv"))
 
 
 def test_shards_hold_the_text_and_a_document_is_in_one_split(tmp_path):

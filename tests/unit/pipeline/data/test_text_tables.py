@@ -177,3 +177,27 @@ def test_a_name_of_a_file_keeps_its_odd_bytes(folder: Path) -> None:
     (folder / name).write_bytes((folder / "i" / "0.png").read_bytes())
     found = listed(jsonl(folder, line(0, image=name), line(1, image="i/\ud83d.png")))
     assert [row.key for row in found.rows] == [name[:-4]] and found.missing == ["i/\ufffd.png"]
+
+
+@pytest.mark.parametrize(
+    ("second", "found"),
+    [
+        ('"Begins\t2\nb\t3\nand ends" here', ['"Begins', "b", 'and ends" here']),  # one cell of three rows
+        ('"Hello," he said.', ['"Hello," he said.']),
+        ('"never ends', ['"never ends']),
+        ('"in ""marks"""', ['in "marks"']),
+        ('"two\nlines"', ["two\nlines"]),
+    ],
+)
+def test_quotation_marks_of_sentences_are_no_bounds_of_columns(tmp_path: Path, second: str, found: list[str]) -> None:
+    (tmp_path / "t.tsv").write_text(f"text\tn\na\t1\n{second}\t4\n", encoding="utf-8")
+    table = TextTable(tmp_path / "t.tsv")
+    assert [record["text"] for _, record in table.rows()] == ["a", *found]
+    assert bool(table.notes()) == (found[0][0] == '"')
+
+
+def test_quotation_marks_that_are_lost_are_said(tmp_path: Path) -> None:
+    for row, lost in (('"Hello" he said', True), ('"never ends', True), ('"two\nlines, and a comma"', False)):
+        (tmp_path / "t.csv").write_text(f"text\na\n{row}\n")
+        table = TextTable(tmp_path / "t.csv")
+        assert len(list(table.rows())) == 2 and ("are lost" in " ".join(table.notes())) == lost

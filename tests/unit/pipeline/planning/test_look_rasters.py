@@ -55,6 +55,18 @@ def test_npy_of_many_images(tmp_path: Path, values: np.ndarray, dtype: str) -> N
     assert data.values and (data.values.dtype, data.channels, data.source.tile) == (dtype, 1, None)
 
 
+def test_of_few_images_neither_small_values_nor_places_without_data_mislead(tmp_path: Path) -> None:
+    for i in range(40):
+        dark = noise(40, 40, dtype="uint8").astype(np.uint16)
+        tifffile.imwrite(tmp_path / f"{i}.tif", dark, extratags=[(42113, 2, 0, "0", True)] if i % 2 else None)
+    found = look(str(tmp_path))
+    data = written(found).data
+    assert data.values and data.values.dtype == "uint16" and not found.problems
+    for i in range(20):
+        tifffile.imwrite(tmp_path / f"{i}.tif", noise(40, 40, dtype="float32").astype("complex64"))
+    assert set(look(str(tmp_path)).problems) == {"undecodable"}
+
+
 def test_scans_are_split_by_subject(tmp_path: Path) -> None:
     pytest.importorskip("pydicom", reason="needs the extra `medical`")
     for i in range(40):

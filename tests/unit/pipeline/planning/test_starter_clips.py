@@ -49,6 +49,14 @@ def test_shares_are_of_the_files_looked_at(tmp_path):
     assert config["data"]["max_quarantine"] == 0.4  # 5 / 17, and some room
 
 
+def test_folders_of_damaged_clips_are_said_to_be(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "b.mp4").write_text("a page of a login")
+    said = r"none of 2 files looked at is a clip that can be read \(2 wrongly named\)"
+    with pytest.raises(UserError, match=said):
+        starter_clips.look(str(tmp_path))
+
+
 def test_folders_of_pictures_are_none(tmp_path):
     for i in range(8):
         Image.fromarray(picture(i, 1)[0]).save(tmp_path / f"{i}.png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,25 @@ def test_the_config_is_one(drums: Path, tmp_path: Path, machine: Machine, source
     check_models(made)
     assert "120 sounds, 2 classes" in starter_sound.told(found)[0]
     assert "steps: 200" in starter_sound.write_config(found, machine, "drums", quick=True)
+
+
+def test_one_odd_file_decides_on_nothing(drums: Path, tmp_path: Path) -> None:
+    shutil.copytree(drums / "in", tmp_path / "in")
+    write(tmp_path / "in" / "kick" / "old.wav", tone(100, 4000), rate=4000)
+    found = starter_sound.look(str(tmp_path / "in"))
+    assert found and "sound: {rate: 16000," in starter_sound.write_config(found, CPU, "drums", quick=False)
+    for i in range(8):
+        (tmp_path / "in" / "kick" / f"bad{i}.wav").write_bytes(b"no")
+    found = starter_sound.look(str(tmp_path / "in"))
+    assert found and "8 cannot be used (8 undecodable): ingest will refuse them" in starter_sound.told(found)[1]
+
+
+def test_a_column_of_lists_groups_sounds_as_well(drums: Path) -> None:
+    names = sorted((drums / "in" / "kick").iterdir())
+    lines = [json.dumps({"sound": f"in/kick/{name.name}", "artist": ["a", i % 9]}) for i, name in enumerate(names)]
+    (drums / "t.jsonl").write_text("\n".join(lines))
+    found = starter_sound.look(str(drums / "t.jsonl"))
+    assert found and found.groups == "artist"
 
 
 def test_long_files_are_cut(tmp_path: Path) -> None:

@@ -57,6 +57,26 @@ def test_what_is_none(tmp_path):
     assert starter_text.look("digits") is None and starter_text.look("train-*.tar") is None
 
 
+def test_rows_of_several_kinds(tmp_path):
+    rows = [{"text": f"Text {i}.", "label": ["a", "b"], "document": [i // 9]} for i in range(60)]
+    found = starter_text.look(str(table(tmp_path, rows)))
+    assert found and found.source["document"] == "document" and "label" not in found.source
+    for lacks in ("document", "text"):
+        other = {key: value for key, value in rows[0].items() if key != lacks}
+        with pytest.raises(UserError, match=f"t.jsonl:61: no column '{lacks}'"):
+            starter_text.look(str(table(tmp_path, [*rows, other])))
+
+
+def test_empty_texts_are_room_in_the_quarantine(tmp_path):
+    rows = [{"text": f"Text {i}." if i % 10 else ""} for i in range(120)]
+    found = starter_text.look(str(table(tmp_path, rows)))
+    assert found and "12 texts cannot be used (12 empty): quarantine." in starter_text.told(found)
+    (tmp_path / "c.yaml").write_text(starter_text.write_config(found, CPU, "c", False))
+    assert config.load(tmp_path / "c.yaml").data.max_quarantine == 0.16
+    found = starter_text.look(str(table(tmp_path, [{"text": row["text"] or "x" * 200_000} for row in rows])))
+    assert found and "ingest will refuse them" in starter_text.told(found)[1]
+
+
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_config_is_one_and_its_models_fit(tmp_path, machine, quick):
