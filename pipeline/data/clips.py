@@ -49,7 +49,7 @@ UNREAD = {
     "f4v",
 }  # videos that are counted
 MOST_KEPT = 178_956_970  # pixels of all frames of a clip that are kept: what Pillow decodes of one picture at most
-VERSION = 2  # raised when the same files give other frames
+VERSION = 3  # raised when the same files give other frames
 
 
 class Timed(NamedTuple):

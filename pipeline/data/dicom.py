@@ -89,7 +89,8 @@ def frame_of(file: Any, frame: int, rescale: bool) -> Array:
         raise BadImage("undecodable", "a palette: its numbers are no measured values")
     syntax = file.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and not get_decoder(syntax).is_available:
-        raise BadImage("undecodable", f"compressed as {syntax.name}: give a package for it, such as pylibjpeg-libjpeg")
+        which = "no package here unpacks it; the extra `medical` brings gdcm, pydicom's table of decoders names others"
+        raise BadImage("undecodable", f"compressed as {syntax.name}: {which}")
     values: Array = pixel_array(file, index=frame)
     values = values.astype(values.dtype.newbyteorder("="))
     if values.ndim == 3:

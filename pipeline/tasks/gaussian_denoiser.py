@@ -14,8 +14,9 @@ GAUSSIAN_LIMIT = 4096  # elements of a latent above which its full covariance (a
 def gaussian_loss(config: Config, latents: Artifact) -> float | None:
     """Loss of the best denoiser of a Gaussian with the latents' mean and full covariance, in closed form.
 
-    A network that has learned more than second moments is below it. None where the latents are too large, and where
-    they are of several shapes or of unequal length, which have no covariance in common.
+    A network that has learned more than second moments is below it. None where the latents are too large; where they
+    are of several shapes or of unequal length, which have no covariance in common; and where they are no more than
+    their dimensions: such a Gaussian has their span by heart, and is far below any network on what is held out.
     """
     import numpy as np
     import torch
@@ -34,7 +35,7 @@ def gaussian_loss(config: Config, latents: Artifact) -> float | None:
         return None
     space = LatentSpace.load(latents.path / "latents.json")
     index = LatentIndex.open(shard_paths(latents, "train"))
-    if index.unequal:
+    if index.unequal or len(index) <= d:
         return None
     total, square, variance, count = np.zeros(d), np.zeros((d, d)), np.zeros(d), 0
     scale = space.std.double().numpy().repeat(places)  # one number an element

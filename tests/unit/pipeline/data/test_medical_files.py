@@ -152,6 +152,27 @@ def test_a_slope_of_nothing_and_a_compression_that_nobody_knows(tmp_path):
         assert "compressed as High-Throughput JPEG 2000" in reason(tmp_path)
 
 
+@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"])
+@pytest.mark.parametrize("dtype", ["int16", "uint16"])
+def test_values_that_an_archive_compressed_without_loss_are_as_they_were(tmp_path, syntax, dtype):
+    gdcm = pytest.importorskip("gdcm", reason="needs the extra `medical`")
+    stored = noise(16, 20, dtype=dtype) // 2
+    dicom(tmp_path / "plain.dcm", stored, RescaleSlope="1", RescaleIntercept="-1024")
+    opened, change, written = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    opened.SetFileName(str(tmp_path / "plain.dcm"))
+    assert opened.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(opened.GetImage())
+    assert change.Change()
+    written.SetFileName(str(tmp_path / "packed.dcm"))
+    written.SetFile(opened.GetFile())
+    written.SetImage(change.GetOutput())
+    assert written.Write()
+    (tmp_path / "plain.dcm").unlink()
+    (found,) = read(tmp_path, dtype="float32")
+    np.testing.assert_array_equal(found[0], stored.astype(np.int64) - 1024)
+
+
 def test_a_slope_with_an_intercept_that_is_no_number_is_refused(tmp_path):
     nifti(tmp_path / "a.nii", noise(6, 8, 3, dtype="int16"), slope=2, inter=np.nan)
     assert reason(tmp_path, dtype="float32") == "undecodable: no NIfTI file (HeaderDataError)"
