@@ -76,9 +76,9 @@ class Labels:
         """What was done to labels, each in a line; nothing where they were clean."""
         shown = f"column {self.column!r}"
         means = "no class" if self.empty is None else f"class {self.empty!r}"
-        key = " (`data.source.empty_label` gives them one)" if self.empty is None else ""
+        key = " (of `kind: table`, `data.source.empty_label` names one)" if self.empty is None else ""
         told = {
-            "empty": f"{shown}: {many(self._did['empty'], 'image')} with an empty label: {means}{key}",
+            "empty": f"{shown}: {many(self._did['empty'], 'sample')} with an empty label: {means}{key}",
             "blanks": f"{shown}: blanks taken off around {many(self._did['blanks'], 'label')}",
             "fractions": f"{shown}: {many(self._did['fractions'], 'label')} such as 1.0 read as whole numbers, 1",
         }

@@ -36,7 +36,7 @@ def test_an_empty_label_can_be_a_class_and_what_was_done_is_told() -> None:
     assert [labels(value, "") for value in ("", " a", 1.0, True, "b")] == ["unknown", "a", "1", "True", "b"]
     notes = labels.notes()
     assert [sum(words in note for note in notes) for words in
-            ("1 image with an empty label: class 'unknown'", "blanks taken off around 1 label", "1 label such as 1.0",
+            ("1 sample with an empty label: class 'unknown'", "blanks taken off around 1 label", "1 label such as 1.0",
              "mixes numbers, text, true and false")] == [1, 1, 1, 1]  # fmt: skip
     clean = Labels("kind")
     assert [clean(value, "") for value in ("a", "b c")] == ["a", "b c"] and clean.notes() == []
