@@ -71,9 +71,8 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
         if private:
             raise UserError("data.source.bands: are of TIFF, PNG and .npy files; leave them out for DICOM and NIfTI")
         found = scenes.grouped(found, source.bands, left_out)
-    digests = (
-        digests if digests.reads else Digests(None, private=True)
-    )  # names stand in no key, so that digests are needed always
+    if not digests.reads:  # names stand in no key, so that digests are needed always
+        digests = Digests(None, private=True)
     files = [
         _File(root / name if root.is_dir() else root, name, str(kind_of(root / name if root.is_dir() else root)), "")
         for name in found
@@ -94,9 +93,8 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
             held = opened(file.path, data)
             file.count, file.subject, file.blocks = held.count, held.subject, held.blocks
             if held.others:
-                left_out.add(
-                    "images of TIFF files, of other sizes or types than their first", str(file.name), held.others
-                )
+                what = "images of TIFF files, of other sizes or types than their first"
+                left_out.add(what, str(file.name), held.others)
         except BadImage:
             pass
         kept.append(file)

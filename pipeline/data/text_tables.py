@@ -69,11 +69,9 @@ class TextTable:
             found.append(f"with {DELIMITERS.get(self._delimiter, repr(self._delimiter))} between columns")
         lines = [f"{self.path.name} is read as text {' '.join(found)}; if that is wrong, {MEND}"] if found else []
         if self._lone:
-            lost = (
-                "some quotation marks enclose no column and are lost, with line ends where one never ends: double them"
-            )
-            kept = "quotation marks are kept as they stand, since some enclose no column"
-            lines.append(f"{self.path.name}: {kept if self._delimiter == TAB else lost}")
+            lost = " and are lost, with line ends where one never ends: double them"
+            done = ", so that all are kept as they stand" if self._delimiter == TAB else lost
+            lines.append(f"{self.path.name}: some quotation marks enclose no column{done}")
         for what in ("empty lines passed over", "values left out that are in a column without a name"):
             if self._did[what]:
                 lines.append(f"{self.path.name}: {what}: {self._did[what]:,}")
