@@ -69,18 +69,24 @@ def test_video_goes_there_and_back(tmp_path):
     )
 
 
-@pytest.mark.skipif(not video_files.there(), reason="needs av (the extra `video`)")
-def test_webm_is_read_and_one_that_is_cut_off_is_told(tmp_path):
+def video(kind, codec, pictures, aspect=1):
+    """A file of ten frames a second, uint8 [T, H, W, 3]; aspect: width over height of a pixel."""
     import av
 
     file = io.BytesIO()
-    with av.open(file, "w", format="webm") as container:
-        stream = container.add_stream("libvpx", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        for pixels in frames(6, side=32):
+    with av.open(file, "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt, stream.codec_context.sample_aspect_ratio = "yuv420p", aspect
+        for pixels in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    content, one = file.getvalue(), data(tmp_path, rate=10, size=32)
+    return file.getvalue()
+
+
+@pytest.mark.skipif(not video_files.there(), reason="needs av (the extra `video`)")
+def test_webm_is_read_and_one_that_is_cut_off_is_told(tmp_path):
+    content, one = video("webm", "libvpx", frames(6, side=32)), data(tmp_path, rate=10, size=32)
     assert tones(content, one, "webm") == [0, 1, 2, 3, 4, 5] and not video_files.cut_off(content)
     assert video_files.cut_off(content[:-1]) and reason(content[:-20], one, "webm").startswith("truncated")
     at = (content.index(b"\x1f\x43\xb6\x75") + len(content)) // 2  # the cluster; the track's length is before it
@@ -117,18 +123,9 @@ def test_videos_are_turned_and_mirrored_as_their_matrix_says(tmp_path, matrix, t
 
 @pytest.mark.skipif(not video_files.there(), reason="needs av (the extra `video`)")
 def test_pixels_that_are_no_squares_become_such(tmp_path):
-    import av
-
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 36, 48, "yuv420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 36, 3), np.uint8), format="rgb24")))
-        container.mux(stream.encode())
-    assert clips.strip(file.getvalue(), data(tmp_path), "mp4")[1] == (48, 48)
-    assert "in pixels 1.33 times as wide" in reason(file.getvalue(), data(tmp_path, max_pixels=2000), "mp4")
+    content = video("mp4", "libx264", np.zeros((3, 48, 36, 3), np.uint8), Fraction(4, 3))
+    assert clips.strip(content, data(tmp_path), "mp4")[1] == (48, 48)
+    assert "in pixels 1.33 times as wide" in reason(content, data(tmp_path, max_pixels=2000), "mp4")
 
 
 def test_frames_are_squared_and_laid_on_the_background(tmp_path):
