@@ -4,6 +4,7 @@ what of a text that others wrote a terminal may have."""
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 
 # of Unicode's bidirectional algorithm (UAX 9): embeddings, overrides and isolates, which reorder what is around them
 BIDIRECTIONAL = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
@@ -33,3 +34,8 @@ def for_terminal(text: str) -> str:
 def many(number: int, one: str, several: str = "") -> str:
     """A count in words: "1 image", "1,200 images"; several: the plural where it is not `one` with an s."""
     return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
+def by_reason(counts: Counter[str]) -> str:
+    """Counts in words, the most first: "1,200 truncated, 3 silent"; what is counted as 0 is left out."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common() if count)

@@ -21,7 +21,7 @@ from pipeline.data.condition_shards import KEY, values_of
 from pipeline.data.index_tars import samples_of
 from pipeline.data.listing import LeftOut, Unread
 from pipeline.data.map_sources import located
-from pipeline.errors import many
+from pipeline.errors import by_reason, many
 from pipeline.planning.look import spread
 from pipeline.planning.look_members import meta_of
 from pipeline.schema.data import Data
@@ -44,8 +44,8 @@ def outlook(data: Data, finished: Artifact | None) -> list[str]:
     found = [f"not taken from the source: {listing.left_out}"] if listing.left_out else []
     if assigned.quarantine:
         counts = Counter(entry["reason"] for entry in assigned.quarantine)
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
-        found.append(f"{many(len(assigned.quarantine), data.noun)} for quarantine, as far as names tell: {reasons}")
+        what = many(len(assigned.quarantine), data.noun)
+        found.append(f"{what} for quarantine, as far as names tell: {by_reason(counts)}")
     train, held_out = (Counter(row.label for _, row in rows if row.label is not None) for rows in assigned.rows)
     alone = untrained(train, held_out)
     return [*found, alone] if alone else found

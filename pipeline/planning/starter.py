@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, by_reason, many
 from pipeline.planning.look import Found
 from pipeline.planning.starter_data import (
     FEWEST,
@@ -365,8 +365,7 @@ def about_split(found: Found, chosen: Plan) -> str:
 
 
 def about_problems(found: Found) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in found.problems.most_common() if count)
-    return f"of {many(found.looked, 'image')} looked at: {reasons}; these are left out"
+    return f"of {many(found.looked, 'image')} looked at: {by_reason(found.problems)}; these are left out"
 
 
 def about_flip(found: Found) -> str:

@@ -15,7 +15,7 @@ from pipeline.data.held_out import held_out
 from pipeline.data.listing import Listing, Unread
 from pipeline.data.text_tables import SUFFIXES, TextTable
 from pipeline.data.transforms import FORMATS, BadImage
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, by_reason, many
 from pipeline.planning.starter_data import yaml_text
 from pipeline.schema.clips import ClipsSource
 from pipeline.schema.data import Data
@@ -67,10 +67,8 @@ def look(given: str) -> Clips | None:
         rates.append(count / length)
     still = bad.pop("one frame", 0) / max(1, len(looked))
     if not seconds and bad:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
-        raise UserError(
-            f"{given}: none of {many(len(looked), 'file')} looked at is a clip that can be read ({reasons})"
-        )
+        files = many(len(looked), "file")
+        raise UserError(f"{given}: none of {files} looked at is a clip that can be read ({by_reason(bad)})")
     if not seconds:
         return None
     return Clips(source, listing, seconds, sides, rates, still, bad, len(looked))
@@ -131,8 +129,7 @@ def told(found: Clips) -> list[str]:
     if found.still:
         lines.append(f"{found.still:.0%} of the files looked at are of one frame: they go to quarantine.")
     if found.bad:
-        shown = ", ".join(f"{count} {reason}" for reason, count in found.bad.most_common())
-        lines.append(f"Of the files looked at some cannot be used ({shown}): they go to quarantine.")
+        lines.append(f"Of the files looked at some cannot be used ({by_reason(found.bad)}): they go to quarantine.")
     return lines + listing.notes
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.data.assign import untrained
 from pipeline.data.held_out import held_out
 from pipeline.data.limit import chosen as chosen_places
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, by_reason, many
 from pipeline.planning.look import Found
 
 QUICK = 4000  # images of a quick config, of a million pixels at most; fewer of larger ones
@@ -79,7 +79,7 @@ def about_losses(found: Found, fraction: float | None) -> list[str]:
     if bad:
         refused = bad > limit * found.looked
         end = "ingest will refuse them: mend them, or raise `data.max_quarantine` yourself" if refused else "left out"
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in found.problems.most_common() if count)
+        reasons = by_reason(found.problems)
         lines.append(f"Of {many(found.looked, 'image')} looked at {bad:,} cannot be used ({reasons}), {end}.")
     values = found.groups[1] if found.groups else found.keys
     if fraction is not None and len(values) == len(found.labels):

@@ -13,7 +13,7 @@ from pipeline.data.held_out import held_out
 from pipeline.data.listing import Listing, Unread
 from pipeline.data.text_tables import SUFFIXES, TextTable
 from pipeline.data.transforms import BadImage
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, by_reason, many
 from pipeline.planning.starter_data import yaml_text
 from pipeline.schema.data import Data
 
@@ -63,7 +63,7 @@ def look(given: str) -> Sounds | None:
         rates.append(held.rate)
         counts[held.channels] += 1
     if not lengths:
-        reasons = f" ({', '.join(f'{count} {reason}' for reason, count in bad.most_common())})" if bad else ""
+        reasons = f" ({by_reason(bad)})" if bad else ""
         raise UserError(f"{given}: none of {many(len(rows), 'file')} is a sound that can be read{reasons}")
     columns = [name for name in GROUPS if len({str(row.attributes.get(name)) for row in rows}) > 2]
     stereo = 1 - counts[1] / counts.total()
@@ -100,10 +100,9 @@ def told(found: Sounds) -> list[str]:
     lines += [f"Not taken from the source: {found.listing.left_out}."] if found.listing.left_out else []
     lines += [f"{many(len(found.listing.missing), 'named file')} missing."] if found.listing.missing else []
     if found.bad:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in found.bad.most_common())
         mend = "ingest will refuse them: mend them, or raise `data.max_quarantine`"
         end = mend if found.bad.total() > BAD * (found.bad.total() + len(found.lengths)) else "they go to quarantine"
-        lines.append(f"Of those looked at {found.bad.total():,} cannot be used ({reasons}): {end}.")
+        lines.append(f"Of those looked at {found.bad.total():,} cannot be used ({by_reason(found.bad)}): {end}.")
     return lines + found.listing.notes
 
 

@@ -17,7 +17,7 @@ from pipeline.data.listing import Listing
 from pipeline.data.parquet_files import opened
 from pipeline.data.text_files import list_text
 from pipeline.data.text_tables import SUFFIXES, TextTable
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, by_reason, many
 from pipeline.planning import look_tables
 from pipeline.planning.starter_data import yaml_text
 from pipeline.schema.text import TextSource
@@ -86,8 +86,7 @@ def _bound(listing: Listing) -> float:
 
 def _unusable(listing: Listing) -> str:
     reasons = Counter(entry["reason"] for entry in listing.bad)
-    shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-    return f"{many(len(listing.bad), 'text')} cannot be used ({shown})"
+    return f"{many(len(listing.bad), 'text')} cannot be used ({by_reason(reasons)})"
 
 
 def _of_folder(path: Path) -> dict[str, Any] | None:
