@@ -174,8 +174,16 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     """-log p in nats a token, a mean over the tokens of each passage with its END: [n]. logits [n, L, V], tokens int64
     [n, L]. Places behind the END say nothing."""
     there = counted(tokens)
-    each = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")  # [n, L]
-    return (each * there).sum(1) / there.sum(1)
+    return (surprise(logits, tokens) * there).sum(1) / there.sum(1)
+
+
+def surprise(logits: Tensor, tokens: Tensor) -> Tensor:
+    """-log p of each token, in nats: float32 [n, L]. logits [n, L, V], tokens int64 [n, L].
+
+    As rows: torch's own [n, V, L] would turn the logits around, forth and back.
+    """
+    rows = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")  # [n L]
+    return rows.view_as(tokens)
 
 
 def counted(tokens: Tensor) -> Tensor:

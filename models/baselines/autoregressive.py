@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.autoencoders.text import END, counted
+from models.autoencoders.text import END, counted, surprise
 from models.layers import Causal
 
 
@@ -86,8 +86,7 @@ def nats(model: nn.Module, tokens: Tensor, batch: int = 64, prefix: Tensor | Non
         for at in range(0, len(tokens), batch):
             part, told = tokens[at : at + batch], () if prefix is None else (prefix[at : at + batch],)
             there = counted(part)
-            each = F.cross_entropy(model(part, *told).transpose(1, 2), part, reduction="none")  # [b, L]
-            sums.append((each * there).sum(1).cpu())
+            sums.append((surprise(model(part, *told), part) * there).sum(1).cpu())
             counts.append(there.sum(1).cpu())
     return torch.cat(sums), torch.cat(counts)
 
@@ -149,8 +148,7 @@ def train(
             there = counted(part)
             with torch.autocast(tokens.device.type, torch.bfloat16, enabled=half):
                 logits = model(part, told)
-            each = F.cross_entropy(logits.float().transpose(1, 2), part, reduction="none")  # [b, L]
-            loss = (each * there).sum() / there.sum()
+            loss = (surprise(logits, part) * there).sum() / there.sum()
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from models.autoencoders.text import surprise
 from models.conditioning import Conditions
 from models.diffusion.denoiser import Denoiser
 from models.diffusion.process import Path, noise_level
@@ -46,7 +46,7 @@ def held(
         for step in range(1, steps + 1):
             with torch.enable_grad():
                 z.requires_grad_()
-                nats = F.cross_entropy(decode(z).float().transpose(1, 2), tokens, reduction="none")  # [n, L]
+                nats = surprise(decode(z), tokens)  # [n, L]
                 energy = (nats * known).sum() + (z - x0).square().sum() / (2 * r**2)
                 (slope,) = torch.autograd.grad(energy, z)
             z = z.detach()
