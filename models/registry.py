@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -46,11 +47,13 @@ def module(family: str, kind: str) -> types.ModuleType:
     """The module of a kind. ValueError if there is no such file, or it lacks `Config` or `Model`."""
     if kind not in kinds(family):
         raise ValueError(f"kind: no {family} kind {kind!r}; {nearest(kind, kinds(family))}")
-    importlib.invalidate_caches()  # the file may have been dropped in after the folder was first looked at
-    found = importlib.import_module(f"models.{family}.{kind}")
-    for name in ("Config", "Model"):
-        if not hasattr(found, name):
-            raise ValueError(f"kind: models/{family}/{kind}.py defines no `{name}`")
+    name = f"models.{family}.{kind}"
+    if name not in sys.modules:
+        importlib.invalidate_caches()  # the file may have been dropped in after the folder was first looked at
+    found = importlib.import_module(name)
+    for needed in ("Config", "Model"):
+        if not hasattr(found, needed):
+            raise ValueError(f"kind: models/{family}/{kind}.py defines no `{needed}`")
     return found
 
 

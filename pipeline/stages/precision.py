@@ -49,7 +49,13 @@ def resolve(config: Config, cluster: Cluster, keep: bool = False) -> Config:
 
 def on_gpu(config: Config, cluster: Cluster) -> bool:
     """Whether the ranks will have GPUs."""
-    return "gpu" in next(iter(cluster.map(best_precision, [config.run.root], gpus=1)))
+    return bool(next(iter(cluster.map(_has_gpu, [config.run.root], gpus=1))))
+
+
+def _has_gpu(root: str) -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def check_precision(config: Config, cluster: Cluster, to_do: Collection[str]) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import sys
@@ -468,6 +469,9 @@ if __name__ == "__main__":
     import deepspeed.module_inject.auto_ep_layer  # noqa: F401 (each engine imports it)
 
     PIL.Image.init()
+    for package in ("models", "pipeline.data", "pipeline.tasks", "pipeline.training"):
+        for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(found.name)
     gc.freeze()  # DeepSpeed collects what there is as often as it makes an engine
     for line in sys.stdin:
         print(all_of(*line.split()), flush=True)

@@ -65,16 +65,16 @@ def test_shipped_configs_raise_none(file: Path) -> None:
 
 
 class Machine:
-    def __init__(self, best: dict[str, str]) -> None:
-        self.best, self.asked = best, 0
+    def __init__(self, has_gpu: bool) -> None:
+        self.has_gpu, self.asked = has_gpu, 0
 
-    def map(self, *_: Any, **__: Any) -> list[dict[str, str]]:
+    def map(self, *_: Any, **__: Any) -> list[bool]:
         self.asked += 1
-        return [self.best]
+        return [self.has_gpu]
 
 
 def test_fp16_without_a_gpu_is_refused_before_anything_runs() -> None:
-    cpu, gpu, made = Machine({"cpu": "bf16"}), Machine({"gpu": "bf16"}), config(precision="fp16")
+    cpu, gpu, made = Machine(has_gpu=False), Machine(has_gpu=True), config(precision="fp16")
     with pytest.raises(UserError, match=r"`diffusion.training.precision`: fp16 needs a GPU"):
         precision.check_precision(made, cpu, ["diffusion"])  # type: ignore[arg-type]
     precision.check_precision(made, gpu, ["diffusion"])  # type: ignore[arg-type]
