@@ -460,9 +460,7 @@ if __name__ == "__main__":
     import PIL.Image
     import ray.train.torch  # noqa: F401 (each rank asks it for its device)
 
-    import pipeline.stages.ingest
-    import pipeline.tasks.autoencoder
-    import pipeline.tasks.diffusion  # noqa: F401
+    import pipeline.stages.ingest  # noqa: F401
     from pipeline.training.initialise import import_deepspeed
 
     import_deepspeed()  # before any part of it: it hides mlflow
