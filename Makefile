@@ -10,7 +10,7 @@ REPORT = $(if $(ONLY),,LDM_FAULTS_REPORT=docs/results/faults.md)
 # once all is there.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test coverage test-cluster test-faults lint ui bench clean install
+.PHONY: demo test test-slow coverage test-cluster test-faults lint ui bench clean install
 
 install: $(VENV)/.installed
 
@@ -39,9 +39,13 @@ TESTS = -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS)
 
-# which lines of the driver's processes the tests run; a sixth more time
+# as long again: a job of a running Ray cluster, resumes of all that is trained, compiled networks, MLflow's pages
+test-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS) -m slow
+
+# which lines of the driver's processes both run; a sixth more time
 coverage: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --source pipeline,models $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --source pipeline,models $(TESTS) -m 'not cluster and not faults'
 
 # a Slurm cluster of network namespaces on this machine; root only. Without the daemons the tests skip and say so.
 # `make test-cluster ONLY="time_limit or scancel"`: these tests alone, and no report

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+
 from pipeline.tracking.links import chart_link, table_link
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_list_of_pipelines_shows_scores_and_opens_by_its_link(site: Any, page: Any) -> None:

@@ -84,6 +84,7 @@ def steps(root: Path, name: str) -> dict[int, dict[str, Any]]:
     return {row["position"]: row for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["autoencoder", "diffusion"])
 def test_killed_and_resumed_is_equal_bit_for_bit(resumed: Path, subject: str) -> None:
     whole, again = steps(resumed, f"{subject}-whole"), steps(resumed, f"{subject}-resumed")
@@ -94,6 +95,7 @@ def test_killed_and_resumed_is_equal_bit_for_bit(resumed: Path, subject: str) ->
         assert ends[0][what] == ends[1][what]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["autoencoder-alone", "diffusion-alone", "diffusion-zero3"])
 def test_another_world_size_or_stage(resumed: Path, name: str) -> None:
     whole, other = steps(resumed, f"{name.partition('-')[0]}-whole"), steps(resumed, name)
@@ -105,6 +107,7 @@ def test_another_world_size_or_stage(resumed: Path, name: str) -> None:
 # ---- the whole pipeline ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_pipeline_through_ray(tmp_path: Path, ldm: Any, database: bytes) -> None:
     """Two workers; the losses are those of one rank in this process. All shapes are in what each stage leaves."""
     config = tmp_path / "shapes.yaml"

@@ -13,6 +13,8 @@ import pytest
 
 STEPS, BATCH = 12, 8
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -179,6 +179,7 @@ def test_stop_saves_and_leaves_no_process(config: Path, new_root: Callable[..., 
     assert len(saved) == 2  # the one at the start, and the one of the stop
 
 
+@pytest.mark.slow
 def test_one_worker_encodes_the_same_bytes(config: Path, undisturbed: Path, new_root: Callable[..., Path]) -> None:
     """The latents of 1 and of 2 workers are the same files. A notice while Ray is waited for is told as one."""
     root = new_root("one-worker")
@@ -277,6 +278,7 @@ def head() -> Iterator[Head]:
         yield head
 
 
+@pytest.mark.slow
 def test_preflight_of_a_running_cluster(config: Path, head: Head) -> None:
     """All checks, with a real all-reduce and a real step of both stages; nothing is left below the root."""
     root, file = config.parent / "preflight", config.parent / "preflight.json"
@@ -294,6 +296,7 @@ def test_preflight_of_a_running_cluster(config: Path, head: Head) -> None:
     print(f"preflight: {report['seconds']:.0f} s")
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_and_submitted_again(
     config: Path, undisturbed: Path, head: Head, new_root: Callable[..., Path]
 ) -> None:

@@ -95,6 +95,7 @@ def compiled_is_plain(folder: Path, subject: str, zero_stage: int, checkpointing
     assert compiled[1] == pytest.approx(plain[1], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("subject", "zero_stage", "checkpointing"),
     [("autoencoder", 0, False), ("autoencoder", 2, True), ("dit", 0, True), ("unet", 0, False), ("unet", 2, True)],
@@ -110,6 +111,7 @@ def test_captured_as_graphs(
     compiled_is_plain(prepared, subject, zero_stage, checkpointing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("subject", "zero_stage"), [("dit", 2), ("autoencoder", 0), ("unet", 0), ("unet", 2)])
 def test_compiled(prepared: Path, subject: str, zero_stage: int) -> None:
     """By inductor: half a minute of compiling for the DiT, two minutes and more for those of convolutions."""

@@ -24,7 +24,8 @@ def documents() -> list[Path]:
     """All .md files, seen from the repository's root."""
     found: list[Path] = []
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = [name for name in folders if name not in LEFT_OUT and not name.startswith(".")]
+        own = LEFT_OUT | ({"data"} if Path(folder) == ROOT else set())  # where configs say to put data
+        folders[:] = [name for name in folders if name not in own and not name.startswith(".")]
         found += [(Path(folder) / name).relative_to(ROOT) for name in files if name.endswith(".md")]
     return sorted(found)
 
