@@ -139,6 +139,7 @@ def undisturbed(config: Path, new_root: Callable[..., Path]) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_losses(
     config: Path, undisturbed: Path, new_root: Callable[..., Path]
 ) -> None:

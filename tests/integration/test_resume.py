@@ -82,10 +82,10 @@ def make(train: Any, root: Path, subject: str) -> tuple[Path, dict[str, int]]:
     return root, kills
 
 
-SLOW = [pytest.param(subject, marks=pytest.mark.slow) for subject in ("conditioned", "lora", "distil")]
+SLOW = [pytest.param(subject, marks=pytest.mark.slow) for subject in ("autoencoder", "conditioned", "lora", "distil")]
 
 
-@pytest.fixture(scope="module", params=["network", "autoencoder", *SLOW])
+@pytest.fixture(scope="module", params=["network", *SLOW])
 def results(request: Any, train: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     """Runs of a network that has all kinds of parameters, and of both trained stages on real artifacts; the diffusion
     model is told class, attributes of each kind and captions; adapters beside a base that knows other classes, and a
