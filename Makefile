@@ -33,13 +33,13 @@ $(VENV)/.installed: $(VENV)/.runs
 demo: $(VENV)/.runs
 	$(BIN)/ldm run --config $(DEMO)
 
-# A file's tests by one process, of one thread: what they share is made once. Three processes for two cores: a tenth of
-# the time some test waits for something.
-TESTS = -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
+# A file's tests by one process, of one thread: what they share is made once. No more processes than cores: each imports
+# all anew, which costs more than what is gained while some test waits.
+TESTS = -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS)
 
-# as long again: a job of a running Ray cluster, resumes of all that is trained, compiled networks, MLflow's pages
+# twice as long: Ray with kills and a job, resumes of all that is trained, compiled networks, pages in a browser
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS) -m slow
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pipeline.pages import compare_page
 from pipeline.past import compare
 from pipeline.past.compare import Side
 from pipeline.past.history import Past
 from pipeline.tracking.tracker import Spool
+
+pytestmark = pytest.mark.slow
 
 
 def side(root: Path, key: str, loss: float) -> Side:

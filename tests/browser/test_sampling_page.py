@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_request_its_command_and_its_download(
     sampling: str, page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
