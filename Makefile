@@ -39,7 +39,7 @@ TESTS = -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS)
 
-# twice as long: Ray with kills and a job, resumes of all that is trained, compiled networks, pages in a browser
+# as long again: Ray with kills and a job, resumes of all that is trained, compiled networks, pages in a browser
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS) -m slow
 
