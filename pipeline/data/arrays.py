@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import math
 import tokenize
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data import bounded
 from pipeline.data.array_names import Parts, find_parts
 from pipeline.data.labels import Labels, class_names
 from pipeline.data.listing import Array, Digests, Listing, Row, class_order, existing
@@ -247,16 +249,25 @@ def _labels(labels: Array, shown: str) -> tuple[Array, list[str]]:
 def read_idx(path: str) -> Array:
     """An array of bytes in the IDX format of MNIST (two zero bytes, type 8, dimensions, sizes as big-endian uint32)."""
     file = existing(path)
-    content = file.read_bytes()
-    if content[:2] == b"\x1f\x8b":
+    with open(file, "rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+    with gzip.open(file) if zipped else open(file, "rb") as opened:
         try:
-            content = gzip.decompress(content)
+            head = opened.read(4)
+            if head[:3] != b"\0\0\x08" or len(head) < 4:
+                raise UserError(
+                    f"{path} is no IDX file of bytes (it begins with {head.hex(' ')}, expected 00 00 08 ..)"
+                )
+            sizes = opened.read(4 * head[3])
+            shape = tuple(np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist())
+            count = math.prod(shape) if len(shape) == head[3] else -1
+            content = (
+                opened.read(count + 1)
+                if 0 <= count <= file.stat().st_size * (bounded.DEFLATED if zipped else 1)
+                else b""
+            )  # as much as is said
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path} is damaged or truncated ({error}): write or copy it again") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise UserError(f"{path} is no IDX file of bytes (it begins with {content[:4].hex(' ')}, expected 00 00 08 ..)")
-    dimensions = content[3]
-    shape = tuple(np.frombuffer(content, ">u4", dimensions, 4).tolist())
-    if len(content) != 4 + 4 * dimensions + int(np.prod(shape)):
-        raise UserError(f"{path} is truncated: {len(content)} bytes do not hold an array of {shape}")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    if len(content) != count:
+        raise UserError(f"{path} is truncated, or longer than it says: it does not hold an array of {shape}")
+    return np.frombuffer(content, np.uint8).reshape(shape)

@@ -25,7 +25,8 @@ FORMAT = 1  # raise it when a listing's meaning changes
 class Row:
     """One image of a source: its key, where its bytes are (a path, or a row of an array), and what is known of it.
 
-    together: files of one name that differ in their suffix share it, and the split takes it in place of their keys.
+    together: what rows share that are held out together (files of one name but for the suffix, pieces of a file, tiles
+    that overlap): the split takes it in place of their keys.
     """
 
     key: str

@@ -77,7 +77,7 @@ def open_nifti(path: Path, data: Data) -> Held:
         down, along = (-1 if turns[axis][1] > 0 else 1 for axis in (rows, columns))
         return values[:, ::down, ::along]
 
-    return Held(slices if banded else slices * times, read)
+    return Held(slices if banded else slices * times, read, slices=slices)
 
 
 def _check_head(path: Path) -> None:

@@ -23,9 +23,9 @@ BLANK = re.compile(r"\s+")
 def clean(text: str) -> str:
     """Text in Unicode's form NFC, without control characters, byte order marks and halves of characters, with one blank
     for each run of white space, none at the ends."""
-    text = BLANK.sub(" ", unicodedata.normalize("NFC", text))
+    text = BLANK.sub(" ", text)  # of these some are control characters
     kept = (c for c in text if c != "\ufeff" and unicodedata.category(c) not in ("Cc", "Cs"))
-    return BLANK.sub(" ", "".join(kept)).strip()
+    return BLANK.sub(" ", unicodedata.normalize("NFC", "".join(kept))).strip()
 
 
 def passages(text: str, most: int) -> list[str]:
@@ -60,14 +60,16 @@ def _sentences(text: str) -> list[str]:
 
 def _cut(sentence: str, most: int) -> list[str]:
     """A sentence in pieces of at most `most` bytes."""
-    pieces = []
-    while _length(sentence) > most:
-        head = sentence.encode()[:most].decode("utf-8", "ignore")  # a character that is cut is left to the rest
-        blank = head.rfind(" ") if sentence[len(head)] != " " else len(head)
-        end = blank if blank > 0 else len(head)
-        pieces.append(sentence[:end].rstrip())
-        sentence = sentence[end:].lstrip()
-    return [*pieces, sentence]
+    pieces, start, left = [], 0, _length(sentence)
+    while left > most:
+        head = sentence[start : start + most].encode()[:most].decode("utf-8", "ignore")  # of a cut character nothing
+        blank = head.rfind(" ") if sentence[start + len(head)] != " " else len(head)
+        end = start + (blank if blank > 0 else len(head))
+        pieces.append(sentence[start:end].rstrip())
+        while sentence[end : end + 1].isspace():
+            end += 1
+        start, left = end, left - _length(sentence[start:end])
+    return [*pieces, sentence[start:]]
 
 
 def _length(text: str) -> int:

@@ -34,7 +34,7 @@ def bins(values: Array) -> Array:
 
 
 def value_of(number: int, dtype: str) -> float:
-    """The least value of a bin."""
+    """The value of a bin that is nearest to 0."""
     if dtype == "float32":
         high = number << 16
         bits = high - SIGN if high >= SIGN else 2 * SIGN - 1 - (high + 0xFFFF)

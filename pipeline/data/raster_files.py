@@ -39,7 +39,8 @@ class Held:
     """What a file holds. count: images; read: the values [C, H, W] of one of them, as the file has them in its unit,
     BadImage where there are none. subject: whom they are of (identifying: for comparing only). blocks: of tiles the
     block of each. sides: (height, width) of what tiles are cut of, as the header says; () of medical files. others:
-    images of a TIFF file that are of other sizes or types than those read, and no overviews."""
+    images of a TIFF file that are of other sizes or types than those read, and no overviews. slices: of a volume, where
+    a file holds several, one after the other."""
 
     count: int
     read: Callable[[int], Array]
@@ -47,6 +48,7 @@ class Held:
     blocks: tuple[str, ...] = ()
     sides: tuple[int, ...] = ()
     others: int = 0
+    slices: int | None = None
 
 
 @contextmanager
@@ -175,6 +177,8 @@ def open_tiff(path: Path, data: Data) -> Held:
         return values
 
     missing = None if nodata is None else _number(str(nodata))
+    if missing is not None and photometric == 0:  # as its values are turned
+        missing = (1 << bits) - 1 - missing
     scales = scaling(known, data.channels) if getattr(data.source, "rescale", True) else None
     planned = ordered(np.broadcast_to(np.uint8(0), shape), axes, data.channels).shape
     return replace(_held(whole, planned, data, missing, scales), others=others)

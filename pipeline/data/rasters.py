@@ -59,6 +59,7 @@ class _File:
     count: int = 1  # one that cannot be opened is one image, which goes to quarantine
     subject: str | None = None
     blocks: tuple[str, ...] = field(default_factory=tuple)
+    slices: int | None = None
 
 
 def list_rasters(data: Data, digests: Digests) -> Listing:
@@ -91,7 +92,7 @@ def list_rasters(data: Data, digests: Digests) -> Listing:
         seen.add(file.digest)
         try:
             held = opened(file.path, data)
-            file.count, file.subject, file.blocks = held.count, held.subject, held.blocks
+            file.count, file.subject, file.blocks, file.slices = held.count, held.subject, held.blocks, held.slices
             if held.others:
                 what = "images of TIFF files, of other sizes or types than their first"
                 left_out.add(what, str(file.name), held.others)
@@ -153,16 +154,18 @@ def _subject(file: _File) -> str:
 
 def _rows(file: _File, key: str, subject: str | None, source: Any) -> list[Row]:
     label = plain(file.name.parent.as_posix()) if source.classes and file.name.parent != Path() else None
-    rows = []
+    rows, slices = [], file.slices or file.count
     for number in range(file.count):
         attributes: dict[str, Any] = {} if subject is None else {"subject": subject}
         if file.blocks:
             attributes["block"] = f"{key}/{file.blocks[number]}"
         elif file.count > 1 and subject is not None:
-            attributes["place"] = round(number / (file.count - 1), 6)  # of the slice in its volume, 0 to 1
-            attributes["block"] = f"{key}/{number // source.block}"
+            place = number % slices  # of the slice in its volume, whichever time that is of
+            attributes["place"] = round(place / max(1, slices - 1), 6)  # 0 to 1
+            attributes["block"] = f"{key}/{place // source.block}"
         name = key if file.count == 1 else f"{key}/{number:05d}"
-        rows.append(Row(name, f"{file.path}#{number}", digest_of(file.digest, number, source), label, None, attributes))
+        known, together = digest_of(file.digest, number, source), None if source.stride is None else attributes["block"]
+        rows.append(Row(name, f"{file.path}#{number}", known, label, None, attributes, together))
     return rows
 
 

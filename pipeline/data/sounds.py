@@ -74,7 +74,7 @@ def _cut(row: Row, data: Data) -> list[Row]:
     if source.cut == "all":
         try:
             held = sound_files.look(Path(str(row.location)), source.longest)
-            count = max(1, math.floor(held.frames / held.rate / sound.seconds + 0.5))
+            count = max(1, math.floor(held.frames / math.ceil(sound.seconds * held.rate) + 0.5))
         except (BadImage, OSError):
             count = 1
     made = []

@@ -57,9 +57,10 @@ def load_split(
 
     index, sides, channels = Index.open(folder, split, config.data.cache), config.data.sides, config.data.channels
     rows, labels = split_order(folder, split, config, seed)
-    count = max(1, MEMORY // (math.prod(sides) * channels))
+    dtype = np.dtype(np.uint8 if index.values is None else index.values.dtype)
+    count = max(1, MEMORY // (math.prod(sides) * channels * dtype.itemsize))
     rows = rows[: count if limit is None else min(count, limit)]
-    images = np.empty((len(rows), *sides, channels), np.uint8 if index.values is None else index.values.dtype)
+    images = np.empty((len(rows), *sides, channels), dtype)
     for place in np.argsort(rows):  # read shard by shard: a remote one is copied once
         pixels = read_image(index, int(rows[place]), config.data)
         pixels = pixels if config.data.buckets is None else squared(pixels, sides[0])

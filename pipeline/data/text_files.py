@@ -30,14 +30,15 @@ GAP = re.compile(rb"\r?\n(?:[ \t]*\r?\n)+")  # between paragraphs
 
 
 class Text(NamedTuple):
-    """A text of a source: what messages call it, its document, its class, it or its bytes (None: there is none), and
-    the text before."""
+    """A text of a source: what messages call it, its document, its class, it or its bytes (None: there is none), the
+    text before, and, of one that is too long to be read, its bytes."""
 
     name: str
     document: str
     label: str | None
     content: str | bytes | None
     before: str = ""
+    size: int = 0
 
 
 def list_text(source: TextSource) -> Listing:
@@ -52,7 +53,7 @@ def list_text(source: TextSource) -> Listing:
     left_out = LeftOut()
     for text in texts:
         try:
-            content = _checked(text.content, source.longest)
+            content = _checked(text, source.longest)
         except ValueError as error:
             reason, detail = error.args
             bad.append({"key": text.name, "reason": reason, "detail": detail})
@@ -75,9 +76,11 @@ def list_text(source: TextSource) -> Listing:
     return Listing(rows, class_order(row.label for row in rows if row.label), [], left_out, notes, bad)
 
 
-def _checked(content: str | bytes | None, longest: int) -> str:
+def _checked(found: Text, longest: int) -> str:
     """A text, cleaned. ValueError(reason, detail) where it is none."""
-    size = 0 if content is None else len(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    content, size = found.content, found.size
+    if content is not None:
+        size = len(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
     if size > longest:
         raise ValueError("too long", f"{size:,} bytes, `data.source.longest` is {longest:,}")
     if isinstance(content, bytes) and b"\0" in content:  # UTF-16 of other scripts than Latin would be other letters
@@ -103,11 +106,15 @@ def _of_files(source: TextSource) -> Iterator[Text]:
     files, _ = files_under(root, lambda path: path.suffix.lower() == ".txt")
     where = root if root.is_dir() else root.parent
     for inside, document in zip(files, keys_of([file.as_posix() for file in files]), strict=True):
+        label = _class_of(inside, source.class_from)
         try:
+            size = (where / inside).stat().st_size
+            if source.unit == "file" and size > source.longest:  # before it is in memory
+                yield Text(document, document, label, None, size=size)
+                continue
             content = (where / inside).read_bytes()
         except OSError as error:
             raise UserError(f"{plain(str(where / inside))}: {error.strerror}; give rights to read it") from None
-        label = _class_of(inside, source.class_from)
         if not content.strip():
             yield Text(document, document, label, content)
         for number, part in enumerate(_units(content, source.unit), 1):
@@ -134,10 +141,10 @@ def _class_of(inside: Path, classes: str | None) -> str | None:
 
 
 def _is_table(path: str) -> bool:
-    """By the name's end: a folder is one of .txt files, unless it holds Parquet files alone."""
+    """By the name's end: a folder is one of .txt files, unless it holds Parquet files and none of these."""
     if Path(path).is_dir():
-        inside = [file.suffix.lower() for file in Path(path).iterdir() if file.is_file()]
-        return bool(inside) and all(suffix in parquet.SUFFIXES for suffix in inside)
+        inside = {file.suffix.lower() for file in Path(path).rglob("*") if file.is_file()}
+        return ".txt" not in inside and not inside.isdisjoint(parquet.SUFFIXES)
     return path.lower().endswith((*SUFFIXES, *parquet.SUFFIXES))
 
 
@@ -152,9 +159,16 @@ def _of_table(source: TextSource, labels: Labels, notes: list[str]) -> Iterator[
             raise UserError(f"{where}: column {source.column!r} holds {type(value).__name__}, expected text")
         name = f"{file.name}:{number}"
         document = _document(record[source.document]) if source.document else ""
-        document = document or f"{file.stem}/{number:08d}"  # one of its own: texts that no one groups are no group
+        stem = _inside(file, source.path).with_suffix("").as_posix()
+        document = document or f"{plain(stem)}/{number:08d}"  # one of its own: texts that no one groups are no group
         before = _before(record[source.before], source, where) if source.before else ""
         yield Text(name, document, labels(record[source.label], where) if source.label else None, value, before)
+
+
+def _inside(file: Path, path: str) -> Path:
+    """A file's path inside of a folder; of one that was named, or found by a pattern, its name."""
+    folder = Path(path).absolute()
+    return file.relative_to(folder) if folder.is_dir() else Path(file.name)
 
 
 def _document(value: Any) -> str:

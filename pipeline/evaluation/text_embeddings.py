@@ -6,6 +6,7 @@ Distances are `metrics/frechet.py`'s, `metrics/kernel.py`'s and `metrics/mauve.p
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,9 @@ def embedder(judge: Model | None, tokenizer: tokens.Tokenizer, device: torch.dev
         )
     if judge is None:
         return None
-    return Embedder("states of the judge", lambda texts: scaled(_states(judge, tokenizer, texts)))
+    weights = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in judge.state_dict().values()))
+    name = f"states of the judge {weights.hexdigest()[:12]}"
+    return Embedder(name, lambda texts: scaled(_states(judge, tokenizer, texts)))
 
 
 def frozen_name(memory: Path | None = None) -> str | None:

@@ -26,8 +26,9 @@ def perplexity(
     asked: Mapping[str, Any],
     before: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Of whole passages: `samples` with the middle as the model writes it, `real`, and `random`. asked: what the model
-    is asked, for as many; before: of replies the texts before. ValueError where no two passages are long enough."""
+    """Of whole passages: `samples` with the middle as the model writes it, `real`, and `random`; `passages`, how many
+    these are. asked: what the model is asked, for as many; before: of replies the texts before. ValueError where no two
+    passages are long enough."""
     assert model.tokenizer is not None
     rows = tokens.rows(model.tokenizer, texts, model.autoencoder.length).tokens
     lengths = np.array([tokens.length_of(row) for row in rows])
@@ -48,7 +49,8 @@ def perplexity(
              for key, value in asked.items()}  # fmt: skip
     sets = {"samples": written(model, given, taken), "real": rows[chosen], "random": random[chosen]}
     told = None if before is None else [before[i] for i in chosen]
-    return {name: text_judge.perplexity_of(judge, model.tokenizer, found, told) for name, found in sets.items()}
+    found = {name: text_judge.perplexity_of(judge, model.tokenizer, of, told) for name, of in sets.items()}
+    return {**found, "passages": len(chosen)}
 
 
 def request(model: Generator, count: int, seed: int, told: Mapping[str, Any], **how: Any) -> dict[str, Any]:

@@ -32,8 +32,9 @@ def ranked(
     pool: Path,
     seed: int,
 ) -> dict[str, float]:
-    """AUC of each set of replies to the texts `before`, among them `real`, the real ones. train: texts before and
-    replies of the training split, as `before` empty where there is none. ValueError where there are too few."""
+    """AUC of each set of replies to the texts `before`, among them `real`, the real ones; `replies`, how many
+    of each. train: texts before and replies of the training split, as `before` empty where there is none. ValueError
+    where there are too few."""
     import torch
 
     from models import pairs
@@ -47,7 +48,8 @@ def ranked(
         return torch.from_numpy(embed.of([texts[i] for i in rows])).float()
 
     said, real = vectors(before), vectors(sets["real"])
-    return {name: pairs.above(judge, said, vectors(texts), real) for name, texts in sets.items()}
+    found = {name: pairs.above(judge, said, vectors(texts), real) for name, texts in sets.items()}
+    return {**found, "replies": len(rows)}
 
 
 def _judge(embed: Embedder, before: Sequence[str], replies: Sequence[str], most: int, pool: Path, seed: int) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.data.split import Array
     from pipeline.generate.generator import Generator
 
-MEASURES = "words 3"  # what figures stand on, in place of an extractor of images
+MEASURES = "words 4"  # what figures stand on, in place of an extractor of images
 GRAM = 8  # words of a copied run
 TRAINING = 200_000  # passages that copies are looked for in, at most
 DISTANCES = {"frechet": "fd", "kernel": "kd", "mauve": "mauve"}  # of embeddings, and the names of their figures
@@ -77,14 +77,14 @@ def evaluate(
     samples = generator.texts(request)
     print(f"evaluate: {len(samples)} samples, {len(samples) / (time.monotonic() - begun):.1f} texts/s", flush=True)
     real = list(held_out[: section.samples])
-    figures, missing = compare(samples, real, train)
-    judge, beside = None, None
+    judge, own = None, {}
     if section.judge:
         said = _said(names, train_labels, held_out_labels[: len(real)], asked, section.samples, before)
-        judge, beside, figures["perplexity"] = _judged(generator, train, samples, real, config, said)
-        yardstick, _ = compare(beside, real, train)
-        for name in figures.keys() & yardstick.keys():
-            figures[name]["yardstick"] = yardstick[name]["samples"]
+        judge, beside, perplexity = _judged(generator, train, samples, real, config, said)
+        own = {"yardstick": beside}
+    figures, missing = compare({"samples": samples, "real": real, **own}, train)
+    if judge is not None:
+        figures["perplexity"] = perplexity
         if section.infill:
             prompts = told["prompts"] if before and told and "prompts" in told else None
             try:
@@ -97,7 +97,7 @@ def evaluate(
     embed = text_embeddings.embedder(judge, generator.tokenizer, generator.device)
     n = min(section.samples, len(real), len(train) // 2)
     content = digest([digest(sorted(train)), real])
-    named = {"train": train, "held_out": real, "samples": samples, **({"yardstick": beside} if beside else {})}
+    named = {"train": train, "held_out": real, "samples": samples, **own}
     if before:
         try:
             figures["reply_auc"] = _replies(named, before, embed, config)
@@ -111,7 +111,7 @@ def evaluate(
         figures[name] = {key: one["value"] if isinstance(one, dict) else one for key, one in apart[kind].items()}
     if asked is not None:
         try:
-            sets = {"samples": samples, **({"yardstick": beside} if beside else {})}
+            sets = {"samples": samples, **own}
             figures["class_right"] = _classes(train, train_labels, sets, asked, real, held_out_labels[: len(real)])
         except ValueError as error:
             missing["class_right"] = str(error)
@@ -294,11 +294,11 @@ def _judged(
 
 
 def compare(
-    samples: Sequence[str], real: Sequence[str], train: Sequence[str]
+    sets: Mapping[str, Sequence[str]], train: Sequence[str]
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Figure -> {samples, real}, and the figures that cannot be had, with the reason."""
-    pair = dict(zip(("samples", "real"), ([measures.words_of(text) for text in texts] for texts in (samples, real)),
-                    strict=True))  # fmt: skip
+    """Figure -> {samples, real, ...}, of the sets with these names, and the figures that cannot be had, with the
+    reason. Those that depend on how many words there are: of equally many."""
+    pair = {name: [measures.words_of(text) for text in texts] for name, texts in sets.items()}
     equal = dict(zip(pair, measures.as_many_words(list(pair.values())), strict=True))
     training = measures.known((measures.words_of(text) for text in train), GRAM)
     found = {
@@ -349,8 +349,14 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         f"back exactly; {back['cut']:.1%} of them are longer than the model's length, and cut off"
     ]
     for name, two in report["text"].items():
-        count, real = (counts["compared"], "real halves") if name in WORDS else (counts["samples"], "held-out text")
-        line = f"{WORDS.get(name, name)}: {two['samples']:.4g} of {count} samples, {two['real']:.4g} of {real}"
+        count, real = f"{counts['samples']} samples", "held-out text"
+        if name in DISTANCES.values():
+            count, real = f"{counts['compared']} samples", "real halves"
+        elif name == "infill_perplexity":
+            count, real = f"{two['passages']} passages", "the passages themselves"
+        elif name == "reply_auc":
+            count, real = f"{two['replies']} replies", "the real ones"
+        line = f"{WORDS.get(name, name)}: {two['samples']:.4g} of {count}, {two['real']:.4g} of {real}"
         beside = f", {two['yardstick']:.4g} of the autoregressive model's" if "yardstick" in two else ""
         beside += f", {two['random']:.4g} with the middle of another text" if "random" in two else ""
         result.append(line + beside)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import atomic_write, sha256_file, write_json
+from pipeline.files import atomic_write, sha256_file
 from pipeline.generate.class_numbers import class_number
 from pipeline.generate.generator import Generator
 from pipeline.generate.prompts import said
-from pipeline.generate.samples import INFO, Earlier
+from pipeline.generate.samples import Earlier, finish
 
 ALL = "samples.jsonl"
 
@@ -41,29 +41,17 @@ def write_texts(folder: str | Path, texts: Sequence[str], info: Mapping[str, Any
 
     info: as `samples.sample_info` gives it; before: what `samples.earlier` found in the folder, whose numbers go on.
     """
-    folder, names, entries = Path(folder), info["class_names"], []
-    labels = [class_number(value, names) for value in info["request"]["classes"]]
-    prompts = [said(prompt) for prompt in info["request"].get("prompts", [])]
-    for number, text in enumerate(texts, before.next):
-        file = folder / f"{number:06d}.txt"
+    folder, names, request = Path(folder), info["class_names"], info["request"]
+    labels = [names[class_number(value, names)] for value in request["classes"]]
+    prompts = [said(prompt) for prompt in request.get("prompts", [])]
+    files, lines = [], []
+    for i, text in enumerate(texts):
+        file = folder / f"{before.next + i:06d}.txt"
         atomic_write(file, f"{text}\n")
-        chosen = labels[(number - before.next) % len(labels)] if labels else None
-        entries.append({"file": file.name, "index": number, "class": chosen, "sha256": sha256_file(file)})
-    lines = [
-        {
-            "file": entry["file"],
-            "text": text,
-            **({} if entry["class"] is None else {"class": names[entry["class"]]}),
-            **({"before": prompts[i % len(prompts)]} if prompts else {}),
-            "seed": info["request"]["seed"],
-        }
-        for i, (entry, text) in enumerate(zip(entries, texts, strict=True))
-    ]
+        files.append((file, sha256_file(file)))
+        told = {"class": labels[i % len(labels)]} if labels else {}
+        told |= {"before": prompts[i % len(prompts)]} if prompts else {}
+        lines.append({"file": file.name, "text": text, **told, "seed": request["seed"]})
     old = (folder / ALL).read_text(encoding="utf-8") if (folder / ALL).exists() else ""
     atomic_write(folder / ALL, old + "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    if before.info:
-        added = [*before.info.get("added", []), {**info, "first": before.next}]
-        written = {**before.info, "added": added, "images": [*before.info["images"], *entries]}
-    else:
-        written = {**info, "images": entries}
-    write_json(folder / INFO, written)
+    finish(folder, files, info, before)

@@ -19,6 +19,7 @@ from pipeline.past import comparable, history
 from pipeline.past.history import Curve, Past
 
 HIGHER = ("psnr", "ssim", "accuracy", "precision", "recall", "density", "coverage", "usage", "sharpness")
+BESIDE = ("classifier", "gaussian", "pca")  # beginnings of what is measured for comparison
 LOWER = ("loss", "fd", "kd", "kid", "lpips", "perceptual", "rfd", "reconstruction", "fd_reconstructions")
 NAMES = {
     "eval/fd": "Fréchet distance",
@@ -106,9 +107,8 @@ def differences(pasts: Sequence[Past]) -> dict[str, list[str]]:
 def better(name: str) -> int:
     """1 if more of a metric is better, -1 if less is, 0 if neither can be said."""
     stage, _, word = name.rpartition("/")
-    if (
-        stage == "ingest" or word.endswith("_real") or word.startswith(("classifier", "gaussian", "pca"))
-    ):  # of the data, no model's
+    beside = word.endswith(("_real", "_yardstick", "_random", "_train")) or word.startswith(BESIDE)
+    if stage == "ingest" or beside:  # of the data, or of another model
         return 0
     parts = {word, *word.split("_")}
     if parts & set(HIGHER):

@@ -201,3 +201,6 @@ def test_a_fourth_axis_is_bands_or_times(tmp_path):
     np.testing.assert_array_equal(first, voxels[::-1, ::-1, 0].transpose(2, 1, 0))
     assert len(whole) == 6
     np.testing.assert_array_equal(whole[4][0], voxels[::-1, ::-1, 1, 1].T)
+    rows = sources.open_listing(data(tmp_path, dtype="int16", block=2)).rows  # a slice of each time has the same place
+    assert [row.attributes["place"] for row in rows] == [0, 0.5, 1] * 2
+    assert [row.attributes["block"].rpartition("/")[2] for row in rows] == ["0", "0", "1"] * 2

@@ -15,6 +15,7 @@ from pipeline.data.passages import clean, passages
         ("a\u0301 cafe\u0301", "á café"),  # NFC
         ("\ufeffone\r\n two\t\tthree\u00a0four ", "one two three four"),
         ("a\x00b\x1bc\x7f", "abc"),
+        ("e\x07\u0301", "é"),  # what is left is composed
         ("half \ud83d of a pair", "half of a pair"),
         ("\U0001f469\u200d\U0001f680", "\U0001f469\u200d\U0001f680"),  # a joiner is no control character
         (" \n\x00 ", ""),

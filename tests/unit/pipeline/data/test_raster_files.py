@@ -201,6 +201,17 @@ def test_tiles_without_data_are_told_from_tiles_with_zeros(tmp_path, nodata, dty
     assert caught.value.reason == raster_files.WITHOUT_DATA and held.read(1).sum() == 0
 
 
+def test_without_data_where_white_is_zero(tmp_path):
+    stored = np.array([[255, 3], [2, 1]], np.uint8).repeat(16, 0).repeat(16, 1)
+    tags = [(raster_files.NODATA, 2, 0, "255", True)]
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite", extratags=tags)
+    held = raster_files.open_tiff(tmp_path / "a.tif", data(tmp_path, dtype="uint8", tile=16))
+    with pytest.raises(raster_files.BadImage) as caught:
+        held.read(0)
+    assert caught.value.reason == raster_files.WITHOUT_DATA
+    assert [int(held.read(i)[0, 0, 0]) for i in (1, 2, 3)] == [252, 253, 254]
+
+
 def test_tiles_of_a_block_share_its_name(tmp_path):
     values = noise(70, 85)
     tifffile.imwrite(tmp_path / "a.tif", values)
@@ -221,6 +232,8 @@ def test_overlapping_tiles_lie_in_one_block_each(tmp_path):
     np.testing.assert_array_equal(held.read(8)[0], values[8:24, 8:24])
     places = {(y, x): f"0-{y // 32}-{x // 32}" for y in (0, 8, 16, 32, 40, 48) for x in (0, 8, 16, 32, 40, 48, 64)}
     assert held.blocks == tuple(places.values())
+    rows = sources.open_listing(data(tmp_path, tile=16, block=2, stride=8)).rows  # and are held out with it
+    assert [row.together for row in rows] == [f"a/{block}" for block in held.blocks]
     for number, (y, x) in enumerate(places):
         np.testing.assert_array_equal(held.read(number)[0], values[y : y + 16, x : x + 16])
     with pytest.raises(ValueError, match="`stride`: 16 given, expected fewer pixels than `tile`"):

@@ -76,6 +76,12 @@ def test_a_long_file_is_cut_at_its_start_or_in_pieces(tmp_path: Path) -> None:
         read(rows[2])
 
 
+def test_pieces_of_no_whole_number_of_samples_end_with_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 40 * 22050), rate=22050)
+    rows, found = read_all(tmp_path, source={"cut": "all"}, sound={"seconds": 0.064})  # 1411.2 samples each
+    assert len(rows) == len(found) == int(40 * 22050 / 1412 + 0.5)
+
+
 def test_shards_hold_the_samples_of_the_file(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(-32768, 32768, (3000, 2)).astype(np.int16)
     write(tmp_path / "a.flac", values, rate=44_100)

@@ -109,6 +109,22 @@ def test_arrays(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("sizes", "more", "message"),
+    [
+        ([2, 5, 4], b"\0" * 5_000_000, "or longer than it says"),  # of which no more is unpacked than one byte
+        ([65536] * 4, b"", "truncated"),
+        ([6, 5], b"", "longer than it says"),
+        ([6, 5, 5], b"", "truncated"),
+    ],
+)
+def test_as_much_of_a_packed_array_is_read_as_it_says(tmp_path, sizes, more, message):
+    head = bytes([0, 0, 8, len(sizes)]) + np.array(sizes, ">u4").tobytes()
+    (tmp_path / "i.idx.gz").write_bytes(gzip.compress(head + bytes(120) + more))
+    with pytest.raises(UserError, match=message):
+        arrays.read_idx(str(tmp_path / "i.idx.gz"))
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"x": np.zeros(3)}, "no array `images`, only x"),

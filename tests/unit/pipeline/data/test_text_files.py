@@ -107,6 +107,25 @@ def test_what_is_no_text_goes_to_quarantine_with_its_reason(tmp_path):
     assert len((folder / "quarantine.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_file_that_is_too_long_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("A text.")
+    (tmp_path / "b.txt").write_text("x" * 101)
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) if self.name == "a.txt" else pytest.fail("read"))
+    found = list_text(source(tmp_path, unit="file", longest=100, passage=64))
+    assert [row.location for row in found.rows] == ["A text."]
+    assert [(bad["key"], bad["detail"]) for bad in found.bad] == [("b", "101 bytes, `data.source.longest` is 100")]
+
+
+def test_parquet_files_in_folders_that_a_cluster_wrote(tmp_path):
+    for part in "ab":
+        (tmp_path / part).mkdir()
+        pq.write_table(pa.table({"text": [f"Text {part}."]}), tmp_path / part / "data.parquet")
+    (tmp_path / "_SUCCESS").touch()
+    rows = list_text(source(tmp_path)).rows
+    assert [row.together for row in rows] == ["a/data/00000000", "b/data/00000000"]
+
+
 def test_utf_16_is_no_text_of_other_letters(tmp_path):
     (tmp_path / "a.txt").write_bytes("Привет, мир.\n\nЕщё раз.".encode("utf-16"))
     found = list_text(source(tmp_path, unit="line"))

@@ -62,14 +62,18 @@ def test_what_the_judge_is_told():
 def test_a_set_beside_real_text():
     real = [f"The {word} old river ran past a quiet town." for word in ("wide", "slow", "cold", "deep")]
     train = ["A quiet town, and the slow old river ran past a quiet town."]
-    figures, missing = text_scores.compare(["so so so so so so so so so"] * 4, real, train)
+    figures, missing = text_scores.compare({"samples": ["so so so so so so so so so"] * 4, "real": real}, train)
     assert not missing and figures["entropy"]["samples"] == 0 < figures["entropy"]["real"]
     assert figures["distinct_2"]["samples"] < 0.1 < figures["distinct_2"]["real"]
     assert figures["copied_8"]["samples"] == 0 < figures["copied_8"]["real"]
-    figures, missing = text_scores.compare(["so"], real, train)
+    same, _ = text_scores.compare({"samples": real[:1], "real": real, "yardstick": real}, train)
+    assert same["entropy"]["real"] == same["entropy"]["yardstick"]  # of as many words as the samples have
+    figures, missing = text_scores.compare({"samples": ["so"], "real": real}, train)
     assert set(missing) == {"distinct_2", "copied_8"} and set(figures) == {"words", "entropy"}
     report = {"text": figures, "reconstruction": {"tokens": 0.5, "passages": 0.25, "cut": 0.0}, "missing": missing,
               "images": {"held_out": 4, "samples": 1}}  # fmt: skip
     assert text_scores.key_figures(report)["entropy_real"] == figures["entropy"]["real"]
     assert "50.00% of held-out tokens exact" in text_scores.headline(text_scores.key_figures(report))
+    report["text"] |= {"infill_perplexity": {"samples": 30.0, "real": 20.0, "random": 90.0, "passages": 7}}
+    assert any("30 of 7 passages, 20 of the passages themselves" in line for line in text_scores.lines(report))
     assert any("copied_8 is not given" in line for line in text_scores.lines(report))

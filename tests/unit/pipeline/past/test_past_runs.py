@@ -251,6 +251,7 @@ def test_one_run_is_not_compared_with_itself(made: Made) -> None:
 @pytest.mark.parametrize(
     ("name", "sign"),
     [("eval/fd", -1), ("eval/psnr", 1), ("diffusion/val_loss", -1), ("eval/class_accuracy", 1), ("eval/fd_real", 0),
+     ("eval/fd_yardstick", 0), ("eval/kd_yardstick", 0), ("eval/fd_reconstructions", -1),
      ("diffusion/grad_norm", 0), ("diffusion/gaussian_loss", 0), ("autoencoder/val_psnr", 1)],
 )  # fmt: skip
 def test_which_way_is_better(name: str, sign: int) -> None:
