@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pipeline.evaluation.metrics.features import Extractor
     from pipeline.generate.generator import Generator
 
-MEASURES = "frames 1"  # raised when a report of clips holds other figures
-SETS = ("real", "samples", "reconstructions")  # of the figures of flicker
+MEASURES = "frames 2"  # raised when a report of clips holds other figures
+SETS = ("real", "samples", "reconstructions", "train")  # of the figures of flicker
 
 
 def frames_of(clips: Images) -> Images:
@@ -98,7 +98,8 @@ def evaluate(
         ),
     }
     if frames > 1:
-        report.values["flicker"] = dict(zip(SETS, map(flicker, (held_out, samples, reconstructions)), strict=True))
+        of = (held_out, samples, reconstructions, train)
+        report.values["flicker"] = dict(zip(SETS, map(flicker, of), strict=True))
     else:
         report.missing["flicker"] = "clips of one frame have none"
     if asked is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def key_figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """Flicker of samples, of real clips and of reconstructions; nothing where these are no clips."""
+    """Flicker of samples, of real clips and training ones, and of reconstructions; nothing where these are no clips."""
     found = report.get("flicker", {})
     return {"flicker" + ("" if name == "samples" else f"_{name}"): value for name, value in found.items()}
 
@@ -31,6 +31,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     if found := report.get("flicker"):
         result.append(
             f"flicker (mean absolute difference of successive frames, grey levels of 255): {found['samples']:.4g} of "
-            f"samples, {found['real']:.4g} of held-out clips, {found['reconstructions']:.4g} of their reconstructions"
+            f"samples, {found['real']:.4g} of held-out clips, {found['reconstructions']:.4g} of their reconstructions, "
+            f"{found['train']:.4g} of training clips"
         )
     return result

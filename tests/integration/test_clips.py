@@ -73,7 +73,10 @@ def test_from_files_to_a_model_that_makes_clips(small):
     options = read_json(diffusion.path / "model.json")
     assert options["latent"] == {"channels": 2, "size": [3, 4, 4]} and options["clip"] == {"frames": 5, "rate": 10.0}
     report = read_json(evaluate.path / "report.json")
-    assert set(report["flicker"]) == {"real", "samples", "reconstructions"} and min(report["flicker"].values()) >= 0
+    assert (
+        set(report["flicker"]) == {"real", "samples", "reconstructions", "train"}
+        and min(report["flicker"].values()) >= 0
+    )
     assert report["flicker"]["real"] > 30  # of noise: a third of the grey levels, resized less
     assert report["clips"]["frames"] == 5 and report["images"]["samples"] == 20
     assert {"flicker", "flicker_real", "psnr"} <= set(evaluate.summary["key_figures"])
