@@ -73,6 +73,7 @@ def command(
         "evaluate.grid=auto",
         f"evaluate.steps={steps}",
         "evaluate.guidance=1",
+        *(["evaluate.noise_left=0"] if own.evaluate.noise_left else []),
         "evaluate.guidance_weak=live",  # the teacher's may name averages that a student has not
         "evaluate.weights=ema",
         "tracking.model_name=null",

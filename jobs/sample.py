@@ -57,6 +57,9 @@ GRIDS = ["auto", "uniform", "cosine", "karras", "shifted", "few"]
 @click.option("--guidance-interval", default=None, type=(float, float), help="Noise levels, LOW HIGH, with guidance.")
 @click.option("--guidance-rescale", default=None, type=click.FloatRange(0, 1), help="Default: the model's.")
 @click.option(
+    "--noise-left", default=None, type=click.FloatRange(0), help="Of text: level where the decoder takes over."
+)
+@click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed; the same seed, the same images."
 )
 @click.option("--batch-size", default=None, type=click.IntRange(1), help="Images at once; default: the model's.")

@@ -38,6 +38,7 @@ class Config:
     depth: int = 4  # layers of the encoder, and of the decoder
     heads: int = 4  # attention heads
     noise: float = 0.3  # deviation of the noise on latents in training, whose root mean square is 1
+    noise_from: float | None = later(None)  # the least of it, drawn evenly from here to `noise`; None: always `noise`
     causal: int = later(0)  # layers behind the decoder's that see the tokens before; 0: all tokens are said at once
 
     def __post_init__(self) -> None:
@@ -56,6 +57,8 @@ class Config:
             raise ValueError(f"latents: expected a divisor of length {self.length}, got {self.latents}")
         if not 0 <= self.noise < 10:
             raise ValueError(f"noise: expected a number from 0 to 10, got {self.noise}")
+        if self.noise_from is not None and not 0 <= self.noise_from <= self.noise:
+            raise ValueError(f"noise_from: expected a number from 0 to noise {self.noise}, got {self.noise_from}")
 
 
 class Model(nn.Module):
@@ -144,13 +147,21 @@ class Model(nn.Module):
             found[:, place + 1] = token
         return found[:, 1:]
 
-    def forward(self, x: Tensor, noise: Tensor, spread: float = 0.0, told: bool = True) -> tuple[Tensor, Tensor]:
-        """x int64 [n, L], standard normal noise [n, C, l] -> logits, and moments. spread: deviation of more noise on
-        the draw: both add up to one Gaussian, of variance exp(logvar) + spread^2. told: causal layers see the tokens of
-        x, and not what they say."""
+    def spread(self, u: Tensor) -> Tensor:
+        """Deviations of the training's noise, [n], of uniform draws in (0, 1), [n]."""
+        least, most = self.config.noise_from, self.config.noise
+        return torch.full_like(u, most) if least is None else least + (most - least) * u
+
+    def forward(
+        self, x: Tensor, noise: Tensor, spread: Tensor | None = None, told: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """x int64 [n, L], standard normal noise [n, C, l] -> logits, and moments. spread: [n], deviations of more noise
+        on the draw: both add up to one Gaussian, of variance exp(logvar) + spread^2. told: causal layers see the tokens
+        of x, and not what they say."""
         moments = self.encode(x)
         mean, log_variance = posterior.split(moments)
-        z = mean + (log_variance.exp() + spread**2).sqrt() * noise
+        more = 0.0 if spread is None else spread.float().square()[:, None, None]
+        z = mean + (log_variance.exp() + more).sqrt() * noise
         return self.decode(z, x if told else None), moments
 
 

@@ -24,8 +24,9 @@ def time_grid(steps: int, start: float = 1.0, end: float = 0.0) -> Tensor:
     return torch.linspace(start, end, steps + 1, dtype=torch.float64)
 
 
-def grid(kind: str, steps: int, path: Path, start: float = 1.0, shift: float = 1.0) -> Tensor:
-    """Times float64 [steps + 1], falling from `start` (or the time of noise level 80, if earlier) to 0.
+def grid(kind: str, steps: int, path: Path, start: float = 1.0, shift: float = 1.0, noise_left: float = 0.0) -> Tensor:
+    """Times float64 [steps + 1], falling from `start` (or the time of noise level 80, if earlier) to the noise
+    level `noise_left`, 0 at its time 0: the same grid over what remains of the walk.
 
     "uniform": equal steps. "cosine": equal steps of an angle, t = start (1 - cos(pi u)) / 2, dense at both ends.
     "karras": `karras`. "shifted": `shifted`. "few": `jumps`. "auto": what suits the path, "karras" on EDM, else
@@ -33,30 +34,39 @@ def grid(kind: str, steps: int, path: Path, start: float = 1.0, shift: float = 1
     """
     if kind == "auto":
         kind = "karras" if isinstance(path, EDM) else "uniform"
+    end = float(path.at(torch.tensor(noise_left, dtype=torch.float64))) if noise_left else 0.0
+    if end >= start:
+        raise ValueError(f"noise_left: {noise_left:g} is all the noise that sampling begins with; give less")
     if kind == "uniform":
-        return time_grid(steps, start)
+        return time_grid(steps, start, end)
     u = time_grid(steps)
     if kind == "cosine":
         times = 0.5 * (1.0 - torch.cos(math.pi * u))
     elif kind == "karras":
-        return karras(steps, path, start)
+        return karras(steps, path, start, noise_left)
     elif kind == "few":
+        if noise_left:
+            raise ValueError("noise_left: the grid few ends without noise; give another grid, or 0")
         return jumps(steps, path, start)
     elif kind == "shifted":
         times = shifted(u, shift)
     else:
         raise ValueError(f"grid: expected one of auto, {', '.join(GRIDS)}, got {kind!r}")
-    return start * times
+    return (end + (start - end) * times).clamp(max=start)
 
 
-def karras(steps: int, path: Path, start: float = 1.0) -> Tensor:
+def karras(steps: int, path: Path, start: float = 1.0, noise_left: float = 0.0) -> Tensor:
     """Noise levels with equal steps of their seventh root, from 80 (or what there is at `start`) to 0.002, then 0.
 
     level_i = (max^(1/7) + i / (steps - 1) (min^(1/7) - max^(1/7)))^7 for i < steps (Karras et al. 2022, equation 5).
+    With `noise_left` above 0 that is the last of all `steps` + 1.
     """
     first = torch.tensor(start, dtype=torch.float64)
     high = float(noise_level(path, first).clamp(max=EDM.SIGMA_MAX))
     root = 1.0 / KARRAS_RHO
+    if noise_left:
+        levels = torch.linspace(high**root, noise_left**root, steps + 1, dtype=torch.float64) ** KARRAS_RHO
+        return path.at(levels).clamp(max=start)
     levels = torch.linspace(high**root, EDM.SIGMA_MIN**root, steps, dtype=torch.float64) ** KARRAS_RHO
     return torch.cat([path.at(levels).clamp(max=start), levels.new_zeros(1)])
 

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 class TextBatches(Dataset[Batch]):
-    """Maps a request to a batch of tokens int64 [n, length], with standard normal noise float32 [n, *latent], and index
-    int64 [n]."""
+    """Maps a request to a batch of tokens int64 [n, length], with standard normal noise float32 [n, *latent], level in
+    (0, 1), float64 [n], which says how much of it there is, and index int64 [n]."""
 
     def __init__(
         self, index: Index, tokenizer: tokens.Tokenizer, length: int, seed: int, purpose: str, latent: tuple[int, ...]
     ) -> None:
         self.index, self.tokenizer, self.length, self.seed, self.purpose = index, tokenizer, length, seed, purpose
-        self.spec = [Draw("noise", "normal", latent)]
+        self.spec = [Draw("noise", "normal", latent), Draw("level", "uniform", ())]
 
     def __getitem__(self, request: Request) -> Batch:
         draws = draw_batch(self.seed, self.purpose, request.counters, self.spec)
         texts = [read_passage(self.index, i) for i in request.indices.tolist()]
-        return batch_of(request, tokens=tokens.rows(self.tokenizer, texts, self.length).tokens, noise=draws["noise"])
+        return batch_of(request, tokens=tokens.rows(self.tokenizer, texts, self.length).tokens, **draws)
 
 
 def text_batches(

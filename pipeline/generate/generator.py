@@ -142,8 +142,8 @@ class Generator:
         Pillow image, an array), or a list in turn. With any of these, no class is told unless one is given. What is not
         given is not told. scales: a guidance scale of a condition's own, by name (class, caption, an attribute's, a
         map's); `guidance` is that of all others together. `how`: grid, shift, guidance_kind, guidance_weak,
-        guidance_interval, guidance_rescale, as in the config's `evaluate`. Raises UserError for values that the model
-        does not know, and NotFinite where they, or the weights, lead to no image.
+        guidance_interval, guidance_rescale, noise_left, as in the config's `evaluate`. Raises UserError for values that
+        the model does not know, and NotFinite where they, or the weights, lead to no image.
         """
         request = self.request(
             classes, n, seed, steps, sampler, guidance, batch_size, shape, prompts, negative, attributes, scales, maps,
@@ -237,6 +237,8 @@ class Generator:
             raise UserError(f"seed: {seed} given, expected a whole number of at least 0")
         sampling.check({key: value for key, value in filled.items() if key != "batch_size"})
         students.check(self.options, filled, given)
+        if filled["noise_left"] and self.tokenizer is None:
+            raise UserError("noise_left: for decoders of text, which forgive noise, and this one is of images; give 0")
         terms = "scale" if given.get("scales") else "prompt: AND" if told.composes(given) else None
         if terms and filled["guidance_kind"] == "autoguidance":
             raise UserError(f"{terms}: autoguidance has one scale, `guidance`; give guidance_kind classifier_free")

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {  # as in the config's `evaluate`, where each is exp
     "guidance_weak": "live",
     "guidance_interval": None,
     "guidance_rescale": 0.0,
+    "noise_left": 0.0,
 }
 KINDS = ("classifier_free", "autoguidance")
 
@@ -63,6 +64,8 @@ def check(values: Mapping[str, Any]) -> None:
         raise UserError(f"guidance_rescale: {values['guidance_rescale']} given, expected a number from 0 to 1")
     if values["shift"] is not None and (not _number(values["shift"]) or values["shift"] <= 0):
         raise UserError(f"shift: {values['shift']} given, expected a number above 0")
+    if not _number(values["noise_left"]) or values["noise_left"] < 0:
+        raise UserError(f"noise_left: {values['noise_left']} given, expected a noise level of at least 0")
     interval = values["guidance_interval"]
     if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
         raise UserError(f"guidance_interval: {interval} given, expected two noise levels, 0 <= low < high")
@@ -108,9 +111,9 @@ def latents(
     several, which differ in the caption only, where prompts are of several pieces.
 
     All noise of an image is a function of (seed, its number, the step), and of its shape: the first and, in stochastic
-    samplers, that of each step. weaker: gives the network of autoguidance. options: of the model; request: checked,
-    `DEFAULTS` and seed, and `scales` of single conditions; null: what stands for no condition; sides: default the
-    model's own.
+    samplers, that of each step. Where the request says `noise_left`, that much noise is still on them. weaker: gives
+    the network of autoguidance. options: of the model; request: checked, `DEFAULTS` and seed, and `scales` of single
+    conditions; null: what stands for no condition; sides: default the model's own.
     """
     path = make_path(**options["path"])
     sides = sides or sides_of(options["latent"]["size"])
@@ -118,13 +121,14 @@ def latents(
     def noise(purpose: str) -> Tensor:
         return noise_of(request["seed"], purpose, rows, (options["latent"]["channels"], *sides), device)
 
-    times = times_of(options, request, path, sides)
+    times = times_of(options, request, path, sides, request["noise_left"])
     x = noise("sample") * path.sigma(times[0]).float()  # noise alone: alpha is about 1/80 of sigma there at most
     denoise = led(network, weaker, options, request, conditions, null)
     with torch.no_grad():
-        return samplers.sample(
+        x = samplers.sample(
             request["sampler"], denoise, path, x, times, conditions[0], lambda step: noise(f"sample/{step}")
         )
+    return x / path.alpha(times[-1]).float() if request["noise_left"] else x  # x0 + noise_left eps
 
 
 def noise_of(seed: int, purpose: str, rows: range, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -133,12 +137,23 @@ def noise_of(seed: int, purpose: str, rows: range, shape: Sequence[int], device:
     return torch.from_numpy(draw_batch(seed, purpose, rows, spec)["noise"]).to(device)
 
 
-def times_of(options: Mapping[str, Any], request: Mapping[str, Any], path: Path, sides: Sequence[int]) -> Tensor:
-    """The times of a request's steps, for latents of these sides: float64 [steps + 1], from noise down to 0."""
+def times_of(
+    options: Mapping[str, Any],
+    request: Mapping[str, Any],
+    path: Path,
+    sides: Sequence[int],
+    noise_left: float = 0.0,
+) -> Tensor:
+    """The times of a request's steps, for latents of these sides: float64 [steps + 1], from noise down to 0, or to the
+    level `noise_left`."""
     start = denoiser.start_time(path, options["prediction"])
     shift = request["shift"] if request["shift"] is not None else grids.resolution_shift(math.sqrt(math.prod(sides)))
     own = request["sampler"] == "few" and request["grid"] == "auto"  # its jumps are no steps of a walk
-    return grids.grid("few" if own else request["grid"], request["steps"], path, start, shift)
+    kind = "few" if own else request["grid"]
+    try:
+        return grids.grid(kind, request["steps"], path, start, shift, noise_left)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def led(

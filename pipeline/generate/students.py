@@ -38,5 +38,7 @@ def check(options: Mapping[str, Any], filled: Mapping[str, Any], given: Mapping[
                             f"{own[key]}, not {filled[key]}")  # fmt: skip
     if filled["grid"] not in ("auto", "few"):
         raise UserError(f"grid: this model is a student, whose jumps have their own; give few, not {filled['grid']}")
+    if filled["noise_left"]:
+        raise UserError("noise_left: this model is a student, whose last jump leaves none; give 0")
     if filled["guidance"] != 1 or given.get("scales"):
         raise UserError("guidance: this model is a student, which has its teacher's in its answers; give 1")

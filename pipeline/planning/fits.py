@@ -162,8 +162,9 @@ def _check_text(config: Config, autoencoder: Any) -> None:
             f"{config.data.source.kind}; kind text and source text go together"
         )
     if not text:
-        if config.evaluate.judge:
-            raise UserError("`evaluate.judge` is of text, and these are images; leave it out")
+        for name in ("judge", "noise_left"):
+            if getattr(config.evaluate, name):
+                raise UserError(f"`evaluate.{name}` is of text, and these are images; leave it out")
         return
     section, loss = config.diffusion, config.autoencoder.loss
     asked = {
@@ -240,6 +241,8 @@ def _check_student(config: Config) -> None:
         )
     if student and section.grid not in ("auto", "few"):
         raise UserError(f"`evaluate.grid`: {section.grid}, of a student, whose jumps have their own; set few or auto")
+    if student and section.noise_left:
+        raise UserError(f"`evaluate.noise_left`: {section.noise_left:g}, of a student, whose jumps leave none; set 0")
     if section.sampler == "few" and not student:
         raise UserError("`evaluate.sampler`: few is for a student of few steps (`ldm distil`); give another one")
 

@@ -106,9 +106,12 @@ class Autoencoder(Section):
             )
         if self.training.precision == "fp16":
             raise ValueError("an autoencoder's activations overflow fp16; give `training.precision` auto, bf16 or fp32")
-        for key in ("lora", "optimizer"):
-            if getattr(self.training, key) != Training.model_fields[key].default:
-                raise ValueError(f"`training.{key}` is for the stage diffusion; leave it out here")
+        if self.training.lora:
+            raise ValueError("`training.lora` is for the stage diffusion; leave it out here")
+        if self.training.optimizer == "muon" and self.model.get("kind") != "text":
+            raise ValueError(
+                "`training.optimizer`: muon is for the stage diffusion and model kind text; give adamw here"
+            )
         return self
 
 
@@ -234,6 +237,13 @@ class Evaluate(Section):
     )
     guidance_rescale: Fraction = Field(
         0.0, description="Share in which the guided answer is brought back to the deviation of the plain one."
+    )
+    noise_left: float = Field(
+        0.0,
+        ge=0,
+        description="Of text: noise level (noise over data) at which sampling ends and the decoder takes over, at most "
+        "about the `noise` that the autoencoder was trained with; 0: none is left.",
+        json_schema_extra=LATER,
     )
     batch_size: Positive = Field(100, description="Images generated at once.")
     extractor: Extractor = Extractor()

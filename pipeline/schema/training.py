@@ -48,7 +48,7 @@ class Training(Section):
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw",
         description="muon: AdamW, but the updates of the matrices in the backbone's blocks are made orthogonal (stage "
-        "diffusion). Learning rate and weight decay mean the same.",
+        "diffusion, and autoencoders of text). Learning rate and weight decay mean the same.",
         json_schema_extra=LATER,
     )
     betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's decay of the two moments.")

@@ -47,9 +47,9 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
     latent = (model.latent_channels, *model.latent_sides(()))
     train, val = (Index.open(inputs["ingest"].path, split, data.cache) for split in ("train", "val"))
     order = training_order(train, data, train.classes, training.batch_size, seed)
-    weight, spread = config.autoencoder.loss.kl_weight, model.config.noise
+    weight = config.autoencoder.loss.kl_weight
 
-    def parts(network: nn.Module, batch: dict[str, Any], spread: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(network: nn.Module, batch: dict[str, Any], spread: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, and of each passage the cross entropy and the KL divergence, both in nats a token: [n]."""
         x = batch["tokens"]
         logits, moments = network(x, batch["noise"], spread)
@@ -58,7 +58,8 @@ def build(config: Config, inputs: dict[str, Artifact], ranks: Ranks) -> tuple[nn
 
     def loss(network: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         # E_q[-log p(x|z)] + beta KL(q(z|x) || N(0, 1)): Kingma & Welling 2013, eq. 7
-        _, entropy, kl = (part.mean() if i else part for i, part in enumerate(parts(network, batch, spread)))
+        _, *two = parts(network, batch, model.spread(batch["level"]))
+        entropy, kl = (part.mean() for part in two)
         return {"loss": entropy + weight * kl, "cross_entropy": entropy.detach(), "kl": kl.detach()}
 
     def batches(position: int) -> Iterator[dict[str, Any]]:

@@ -25,8 +25,11 @@ RMS = 0.2  # of an AdamW update in practice (Liu et al. 2025, section 2.2)
 
 
 def matrices(module: nn.Module) -> list[str]:
-    """Names of the parameters that Muon steps: the matrices of the backbone's blocks. UserError where it has none."""
-    found = [name for name, p in module.named_parameters() if re.search(r"\bblocks\.", name) and p.ndim == 2]
+    """Names of the parameters that Muon steps: the matrices of the backbone's blocks, or of the layers of an
+    autoencoder of text. UserError where there are none."""
+    whole = [name for name, p in module.named_parameters() if p.ndim == 2]
+    found = [name for name in whole if re.search(r"\bblocks\.", name)]
+    found = found or [name for name in whole if re.search(r"\blayers\.", name)]
     if not found:
         raise UserError("training.optimizer: muon is for the matrices of blocks, and this network has none; use adamw")
     return found

@@ -115,6 +115,8 @@ def test_what_does_not_go_with_text_is_one_line(small):
     for *given, line in (
         ("autoencoder.model={kind: kl}", "kind text and source text go together"),
         ("autoencoder.model.latents=7", "latents: expected a divisor of length 48"),
+        ("autoencoder.model.noise_from=1", "noise_from: expected a number from 0 to noise 0.3, got 1"),
+        ("evaluate.noise_left=-1", "`evaluate.noise_left`"),
         ("autoencoder.loss.ssim=1", "`autoencoder.loss.ssim` is of images"),
         ("data.augment.flip=true", "`augment` is of images"),
         ("latents.views=[as_is, flip]", "are of images"),

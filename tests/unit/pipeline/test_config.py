@@ -191,6 +191,8 @@ def test_adapters_need_peft_before_anything_runs(path: Path, monkeypatch: pytest
 def test_muon_needs_a_network_that_has_matrices_before_anything_runs(path: Path) -> None:
     muon = "diffusion.training.optimizer=muon"
     fits.check_models(config.load(path, [muon]))
+    with pytest.raises(UserError, match=r"`training\.optimizer`: muon is for the stage diffusion and model kind text"):
+        config.load(path, ["autoencoder.training.optimizer=muon"])
     with pytest.raises(UserError, match=r"training\.optimizer: muon is for the matrices of blocks, .*; use adamw"):
         fits.check_models(
             config.load(path, [muon, "diffusion.backbone={kind: unet, width: 8, groups: 4, head_width: 8}"])

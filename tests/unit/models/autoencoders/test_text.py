@@ -40,10 +40,19 @@ def test_more_noise_adds_up_with_the_posteriors_to_one_gaussian():
     seen: list[torch.Tensor] = []
     model.decode = lambda z, _: seen.append(z) or z  # type: ignore[method-assign]
     many, noise = x.expand(4000, -1), torch.randn(4000, 6, 4, generator=torch.Generator().manual_seed(2))
-    _, moments = model(many, noise, 0.5)
+    _, moments = model(many, noise, torch.full((4000,), 0.5))
     mean, log_variance = posterior.split(moments)
     deviation = (seen[0] - mean).std(0)
     torch.testing.assert_close(deviation, (log_variance[0].exp() + 0.25).sqrt(), rtol=0.08, atol=0)
+
+
+def test_how_much_noise_a_passage_gets():
+    u = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    assert made(noise=2.0).spread(u).tolist() == [2.0, 2.0, 2.0]
+    assert made(noise=2.0, noise_from=0.5).spread(u).tolist() == [0.5, 1.25, 2.0]
+    with pytest.raises(ValueError, match=r"noise_from: expected a number from 0 to noise 0\.3, got 0\.5"):
+        made(noise_from=0.5)
+    assert "noise_from" not in registry.resolve("autoencoders", {"kind": "text"})
 
 
 def test_what_is_behind_the_end_is_neither_counted_nor_learned():
@@ -64,7 +73,7 @@ def test_every_parameter_learns_with_and_without_checkpointing(causal):
         model, x = made(causal=causal), passages()
         if flag:
             registry.checkpoint_activations(model, "text")
-        logits, moments = model(x, torch.zeros(3, 6, 4), 0.1)
+        logits, moments = model(x, torch.zeros(3, 6, 4), torch.full((3,), 0.1))
         (text.cross_entropy(logits, x).mean() + posterior.kl(moments).mean()).backward()
         results.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in results[0].items():
@@ -104,7 +113,7 @@ def test_a_few_passages_are_learned_by_heart():
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     noise = torch.Generator().manual_seed(0)
     for _ in range(150):
-        logits, _ = model(x, torch.randn(4, 6, 4, generator=noise), 0.1)
+        logits, _ = model(x, torch.randn(4, 6, 4, generator=noise), torch.full((4,), 0.1))
         optimiser.zero_grad()
         text.cross_entropy(logits, x).mean().backward()
         optimiser.step()

@@ -24,6 +24,21 @@ def test_falls_from_start_to_zero(kind, path, steps):
         assert torch.all(torch.diff(times) < 0)
 
 
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("kind", ["auto", "uniform", "cosine", "karras", "shifted"])
+def test_ends_where_the_decoder_takes_over(kind, path):
+    times = grid(kind, 10, path, 0.995, shift=3.0, noise_left=0.7)
+    assert times.shape == (11,) and torch.all(torch.diff(times) < 0) and times[0] <= 0.995
+    assert float(noise_level(path, times[-1])) == pytest.approx(0.7, rel=1e-6)
+
+
+def test_noise_left_is_refused_where_nothing_remains():
+    with pytest.raises(ValueError, match="noise_left: 1e\\+06 is all"):
+        grid("uniform", 10, RectifiedFlow(), 0.995, noise_left=1e6)
+    with pytest.raises(ValueError, match="the grid few ends without noise"):
+        grid("few", 10, RectifiedFlow(), noise_left=0.5)
+
+
 def test_uniform_is_the_plain_time_grid():
     times = grid("uniform", 4, RectifiedFlow(), 0.8)
     assert torch.equal(times, time_grid(4, 0.8))

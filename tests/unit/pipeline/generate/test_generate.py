@@ -173,18 +173,19 @@ def test_grids_and_stochastic_samplers_change_the_image(model: Generator) -> Non
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "ddpm", "dpmpp_sde", "euler_ancestral"])
 @pytest.mark.parametrize("path", ["edm", "variance_preserving"])
-def test_normal_latents_come_out_normal(sampler: str, path: str) -> None:
+@pytest.mark.parametrize("noise_left", [0.0, 1.0])
+def test_normal_latents_come_out_normal(sampler: str, path: str, noise_left: float) -> None:
     """A network that gives v = 0 is the ideal one of N(0, I): where the walk begins and what noise each step gets both
-    decide on the deviation at its end."""
+    decide on the deviation at its end, to which comes the noise that is left there."""
 
     class Zero(torch.nn.Module):
         def forward(self, x: torch.Tensor, t: torch.Tensor, condition: object) -> torch.Tensor:
             return torch.zeros_like(x)
 
     given = options(path={"kind": path, "schedule": "cosine"}, prediction="v")
-    request = {**DEFAULTS, "sampler": sampler, "steps": 200, "seed": 0, "grid": "karras"}
+    request = {**DEFAULTS, "sampler": sampler, "steps": 200, "seed": 0, "grid": "karras", "noise_left": noise_left}
     latents = sampling.latents(Zero(), Zero, given, request, range(200), [{}], {}, torch.device("cpu"))
-    assert latents.std().item() == pytest.approx(1.0, abs=0.04)
+    assert latents.std().item() == pytest.approx(math.hypot(1.0, noise_left), abs=0.04)
     assert latents.mean().item() == pytest.approx(0.0, abs=0.04)
 
 
@@ -301,6 +302,8 @@ def test_a_model_without_classes() -> None:
         ({"shift": 2.0}, "shift: 2.0 given, but the grid is auto"),
         ({"guidance_kind": "magic"}, "guidance_kind: 'magic'"),
         ({"guidance_rescale": 1.5}, "guidance_rescale: 1.5"),
+        ({"noise_left": -1.0}, "noise_left: -1.0 given, expected a noise level"),
+        ({"noise_left": 0.5}, "noise_left: for decoders of text"),
         ({"guidance_interval": [2.0, 1.0]}, "guidance_interval: .*low < high"),
         ({"guidance": 2.0, "guidance_kind": "autoguidance"}, "weights 'live' are not kept with this model; kept: none"),
         ({"guidence_rescale": 0.5}, "guidence_rescale: .*did you mean guidance_rescale"),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models import registry
 from pipeline.errors import UserError
 from pipeline.schema.training import Training
 from pipeline.training.engine import Engine
@@ -92,6 +93,13 @@ def test_it_is_the_same_at_every_zero_stage(stage: int) -> None:
     plain, sharded = trained(0), trained(stage)
     for name, weights in plain.items():
         torch.testing.assert_close(sharded[name], weights, rtol=1e-5, atol=1e-6)
+
+
+def test_an_autoencoder_of_text_has_layers() -> None:
+    model = registry.outline("autoencoders", {"kind": "text", "width": 8, "depth": 1, "heads": 2, "causal": 1})
+    kinds = {name.rpartition("layers.0.")[2] for name in matrices(model)}
+    assert kinds == {f"{part}.weight" for part in ("attention.qkv", "attention.out", "mlp.up", "mlp.down")}
+    assert len(matrices(model)) == 3 * len(kinds)  # of encoder, decoder, and those that see the tokens before
 
 
 def test_a_network_without_blocks_is_refused() -> None:
