@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from models.autoencoders.text import END, counted, surprise
 from models.layers import Causal
 
+PARTS = 4  # of a training batch, each of passages of like length: what is behind their ends is not reckoned
+
 
 @dataclass(frozen=True)
 class Config:
@@ -144,14 +146,20 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate * min(step / warm, 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)))
             rows = torch.randint(len(tokens), (batch,), generator=chooser).to(tokens.device)
-            part, told = tokens[rows], None if prefix is None else prefix[rows]
-            there = counted(part)
-            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=half):
-                logits = model(part, told)
-            loss = (surprise(logits, part) * there).sum() / there.sum()
+            lengths = counted(tokens[rows]).sum(1)
+            loss, total = 0.0, lengths.sum()
             optimiser.zero_grad()
-            loss.backward()
+            for some in rows[lengths.argsort(stable=True)].chunk(PARTS):
+                part, told = tokens[some], None if prefix is None else prefix[some]
+                there = counted(part)
+                longest = int(there.sum(1).max())
+                part, there = part[:, :longest], there[:, :longest]
+                with torch.autocast(tokens.device.type, torch.bfloat16, enabled=half):
+                    logits = model(part, told)
+                share = (surprise(logits, part) * there).sum() / total
+                share.backward()
+                loss += float(share.detach())
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            say(step, float(loss.detach()))
+            say(step, loss)
     return model.eval()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from models.baselines.autoregressive import Model
     from pipeline.schema.stages import TextJudge
 
-FORMAT = 1  # raise it when another judge would come out
+FORMAT = 2  # raise it when another judge would come out
 PREFIX = 64  # tokens of the text before, at most, and the END behind it
 LOOKS = 10  # lines that a training prints
 

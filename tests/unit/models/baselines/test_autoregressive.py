@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -76,6 +77,20 @@ def test_it_learns_a_grammar_and_leaves_the_global_generator_alone():
     drawn = gpt.sample(model, torch.rand(64, 5, generator=torch.Generator().manual_seed(1)))
     known = {tuple(row) for row in rows.tolist()}
     assert sum(tuple(row) in known for row in drawn.tolist()) > 50
+
+
+def test_a_batch_in_parts_of_like_length_is_the_whole_batch(monkeypatch):
+    rows = torch.randint(1, 6, (40, 5), generator=torch.Generator().manual_seed(0))
+    for row, length in zip(rows, torch.arange(40) % 6, strict=True):
+        row[length:] = 0
+    found: list[list[float]] = []
+    for parts in (gpt.PARTS, 1):
+        monkeypatch.setattr(gpt, "PARTS", parts)
+        losses: list[float] = []
+        config = dataclasses.replace(CONFIG, dropout=0.0, prefix=1)
+        gpt.train(config, rows, 6, 16, 1e-2, say=lambda _, loss, to=losses: to.append(loss), prefix=rows[:, :1])
+        found.append(losses)
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0][-1] < found[0][0]
 
 
 def test_a_prefix_is_known_and_not_counted():
