@@ -14,7 +14,7 @@ from jobs.common import PLACE
 @click.command("init")
 @click.option("--source", required=True, type=PLACE, help="Folder, table, arrays, tars ('DIR/*.tar'), or `digits`.")
 @click.option("-o", "--output", default=None, type=PLACE, help="File to write; default: NAME.yaml; `-`: print it.")
-@click.option("--name", default=None, help="Name of the run; default: the folder's or file's name.")
+@click.option("--name", default=None, help="Name of the run; default: the folder's, or the file's.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="What will train.")
 @click.option("--quick", is_flag=True, help="A config that ends in minutes, to see all stages work.")
 def command(source: str, output: str | None, name: str | None, device: str, quick: bool) -> None:
@@ -35,7 +35,7 @@ def command(source: str, output: str | None, name: str | None, device: str, quic
     clips = starter_clips.look(source)
     sounds = starter_sound.look(source) if clips is None else None
     text_found = starter_text.look(source) if clips is None and sounds is None else None
-    named = name or (path.parent.name if beside and text_found is None else path.stem) or "images"
+    named = name or (path.parent.name if beside and text_found is None else "") or path.stem or "images"
     target = None if output == "-" else Path(output or f"{named}.yaml")
     if target is not None and target.exists():
         raise UserError(f"{target}: is there already; give another name by -o, or move it away")

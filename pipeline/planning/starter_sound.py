@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data import sound_files, sounds
+from pipeline.data import parquet, sound_files, sounds
 from pipeline.data.folders import files_under, walk
 from pipeline.data.held_out import held_out
 from pipeline.data.listing import Listing, Unread
+from pipeline.data.parquet_files import opened
 from pipeline.data.text_tables import SUFFIXES, TextTable
 from pipeline.data.transforms import BadImage
 from pipeline.errors import UserError, by_reason, many
@@ -78,9 +79,15 @@ def _of_folder(path: Path) -> dict[str, Any] | None:
 
 
 def _of_table(path: Path) -> dict[str, Any] | None:
-    if not path.is_file() or path.suffix.lower() not in SUFFIXES:
+    if not path.is_file() or path.suffix.lower() not in (*SUFFIXES, *parquet.SUFFIXES):
         return None
-    first = next((record for _, record in TextTable(path).rows()), {})
+    first: dict[str, Any] = {}
+    if path.suffix.lower() in SUFFIXES:
+        first = next((record for _, record in TextTable(path).rows()), {})
+    else:
+        with opened(path) as table:
+            if table.metadata.num_rows:
+                first = next(table.iter_batches(batch_size=1)).to_pylist()[0]
     column = next((name for name in COLUMNS if sound_files.is_sound(Path(str(first.get(name, ""))))), None)
     if column is None:
         return None
