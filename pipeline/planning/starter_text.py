@@ -155,7 +155,7 @@ def write_config(text: Text, machine: Machine, name: str, quick: bool) -> str:
     tokens = f"tokens: {'bpe' if bpe else 'bytes'}, vocabulary: {vocabulary}"
     why = f"trained on the training passages, {whole / 1e6:.3g} MB" if bpe else "tokenizers is not installed"
     shape = f"length: {LENGTH}, latents: {LENGTH // 2}, latent_channels: 32"
-    width, depth, steps = (512, 6, (20_000, 60_000)) if gpu else (192, 2, (6000, 8000))
+    width, depth, steps = (512, 6, (12_000, 60_000)) if gpu else (192, 2, (4000, 8000))
     steps = ((500, 500) if "before" in text.source else (1000, 1000)) if quick else steps  # what attends costs more
     batch = min(256 if gpu else 64, 1 << (max(2, len(rows) // 2).bit_length() - 1))
     source = ", ".join(f"{key}: {yaml_text(value)}" for key, value in text.source.items())
@@ -177,10 +177,11 @@ data:
   split: {{val_fraction: {HELD_OUT}}}     # of the documents: {val:,}{limit}{empty}
 autoencoder:
   model: {{kind: text, {tokens},   # {why}
-          {shape}, width: {width}, depth: {depth}, heads: 4, noise: 0.3}}
+          {shape}, width: {width}, depth: {depth}, heads: 4,
+          noise_from: 0, noise: 2, causal: {depth + depth // 2}}}   # a decoder of clear latents and of vague ones
   loss: {{kl_weight: 1e-3}}
-  training: {{batch_size: {batch}, steps: {steps[0]}, learning_rate: 1e-3, warmup: {steps[0] // 30},
-             schedule: wsd, half_lives: [{steps[0] * batch // 12}]}}   # of the average of the weights, in passages
+  training: {{batch_size: {batch}, steps: {steps[0]}, optimizer: muon, learning_rate: 1e-3, warmup: {steps[0] // 40},
+             schedule: wsd, half_lives: [{steps[0] * batch // 80}]}}   # of the average of the weights, in passages
 diffusion:
   backbone: {{kind: dit, {network}, patch: 1{attends}}}
   condition: {{kind: {"class" if classes > 1 else "none"}{told}}}
