@@ -20,13 +20,14 @@ data:
   split: {{val_fraction: 0.3}}
 autoencoder:
   model: {{kind: text, tokens: bpe, vocabulary: 300, length: 48, latents: 12, latent_channels: 4, width: 16, depth: 1,
-          heads: 2, causal: 1}}
-  training: {{precision: fp32, steps: 4, batch_size: 8, save_every: 2, half_lives: [100], learning_rate: 1e-2}}
+          heads: 2, noise_from: 0, noise: 0.5, causal: 1}}
+  training: {{precision: fp32, optimizer: muon, steps: 4, batch_size: 8, save_every: 2, half_lives: [100],
+             learning_rate: 1e-2}}
 diffusion:
   backbone: {{kind: dit, width: 16, depth: 1, heads: 2, patch: 1}}
   condition: {{kind: class}}
   training: {{precision: fp32, steps: 4, batch_size: 8, save_every: 2, half_lives: [100]}}
-evaluate: {{samples: 8, steps: 2, batch_size: 8, judge: {{width: 16, depth: 1, heads: 2, steps: 3}}}}
+evaluate: {{samples: 8, steps: 2, batch_size: 8, noise_left: 0.4, judge: {{width: 16, depth: 1, heads: 2, steps: 3}}}}
 cluster: {{workers: 1, threads: 1}}
 tracking: {{deadline: 1}}
 """
@@ -75,10 +76,13 @@ def test_from_files_to_a_model_that_writes(small, monkeypatch):
     assert len((evaluate.path / "samples.jsonl").read_text().splitlines()) == 8
     assert sha256_file(register.path / "model" / "tokenizer.json") == sha256_file(autoencoder.path / "tokenizer.json")
 
-    request = {"n": 3, "seed": 1, "steps": 2, "batch_size": 2}
+    request = {"n": 3, "seed": 1, "steps": 2, "batch_size": 2, "noise_left": 0.4}
     found = []
     for place in (diffusion.path, register.path / "model"):
         model = load_pretrained(place, "cpu", small.root)
+        assert (model.defaults["noise_left"] == 0.4) == (place != diffusion.path)
+        clear, left = (next(model.latents(model.request(**{**request, "noise_left": level}))) for level in (0, 0.4))
+        assert not np.array_equal(clear, left)
         texts = model.texts(model.request(**request))
         assert len(texts) == 3 and all(isinstance(text, str) for text in texts)
         assert model.texts(model.request(**{**request, "n": 1}), 2) == texts[2:] or model.classes
@@ -113,9 +117,13 @@ def test_stopped_and_gone_on_with_is_equal_bit_for_bit(small, stage, monkeypatch
 
 def test_what_does_not_go_with_text_is_one_line(small):
     for *given, line in (
-        ("autoencoder.model={kind: kl}", "kind text and source text go together"),
+        (
+            "autoencoder.model={kind: kl}",
+            "autoencoder.training.optimizer=adamw",
+            "kind text and source text go together",
+        ),
         ("autoencoder.model.latents=7", "latents: expected a divisor of length 48"),
-        ("autoencoder.model.noise_from=1", "noise_from: expected a number from 0 to noise 0.3, got 1"),
+        ("autoencoder.model.noise_from=1", "noise_from: expected a number from 0 to noise 0.5, got 1"),
         ("evaluate.noise_left=-1", "`evaluate.noise_left`"),
         ("autoencoder.loss.ssim=1", "`autoencoder.loss.ssim` is of images"),
         ("data.augment.flip=true", "`augment` is of images"),
