@@ -49,7 +49,7 @@ def stream(given, world=1, rank=0, position=0, **more):
 
 def same(one, two):
     assert one.keys() == two.keys() and one["position"] == two["position"]
-    for name in ("tokens", "noise", "index"):
+    for name in ("tokens", "noise", "level", "index"):
         assert torch.equal(one[name], two[name])
 
 
@@ -67,7 +67,9 @@ def test_any_world_size_reads_the_same_batches(given, world):
     whole = list(islice(stream(given), 6))
     ranks = [list(islice(stream(given, world, rank), 6)) for rank in range(world)]
     for step, batch in enumerate(whole):
-        joined = {name: torch.cat([rank[step][name] for rank in ranks]) for name in ("tokens", "noise", "index")}
+        joined = {
+            name: torch.cat([rank[step][name] for rank in ranks]) for name in ("tokens", "noise", "level", "index")
+        }
         same(batch, {**joined, "position": ranks[0][step]["position"]})
 
 

@@ -23,10 +23,14 @@ def test_flicker_is_the_mean_difference_of_successive_frames():
 
 def test_flicker_stands_beside_that_of_real_clips():
     report = {"clips": {"frames": 9, "samples": 4, "held_out": 5, "compared": 3}}
-    report["flicker"] = {"real": 2.0, "samples": 3.0, "reconstructions": 1.5}
+    report["flicker"] = {"real": 2.0, "samples": 3.0, "reconstructions": 1.5, "train": 2.5}
     figures = clip_words.key_figures(report)
-    assert figures == {"flicker": 3.0, "flicker_real": 2.0, "flicker_reconstructions": 1.5}
+    assert figures == {"flicker": 3.0, "flicker_real": 2.0, "flicker_reconstructions": 1.5, "flicker_train": 2.5}
     assert clip_words.headline(figures) == "flicker 3 (real clips: 2)"
     first, second = clip_words.lines(report)
-    assert "3 clips stand behind a set" in first and "3 of samples, 2 of held-out clips, 1.5 of" in second
+    assert (
+        "3 clips stand behind a set" in first
+        and "3 of samples, 2 of held-out clips, 1.5 of" in second
+        and "2.5 of training" in second
+    )
     assert clip_words.lines({}) == [] and clip_words.headline({}) == "" and clip_words.key_figures({}) == {}
